@@ -1,0 +1,9 @@
+"""Policy gradients for Stable-Baselines3."""
+
+from sb3_pg import functional
+from sb3_pg.algorithms import Reinforce
+from sb3_pg.errors import NonFiniteError
+
+__version__ = "0.1.0"
+
+__all__ = ["NonFiniteError", "Reinforce", "__version__", "functional"]

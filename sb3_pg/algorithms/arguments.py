@@ -1,0 +1,175 @@
+"""Checks of constructor arguments: one table per class, errors that name argument, value and what is allowed."""
+
+import difflib
+import inspect
+import math
+from collections.abc import Callable, Mapping
+from numbers import Integral, Real
+from typing import Any
+
+import torch as th
+from stable_baselines3.common.buffers import RolloutBuffer
+from stable_baselines3.common.type_aliases import Schedule
+from stable_baselines3.common.utils import FloatSchedule, LinearSchedule
+
+Check = Callable[[str, Any], None]
+
+
+def real(low: float, high: float = math.inf, *, optional: bool = False) -> Check:
+    """A finite number in [low, high]."""
+    allowed = f"a number in [{low}, {high}]" if math.isfinite(high) else f"a finite number of at least {low}"
+
+    def check(name: str, value: Any) -> None:
+        if value is None and optional:
+            return
+        if isinstance(value, bool) or not isinstance(value, Real):
+            raise TypeError(_message(name, value, allowed, optional))
+        if not (math.isfinite(value) and low <= value <= high):
+            raise ValueError(_message(name, value, allowed, optional))
+
+    return check
+
+
+def positive(*, optional: bool = False) -> Check:
+    """A finite number above 0."""
+    number = real(0, optional=optional)
+
+    def check(name: str, value: Any) -> None:
+        number(name, value)
+        if value == 0:
+            raise ValueError(_message(name, value, "a finite number above 0", optional))
+
+    return check
+
+
+def integer(low: int, *, optional: bool = False) -> Check:
+    """A whole number of at least ``low``."""
+    allowed = f"a whole number of at least {low}"
+
+    def check(name: str, value: Any) -> None:
+        if value is None and optional:
+            return
+        if isinstance(value, bool) or not isinstance(value, Integral):
+            raise TypeError(_message(name, value, allowed, optional))
+        if int(value) < low:
+            raise ValueError(_message(name, value, allowed, optional))
+
+    return check
+
+
+def choice(*names: str, optional: bool = False) -> Check:
+    """One of these strings."""
+    allowed = f"one of {list(names)}"
+
+    def check(name: str, value: Any) -> None:
+        if value is None and optional:
+            return
+        if not isinstance(value, str):
+            raise TypeError(_message(name, value, allowed, optional))
+        if value not in names:
+            raise ValueError(_message(name, value, allowed, optional))
+
+    return check
+
+
+def instance(*types: type, optional: bool = False) -> Check:
+    """An object of one of these types."""
+    allowed = " or ".join(t.__name__ for t in types)
+
+    def check(name: str, value: Any) -> None:
+        if value is None and optional:
+            return
+        if not isinstance(value, types):
+            raise TypeError(_message(name, value, allowed, optional))
+
+    return check
+
+
+def schedule(*, optional: bool = False) -> Check:
+    """A learning rate: a number of at least 0, ``"lin_1e-3"``, or a function of the remaining progress."""
+
+    def check(name: str, value: Any) -> None:
+        if value is None and optional:
+            return
+        to_schedule(value, name)
+
+    return check
+
+
+def buffer_class(name: str, value: Any) -> None:
+    """A subclass of SB3's RolloutBuffer, or None."""
+    if value is not None and not (inspect.isclass(value) and issubclass(value, RolloutBuffer)):
+        raise TypeError(_message(name, value, "a subclass of stable_baselines3's RolloutBuffer", True))
+
+
+def device(name: str, value: Any) -> None:
+    """A PyTorch device, or ``"auto"``."""
+    if not isinstance(value, str | th.device):
+        raise TypeError(_message(name, value, 'a torch.device, "auto", "cpu", "cuda", ...', False))
+    if value != "auto":
+        try:
+            th.device(value)
+        except RuntimeError as error:
+            raise ValueError(_message(name, value, '"auto", "cpu", "cuda", "cuda:0", ...', False)) from error
+
+
+def check_arguments(values: Mapping[str, Any], checks: Mapping[str, Check]) -> None:
+    """Check the values that have a check.
+
+    :raises TypeError: a value of the wrong type
+    :raises ValueError: a value out of range
+    """
+    for name, check in checks.items():
+        if name in values:
+            check(name, values[name])
+
+
+def known_arguments(cls: type, kwargs: Mapping[str, Any]) -> dict[str, Any]:
+    """``kwargs`` unchanged, if some ``__init__`` on the way from ``cls`` upwards has all of them.
+
+    :raises TypeError: naming the argument that does not exist and the closest one that does
+    """
+    names = {
+        name
+        for base in cls.__mro__
+        if "__init__" in vars(base) and base is not object
+        for name, parameter in inspect.signature(base.__init__).parameters.items()  # type: ignore[misc]
+        if parameter.kind is not inspect.Parameter.VAR_KEYWORD and name != "self"
+    }
+    for name in kwargs:
+        if name not in names:
+            close = difflib.get_close_matches(name, names, n=1)
+            hint = f"; did you mean {close[0]!r}?" if close else f"; it has {sorted(names)}"
+            raise TypeError(f"{cls.__name__} has no argument {name!r}{hint}")
+    return dict(kwargs)
+
+
+def to_schedule(value: Any, name: str = "learning_rate") -> Schedule:
+    """A learning rate as a function of the remaining progress, 1 to 0.
+
+    :param value: a number, ``"lin_1e-3"`` (falls linearly to 0), or a function
+    :param name: the argument's name, for errors
+    :raises TypeError: none of these
+    :raises ValueError: negative, not finite, or a string of another form
+    """
+    allowed = 'a number of at least 0, "lin_<number>", or a function of the remaining progress (1 to 0)'
+    if callable(value):
+        return FloatSchedule(value)
+    if isinstance(value, str):
+        kind, _, start = value.partition("_")
+        try:
+            rate = float(start)
+        except ValueError:
+            rate = math.nan
+        if kind != "lin" or not (math.isfinite(rate) and rate >= 0):
+            raise ValueError(_message(name, value, allowed, False))
+        return LinearSchedule(rate, 0.0, 1.0)
+    if isinstance(value, bool) or not isinstance(value, Real):
+        raise TypeError(_message(name, value, allowed, False))
+    if not (math.isfinite(value) and value >= 0):
+        raise ValueError(_message(name, value, allowed, False))
+    return FloatSchedule(float(value))
+
+
+def _message(name: str, value: Any, allowed: str, optional: bool) -> str:
+    return f"{name} must be {allowed}{' or None' if optional else ''}, got {value!r}"

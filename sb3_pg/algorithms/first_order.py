@@ -1,0 +1,114 @@
+"""Algorithms that estimate an advantage and take one gradient step on the pseudo-loss."""
+
+import torch as th
+
+from sb3_pg.algorithms.base import PolicyGradientAlgorithm
+from sb3_pg.functional import normalize, policy_gradient_loss, reduce_actor, value_loss
+from sb3_pg.rollout import RolloutBatch, fill_bootstrap, overrides, policy_actions, predict_values
+
+Metrics = dict[str, th.Tensor | float]
+
+
+class FirstOrderAlgorithm(PolicyGradientAlgorithm):
+    r"""One step of gradient ascent per batch.
+
+    .. math:: L(\theta, \phi) = -\hat E[w_t \log \pi_\theta(a_t|s_t) \hat A_t]
+              - c_{ent} \hat E[H(\pi_\theta(\cdot|s_t))] + c_{vf} \hat E[(V_\phi(s_t) - y_t)^2]
+
+    E is the sum over time and mean over episodes for complete episodes, the mean over steps for segments; the
+    critic's mean is over steps in both. The critic's term drops out where the critic has an optimizer of its own,
+    except for features that actor and critic share: those are trained by both losses.
+    """
+
+    def _advantages(self, batch: RolloutBatch) -> th.Tensor:
+        """What each action is credited with, ``(n_steps, n_envs)``."""
+        raise NotImplementedError
+
+    def _weights(self, batch: RolloutBatch) -> th.Tensor | None:
+        """w_t, ``(n_steps, n_envs)``; None for 1."""
+        return None
+
+    def _update(self, batch: RolloutBatch) -> Metrics:
+        metrics: Metrics = {}
+        fits_critic = self._critic_is_separate
+        assert batch.returns is not None
+        if fits_critic and self.critic_fit == "before":
+            metrics |= self._fit_critic(batch, batch.returns)
+            self._value_again(batch)
+        metrics |= self._accumulate_gradient(batch)
+        metrics["grad_norm"] = self._gradient_step(batch)
+        if fits_critic and self.critic_fit == "after":
+            metrics |= self._fit_critic(batch, batch.returns)
+        return metrics
+
+    def _value_again(self, batch: RolloutBatch) -> None:
+        """Replace what the old critic said by what the fitted one says."""
+        self.policy.set_training_mode(False)
+        batch.values = batch.restore(predict_values(self.policy, batch.select(batch.observations)))
+        fill_bootstrap(self.policy, batch)
+        self.policy.set_training_mode(True)
+        batch.returns = self._returns(batch)
+
+    def _accumulate_gradient(self, batch: RolloutBatch) -> Metrics:
+        """Set the parameters' ``grad`` to the gradient of the loss.
+
+        :return: the loss's parts
+        """
+        self.policy.optimizer.zero_grad()
+        if batch.returns is None:
+            batch.returns = self._returns(batch)
+        if batch.advantages is None:
+            batch.advantages = self._advantages(batch)
+        shares_step = self._uses_critic() and not (self._critic_is_separate and not self._shares_features)
+        log_prob, entropy, values = self._evaluate(batch, with_values=shares_step)
+
+        advantages = batch.advantages
+        if self.normalize_advantage:
+            advantages = normalize(advantages, batch.mask)
+        weights = self._weights(batch)
+        if weights is not None:
+            advantages = advantages * weights
+        policy_loss = policy_gradient_loss(log_prob, batch.select(advantages), n_episodes=batch.n_episodes)
+        # Without a closed form, -log_prob estimates the entropy; its gradient is that of the score function.
+        bonus = -log_prob.detach() * log_prob if entropy is None else entropy
+        loss = policy_loss - self.ent_coef * reduce_actor(bonus, n_episodes=batch.n_episodes)
+        metrics: Metrics = {
+            "policy_loss": policy_loss,
+            "entropy_loss": (log_prob if entropy is None else -entropy).mean(),
+            "explained_variance": _explained_variance(batch),
+        }
+        if values is not None:
+            critic_loss = value_loss(values, batch.select(batch.returns))
+            loss = loss + self.vf_coef * critic_loss
+            metrics["value_loss"] = critic_loss
+        loss.backward()
+        if self._critic_is_separate:
+            for parameter in self._critic_only().values():
+                parameter.grad = None  # its own optimizer's business
+        if hasattr(self.policy, "log_std"):
+            metrics["std"] = self.policy.log_std.exp().mean()
+        return metrics
+
+    @property
+    def _shares_features(self) -> bool:
+        actor, critic = self.parameter_sets
+        return not actor.keys().isdisjoint(critic)
+
+    def _evaluate(
+        self, batch: RolloutBatch, with_values: bool
+    ) -> tuple[th.Tensor, th.Tensor | None, th.Tensor | None]:
+        """Log-prob, entropy and, where asked for, values of the valid samples, with gradient."""
+        observations = batch.select(batch.observations)
+        actions = policy_actions(batch.select(batch.actions), self.action_space)
+        if with_values or overrides(self.policy, "forward", "evaluate_actions", "extract_features"):
+            values, log_prob, entropy = self.policy.evaluate_actions(observations, actions)
+            return log_prob, entropy, values.flatten() if with_values else None
+        distribution = self.policy.get_distribution(observations)
+        return distribution.log_prob(actions), distribution.entropy(), None
+
+
+def _explained_variance(batch: RolloutBatch) -> th.Tensor:
+    """1 - Var[G - b] / Var[G]: 1 is a perfect baseline, 0 no better than a constant."""
+    assert batch.returns is not None and batch.advantages is not None
+    returns, advantages = batch.select(batch.returns), batch.select(batch.advantages)
+    return 1.0 - advantages.var(correction=0) / returns.var(correction=0)

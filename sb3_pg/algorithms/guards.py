@@ -1,0 +1,55 @@
+"""NaN never travels: what is checked around an update, and how it is undone."""
+
+from collections.abc import Iterable, Iterator
+from contextlib import contextmanager
+
+import torch as th
+from stable_baselines3.common.policies import ActorCriticPolicy
+
+from sb3_pg.errors import NonFiniteError
+from sb3_pg.rollout import RolloutBatch
+
+_SMALLER_STEP = "A smaller learning rate may help."
+
+
+@contextmanager
+def unchanged_on_error(parameters: Iterable[th.nn.Parameter]) -> Iterator[None]:
+    """Put the parameters back as they were, to the bit, if the body raises (an interruption included)."""
+    parameters = list(parameters)
+    before = [parameter.detach().clone() for parameter in parameters]
+    try:
+        yield
+    except BaseException:
+        with th.no_grad():
+            for parameter, value in zip(parameters, before, strict=True):
+                parameter.copy_(value)
+        raise
+
+
+def nonfinite_gradient(policy: ActorCriticPolicy, batch: RolloutBatch) -> NonFiniteError:
+    """The error for a gradient that is not finite: the batch's first such number, or the parameter."""
+    for name, tensor in (("advantage", batch.advantages), ("log_prob", batch.log_probs), ("value", batch.values)):
+        if tensor is None:
+            continue
+        bad = (~tensor.isfinite() & batch.valid).nonzero()
+        if len(bad):
+            step, env = bad[0].tolist()
+            return NonFiniteError(name, float(tensor[step, env]), env, step)
+    for name, parameter in policy.named_parameters():
+        if parameter.grad is not None and not parameter.grad.isfinite().all():
+            value = parameter.grad[~parameter.grad.isfinite()][0]
+            return NonFiniteError(f"gradient of {name}", float(value), hint=_SMALLER_STEP)
+    return NonFiniteError("gradient norm", th.inf, hint="The gradient's squares overflow: scale the rewards.")
+
+
+def require_finite_parameters(policy: ActorCriticPolicy) -> None:
+    """Check the parameters after a step.
+
+    :raises NonFiniteError: naming the first parameter that is not finite
+    """
+    if th.nn.utils.parameters_to_vector(policy.parameters()).isfinite().all():
+        return
+    for name, parameter in policy.named_parameters():
+        bad = parameter.detach()[~parameter.isfinite()]
+        if len(bad):
+            raise NonFiniteError(f"{name} after the step", float(bad[0]), hint=_SMALLER_STEP)

@@ -1,0 +1,59 @@
+"""Which of a policy's parameters the actor and the critic are made of."""
+
+from typing import Any, NamedTuple
+
+import numpy as np
+import torch as th
+from gymnasium import spaces
+from stable_baselines3.common.policies import ActorCriticPolicy
+from stable_baselines3.common.utils import obs_as_tensor
+
+from sb3_pg.rollout import policy_actions
+
+
+class ParameterSets(NamedTuple):
+    """Name -> parameter, by what depends on it. A shared feature extractor stands in both."""
+
+    actor: dict[str, th.nn.Parameter]
+    critic: dict[str, th.nn.Parameter]
+
+
+def reachable_parameters(policy: ActorCriticPolicy) -> ParameterSets:
+    """Tell actor and critic apart by autograd: what log-prob and entropy depend on, and what the value depends on.
+
+    Names say nothing: an observation key called ``value_map`` has parameters of the actor too.
+
+    :param policy: any policy with SB3's ``evaluate_actions``
+    """
+    training = policy.training
+    policy.set_training_mode(False)
+    names, parameters = zip(*[(n, p) for n, p in policy.named_parameters() if p.requires_grad], strict=True)
+    space = policy.action_space
+    actions = th.zeros((1, *(space.shape or ())), device=policy.device)
+    with th.enable_grad():
+        values, log_prob, entropy = policy.evaluate_actions(
+            obs_as_tensor(_zeros(policy.observation_space), policy.device), policy_actions(actions, space)
+        )
+        actor_output = log_prob.sum() if entropy is None else log_prob.sum() + entropy.sum()
+        sets = [
+            {
+                name: parameter
+                for name, parameter, gradient in zip(
+                    names,
+                    parameters,
+                    th.autograd.grad(output, parameters, allow_unused=True, retain_graph=True),
+                    strict=True,
+                )
+                if gradient is not None
+            }
+            for output in (actor_output, values.sum())
+        ]
+    policy.set_training_mode(training)
+    return ParameterSets(*sets)
+
+
+def _zeros(space: spaces.Space[Any]) -> Any:
+    """One observation of zeros."""
+    if isinstance(space, spaces.Dict):
+        return {key: _zeros(subspace) for key, subspace in space.spaces.items()}
+    return np.zeros((1, *(space.shape or ())), dtype=space.dtype)

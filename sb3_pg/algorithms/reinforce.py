@@ -1,0 +1,186 @@
+"""REINFORCE: the Monte-Carlo policy gradient."""
+
+from collections.abc import Mapping
+from typing import Any, ClassVar
+
+import torch as th
+from stable_baselines3.common.policies import ActorCriticPolicy
+from stable_baselines3.common.type_aliases import GymEnv, Schedule
+from typing_extensions import Unpack
+
+from sb3_pg.algorithms import arguments as arg
+from sb3_pg.algorithms.first_order import FirstOrderAlgorithm, Metrics
+from sb3_pg.algorithms.scores import functional_log_prob
+from sb3_pg.algorithms.signature import CHECKS, OnPolicyArguments
+from sb3_pg.baselines import Baseline, OptimalBaseline, make_baseline
+from sb3_pg.functional import episode_gradients, policy_gradient_loss, reward_to_go, total_return
+from sb3_pg.rollout import RolloutBatch, policy_actions
+
+
+class Reinforce(FirstOrderAlgorithm):
+    r"""Monte-Carlo policy gradient with any return, discount form and baseline.
+
+    .. math:: \nabla_\theta J \approx \frac{1}{N} \sum_{i=1}^N \sum_t w_t
+              \nabla_\theta \log \pi_\theta(a_{i,t}|s_{i,t}) \,(G_{i,t} - b)
+
+    Source: Williams (1992); Sutton and Barto (2018), section 13.3 and 13.4. The sum is over time and the mean over
+    the N complete episodes of a batch; with ``n_steps`` it is the mean over steps.
+
+    ============== ================== ==========================================================================
+    returns        state_discount     estimates
+    ============== ================== ==========================================================================
+    total          False              grad J_gamma
+    reward_to_go   True, w_t=gamma^t  grad J_gamma (the slides' option 2)
+    reward_to_go   False, w_t=1       sum_t E[score_t Q_gamma(s_t, a_t)] (option 1): for gamma < 1 the gradient of
+                                      no objective (Nota and Thomas 2020), and what everybody uses
+    ============== ================== ==========================================================================
+
+    :param policy: see :class:`~sb3_pg.algorithms.base.PolicyGradientAlgorithm`, as for all other arguments
+    :param env: likewise
+    :param learning_rate: likewise
+    :param returns: "reward_to_go": G_t is the reward from t on; "total": that of the whole episode
+    :param baseline: b: "none", "mean", "leave_one_out", "time", "optimal", "linear", "value", or an object with
+        ``fit(batch, returns)`` and ``predict(batch)``
+    :param baseline_kwargs: arguments of the named baseline, e.g. ``{"component_wise": True}`` of "optimal"
+    :param state_discount: the factor w_t = gamma^t on or off
+    :param kwargs: arguments that all algorithms share
+    :raises ValueError: an argument out of range, or arguments that contradict each other
+    :raises TypeError: an argument of the wrong type, or an unknown one
+    """
+
+    checks: ClassVar[Mapping[str, arg.Check]] = {
+        **CHECKS,
+        "returns": arg.choice("reward_to_go", "total"),
+        "state_discount": arg.instance(bool),
+        "baseline_kwargs": arg.instance(dict, optional=True),
+        "baseline": lambda _, value: None if isinstance(value, str) else (make_baseline(value), None)[1],
+    }
+
+    def __init__(
+        self,
+        policy: str | type[ActorCriticPolicy],
+        env: GymEnv | str | None,
+        learning_rate: float | str | Schedule = 3e-3,
+        returns: str = "reward_to_go",
+        baseline: str | Baseline = "value",
+        baseline_kwargs: dict[str, Any] | None = None,
+        state_discount: bool = False,
+        **kwargs: Unpack[OnPolicyArguments],
+    ) -> None:
+        self.returns = returns
+        self.baseline = baseline
+        self.baseline_kwargs = baseline_kwargs
+        self.state_discount = state_discount
+        self._baseline: Baseline | None = None
+        self._baseline_of: Any = None
+        super().__init__(policy, env, learning_rate, **arg.known_arguments(type(self), kwargs))
+
+    # ---------------------------------------------------------------- arguments
+
+    def _uses_critic(self) -> bool:
+        return self.baseline == "value"
+
+    @property
+    def _bootstraps_truncated(self) -> bool:
+        return self.returns != "total" and super()._bootstraps_truncated
+
+    def _check_combinations(self) -> None:
+        if self.returns == "total":
+            if self.state_discount and self.gamma < 1:
+                raise ValueError(
+                    f"state_discount=True with returns='total' and gamma={self.gamma} would discount twice: the total "
+                    "return is discounted from the episode's start already"
+                )
+            if self.truncation == "bootstrap":
+                raise ValueError("truncation='bootstrap' has no place in returns='total', the reward that was received")
+            if self.n_steps is not None:
+                raise ValueError(f"returns='total' takes complete episodes, got n_steps={self.n_steps}")
+        super()._check_combinations()
+        baseline = make_baseline(self.baseline, self.baseline_kwargs)
+        if isinstance(baseline, OptimalBaseline) and baseline.component_wise and self.normalize_advantage:
+            raise ValueError("normalize_advantage has no single advantage to normalize with a component-wise baseline")
+        if self._has_foreign_buffer and self.state_discount:
+            raise ValueError("state_discount needs to know each step's index, which a foreign rollout buffer has not")
+
+    def _setup_model(self) -> None:
+        super()._setup_model()
+        if self.baseline == "leave_one_out" and self.env is not None:
+            per_env = self._episodes_per_env()
+            if self.n_envs * (per_env or 1) < 2:
+                raise ValueError("baseline='leave_one_out' needs at least 2 episodes per update, got n_episodes=1")
+        asked_for = (self.baseline, self.baseline_kwargs, self.returns)
+        # A loaded model brings its fitted baseline along, unless load() was asked for another one.
+        if not isinstance(self.baseline, str):
+            self._baseline = self.baseline
+        elif self._baseline is None or self._baseline_of != asked_for:
+            self._baseline = make_baseline(self.baseline, self.baseline_kwargs, per_episode=self.returns == "total")
+            self._baseline_of = asked_for
+
+    # ---------------------------------------------------------------- the formula
+
+    def _returns(self, batch: RolloutBatch) -> th.Tensor:
+        if self.returns == "total":
+            return total_return(batch.rewards, batch.ends, self.gamma, batch.mask)
+        return reward_to_go(batch.rewards, batch.ends, self.gamma, batch.bootstrap, batch.mask)
+
+    def _weights(self, batch: RolloutBatch) -> th.Tensor | None:
+        if not self.state_discount:
+            return None
+        return (self.gamma ** batch.timesteps.double()).to(batch.rewards.dtype)
+
+    def _advantages(self, batch: RolloutBatch) -> th.Tensor:
+        baseline, returns = self._baseline, batch.returns
+        assert baseline is not None and returns is not None
+        own_batch = getattr(baseline, "fits_own_batch", False) or self.critic_fit == "before"
+        if isinstance(baseline, OptimalBaseline):
+            self._accumulate_episodes(batch, baseline)
+        if own_batch:
+            baseline.fit(batch, returns)
+        if isinstance(baseline, OptimalBaseline) and baseline.component_wise:
+            return returns
+        expected = th.as_tensor(baseline.predict(batch), dtype=returns.dtype, device=returns.device)
+        if expected.dim() and expected.shape != returns.shape:
+            raise ValueError(
+                f"baseline.predict must return a scalar or shape {tuple(returns.shape)}, (n_steps, n_envs), got "
+                f"{tuple(expected.shape)} from {baseline!r}"
+            )
+        if not own_batch:
+            baseline.fit(batch, returns)
+        return th.where(batch.valid, returns - expected.detach(), 0.0)
+
+    def _accumulate_gradient(self, batch: RolloutBatch) -> Metrics:
+        metrics = super()._accumulate_gradient(batch)
+        baseline = self._baseline
+        if isinstance(baseline, OptimalBaseline) and baseline.component_wise:
+            # What is there is the gradient without a baseline, mean X; from it goes b * mean Y.
+            log_prob, _, _ = self._evaluate(batch, with_values=False)
+            weights = batch.select(self._score_weights(batch))
+            parameters = list(self.parameter_sets.actor.values())
+            loss = policy_gradient_loss(log_prob, weights, n_episodes=batch.n_episodes)
+            gradients = th.autograd.grad(loss, parameters, materialize_grads=True)
+            sizes = [parameter.numel() for parameter in parameters]
+            for parameter, score, constant in zip(parameters, gradients, baseline.constant.split(sizes), strict=True):
+                assert parameter.grad is not None
+                parameter.grad -= constant.view_as(parameter) * score
+        return metrics
+
+    def _score_weights(self, batch: RolloutBatch) -> th.Tensor:
+        weights = self._weights(batch)
+        return th.ones_like(batch.rewards) if weights is None else weights
+
+    def _accumulate_episodes(self, batch: RolloutBatch, baseline: OptimalBaseline) -> None:
+        """Gradients of each episode by itself, X with returns and Y without, for the optimal baseline."""
+        weights = self._score_weights(batch)
+        assert batch.returns is not None
+        baseline.reset()
+        with functional_log_prob(self.policy) as log_prob:
+            chunks = episode_gradients(
+                log_prob,
+                {name: parameter.detach() for name, parameter in self.parameter_sets.actor.items()},
+                batch.select(batch.observations),
+                policy_actions(batch.select(batch.actions), self.action_space),
+                th.stack((batch.select(weights * batch.returns), batch.select(weights))),
+                batch.select(batch.episodes),
+            )
+            for _, gradients in chunks:
+                baseline.accumulate(gradients)

@@ -1,0 +1,47 @@
+"""The policy as a function of its parameters, for gradients of single episodes."""
+
+import copy
+from collections.abc import Iterator
+from contextlib import contextmanager
+from typing import Any
+
+import torch as th
+from stable_baselines3.common.policies import ActorCriticPolicy
+from torch import nn
+from torch.func import functional_call
+
+from sb3_pg.functional.episode_gradients import LogProb
+
+
+class _LogProbModule(nn.Module):
+    """log pi(a|s) as a module's forward, the one method that ``functional_call`` takes."""
+
+    def __init__(self, policy: ActorCriticPolicy) -> None:
+        super().__init__()
+        self.policy = policy
+
+    def forward(self, observations: Any, actions: th.Tensor) -> th.Tensor:
+        log_prob: th.Tensor = self.policy.get_distribution(observations).log_prob(actions)
+        return log_prob
+
+
+@contextmanager
+def functional_log_prob(policy: ActorCriticPolicy) -> Iterator[LogProb]:
+    """The policy's log-prob as a pure function; leaves no trace in the policy.
+
+    :param policy: the policy
+    """
+    module = _LogProbModule(policy)
+    # SB3's distribution object keeps what it computed last, which must not be a tensor of a transform that is over.
+    distribution = policy.action_dist
+    policy.action_dist = copy.copy(distribution)
+
+    def log_prob(parameters: dict[str, th.Tensor], observations: Any, actions: th.Tensor) -> th.Tensor:
+        named = {f"policy.{name}": parameter for name, parameter in parameters.items()}
+        result: th.Tensor = functional_call(module, named, (observations, actions))
+        return result
+
+    try:
+        yield log_prob
+    finally:
+        policy.action_dist = distribution

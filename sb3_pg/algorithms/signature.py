@@ -1,0 +1,77 @@
+"""The arguments that every on-policy algorithm has, as a type and as a table of checks.
+
+Their meaning and defaults stand in one place, :class:`sb3_pg.algorithms.base.PolicyGradientAlgorithm`.
+"""
+
+from typing import Any, TypedDict
+
+import gymnasium as gym
+import torch as th
+from stable_baselines3.common.buffers import RolloutBuffer
+from stable_baselines3.common.type_aliases import Schedule
+from stable_baselines3.common.vec_env import VecEnv
+
+from sb3_pg.algorithms import arguments as arg
+
+
+class OnPolicyArguments(TypedDict, total=False):
+    """Keyword arguments that every on-policy algorithm passes on to :class:`PolicyGradientAlgorithm`."""
+
+    n_steps: int | None
+    n_episodes: int | None
+    gamma: float
+    gae_lambda: float
+    ent_coef: float
+    vf_coef: float
+    max_grad_norm: float | None
+    normalize_advantage: bool
+    truncation: str | None
+    critic_learning_rate: float | str | Schedule | None
+    n_critic_updates: int
+    critic_batch_size: int | None
+    critic_fit: str
+    max_episode_steps: int
+    on_nonfinite: str
+    use_sde: bool
+    sde_sample_freq: int
+    rollout_buffer_class: type[RolloutBuffer] | None
+    rollout_buffer_kwargs: dict[str, Any] | None
+    stats_window_size: int
+    tensorboard_log: str | None
+    policy_kwargs: dict[str, Any] | None
+    verbose: int
+    seed: int | None
+    device: th.device | str
+    _init_setup_model: bool
+
+
+CHECKS: dict[str, arg.Check] = {
+    "policy": arg.instance(str, type),
+    "env": arg.instance(str, gym.Env, VecEnv, optional=True),
+    "learning_rate": arg.schedule(),
+    "n_steps": arg.integer(1, optional=True),
+    "n_episodes": arg.integer(1, optional=True),
+    "gamma": arg.real(0, 1),
+    "gae_lambda": arg.real(0, 1),
+    "ent_coef": arg.real(0),
+    "vf_coef": arg.real(0),
+    "max_grad_norm": arg.positive(optional=True),
+    "normalize_advantage": arg.instance(bool),
+    "truncation": arg.choice("bootstrap", "terminal", optional=True),
+    "critic_learning_rate": arg.schedule(optional=True),
+    "n_critic_updates": arg.integer(1),
+    "critic_batch_size": arg.integer(1, optional=True),
+    "critic_fit": arg.choice("after", "before"),
+    "max_episode_steps": arg.integer(1),
+    "on_nonfinite": arg.choice("raise", "skip"),
+    "use_sde": arg.instance(bool),
+    "sde_sample_freq": arg.integer(-1),
+    "rollout_buffer_class": arg.buffer_class,
+    "rollout_buffer_kwargs": arg.instance(dict, optional=True),
+    "stats_window_size": arg.integer(1),
+    "tensorboard_log": arg.instance(str, optional=True),
+    "policy_kwargs": arg.instance(dict, optional=True),
+    "verbose": arg.integer(0),
+    "seed": arg.integer(0, optional=True),
+    "device": arg.device,
+}

@@ -1,0 +1,68 @@
+"""What is subtracted from a return: a better one has a smaller variance, an honest one leaves the mean alone.
+
+Unbiased: ``none``, ``leave_one_out``, and ``linear`` or ``value`` fitted before this batch. Biased by O(1/N):
+``mean`` (a mere factor 1 - 1/N with total returns at gamma 1), ``time``, ``optimal``, and anything that is fitted to
+the batch it corrects.
+"""
+
+import inspect
+from collections.abc import Callable, Mapping
+from typing import Any
+
+from sb3_pg.baselines.averages import LeaveOneOutBaseline, MeanBaseline, NoBaseline, TimeBaseline
+from sb3_pg.baselines.base import Baseline
+from sb3_pg.baselines.linear import LinearBaseline
+from sb3_pg.baselines.optimal import OptimalBaseline
+from sb3_pg.baselines.value import ValueBaseline
+
+BASELINES: dict[str, Callable[..., Baseline]] = {
+    "none": NoBaseline,
+    "mean": MeanBaseline,
+    "leave_one_out": LeaveOneOutBaseline,
+    "time": TimeBaseline,
+    "optimal": OptimalBaseline,
+    "linear": LinearBaseline,
+    "value": ValueBaseline,
+}
+
+
+def make_baseline(spec: Any, kwargs: Mapping[str, Any] | None = None, per_episode: bool = False) -> Baseline:
+    """A baseline from its name, or the user's own object.
+
+    :param spec: a name of ``BASELINES``, or an object with ``fit`` and ``predict``
+    :param kwargs: arguments of the named baseline's constructor
+    :param per_episode: whether a return is one number per episode (total returns)
+    :raises ValueError: unknown name, arguments that the baseline does not have, or arguments for an object
+    :raises TypeError: an object without ``fit`` and ``predict``
+    """
+    kwargs = dict(kwargs or {})
+    if not isinstance(spec, str):
+        if not isinstance(spec, Baseline) or inspect.isclass(spec):
+            raise TypeError(f"baseline must be one of {list(BASELINES)} or an object with fit and predict, got {spec!r}")
+        if kwargs:
+            raise ValueError(f"baseline_kwargs are for named baselines; {spec!r} is built already")
+        return spec
+    if spec not in BASELINES:
+        raise ValueError(f"baseline must be one of {list(BASELINES)} or an object with fit and predict, got {spec!r}")
+    factory = BASELINES[spec]
+    allowed = [name for name in inspect.signature(factory).parameters if name not in ("per_episode", "args", "kwargs")]
+    unknown = [name for name in kwargs if name not in allowed]
+    if unknown:
+        raise ValueError(f"baseline_kwargs of {spec!r} must be among {allowed}, got {unknown}")
+    if spec in ("mean", "leave_one_out"):
+        kwargs["per_episode"] = per_episode
+    return factory(**kwargs)
+
+
+__all__ = [
+    "BASELINES",
+    "Baseline",
+    "LeaveOneOutBaseline",
+    "LinearBaseline",
+    "MeanBaseline",
+    "NoBaseline",
+    "OptimalBaseline",
+    "TimeBaseline",
+    "ValueBaseline",
+    "make_baseline",
+]

@@ -1,0 +1,69 @@
+"""The command line: ``sb3-pg COMMAND ...``, also ``python -m sb3_pg COMMAND ...``."""
+
+import argparse
+import difflib
+import importlib
+import sys
+from collections.abc import Sequence
+from typing import Final, NamedTuple
+
+from sb3_pg import __version__
+from sb3_pg.extras import MissingExtraError
+
+
+class _Command(NamedTuple):
+    help: str
+    module: str  # imported when the command runs: `--help` does not wait for rl_zoo3 or matplotlib
+    function: str
+
+
+COMMANDS: Final = {
+    "train": _Command("train an agent, or optimize hyperparameters (rl_zoo3.train)", "sb3_pg.zoo.scripts", "train"),
+    "enjoy": _Command("watch or score an agent trained here (rl_zoo3.enjoy)", "sb3_pg.zoo.scripts", "enjoy"),
+    "record-video": _Command(
+        "record a video of an agent trained here (rl_zoo3.record_video)", "sb3_pg.zoo.scripts", "record_video"
+    ),
+    "plot": _Command("draw learning curves with confidence bands", "sb3_pg.plots", "main"),
+    "demo": _Command("learn CartPole-v1 in under a minute", "sb3_pg.demo", "main"),
+}
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """Run one command.
+
+    :param argv: the command and its arguments, those of the process if None
+    :return: exit code: 0 if all went well, 1 if the command failed, 2 if it was called wrongly
+    :raises SystemExit: after ``--help`` and ``--version``, and where arguments cannot be parsed
+    """
+    argv = sys.argv[1:] if argv is None else argv
+    parser = _parser()
+    name = parser.parse_args(argv[:1]).command
+    if name is None:
+        parser.print_help(sys.stderr)
+        return 2
+    if name not in COMMANDS:
+        closest = difflib.get_close_matches(name, COMMANDS, n=1)
+        hint = f"did you mean {closest[0]!r}?" if closest else f"there are: {', '.join(COMMANDS)}"
+        parser.error(f"unknown command {name!r}, {hint}")
+    command = COMMANDS[name]
+    try:
+        code: int | None = getattr(importlib.import_module(command.module), command.function)(argv[1:])
+    except MissingExtraError as error:
+        print(f"sb3-pg {name}: error: {error}", file=sys.stderr)
+        return 1
+    return code or 0
+
+
+def _parser() -> argparse.ArgumentParser:
+    width = max(map(len, COMMANDS))
+    lines = [f"  {name:{width}}  {command.help}" for name, command in COMMANDS.items()]
+    parser = argparse.ArgumentParser(
+        prog="sb3-pg",
+        usage="%(prog)s [-h] [--version] COMMAND ...",
+        description="Policy-gradient algorithms for Gymnasium and Stable-Baselines3.",
+        epilog="\n".join(["commands:", *lines, "", "sb3-pg COMMAND --help lists the command's own options."]),
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+    )
+    parser.add_argument("--version", action="version", version=f"%(prog)s {__version__}")
+    parser.add_argument("command", nargs="?", metavar="COMMAND", help="one of the commands below")
+    return parser

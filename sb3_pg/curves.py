@@ -1,0 +1,178 @@
+"""Learning curves out of the folders that ``sb3-pg train`` (or rl_zoo3's train) writes: read, group, bootstrap.
+
+Runs of the same algorithm on the same environment are one curve: the mean over the runs, and a 95 % bootstrap band of
+that mean. The band of several runs tells how much runs differ; that of a single run, where nothing else is known, how
+much its episodes do.
+"""
+
+import csv
+import json
+import re
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Final, Literal
+
+import numpy as np
+from numpy.typing import NDArray
+
+Axis = Literal["steps", "time"]
+
+_GRID_POINTS: Final = 200
+
+
+class LogError(ValueError):
+    """The logs do not hold what was asked for."""
+
+
+@dataclass(frozen=True)
+class Run:
+    """One training run's learning curve.
+
+    :param label: what was run; runs that share label and env become one curve
+    :param env: environment id
+    :param x: where the curve is known, increasing, shape ``(n_points,)``, in env steps or seconds
+    :param returns: undiscounted returns of the episodes behind each point, shape ``(n_episodes, n_points)``
+    """
+
+    label: str
+    env: str
+    x: NDArray[np.float64]
+    returns: NDArray[np.float64]
+
+
+@dataclass(frozen=True)
+class Curve:
+    """The runs of one label on one environment, aggregated. All arrays have the shape of ``x``."""
+
+    label: str
+    env: str
+    n_runs: int
+    x: NDArray[np.float64]
+    mean: NDArray[np.float64]
+    low: NDArray[np.float64]
+    high: NDArray[np.float64]
+
+
+def find_runs(root: Path) -> list[Path]:
+    """Folders of runs at or below ``root``, sorted.
+
+    :param root: a run's folder, or any folder above some
+    :raises LogError: there are none
+    """
+    logs = [*root.rglob("evaluations.npz"), *root.rglob("*.monitor.csv")]
+    if not logs:
+        raise LogError(f"no evaluations.npz and no *.monitor.csv in {root} or below it")
+    return sorted({log.parent for log in logs})
+
+
+def env_of(folder: Path) -> str:
+    """The environment's id, if the run's monitors know it, else the folder's name without its number."""
+    named = [header["env_id"] for header in _headers(folder) if header.get("env_id", "None") != "None"]
+    return str(named[0]) if named else re.sub(r"_\d+(_[0-9a-f-]{36})?$", "", folder.name)
+
+
+def read_evaluations(folder: Path, label: str | None = None) -> Run:
+    """A run as its ``EvalCallback`` saw it.
+
+    :param folder: the run's folder, ``<algo>/<env>_<number>``
+    :param label: instead of the algorithm's name
+    :raises LogError: there is no ``evaluations.npz``
+    """
+    path = folder / "evaluations.npz"
+    if not path.is_file():
+        raise LogError(f"no evaluations.npz in {folder}")
+    with np.load(path) as log:
+        steps, returns = log["timesteps"].astype(np.float64), log["results"].astype(np.float64)
+    return Run(label or folder.parent.name, env_of(folder), steps, returns.reshape(len(steps), -1).T)
+
+
+def read_training(folder: Path, axis: Axis = "steps", window: int = 100, label: str | None = None) -> Run:
+    """A run as its training episodes saw it, each point being a window of successive episodes.
+
+    :param folder: the run's folder, ``<algo>/<env>_<number>``
+    :param axis: unit of ``x``
+    :param window: episodes per point; fewer (a fifth of all) where there are not many
+    :param label: instead of the algorithm's name
+    :raises LogError: there is no finished episode
+    """
+    episodes = sorted(row for path in folder.glob("*.monitor.csv") for row in _read_monitor(path))
+    if not episodes:
+        raise LogError(f"no finished episode in the *.monitor.csv of {folder}")
+    ends, lengths, returns = np.array(episodes, dtype=np.float64).T
+    x = np.cumsum(lengths) if axis == "steps" else ends - min(header["t_start"] for header in _headers(folder))
+    window = max(1, min(window, len(returns) // 5))
+    windows = np.lib.stride_tricks.sliding_window_view(returns, window)
+    points = np.unique(np.linspace(0, len(windows) - 1, _GRID_POINTS).astype(int))
+    return Run(label or folder.parent.name, env_of(folder), x[window - 1 :][points], windows[points].T)
+
+
+def bootstrap_band(
+    samples: NDArray[np.float64], level: float = 0.95, n_resamples: int = 2000, seed: int = 0
+) -> tuple[NDArray[np.float64], NDArray[np.float64]]:
+    """Percentile bootstrap confidence band of the mean over the first axis.
+
+    A sample is resampled as a whole curve, so that the band is as smooth as the curves.
+
+    :param samples: shape ``(n_samples, n_points)``
+    :param level: confidence level, in (0, 1)
+    :param n_resamples: how often the samples are redrawn
+    :param seed: of the redrawing
+    :return: lower and upper end, each of shape ``(n_points,)``
+    """
+    n_samples = len(samples)
+    # Drawing with replacement is weighing each sample by how often it was drawn: a matrix product, little memory.
+    weights = (
+        np.random.default_rng(seed).multinomial(n_samples, np.full(n_samples, 1 / n_samples), n_resamples) / n_samples
+    )
+    tail = (1 - level) / 2
+    low, high = np.quantile(weights @ samples, [tail, 1 - tail], axis=0)
+    return low, high
+
+
+def aggregate(runs: Sequence[Run]) -> Curve:
+    """Mean and band of runs of one label on one environment, where all of them are known.
+
+    :param runs: at least one
+    :raises LogError: no x is common to all runs
+    """
+    first = runs[0]
+    if len(runs) == 1:
+        low, high = bootstrap_band(first.returns)
+        return Curve(first.label, first.env, 1, first.x, first.returns.mean(axis=0), low, high)
+    start, end = max(run.x[0] for run in runs), min(run.x[-1] for run in runs)
+    if start > end:
+        raise LogError(f"the {len(runs)} runs of {first.label} on {first.env} have no x in common")
+    grid = np.unique(np.concatenate([run.x for run in runs]))
+    grid = grid[(start <= grid) & (grid <= end)]
+    if len(grid) > _GRID_POINTS:
+        grid = np.linspace(start, end, _GRID_POINTS)
+    means = np.stack([np.interp(grid, run.x, run.returns.mean(axis=0)) for run in runs])
+    return Curve(first.label, first.env, len(runs), grid, means.mean(axis=0), *bootstrap_band(means))
+
+
+def group(runs: Iterable[Run]) -> list[Curve]:
+    """One curve for each label and environment, in order of appearance.
+
+    :param runs: any number, in any order
+    """
+    groups: dict[tuple[str, str], list[Run]] = {}
+    for run in runs:
+        groups.setdefault((run.env, run.label), []).append(run)
+    return [aggregate(members) for members in groups.values()]
+
+
+def _headers(folder: Path) -> list[dict[str, Any]]:
+    """First lines of the run's monitor files: ``t_start`` in seconds since the epoch, ``env_id``."""
+    return [
+        json.loads(path.read_text().partition("\n")[0].lstrip("#")) for path in sorted(folder.glob("*.monitor.csv"))
+    ]
+
+
+def _read_monitor(path: Path) -> list[tuple[float, float, float]]:
+    """End (seconds since the epoch), length and return of each episode that SB3's ``Monitor`` logged."""
+    with path.open(newline="") as file:
+        start = float(json.loads(file.readline().lstrip("#"))["t_start"])
+        rows = list(csv.DictReader(file))
+    # A run that is killed while it writes leaves half a line behind.
+    return [(start + float(row["t"]), float(row["l"]), float(row["r"])) for row in rows if all(row.values())]

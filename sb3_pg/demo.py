@@ -1,0 +1,92 @@
+"""``sb3-pg demo``: from nothing to a solved environment, a learning curve and a saved model, in under a minute."""
+
+import argparse
+import shutil
+import sys
+import time
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Final
+
+import numpy as np
+from rich.console import Console
+from rich.table import Table
+from rl_zoo3.utils import create_test_env, get_latest_run_id, get_saved_hyperparams
+from stable_baselines3.common.evaluation import evaluate_policy
+
+from sb3_pg.curves import group, read_evaluations
+from sb3_pg.plots import draw
+from sb3_pg.zoo import ALGORITHMS
+from sb3_pg.zoo.scripts import train
+
+ALGO: Final = "reinforce"
+ENV: Final = "CartPole-v1"
+SOLVED_AT: Final = 475.0
+"""Mean return that counts as solved: the environment's own ``reward_threshold``."""
+N_EPISODES: Final = 20
+
+
+def main(arguments: Sequence[str]) -> int:
+    """Train on CartPole-v1 through ``sb3-pg train``, evaluate, plot, save, and show what came out.
+
+    :param arguments: the command line, without the program's name
+    :return: exit code: 1 if the evaluation stays below :data:`SOLVED_AT`
+    :raises SystemExit: the arguments cannot be parsed, or are ``--help``
+    """
+    parser = argparse.ArgumentParser(prog="sb3-pg demo", description=f"Train {ALGO} on {ENV} and show what comes out.")
+    parser.add_argument("-o", "--output", type=Path, default=Path("logs/demo"), help="folder (default: %(default)s)")
+    parser.add_argument("--seed", type=int, default=0, help="of the training (default: %(default)s)")
+    parser.add_argument("-n", "--n-timesteps", type=int, default=-1, help="env steps (default: as in the config file)")
+    args = parser.parse_args(arguments)
+
+    start = time.perf_counter()
+    options = {
+        "--algo": ALGO,
+        "--env": ENV,
+        "--seed": args.seed,
+        "--log-folder": args.output,
+        "--n-timesteps": args.n_timesteps,
+        "--num-threads": 1,
+        "--verbose": 0,
+        "--eval-freq": 5000,
+        "--eval-episodes": N_EPISODES,
+        "--n-eval-envs": 5,
+    }
+    train(["--progress", *(str(word) for option in options.items() for word in option)])
+    seconds = time.perf_counter() - start
+
+    run = _latest_run(args.output)
+    model = args.output / f"{ENV}.zip"
+    curve = args.output / "learning_curve.png"
+    shutil.copyfile(run / f"{ENV}.zip", model)
+    draw(group([read_evaluations(run)])).savefig(curve)
+    n_steps, mean, std = _evaluate(model, run / ENV, args.seed)
+
+    table = Table("", "", title=f"{ALGO} on {ENV}", show_header=False)
+    table.add_row("env steps", f"{n_steps:,}")
+    table.add_row("training", f"{seconds:.1f} s")
+    table.add_row("speed", f"{n_steps / seconds:,.0f} env steps/s")
+    table.add_row("evaluation", f"{mean:.1f} ± {std:.1f} reward per episode ({N_EPISODES} episodes, deterministic)")
+    table.add_row("model", str(model))
+    table.add_row("learning curve", str(curve))
+    table.add_row("log folder", str(run))
+    Console().print(table)
+    if mean < SOLVED_AT:
+        print(f"sb3-pg demo: not solved: {mean:.1f} is below {SOLVED_AT}", file=sys.stderr)
+        return 1
+    return 0
+
+
+def _latest_run(folder: Path) -> Path:
+    runs = folder / ALGO
+    return runs / f"{ENV}_{get_latest_run_id(str(runs), ENV)}"
+
+
+def _evaluate(model_path: Path, run_config: Path, seed: int) -> tuple[int, float, float]:
+    """Env steps that the model was trained for; mean and standard deviation of its evaluation returns."""
+    hyperparams, stats_path = get_saved_hyperparams(str(run_config))
+    env = create_test_env(ENV, stats_path=stats_path, seed=seed + 1, should_render=False, hyperparams=hyperparams)
+    model = ALGORITHMS[ALGO].load(model_path, device="cpu")
+    returns, _ = evaluate_policy(model, env, N_EPISODES, deterministic=True, return_episode_rewards=True)
+    env.close()
+    return model.num_timesteps, float(np.mean(returns)), float(np.std(returns))

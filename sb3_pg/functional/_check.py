@@ -1,0 +1,23 @@
+"""Argument checks shared by the functions of this folder."""
+
+import torch as th
+
+
+def check_shapes(**tensors: th.Tensor | None) -> None:
+    """Require one shape of all given tensors.
+
+    :param tensors: name -> tensor, or None where an optional argument was left out
+    :raises ValueError: naming the tensors whose shapes differ
+    """
+    shapes = {name: tuple(tensor.shape) for name, tensor in tensors.items() if tensor is not None}
+    if len(set(shapes.values())) > 1:
+        raise ValueError(f"These tensors must have equal shapes, (n_steps, n_envs): {shapes}")
+
+
+def check_fraction(name: str, value: float) -> None:
+    """Require ``value`` in [0, 1].
+
+    :raises ValueError: naming the argument and its value
+    """
+    if not 0.0 <= value <= 1.0:
+        raise ValueError(f"{name} must lie in [0, 1], got {value}")

@@ -1,0 +1,89 @@
+"""Advantages: how much better an action was than expected. Conventions as in :mod:`sb3_pg.functional.returns`."""
+
+import torch as th
+
+from sb3_pg.functional.returns import lambda_return, n_step_return
+
+
+def td_residual(
+    rewards: th.Tensor,
+    values: th.Tensor,
+    ends: th.Tensor,
+    gamma: float,
+    bootstrap: th.Tensor | None = None,
+    mask: th.Tensor | None = None,
+) -> th.Tensor:
+    r"""One-step temporal-difference error, the actor-critic advantage.
+
+    .. math:: \delta_t = r_t + \gamma b_t + \gamma (1 - e_t) V(s_{t+1}) - V(s_t)
+
+    Source: Sutton and Barto (2018), eq. 6.5.
+
+    :param rewards: r_t, reward units, floating, shape ``(n_steps, n_envs)``
+    :param values: V(s_t), reward units, same shape
+    :param ends: e_t, same shape
+    :param gamma: discount per env step, in [0, 1]
+    :param bootstrap: b_t, reward units, same shape
+    :param mask: True where a step is valid, same shape
+    :return: delta_t, reward units; shape of ``rewards``; 0 in the padding
+    :raises ValueError: unequal shapes, or gamma outside [0, 1]
+    """
+    return _minus_values(n_step_return(rewards, values, ends, gamma, 1, bootstrap, mask), values, mask)
+
+
+def gae(
+    rewards: th.Tensor,
+    values: th.Tensor,
+    ends: th.Tensor,
+    gamma: float,
+    gae_lambda: float,
+    bootstrap: th.Tensor | None = None,
+    mask: th.Tensor | None = None,
+) -> th.Tensor:
+    r"""Generalized advantage estimation.
+
+    .. math:: A_t = \delta_t + \gamma \lambda (1 - e_t) A_{t+1} = G_t^\lambda - V(s_t)
+
+    Source: Schulman et al. (2016), eq. 16.
+
+    :param rewards: r_t, reward units, floating, shape ``(n_steps, n_envs)``
+    :param values: V(s_t), reward units, same shape
+    :param ends: e_t, same shape
+    :param gamma: discount per env step, in [0, 1]
+    :param gae_lambda: lambda, in [0, 1]: 0 is the TD residual, 1 the reward-to-go minus V
+    :param bootstrap: b_t, reward units, same shape
+    :param mask: True where a step is valid, same shape
+    :return: A_t, reward units; shape of ``rewards``; 0 in the padding
+    :raises ValueError: unequal shapes, gamma or lambda outside [0, 1]
+    """
+    return _minus_values(lambda_return(rewards, values, ends, gamma, gae_lambda, bootstrap, mask), values, mask)
+
+
+def _minus_values(returns: th.Tensor, values: th.Tensor, mask: th.Tensor | None) -> th.Tensor:
+    return returns - (values if mask is None else th.where(mask, values, 0.0))
+
+
+def normalize(x: th.Tensor, mask: th.Tensor | None = None, epsilon: float = 1e-8) -> th.Tensor:
+    r"""Shift to mean 0 and scale to standard deviation 1 (the unbiased one, as SB3 does).
+
+    .. math:: (x - \bar x) / (\sigma_x + \epsilon)
+
+    Fewer than two samples, or samples that are all equal, have no scale: they come back unchanged.
+
+    :param x: any shape, floating
+    :param mask: True where an element is valid, same shape; None means everywhere
+    :param epsilon: added to the standard deviation
+    :return: same shape; 0 in the padding
+    """
+    if x.numel() == 0:
+        return x
+    if mask is None:
+        count, low, high = x.new_tensor(x.numel()), x.amin(), x.amax()
+    else:
+        x = th.where(mask, x, 0.0)
+        count = mask.sum().to(x.dtype)
+        low, high = th.where(mask, x, th.inf).amin(), th.where(mask, x, -th.inf).amax()
+    mean = x.sum() / count.clamp(min=1)
+    centered = x - mean if mask is None else th.where(mask, x - mean, 0.0)
+    std = (centered.square().sum() / (count - 1).clamp(min=1)).sqrt()
+    return th.where(high > low, centered / (std + epsilon), x)

@@ -1,0 +1,59 @@
+"""Scalars to minimize. Each takes flat samples or ``(n_steps, n_envs)`` tensors with a validity mask."""
+
+import torch as th
+
+from sb3_pg.functional._check import check_shapes
+
+
+def policy_gradient_loss(
+    log_prob: th.Tensor, advantages: th.Tensor, mask: th.Tensor | None = None, n_episodes: int | None = None
+) -> th.Tensor:
+    r"""The pseudo-loss whose gradient is minus the policy gradient, by one backward pass.
+
+    .. math:: L(\theta) = -\frac{1}{N} \sum_{i=1}^{N} \sum_t \log \pi_\theta(a_{i,t} | s_{i,t})\, \hat A_{i,t}
+
+    Source: Williams (1992), eq. 11; as a surrogate loss in the CS 224R and CS 285 lectures on policy gradients.
+
+    :param log_prob: log pi(a_t | s_t), nats, with gradient
+    :param advantages: what each action is credited with, reward units; treated as a constant
+    :param mask: True where a sample is valid, same shape
+    :param n_episodes: N: sum over time, mean over this number of complete episodes; None: mean over the samples
+    :return: a scalar
+    :raises ValueError: unequal shapes, or n_episodes < 1
+    """
+    return reduce_actor(-log_prob * advantages.detach(), mask, n_episodes)
+
+
+def reduce_actor(per_step: th.Tensor, mask: th.Tensor | None = None, n_episodes: int | None = None) -> th.Tensor:
+    """Reduce per-step actor terms: sum over time and mean over episodes, or mean over steps.
+
+    :param per_step: one number per step
+    :param mask: True where a step is valid, same shape
+    :param n_episodes: number of complete episodes, or None for the mean over steps
+    :return: a scalar
+    :raises ValueError: unequal shapes, or n_episodes < 1
+    """
+    check_shapes(per_step=per_step, mask=mask)
+    if n_episodes is not None and n_episodes < 1:
+        raise ValueError(f"n_episodes must be at least 1, got {n_episodes}")
+    if mask is not None:
+        per_step = per_step[mask]
+    return per_step.mean() if n_episodes is None else per_step.sum() / n_episodes
+
+
+def value_loss(values: th.Tensor, targets: th.Tensor, mask: th.Tensor | None = None) -> th.Tensor:
+    r"""Mean squared error of the critic.
+
+    .. math:: L(\phi) = \frac{1}{M} \sum_t (V_\phi(s_t) - y_t)^2
+
+    The lecture writes a factor 1/2 that SB3's A2C leaves out; this is A2C's, so that ``vf_coef`` means the same.
+
+    :param values: V(s_t), reward units, with gradient
+    :param targets: y_t, reward units, same shape; treated as a constant
+    :param mask: True where a sample is valid, same shape
+    :return: a scalar
+    :raises ValueError: unequal shapes
+    """
+    check_shapes(values=values, targets=targets, mask=mask)
+    error = values - targets.detach()
+    return (error if mask is None else error[mask]).square().mean()

@@ -1,0 +1,148 @@
+"""Drawing learning curves: ``sb3-pg plot``."""
+
+import argparse
+import sys
+from collections.abc import Iterable, Sequence
+from pathlib import Path
+from typing import Final, Literal, get_args
+
+from matplotlib.backends.backend_agg import FigureCanvasAgg
+from matplotlib.figure import Figure
+from matplotlib.ticker import EngFormatter
+
+from sb3_pg.curves import Axis, Curve, LogError, Run, env_of, find_runs, group, read_evaluations, read_training
+
+Source = Literal["evaluation", "training"]
+
+_X_LABELS: Final[dict[tuple[Source, Axis], str]] = {
+    ("evaluation", "steps"): "Training time [env steps]",
+    ("training", "steps"): "Training time [env steps in finished episodes]",
+    ("training", "time"): "Training time [s]",
+}
+_Y_LABELS: Final[dict[Source, str]] = {
+    "evaluation": "Evaluation return [reward per episode]",
+    "training": "Training return [reward per episode]",
+}
+
+
+def draw(
+    curves: Sequence[Curve], source: Source = "evaluation", axis: Axis = "steps", title: str | None = None
+) -> Figure:
+    """A figure with one panel for each environment; save it with ``figure.savefig``.
+
+    :param curves: at least one
+    :param source: what the returns are of
+    :param axis: unit of x
+    :param title: above the figure
+    """
+    envs = list(dict.fromkeys(curve.env for curve in curves))
+    colors = {label: f"C{i}" for i, label in enumerate(dict.fromkeys(curve.label for curve in curves))}
+    n_columns = min(len(envs), 3)
+    n_rows = -(-len(envs) // n_columns)
+    figure = Figure(figsize=(6.4 * n_columns, 4.4 * n_rows), dpi=150, layout="constrained")
+    FigureCanvasAgg(figure)
+    panels = list(figure.subplots(n_rows, n_columns, squeeze=False).flat)
+    for env, panel in zip(envs, panels[: len(envs)], strict=True):
+        for curve in (curve for curve in curves if curve.env == env):
+            color, marker = colors[curve.label], "." if len(curve.x) < 30 else None
+            panel.plot(curve.x, curve.mean, label=_legend(curve), color=color, marker=marker)
+            panel.fill_between(curve.x, curve.low, curve.high, color=color, alpha=0.2, linewidth=0)
+        panel.set(title=env, xlabel=_X_LABELS[source, axis], ylabel=_Y_LABELS[source])
+        panel.set_xlim(left=0)
+        panel.xaxis.set_major_formatter(EngFormatter(sep=""))
+        panel.grid(alpha=0.3)
+        panel.legend(loc="best", title="mean and 95 % bootstrap band", title_fontsize="small", fontsize="small")
+    for panel in panels[len(envs) :]:
+        panel.set_visible(False)
+    if title is not None:
+        figure.suptitle(title)
+    return figure
+
+
+def main(arguments: Sequence[str]) -> int:
+    """``sb3-pg plot``: draw what the arguments say and print where it lies.
+
+    :param arguments: the command line, without the program's name
+    :return: exit code
+    :raises SystemExit: the arguments cannot be parsed, are ``--help``, or name nothing that can be drawn
+    """
+    parser = _parser()
+    args = parser.parse_args(arguments)
+    try:
+        source, runs = _read(args)
+        figure = draw(group(runs), source, args.x_axis, args.title)
+        args.output.parent.mkdir(parents=True, exist_ok=True)
+        figure.savefig(args.output)
+    except ValueError as error:  # matplotlib's, too, on an output format that it does not know
+        parser.error(str(error))
+    print(args.output)
+    return 0
+
+
+def _parser() -> argparse.ArgumentParser:
+    parser = argparse.ArgumentParser(prog="sb3-pg plot", description="Draw learning curves with 95 % bootstrap bands.")
+    parser.add_argument(
+        "inputs",
+        nargs="*",
+        default=["logs"],
+        metavar="[LABEL=]FOLDER",
+        help="a run's folder, or one above several, with a label in place of the algorithm's name (default: logs)",
+    )
+    parser.add_argument("-o", "--output", type=Path, default=Path("learning_curve.png"), help="default: %(default)s")
+    parser.add_argument("--title", help="above the figure")
+    parser.add_argument("--env", nargs="+", help="these environments only")
+    parser.add_argument("--label", nargs="+", help="these algorithms or labels only")
+    parser.add_argument(
+        "--source",
+        choices=get_args(Source),
+        help="evaluation episodes or training episodes (default: evaluations, if any run has them)",
+    )
+    parser.add_argument(
+        "--x-axis", choices=get_args(Axis), default="steps", help="env steps or wall-clock seconds (training only)"
+    )
+    parser.add_argument("--window", type=int, default=100, help="training episodes per point (default: %(default)s)")
+    return parser
+
+
+def _read(args: argparse.Namespace) -> tuple[Source, list[Run]]:
+    # A run counts once, however many of the inputs lead to it.
+    found = dict.fromkeys((run.resolve(), label) for root, label in map(_split, args.inputs) for run in find_runs(root))
+    chosen = [
+        (folder, label or folder.parent.name)
+        for folder, label in found
+        if (not args.env or env_of(folder) in args.env)
+        and (not args.label or (label or folder.parent.name) in args.label)
+    ]
+    if not chosen:
+        raise LogError(f"no run in {', '.join(args.inputs)} has that --env and --label")
+    source: Source = args.source or _default_source([folder for folder, _ in chosen], args.x_axis)
+    if (source, args.x_axis) not in _X_LABELS:
+        raise LogError("evaluations are logged without the time: use --source training with --x-axis time")
+    runs = []
+    for folder, label in chosen:
+        try:
+            if source == "evaluation":
+                runs.append(read_evaluations(folder, label))
+            else:
+                runs.append(read_training(folder, args.x_axis, args.window, label))
+        except LogError as error:
+            print(f"left out: {error}", file=sys.stderr)
+    if not runs:
+        raise LogError(f"no run with {source} episodes")
+    return source, runs
+
+
+def _default_source(folders: Iterable[Path], axis: Axis) -> Source:
+    evaluated = any((folder / "evaluations.npz").is_file() for folder in folders)
+    return "evaluation" if evaluated and axis == "steps" else "training"
+
+
+def _split(text: str) -> tuple[Path, str | None]:
+    """``LABEL=FOLDER`` or ``FOLDER``, which may have a ``=`` itself."""
+    label, equals, folder = text.partition("=")
+    return (Path(folder), label) if equals and not Path(text).exists() else (Path(text), None)
+
+
+def _legend(curve: Curve) -> str:
+    over = "1 run, band over its episodes" if curve.n_runs == 1 else f"{curve.n_runs} runs, band over runs"
+    return f"{curve.label} ({over})"

@@ -1,0 +1,24 @@
+"""From env steps to a batch: sampling, collecting, storing, evaluating."""
+
+from sb3_pg.rollout.batch import Observations, RolloutBatch
+from sb3_pg.rollout.buffers import DictTrajectoryRolloutBuffer, TrajectoryRolloutBuffer
+from sb3_pg.rollout.collector import Collector, EndlessEpisodeError
+from sb3_pg.rollout.evaluation import batch_from_foreign_buffer, fill_bootstrap, make_batch, policy_actions, predict_values
+from sb3_pg.rollout.samplers import make_sampler, overrides, unvalidated_distributions
+
+__all__ = [
+    "Collector",
+    "DictTrajectoryRolloutBuffer",
+    "EndlessEpisodeError",
+    "Observations",
+    "RolloutBatch",
+    "TrajectoryRolloutBuffer",
+    "batch_from_foreign_buffer",
+    "fill_bootstrap",
+    "make_batch",
+    "make_sampler",
+    "overrides",
+    "policy_actions",
+    "predict_values",
+    "unvalidated_distributions",
+]

@@ -1,0 +1,81 @@
+"""One rollout as tensors: what estimators, baselines and updates read."""
+
+from dataclasses import dataclass
+from functools import cached_property
+from typing import Any
+
+import torch as th
+
+Observations = th.Tensor | dict[str, th.Tensor]
+
+
+@dataclass
+class RolloutBatch:
+    """A rollout, time-major: ``(n_steps, n_envs)`` and whatever follows. Rewards are the environment's, unedited.
+
+    :param observations: as acted upon (normalized, stacked, ...), or a dict of those
+    :param actions: as sampled, before clipping or rescaling to the environment's bounds
+    :param rewards: r_t, reward units
+    :param terminated: True where step t ended its episode in a terminal state
+    :param truncated: True where step t was the last before a time limit, and not terminal
+    :param timesteps: index of step t within its episode, carried across rollouts
+    :param mask: True where a step is valid; None means everywhere
+    :param bootstrap: value of the state that follows a truncated or cut-off step, 0 elsewhere
+    :param values: V(s_t) of the policy's critic, None where no critic is in use
+    :param log_probs: log pi(a_t|s_t) of the policy that collected, nats
+    :param n_episodes: number of complete episodes in the batch, None for segments of fixed length
+    :param bootstrap_observations: the states behind ``bootstrap``, and where they belong, for critics that are refitted
+    :param advantages: precomputed advantages, where a foreign rollout buffer computed them
+    :param returns: precomputed critic targets, likewise
+    """
+
+    observations: Observations
+    actions: th.Tensor
+    rewards: th.Tensor
+    terminated: th.Tensor
+    truncated: th.Tensor
+    timesteps: th.Tensor
+    mask: th.Tensor | None = None
+    bootstrap: th.Tensor | None = None
+    values: th.Tensor | None = None
+    log_probs: th.Tensor | None = None
+    n_episodes: int | None = None
+    bootstrap_observations: tuple[Observations, th.Tensor] | None = None
+    advantages: th.Tensor | None = None
+    returns: th.Tensor | None = None
+
+    @cached_property
+    def ends(self) -> th.Tensor:
+        """True where step t is the last of its episode."""
+        return self.terminated | self.truncated
+
+    @cached_property
+    def valid(self) -> th.Tensor:
+        """The mask, spelled out where there is none."""
+        return th.ones_like(self.ends) if self.mask is None else self.mask
+
+    @cached_property
+    def episodes(self) -> th.Tensor:
+        """Number of the episode, or piece of one, that each step belongs to: ``(n_steps, n_envs)``, from 0.
+
+        Numbers run along one env's column, then on to the next; they mean nothing in the padding.
+        """
+        starts = th.zeros_like(self.ends)
+        starts[0] = True
+        starts[1:] = self.ends[:-1]
+        starts &= self.valid
+        return (starts.T.flatten().cumsum(0) - 1).view(starts.shape[1], -1).T
+
+    def select(self, x: Any) -> Any:
+        """The valid rows of ``x`` (a tensor or a dict of them), time and env axes flattened to one."""
+        if isinstance(x, dict):
+            return {key: self.select(value) for key, value in x.items()}
+        return x.flatten(0, 1) if self.mask is None else x[self.mask]
+
+    def restore(self, x: th.Tensor) -> th.Tensor:
+        """Inverse of :meth:`select` for one number per sample; 0 in the padding."""
+        if self.mask is None:
+            return x.view(self.rewards.shape)
+        full = th.zeros(self.rewards.shape, dtype=x.dtype, device=x.device)
+        full[self.mask] = x
+        return full

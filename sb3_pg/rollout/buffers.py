@@ -1,0 +1,130 @@
+"""SB3's rollout buffers, extended by what its own cannot say: how steps ended, and which of them are valid."""
+
+from typing import Any
+
+import numpy as np
+import torch as th
+from gymnasium import spaces
+from stable_baselines3.common.buffers import DictRolloutBuffer, RolloutBuffer
+
+#: Steps that a buffer without a fixed size starts with.
+INITIAL_CAPACITY = 512
+
+_SB3_ARRAYS = ("actions", "rewards", "returns", "episode_starts", "values", "log_probs", "advantages")
+_OWN_ARRAYS = ("dones", "truncated", "mask")
+
+
+class TrajectoryRolloutBuffer(RolloutBuffer):
+    """Rollout buffer that keeps rewards as they came and knows how each episode ended.
+
+    :param buffer_size: steps per env, or None to grow with the episodes
+    :param observation_space: observation space
+    :param action_space: action space
+    :param device: PyTorch device
+    :param gae_lambda: kept for SB3's interface
+    :param gamma: kept for SB3's interface
+    :param n_envs: number of parallel environments
+    """
+
+    dones: np.ndarray
+    truncated: np.ndarray
+    mask: np.ndarray
+
+    def __init__(
+        self,
+        buffer_size: int | None,
+        observation_space: spaces.Space[Any],
+        action_space: spaces.Space[Any],
+        device: th.device | str = "auto",
+        gae_lambda: float = 1,
+        gamma: float = 0.99,
+        n_envs: int = 1,
+    ) -> None:
+        self.fixed_size = buffer_size
+        self.capacity = INITIAL_CAPACITY if buffer_size is None else buffer_size
+        super().__init__(self.capacity, observation_space, action_space, device, gae_lambda, gamma, n_envs)
+
+    def reset(self) -> None:
+        """Forget the rollout. A buffer that has grown keeps its capacity."""
+        self.buffer_size = self.capacity
+        super().reset()
+        shape = (self.buffer_size, self.n_envs)
+        self.dones, self.truncated = np.zeros(shape, dtype=bool), np.zeros(shape, dtype=bool)
+        self.mask = np.ones(shape, dtype=bool)
+        #: (step, env) -> the observation that followed a truncated or cut-off step
+        self.final_observations: dict[tuple[int, int], Any] = {}
+        self.first_timesteps = np.zeros(self.n_envs, dtype=np.int64)
+
+    def append(
+        self, obs: Any, actions: np.ndarray, rewards: np.ndarray, dones: np.ndarray, active: np.ndarray | None
+    ) -> None:
+        """Write one step of all envs.
+
+        :param obs: as acted upon
+        :param actions: as sampled, ``(n_envs, *action_shape)``
+        :param rewards: ``(n_envs,)``
+        :param dones: ``(n_envs,)``, True where the episode ended
+        :param active: ``(n_envs,)``, False where an env only waits; None if none does
+        """
+        if self.pos == self.buffer_size:
+            self._grow()
+        pos = self.pos
+        if isinstance(obs, dict):
+            for key, array in self.observations.items():  # type: ignore[attr-defined]
+                array[pos] = obs[key].reshape(array.shape[1:])
+        else:
+            self.observations[pos] = obs.reshape(self.observations.shape[1:])
+        self.actions[pos] = actions.reshape(self.actions.shape[1:])
+        self.rewards[pos] = rewards
+        self.dones[pos] = dones
+        if active is not None:
+            self.mask[pos] = active
+        self.pos = pos + 1
+
+    def finish(self, episode_starts: np.ndarray, first_timesteps: np.ndarray) -> None:
+        """Close the rollout: cut the arrays to its length and derive what follows from the endings.
+
+        :param episode_starts: ``(n_envs,)``, True where the first row began an episode
+        :param first_timesteps: ``(n_envs,)``, index of the first row within its episode
+        """
+        self.buffer_size = self.pos
+        self._resize(self.pos)
+        self.episode_starts[0] = episode_starts
+        self.episode_starts[1:] = self.dones[:-1]
+        self.first_timesteps = first_timesteps
+        self.full = True
+
+    @property
+    def timesteps(self) -> np.ndarray:
+        """Index of each step within its episode, ``(n_steps, n_envs)``."""
+        rows = np.arange(self.buffer_size)[:, None]
+        latest_start = np.maximum.accumulate(np.where(self.episode_starts > 0, rows, -1), axis=0)
+        return np.where(latest_start >= 0, rows - latest_start, rows + self.first_timesteps)
+
+    def _grow(self) -> None:
+        self.capacity = self.buffer_size = 2 * self.capacity
+        self._resize(self.capacity)
+
+    def _resize(self, size: int) -> None:
+        def resized(name: str, array: np.ndarray) -> np.ndarray:
+            if size <= len(array):
+                return array[:size]
+            fill = np.ones if name == "mask" else np.zeros
+            return np.concatenate((array, fill((size - len(array), *array.shape[1:]), dtype=array.dtype)))
+
+        for name in (*_SB3_ARRAYS, *_OWN_ARRAYS):
+            setattr(self, name, resized(name, getattr(self, name)))
+        observations: Any = self.observations
+        if isinstance(observations, dict):
+            self.observations = {k: resized(k, v) for k, v in observations.items()}  # type: ignore[assignment]
+        else:
+            self.observations = resized("observations", observations)
+
+    def _get_samples(self, batch_inds: np.ndarray, env: Any = None) -> Any:
+        """As SB3's, without the steps in which an env only waited."""
+        valid = self.mask.swapaxes(0, 1).reshape(-1)[batch_inds]
+        return super()._get_samples(batch_inds[valid], env)
+
+
+class DictTrajectoryRolloutBuffer(TrajectoryRolloutBuffer, DictRolloutBuffer):  # type: ignore[misc]
+    """:class:`TrajectoryRolloutBuffer` for Dict observations."""

@@ -1,0 +1,230 @@
+"""Env steps into a buffer: the loop that samples, steps and writes, and does nothing else.
+
+Values, log-probabilities and returns come from one batched forward after it (:mod:`sb3_pg.rollout.evaluation`).
+"""
+
+from collections.abc import Callable
+from typing import Any
+
+import numpy as np
+from gymnasium import spaces
+from stable_baselines3.common.callbacks import BaseCallback
+from stable_baselines3.common.on_policy_algorithm import OnPolicyAlgorithm
+from stable_baselines3.common.vec_env import VecEnv
+
+from sb3_pg.errors import NonFiniteError
+from sb3_pg.rollout.buffers import TrajectoryRolloutBuffer
+from sb3_pg.rollout.samplers import Sampler, make_sampler
+
+
+class EndlessEpisodeError(RuntimeError):
+    """An episode did not end within ``max_episode_steps``."""
+
+
+class Collector:
+    """Fills a buffer with segments of ``n_steps``, or with complete episodes.
+
+    With complete episodes every env contributes the same number, from a fresh reset, and the envs that are done wait
+    for the others, masked: dropping unfinished episodes instead would over-sample short ones. Every step of every
+    env counts in ``num_timesteps``, waiting included; a VecNormalize around the envs sees waiting steps too.
+
+    :param model: the algorithm, of which SB3's bookkeeping is kept (``_last_obs``, ``num_timesteps``, ...)
+    :param env: its environments
+    :param max_episode_steps: longest episode that is waited for in complete-episode mode
+    """
+
+    def __init__(self, model: OnPolicyAlgorithm, env: VecEnv, max_episode_steps: int) -> None:
+        self.model, self.env, self.max_episode_steps = model, env, max_episode_steps
+        self.to_env = _action_transform(model)
+        #: steps since each env's episode began; nobody's episode is older than the collector
+        self.timesteps = np.zeros(env.num_envs, dtype=np.int64)
+
+    def collect(
+        self,
+        callback: BaseCallback,
+        buffer: TrajectoryRolloutBuffer,
+        n_steps: int | None,
+        episodes_per_env: int | None,
+    ) -> Sampler | None:
+        """Collect one rollout.
+
+        Exactly one of ``n_steps`` and ``episodes_per_env`` is given.
+
+        :param callback: its hooks are called as by SB3, with SB3's names in ``locals``
+        :param buffer: is reset, filled and closed
+        :param n_steps: steps per env
+        :param episodes_per_env: complete episodes per env
+        :return: the sampler that was used, or None if the callback stopped training
+        :raises EndlessEpisodeError: an episode exceeds ``max_episode_steps`` in complete-episode mode
+        :raises NonFiniteError: a reward or an observation is not finite
+        """
+        model = self.model
+        model.policy.set_training_mode(False)
+        buffer.reset()
+        if model.use_sde:
+            model.policy.reset_noise(self.env.num_envs)
+        callback.on_rollout_start()
+        try:
+            if episodes_per_env is not None:
+                self._reset_unless_fresh()
+            sampler = make_sampler(model.policy, model.device, self.env.num_envs)
+            finished = self._loop(callback, buffer, sampler, n_steps, episodes_per_env)
+        except BaseException:
+            model._last_obs = None  # the env is in an unknown state: the next learn() resets it
+            raise
+        return sampler if finished else None
+
+    def _reset_unless_fresh(self) -> None:
+        model = self.model
+        assert model._last_episode_starts is not None
+        if not model._last_episode_starts.all():
+            model._last_obs = self.env.reset()  # type: ignore[assignment]
+            model._last_episode_starts = np.ones(self.env.num_envs, dtype=bool)
+
+    def _loop(
+        self,
+        callback: BaseCallback,
+        rollout_buffer: TrajectoryRolloutBuffer,
+        sampler: Sampler,
+        n_rollout_steps: int | None,
+        episodes_per_env: int | None,
+    ) -> bool:
+        model, env, to_env = self.model, self.env, self.to_env
+        n_envs = env.num_envs
+        obs: Any = model._last_obs
+        first_starts = np.asarray(model._last_episode_starts, dtype=bool)
+        self.timesteps[first_starts] = 0
+        complete = episodes_per_env is not None
+        remaining = np.full(n_envs, episodes_per_env or 0)
+        active = np.ones(n_envs, dtype=bool) if complete else None
+        began = np.zeros(n_envs, dtype=np.int64)  # row at which each env's episode began
+        oldest = 0
+        n_steps = 0
+        constants = {
+            "self": model,
+            "env": env,
+            "callback": callback,
+            "rollout_buffer": rollout_buffer,
+            "n_rollout_steps": n_rollout_steps,
+        }
+        callback.update_locals(constants)
+        while True:
+            if model.use_sde and model.sde_sample_freq > 0 and n_steps % model.sde_sample_freq == 0:
+                model.policy.reset_noise(n_envs)
+            try:
+                actions = sampler(obs)
+            except (RuntimeError, ValueError) as error:
+                _require_finite_observation(obs, n_steps, error)
+                raise
+            clipped_actions = to_env(actions)
+            new_obs, rewards, dones, infos = env.step(clipped_actions)
+            model.num_timesteps += n_envs
+            if active is not None:
+                dones = dones & active
+            n_steps += 1
+            callback.update_locals(
+                {
+                    "n_steps": n_steps,
+                    "actions": actions,
+                    "clipped_actions": clipped_actions,
+                    "new_obs": new_obs,
+                    "rewards": rewards,
+                    "dones": dones,
+                    "infos": infos,
+                }
+            )
+            go_on = callback.on_step()
+            rollout_buffer.append(obs, actions, rewards, dones, active)
+            if dones.any():
+                self._record_endings(rollout_buffer, dones, infos, n_steps - 1)
+                began[dones] = n_steps
+                if active is not None:
+                    remaining[dones] -= 1
+                    active = remaining > 0
+                    oldest = int(began[active].min()) if active.any() else n_steps
+            model._last_obs = obs = new_obs
+            model._last_episode_starts = dones
+            if not go_on:
+                self._advance(began, n_steps)
+                return False
+            if n_steps == n_rollout_steps or (active is not None and not active.any()):
+                break
+            if complete and n_steps - oldest >= self.max_episode_steps:
+                raise EndlessEpisodeError(
+                    f"The episode of env {int(np.argmin(np.where(active, began, n_steps)))} has not ended after "
+                    f"{self.max_episode_steps} steps, and complete-episode mode waits for it. Give the env a time limit "
+                    "(gymnasium.wrappers.TimeLimit), raise max_episode_steps, or collect segments with n_steps=."
+                )
+        rollout_buffer.finish(first_starts, self.timesteps.copy())
+        self._advance(began, n_steps)
+        if complete:
+            # Envs that waited are somewhere in an episode of no interest: none of them counts as fresh.
+            model._last_episode_starts = dones if n_envs == 1 else np.zeros(n_envs, dtype=bool)
+        else:
+            self._keep_cut_observations(rollout_buffer, obs, dones)
+        _require_finite(rollout_buffer)
+        return True
+
+    def _advance(self, began: np.ndarray, n_steps: int) -> None:
+        """Carry each env's step count over to the next rollout."""
+        self.timesteps = np.where(began > 0, n_steps - began, self.timesteps + n_steps)
+
+    def _record_endings(
+        self, buffer: TrajectoryRolloutBuffer, dones: np.ndarray, infos: list[dict[str, Any]], row: int
+    ) -> None:
+        """Scan the infos of the envs whose episode ended, and of no others."""
+        ended = np.flatnonzero(dones)
+        self.model._update_info_buffer([infos[i] for i in ended], np.ones(len(ended), dtype=bool))
+        for i in ended:
+            info = infos[i]
+            if info.get("TimeLimit.truncated", False):
+                buffer.truncated[row, i] = True
+                if info.get("terminal_observation") is not None:
+                    buffer.final_observations[row, int(i)] = info["terminal_observation"]
+
+    @staticmethod
+    def _keep_cut_observations(buffer: TrajectoryRolloutBuffer, obs: Any, dones: np.ndarray) -> None:
+        """A segment that ends in the middle of an episode is cut there; its value stands for the rest."""
+        for i in np.flatnonzero(~dones):
+            cut = {key: value[i] for key, value in obs.items()} if isinstance(obs, dict) else obs[i]
+            buffer.final_observations[buffer.pos - 1, int(i)] = cut
+
+
+def _action_transform(model: OnPolicyAlgorithm) -> Callable[[np.ndarray], np.ndarray]:
+    """From the policy's actions to the env's."""
+    space = model.action_space
+    if not isinstance(space, spaces.Box):
+        return lambda actions: actions
+    if model.policy.squash_output:
+        return model.policy.unscale_action
+    low, high = space.low, space.high
+    return lambda actions: np.minimum(np.maximum(actions, low), high)
+
+
+def _require_finite_observation(obs: Any, step: int, cause: Exception) -> None:
+    for key, array in obs.items() if isinstance(obs, dict) else (("", obs),):
+        bad = np.argwhere(~np.isfinite(array))
+        if len(bad):
+            name = f"observation['{key}']" if key else "observation"
+            raise NonFiniteError(name, float(array[tuple(bad[0])]), int(bad[0][0]), step) from cause
+
+
+def _require_finite(buffer: TrajectoryRolloutBuffer) -> None:
+    """Find the first number in the buffer that is none, and say where it came from."""
+    arrays: list[tuple[str, Any]] = [("reward", buffer.rewards)]
+    observations: Any = buffer.observations
+    if isinstance(observations, dict):
+        arrays += [(f"observation['{key}']", array) for key, array in observations.items()]
+    else:
+        arrays.append(("observation", observations))
+    for name, array in arrays:
+        if not np.issubdtype(array.dtype, np.floating):
+            continue
+        with np.errstate(all="ignore"):
+            if np.isfinite(array.sum()):
+                continue  # the cheap test; an overflow of the sum alone is cleared below
+        bad = ~np.isfinite(array).reshape(*array.shape[:2], -1).all(axis=-1) & buffer.mask
+        if bad.any():
+            step, env = (int(i) for i in np.argwhere(bad)[0])
+            value = np.asarray(array[step, env])
+            raise NonFiniteError(name, float(value[~np.isfinite(value)].flat[0]), env, step, "The env returned it.")

@@ -1,0 +1,214 @@
+"""Drawing actions from a policy, and nothing else: no critic, no log-probabilities.
+
+:func:`make_sampler` chooses once per rollout. All samplers draw from the same distribution:
+
+* :class:`MlpSampler` for SB3's standard MLP policies: the layers' matrices by themselves, noise drawn in blocks;
+* :class:`DistributionSampler` for any policy that keeps SB3's ``get_distribution``: images, dicts, gSDE, own extractors;
+* :class:`ForwardSampler` for policies that override ``forward``: calls it, and keeps its values and log-probs.
+"""
+
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from typing import Any, Protocol, cast
+
+import numpy as np
+import torch as th
+import torch.nn.functional as nnf
+from gymnasium import spaces
+from stable_baselines3.common.distributions import (
+    BernoulliDistribution,
+    CategoricalDistribution,
+    DiagGaussianDistribution,
+    MultiCategoricalDistribution,
+)
+from stable_baselines3.common.policies import ActorCriticPolicy
+from stable_baselines3.common.preprocessing import is_image_space
+from stable_baselines3.common.torch_layers import FlattenExtractor, MlpExtractor
+from stable_baselines3.common.utils import obs_as_tensor
+from torch import nn
+from torch.distributions import Distribution
+
+#: Steps whose noise is drawn at once.
+NOISE_BLOCK = 256
+
+
+class Sampler(Protocol):
+    """Actions for one step of all envs."""
+
+    def __call__(self, obs: Any) -> np.ndarray:
+        """Draw actions.
+
+        :param obs: the envs' observations, ``(n_envs, ...)`` or a dict of those
+        :return: unclipped actions, ``(n_envs, *action_shape)``
+        """
+
+
+@contextmanager
+def unvalidated_distributions() -> Iterator[None]:
+    """Build torch distributions without checking their arguments; it takes longer than the sampling itself.
+
+    The arguments are checked once per rollout and update instead, where the error can say which env and step.
+    """
+    before = Distribution._validate_args
+    Distribution.set_default_validate_args(False)
+    try:
+        yield
+    finally:
+        Distribution.set_default_validate_args(before)
+
+
+def overrides(policy: ActorCriticPolicy, *methods: str) -> bool:
+    """Whether the policy's class replaces one of these methods of SB3's ActorCriticPolicy."""
+    return any(getattr(type(policy), name) is not getattr(ActorCriticPolicy, name) for name in methods)
+
+
+def make_sampler(policy: ActorCriticPolicy, device: th.device, n_envs: int) -> Sampler:
+    """The fastest sampler that honors the policy's own methods.
+
+    :param policy: in eval mode
+    :param device: where the policy lives
+    :param n_envs: number of parallel environments
+    """
+    if overrides(policy, "forward", "extract_features", "get_distribution", "_predict"):
+        return ForwardSampler(policy, device)
+    if _is_plain_mlp(policy):
+        return MlpSampler(policy, device, n_envs)
+    return DistributionSampler(policy, device)
+
+
+def _is_plain_mlp(policy: ActorCriticPolicy) -> bool:
+    space = policy.observation_space
+    return (
+        not overrides(policy, "_get_action_dist_from_latent", "__call__")
+        and type(policy.pi_features_extractor) is FlattenExtractor
+        and type(policy.mlp_extractor) is MlpExtractor
+        and type(policy.action_net) is nn.Linear
+        and type(policy.action_dist) in _NOISE
+        and (isinstance(space, spaces.Discrete) or (isinstance(space, spaces.Box) and not is_image_space(space)))
+        and not any(m._forward_hooks or m._forward_pre_hooks for m in policy.modules())
+    )
+
+
+def _gumbel(shape: tuple[int, ...], device: th.device) -> th.Tensor:
+    """argmax(logits + Gumbel noise) is a categorical sample."""
+    return th.empty(shape, device=device).exponential_().log_().neg_()
+
+
+def _logistic(shape: tuple[int, ...], device: th.device) -> th.Tensor:
+    """logit + logistic noise > 0 is a Bernoulli sample."""
+    return th.logit(th.rand(shape, device=device), eps=1e-7)
+
+
+def _normal(shape: tuple[int, ...], device: th.device) -> th.Tensor:
+    return th.randn(shape, device=device)
+
+
+_NOISE: dict[type, Callable[[tuple[int, ...], th.device], th.Tensor]] = {
+    CategoricalDistribution: _gumbel,
+    MultiCategoricalDistribution: _gumbel,
+    BernoulliDistribution: _logistic,
+    DiagGaussianDistribution: _normal,
+}
+
+
+class MlpSampler:
+    """Sampling through the bare matrices of SB3's standard MLP policy.
+
+    :param policy: with flat features, :class:`MlpExtractor` and a linear head
+    :param device: where the policy lives
+    :param n_envs: number of parallel environments
+    """
+
+    def __init__(self, policy: ActorCriticPolicy, device: th.device, n_envs: int) -> None:
+        self.device = device
+        space = policy.observation_space
+        self.n_classes = int(space.n) if isinstance(space, spaces.Discrete) else None
+        self.layers: list[Callable[[th.Tensor], th.Tensor]] = []
+        for module in (*policy.mlp_extractor.policy_net, policy.action_net):
+            self.layers.append(_linear(module) if type(module) is nn.Linear else module)
+        distribution = policy.action_dist
+        self._decide = self._decision(policy, distribution)
+        self._draw = _NOISE[type(distribution)]
+        self._shape = (n_envs, cast(nn.Linear, policy.action_net).out_features)
+        self._noise: Iterator[th.Tensor] = iter(())
+
+    @staticmethod
+    def _decision(policy: ActorCriticPolicy, distribution: Any) -> Callable[[th.Tensor, th.Tensor], th.Tensor]:
+        """From the head's output and noise to actions."""
+        if isinstance(distribution, DiagGaussianDistribution):
+            std = cast(th.Tensor, policy.log_std).detach().exp()
+            shape = (-1, *cast(tuple[int, ...], policy.action_space.shape))
+            return lambda mean, noise: th.addcmul(mean, std, noise).reshape(shape)
+        if isinstance(distribution, MultiCategoricalDistribution):
+            sizes = [int(n) for n in distribution.action_dims]
+            return lambda logits, noise: th.stack([s.argmax(1) for s in (logits + noise).split(sizes, 1)], 1)
+        if isinstance(distribution, BernoulliDistribution):
+            return lambda logits, noise: (logits + noise > 0).to(logits.dtype)
+        return lambda logits, noise: (logits + noise).argmax(1)
+
+    def outputs(self, obs: Any) -> th.Tensor:
+        """The head's output: logits or means, ``(n_envs, n_outputs)``."""
+        x = th.from_numpy(obs).to(self.device)
+        if self.n_classes is not None:
+            x = nnf.one_hot(x.long().flatten(), self.n_classes)
+        x = x.flatten(1).float()
+        for layer in self.layers:
+            x = layer(x)
+        return x
+
+    @th.inference_mode()
+    def __call__(self, obs: Any) -> np.ndarray:
+        """Draw actions."""
+        noise = next(self._noise, None)
+        if noise is None:
+            self._noise = iter(self._draw((NOISE_BLOCK, *self._shape), self.device))
+            noise = next(self._noise)
+        actions: np.ndarray = self._decide(self.outputs(obs), noise).cpu().numpy()
+        return actions
+
+
+def _linear(module: nn.Linear) -> Callable[[th.Tensor], th.Tensor]:
+    weight, bias = module.weight, module.bias
+    return lambda x: nnf.linear(x, weight, bias)
+
+
+class DistributionSampler:
+    """Sampling through the policy's own ``get_distribution``.
+
+    :param policy: the policy
+    :param device: where it lives
+    """
+
+    def __init__(self, policy: ActorCriticPolicy, device: th.device) -> None:
+        self.policy, self.device = policy, device
+        self.shape = (-1, *cast(tuple[int, ...], policy.action_space.shape))
+
+    @th.inference_mode()
+    def __call__(self, obs: Any) -> np.ndarray:
+        """Draw actions."""
+        with unvalidated_distributions():
+            actions = self.policy.get_distribution(obs_as_tensor(obs, self.device)).get_actions()
+        result: np.ndarray = actions.reshape(self.shape).cpu().numpy()
+        return result
+
+
+class ForwardSampler:
+    """Sampling through the policy's own ``forward``, whose values and log-probs are kept.
+
+    :param policy: the policy
+    :param device: where it lives
+    """
+
+    def __init__(self, policy: ActorCriticPolicy, device: th.device) -> None:
+        self.policy, self.device = policy, device
+        self.values: list[th.Tensor] = []
+        self.log_probs: list[th.Tensor] = []
+
+    @th.no_grad()  # not inference mode: a policy of the user's may keep what it computes
+    def __call__(self, obs: Any) -> np.ndarray:
+        """Draw actions."""
+        actions, values, log_probs = self.policy(obs_as_tensor(obs, self.device))
+        self.values.append(values.flatten())
+        self.log_probs.append(log_probs.flatten())
+        result: np.ndarray = actions.cpu().numpy()
+        return result

@@ -1,0 +1,79 @@
+"""Hyperparameter search: what Optuna tries, and how a trial becomes arguments of an algorithm.
+
+rl_zoo3 calls the sampler for each new trial, and the converter alone when it reloads one (``--trial-id``). So all that
+decides an argument is among the trial's own parameters, and the converter is a pure function of them.
+"""
+
+from typing import Any
+
+import optuna
+from torch import nn
+
+_NET_ARCH: dict[str, list[int]] = {"tiny": [32], "small": [64, 64], "medium": [256, 256]}
+_ACTIVATION: dict[str, type[nn.Module]] = {"tanh": nn.Tanh, "relu": nn.ReLU}
+
+
+def sample_reinforce_params(
+    trial: optuna.Trial, n_actions: int, n_envs: int, additional_args: dict[str, Any]
+) -> dict[str, Any]:
+    """Arguments of ``Reinforce`` for one trial.
+
+    Every trial suggests the same parameters, those of a critic that its baseline has no use for included: rl_zoo3's
+    multivariate TPE draws at random whatever some trials lack.
+
+    :param trial: Optuna's trial
+    :param n_actions: dimensions of the action space, of no use here
+    :param n_envs: number of environments, which ``n_episodes`` is a multiple of
+    :param additional_args: for off-policy algorithms, of no use here
+    :return: keyword arguments
+    """
+    del n_actions, additional_args
+    params = {
+        "baseline": trial.suggest_categorical("baseline", ["mean", "leave_one_out", "time", "linear", "value"]),
+        "rollout": trial.suggest_categorical("rollout", ["episodes", "steps"]),
+        "n_episodes": trial.suggest_categorical("n_episodes", _multiples(n_envs)),
+        "n_steps_pow": trial.suggest_int("n_steps_pow", 5, 11),
+        "one_minus_gamma": trial.suggest_float("one_minus_gamma", 1e-4, 0.1, log=True),
+        "learning_rate": trial.suggest_float("learning_rate", 1e-4, 3e-2, log=True),
+        "critic_learning_rate": trial.suggest_float("critic_learning_rate", 1e-4, 3e-2, log=True),
+        "n_critic_updates": trial.suggest_int("n_critic_updates", 1, 20),
+        "ent_coef": trial.suggest_float("ent_coef", 1e-8, 0.1, log=True),
+        "max_grad_norm": trial.suggest_float("max_grad_norm", 0.3, 2.0),
+        "normalize_advantage": trial.suggest_categorical("normalize_advantage", [False, True]),
+        "net_arch": trial.suggest_categorical("net_arch", list(_NET_ARCH)),
+        "activation_fn": trial.suggest_categorical("activation_fn", list(_ACTIVATION)),
+    }
+    hyperparams = convert_reinforce_params(params)
+    for name in ("gamma", "n_episodes", "n_steps"):  # Optuna reports the parameters, the user wants the arguments.
+        trial.set_user_attr(name, hyperparams[name])
+    return hyperparams
+
+
+def convert_reinforce_params(sampled_params: dict[str, Any]) -> dict[str, Any]:
+    """Arguments of ``Reinforce`` from a trial's parameters.
+
+    Arguments that exclude or need another one are set, if only to None: a config file's would remain beside them.
+
+    :param sampled_params: the parameters that :func:`sample_reinforce_params` suggests, unchanged on return
+    :return: keyword arguments
+    """
+    params = dict(sampled_params)
+    params["gamma"] = 1 - params.pop("one_minus_gamma")
+    net_arch = _NET_ARCH[params.pop("net_arch")]
+    params["policy_kwargs"] = {
+        "net_arch": {"pi": net_arch, "vf": net_arch},
+        "activation_fn": _ACTIVATION[params.pop("activation_fn")],
+    }
+    params["baseline_kwargs"] = None
+    n_steps = 2 ** params.pop("n_steps_pow")
+    in_steps = params.pop("rollout") == "steps"
+    if params["baseline"] != "value":  # no critic to fit, nor to cut an episode short with
+        in_steps = False
+        params |= {"critic_learning_rate": None, "n_critic_updates": 1, "truncation": None}
+    params |= {"n_episodes": None, "n_steps": n_steps} if in_steps else {"n_steps": None}
+    return params
+
+
+def _multiples(n_envs: int) -> list[int]:
+    """Batches of about 8 to 64 episodes that ``n_envs`` divides; at least two, for what leaves one out."""
+    return sorted({-(-target // n_envs) * n_envs for target in (8, 16, 32, 64)})

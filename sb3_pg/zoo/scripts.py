@@ -1,0 +1,115 @@
+"""rl_zoo3's own scripts, run in this process with our algorithms registered.
+
+Each takes the arguments of the script it runs, all of them; its ``--help`` lists them.
+"""
+
+import difflib
+import inspect
+import re
+import runpy
+import sys
+import traceback
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from typing import Final, NoReturn
+
+import rl_zoo3.enjoy
+import rl_zoo3.train
+from rl_zoo3.utils import ALGOS
+
+import sb3_pg.zoo  # noqa: F401  registers our algorithms
+from sb3_pg.extras import extra_hints
+
+# Ahead of the user's arguments, so that theirs win: rl_zoo3 looks for agents of its own hub unless told otherwise.
+_TRAINED_HERE: Final = ("--folder", "logs")
+
+
+def train(arguments: Sequence[str]) -> None:
+    """Train an agent, or optimize hyperparameters: ``rl_zoo3.train``.
+
+    :param arguments: its command line, without the program's name
+    :raises SystemExit: the arguments are wrong, or are ``--help``
+    :raises MissingExtraError: the environment or an option needs an optional dependency
+    """
+    with _command_line("train", arguments):
+        rl_zoo3.train.train()
+
+
+def enjoy(arguments: Sequence[str]) -> None:
+    """Watch or score a trained agent: ``rl_zoo3.enjoy``, on the folder ``logs`` that ``train`` writes by default.
+
+    :param arguments: its command line, without the program's name
+    :raises SystemExit: the arguments are wrong, or are ``--help``
+    :raises MissingExtraError: rendering or the environment needs an optional dependency
+    """
+    with _command_line("enjoy", (*_TRAINED_HERE, *arguments)):
+        rl_zoo3.enjoy.enjoy()
+
+
+def record_video(arguments: Sequence[str]) -> None:
+    """Record a video of a trained agent: ``rl_zoo3.record_video``, on the folder ``logs`` by default.
+
+    :param arguments: its command line, without the program's name
+    :raises SystemExit: the arguments are wrong, or are ``--help``
+    :raises MissingExtraError: recording or the environment needs an optional dependency
+    """
+    with _command_line("record-video", (*_TRAINED_HERE, *arguments)):
+        # The script has no function to call: all of it stands under `if __name__ == "__main__"`.
+        runpy.run_module("rl_zoo3.record_video", run_name="__main__")
+
+
+@contextmanager
+def _command_line(command: str, arguments: Sequence[str]) -> Iterator[None]:
+    """Show rl_zoo3's scripts, which read ``sys.argv``, this command line; report errors as a command does."""
+    before = sys.argv
+    sys.argv = [f"sb3-pg {command}", *arguments]
+    try:
+        with extra_hints():
+            yield
+    except (AssertionError, TypeError, ValueError) as error:
+        message = _wrong_call(error)
+        if message is None:
+            raise
+        _refuse(command, message, error)
+    finally:
+        sys.argv = before
+
+
+def _refuse(command: str, message: str, error: Exception) -> NoReturn:
+    print(f"sb3-pg {command}: error: {message}", file=sys.stderr)
+    raise SystemExit(2) from error
+
+
+# Where rl_zoo3 checks what it was asked for.
+_CHECKS: Final = {
+    ("rl_zoo3.train", "train"),
+    ("rl_zoo3.utils", "get_model_path"),
+    ("rl_zoo3.exp_manager", "read_hyperparameters"),
+}
+
+
+def _wrong_call(error: Exception) -> str | None:
+    """What to tell the user if ``error`` says that the command was called wrongly.
+
+    None if it may be anything else, which keeps its traceback.
+    """
+    if isinstance(error, TypeError):
+        unexpected = re.search(r"(\w+)\.__init__\(\) got an unexpected keyword argument '(\w+)'", str(error))
+        return _unknown_argument(*unexpected.groups()) if unexpected else None
+    frames = [
+        (frame.f_globals.get("__name__", ""), frame.f_code.co_name)
+        for frame, _ in traceback.walk_tb(error.__traceback__)
+    ]
+    # Our constructors check their arguments, which rl_zoo3 takes from the config file and --hyperparams.
+    refused_by_us = ("rl_zoo3.exp_manager", "setup_experiment") in frames and frames[-1][0].startswith("sb3_pg.")
+    return str(error) if frames[-1] in _CHECKS or refused_by_us else None
+
+
+def _unknown_argument(class_name: str, argument: str) -> str | None:
+    algorithms = [algorithm for algorithm in ALGOS.values() if algorithm.__name__ == class_name]
+    if not algorithms:
+        return None
+    known = [name for name in inspect.signature(algorithms[0]).parameters if not name.startswith("_")]
+    closest = difflib.get_close_matches(argument, known, n=1)
+    hint = f"did you mean {closest[0]!r}?" if closest else f"it has: {', '.join(known)}"
+    return f"{class_name} has no argument {argument!r}, {hint}"

@@ -1,0 +1,97 @@
+import itertools
+import math
+from collections.abc import Callable
+
+import pytest
+import speed
+from bench_io import read_csv
+from speed import Sample
+
+
+def ticking() -> Callable[[], float]:
+    """A clock that shows 0, 1, 2, ... seconds."""
+    ticks = itertools.count()
+    return lambda: float(next(ticks))
+
+
+class FakeCase:
+    """Ours takes 1, 2, 4 s for 8 steps, the peer 4 s, the env alone 0.5 s."""
+
+    name, n_envs, ours_name, peer_name = "fake", 2, "Ours", "Peer"
+
+    def __init__(self) -> None:
+        self.calls: list[str] = []
+
+    def measures(self, repetition: int, steps: int) -> tuple[Callable[[], Sample], ...]:
+        def take(who: str, sample: Sample) -> Sample:
+            self.calls.append(who)
+            return sample
+
+        seconds = 2.0**repetition
+        return (
+            lambda: take("ours", Sample(steps, seconds, update_seconds=seconds / 4, episode=20.0)),
+            lambda: take("peer", Sample(steps, 4.0, update_seconds=1.0, episode=30.0)),
+            lambda: take("limit", Sample(steps, 0.5)),
+        )
+
+
+def test_sides_take_turns_and_the_row_is_their_arithmetic():
+    case = FakeCase()
+    row = speed.measure(case, repeats=3, steps=8)
+    assert case.calls == ["ours", "peer", "limit"] * 3
+    assert row == {
+        "case": "fake",
+        "ours": "Ours",
+        "peer": "Peer",
+        "n_envs": 2,
+        "ours_rate": 4,  # median of 8, 4, 2
+        "peer_rate": 2,
+        "ratio": 2.0,  # median of 4, 2, 1
+        "ratio_min": 1.0,
+        "ratio_max": 4.0,
+        "env_rate": 16,
+        "ours_of_env": 0.25,
+        "peer_of_env": 0.125,
+        "ours_update": 0.25,
+        "peer_update": 0.25,
+        "ours_episode": 20.0,
+        "peer_episode": 30.0,
+    }
+
+
+def test_calls_are_timed_without_the_first_one():
+    calls: list[None] = []
+    sample = speed.time_calls(lambda: calls.append(None), size=100, n_calls=5, clock=ticking())
+    assert (sample.steps, sample.seconds, len(calls)) == (500, 1.0, 6)
+    assert math.isnan(sample.update_seconds)
+
+
+@pytest.mark.parametrize("factory", [speed.a2c, speed.reinforce])
+def test_learning_is_timed_after_one_rollout(factory):
+    sample = speed.time_learning(factory, "CartPole-v1", 8, seed=0, steps=2 * speed.ROLLOUT, clock=ticking())
+    assert sample.steps == 2 * speed.ROLLOUT
+    # ticks: start; start and end of each of the two updates; end
+    assert (sample.seconds, sample.update_seconds) == (5.0, 2.0)
+    assert 5 < sample.episode < 100
+
+
+def test_env_alone_takes_whole_vector_steps():
+    sample = speed.time_env("CartPole-v1", 8, seed=0, steps=20, clock=ticking())
+    assert (sample.steps, sample.seconds) == (24, 1.0)
+
+
+def test_gae_case_compares_equals():
+    speed.build_gae(n_envs=3, seed=1)  # raises where the two disagree
+
+
+def test_command_keeps_the_rows_of_other_cases(tmp_path, capsys):
+    output = tmp_path / "speed.csv"
+    other = FakeCase()
+    other.name = "other"
+    options = ["--repeats", "1", "--steps", "8", "--output", str(output)]
+    assert speed.main(options, cases=(FakeCase(), other)) == 0
+    assert speed.main([*options, "--cases", "other"], cases=(FakeCase(), other)) == 0
+    rows = read_csv(output)
+    assert [row["case"] for row in rows] == ["fake", "other"]
+    assert "torch=" in rows[0]["versions"]
+    assert capsys.readouterr().out.splitlines()[0].split()[:3] == ["case", "ours", "peer"]

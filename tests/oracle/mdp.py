@@ -1,0 +1,293 @@
+"""A tabular MDP small enough to enumerate, in NumPy float64: the expectation of any estimator is a finite sum.
+
+Nothing of ``sb3_pg`` is imported here: returns, baselines and estimators are written down a second time, so that
+agreement with the library says something.
+
+Shapes: S states, A actions, H the time limit, P = A * S + A policy parameters, M distinct trajectories,
+B batches of N episodes each. theta is the flat vector (W, bias) of the logits W[a, s] + bias[a], W row by row, which
+is the layout of a linear layer on the one-hot state.
+"""
+
+from __future__ import annotations
+
+import itertools
+import math
+from collections import Counter
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any
+
+import gymnasium as gym
+import numpy as np
+from numpy.typing import NDArray
+
+if TYPE_CHECKING:
+    from collections.abc import Sequence
+
+Array = NDArray[np.float64]
+
+
+@dataclass(frozen=True)
+class Trajectory:
+    states: tuple[int, ...]
+    actions: tuple[int, ...]
+    rewards: tuple[float, ...]
+    terminated: bool  # False: cut by the time limit
+    dynamics: float  # product of the environment's own probabilities: p(s_0) and p(s_{t+1} | s_t, a_t)
+
+
+@dataclass(frozen=True)
+class TabularMDP:
+    """Finite-horizon MDP. ``transition[s, a]`` has S + 1 entries, the last is the probability of termination."""
+
+    initial: Array
+    transition: Array
+    reward: Array
+    horizon: int
+
+    @property
+    def n_states(self) -> int:
+        return self.reward.shape[0]
+
+    @property
+    def n_actions(self) -> int:
+        return self.reward.shape[1]
+
+    @property
+    def n_parameters(self) -> int:
+        return self.n_actions * (self.n_states + 1)
+
+    def trajectories(self) -> list[Trajectory]:
+        """Every trajectory that has positive probability under a policy that gives each action some."""
+        found: list[Trajectory] = []
+
+        def extend(states: tuple[int, ...], actions: tuple[int, ...], rewards: tuple[float, ...], p: float) -> None:
+            s = states[-1]
+            for a in range(self.n_actions):
+                taken, earned = (*actions, a), (*rewards, float(self.reward[s, a]))
+                p_end = float(self.transition[s, a, -1])
+                if p_end > 0:
+                    found.append(Trajectory(states, taken, earned, True, p * p_end))
+                if p_end < 1 and len(states) == self.horizon:
+                    found.append(Trajectory(states, taken, earned, False, p * (1 - p_end)))
+                elif p_end < 1:
+                    for s_next in np.flatnonzero(self.transition[s, a, :-1]):
+                        extend((*states, int(s_next)), taken, earned, p * float(self.transition[s, a, s_next]))
+
+        for s in np.flatnonzero(self.initial):
+            extend((int(s),), (), (), float(self.initial[s]))
+        return found
+
+    def policy(self, theta: Array) -> Array:
+        """pi(a | s), shape (S, A)."""
+        n = self.n_actions * self.n_states
+        logits = (theta[:n].reshape(self.n_actions, self.n_states) + theta[n:, None]).T
+        odds = np.exp(logits - logits.max(axis=1, keepdims=True))
+        return odds / odds.sum(axis=1, keepdims=True)
+
+    def scores(self, theta: Array) -> Array:
+        """grad_theta log pi(a | s), shape (S, A, P): d log pi(a|s) / d logit[b] = 1[a = b] - pi(b|s)."""
+        d_logits = np.eye(self.n_actions)[None] - self.policy(theta)[:, None, :]  # (S, A, A)
+        d_weight = np.einsum("sab,sz->sabz", d_logits, np.eye(self.n_states))  # only the column of s moves
+        return np.concatenate([d_weight.reshape(*self.reward.shape, -1), d_logits], axis=2)
+
+    def q_values(self, theta: Array, gamma: float) -> Array:
+        """Q(t, s, a) by backward induction, shape (H, S, A); the time limit ends the task, so it depends on t."""
+        pi, v, q = self.policy(theta), np.zeros(self.n_states), np.zeros((self.horizon, *self.reward.shape))
+        for t in reversed(range(self.horizon)):
+            q[t] = self.reward + gamma * self.transition[:, :, :-1] @ v
+            v = (pi * q[t]).sum(axis=1)
+        return q
+
+    def values(self, theta: Array, gamma: float) -> Array:
+        """V(t, s), shape (H, S)."""
+        return (self.policy(theta) * self.q_values(theta, gamma)).sum(axis=2)
+
+    def occupancy(self, theta: Array) -> Array:
+        """P(s_t = s, episode still running), by forward induction, shape (H, S)."""
+        move = np.einsum("sa,saz->sz", self.policy(theta), self.transition[:, :, :-1])
+        return np.stack([self.initial @ np.linalg.matrix_power(move, t) for t in range(self.horizon)])
+
+    def objective(self, theta: Array, gamma: float) -> float:
+        """J_gamma = E[sum_t gamma^t r_t]."""
+        return float(self.initial @ self.values(theta, gamma)[0])
+
+    def policy_gradient(self, theta: Array, gamma: float, state_discount: bool) -> Array:
+        """sum_t w_t E[score_t Q_gamma(s_t, a_t)]; with ``state_discount`` w_t = gamma^t, and it is grad J_gamma."""
+        weight = (gamma if state_discount else 1.0) ** np.arange(self.horizon)
+        return np.einsum(
+            "t,ts,sa,tsa,sap->p",
+            weight,
+            self.occupancy(theta),
+            self.policy(theta),
+            self.q_values(theta, gamma),
+            self.scores(theta),
+        )
+
+    def finite_difference_gradient(self, theta: Array, gamma: float, step: float = 1e-5) -> Array:
+        """grad J_gamma by central differences; error about step^2 + 1e-16 / step, so 1e-10."""
+        steps = step * np.eye(theta.size)
+        rise = [self.objective(theta + d, gamma) - self.objective(theta - d, gamma) for d in steps]
+        return np.array(rise) / (2 * step)
+
+
+class Enumeration:
+    """All trajectories of an MDP under one policy, and every estimator of the gradient on every batch of them.
+
+    Arrays over trajectories and steps are zero past the end of an episode. ``returns``, ``gamma`` and
+    ``state_discount`` mean what they mean in the library; G is (M, H), U = w_t score_t is (M, H, P).
+    """
+
+    def __init__(self, mdp: TabularMDP, theta: Array, returns: str, gamma: float, state_discount: bool) -> None:
+        self.trajectories = mdp.trajectories()
+        self.total = returns == "total"
+        shape = (len(self.trajectories), mdp.horizon)
+        pi, score = mdp.policy(theta), mdp.scores(theta)
+        self.mask, self.state = np.zeros(shape), np.zeros(shape, dtype=np.int64)
+        self.probability = np.array([tau.dynamics for tau in self.trajectories])
+        self.G, self.U = np.zeros(shape), np.zeros((*shape, mdp.n_parameters))
+        for i, tau in enumerate(self.trajectories):
+            length = len(tau.rewards)
+            self.mask[i, :length] = 1
+            self.state[i, :length] = tau.states
+            for t, (s, a) in enumerate(zip(tau.states, tau.actions, strict=True)):
+                first = 0 if self.total else t
+                self.probability[i] *= pi[s, a]
+                self.G[i, t] = sum(gamma ** (k - first) * tau.rewards[k] for k in range(first, length))
+                self.U[i, t] = (gamma**t if state_discount else 1.0) * score[s, a]
+        self.X = np.einsum("itp,it->ip", self.U, self.G)  # the estimate of one episode, without a baseline
+        self.Y = self.U.sum(axis=1)  # what one unit of a constant baseline takes away from it; E[Y] = 0
+
+    def mean(self, x: Array) -> Array:
+        """E over one episode of a quantity with the trajectories first."""
+        return np.tensordot(self.probability, x, axes=1)
+
+    def batches(self, n: int) -> tuple[NDArray[np.int64], Array]:
+        """Every multiset of n trajectories, (B, n), and its probability, (B,): n! prod_k p_k^m_k / m_k!.
+
+        Episodes are independent and exchangeable, so the sum over ordered n-tuples needs each multiset only once.
+        """
+        multisets = list(itertools.combinations_with_replacement(range(len(self.trajectories)), n))
+        orders = [math.factorial(n) / math.prod(map(math.factorial, Counter(m).values())) for m in multisets]
+        index = np.array(multisets)
+        return index, np.array(orders) * self.probability[index].prod(axis=1)
+
+    def baseline(self, name: str, index: NDArray[np.int64]) -> Array:
+        """What ``name`` subtracts in each batch, broadcastable to (B, N, H, P)."""
+        if name == "none":
+            return np.zeros((1, 1, 1, 1))
+        if name in ("optimal", "optimal_component_wise"):
+            x, y = self.X[index], self.Y[index]  # (B, N, P)
+            over = 1 if name == "optimal_component_wise" else (1, 2)
+            xy, yy = (x * y).sum(over, keepdims=True), (y * y).sum(over, keepdims=True)
+            return np.divide(xy, yy, out=np.zeros_like(xy), where=yy > 0)[:, :, None]
+        counted = self.mask[index]  # (B, N, H)
+        if name == "time":
+            reached = np.maximum(counted.sum(1), 1)
+            return ((counted * self.G[index]).sum(1) / reached)[:, None, :, None]
+        # The other two average G over steps. An episode's total return is one number, counted once: at its first step.
+        if self.total:
+            counted = counted * (np.arange(counted.shape[2]) == 0)
+        gained = counted * self.G[index]
+        if name == "mean":
+            return (gained.sum((1, 2)) / counted.sum((1, 2)))[:, None, None, None]
+        if name == "leave_one_out":
+            others = 1 - np.eye(index.shape[1])
+            return (gained.sum(2) @ others / (counted.sum(2) @ others))[:, :, None, None]
+        raise ValueError(name)
+
+    def estimates(self, baseline: str | Array, index: NDArray[np.int64]) -> Array:
+        """(1/N) sum_i sum_t w_t score_{i,t} (G_{i,t} - b) of every batch, (B, P).
+
+        :param baseline: its name, or b(tau, t) itself, (M, H)
+        """
+        b = self.baseline(baseline, index) if isinstance(baseline, str) else baseline[index][..., None]
+        return (self.U[index] * (self.G[index][..., None] - b)).sum(axis=2).mean(axis=1)
+
+    def optimal_constant(self) -> float:
+        """b* = E[X.Y] / E[Y.Y]: the constant that minimizes the total variance of X - b Y."""
+        return float(self.mean((self.X * self.Y).sum(1)) / self.mean((self.Y * self.Y).sum(1)))
+
+
+def total_variance(estimates: Array, probability: Array) -> float:
+    """Trace of the covariance of the estimates, (B, P), each with its probability."""
+    mean = probability @ estimates
+    return float(probability @ ((estimates - mean) ** 2).sum(axis=1))
+
+
+class Spaces(gym.Env[int, int]):
+    """An environment of which only the spaces matter: the batches are written by hand."""
+
+    def __init__(self, n_states: int, n_actions: int) -> None:
+        self.observation_space = gym.spaces.Discrete(n_states)
+        self.action_space = gym.spaces.Discrete(n_actions)
+
+
+def pack(columns: Sequence[Sequence[Trajectory]], n_steps: int) -> dict[str, NDArray[Any]]:
+    """The fields of a rollout, time-major (n_steps, n_envs, ...): each column holds its episodes one after the other.
+
+    What follows the last episode of a column is padding, masked, and full of numbers that must not matter.
+    """
+    shape = (n_steps, len(columns))
+    fields: dict[str, NDArray[Any]] = {
+        "observations": np.zeros((*shape, 1), dtype=np.int64),
+        "actions": np.ones((*shape, 1), dtype=np.int64),
+        "rewards": np.full(shape, 1e3, dtype=np.float32),
+        "terminated": np.ones(shape, dtype=bool),
+        "truncated": np.ones(shape, dtype=bool),
+        "timesteps": np.full(shape, 1, dtype=np.int64),
+        "mask": np.zeros(shape, dtype=bool),
+        "bootstrap": np.full(shape, -1e3, dtype=np.float32),
+        "values": np.full(shape, 1e3, dtype=np.float32),
+    }
+    for env, episodes in enumerate(columns):
+        row = 0
+        for tau in episodes:
+            length = len(tau.rewards)
+            here = (slice(row, row + length), env)
+            row += length
+            fields["observations"][here] = np.array(tau.states)[:, None]
+            fields["actions"][here] = np.array(tau.actions)[:, None]
+            fields["rewards"][here] = tau.rewards
+            fields["terminated"][here] = False
+            fields["truncated"][here] = False
+            fields["terminated" if tau.terminated else "truncated"][row - 1, env] = True
+            fields["timesteps"][here] = np.arange(length)
+            fields["mask"][here] = True
+            fields["bootstrap"][here] = 0.0
+            fields["values"][here] = 0.0
+    return fields
+
+
+def graph_mdp() -> tuple[TabularMDP, Array]:
+    """The MDP and policy of the tests: 11 trajectories of 1 to 3 steps, states revisited, and a time limit that cuts.
+
+    Action 0 ends the episode. Action 1 leads from state 0 to 1 or 2 (by chance), from 1 to itself, from 2 to 0.
+    """
+    transition = np.zeros((3, 2, 4))
+    transition[:, 0, 3] = 1.0
+    transition[0, 1, [1, 2]] = 0.6, 0.4
+    transition[1, 1, 1] = 1.0
+    transition[2, 1, 0] = 1.0
+    mdp = TabularMDP(
+        initial=np.array([0.7, 0.3, 0.0]),
+        transition=transition,
+        reward=np.array([[1.3, 0.7], [2.1, 0.4], [-0.6, 1.7]]),
+        horizon=3,
+    )
+    #           W[0, s]           W[1, s]           bias
+    theta = [-0.3, 0.5, -0.5, 0.4, -0.4, 0.3, -0.2, 0.1]
+    return mdp, np.array(theta)
+
+
+def chain_mdp() -> tuple[TabularMDP, Array]:
+    """Three steps, always; reward 1 in the first, whatever the action, and a uniform policy."""
+    transition = np.zeros((3, 2, 4))
+    for s in range(3):
+        transition[s, :, s + 1] = 1.0
+    mdp = TabularMDP(
+        initial=np.array([1.0, 0.0, 0.0]),
+        transition=transition,
+        reward=np.array([[1.0, 1.0], [0.0, 0.0], [0.0, 0.0]]),
+        horizon=3,
+    )
+    return mdp, np.zeros(mdp.n_parameters)
