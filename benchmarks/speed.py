@@ -179,8 +179,11 @@ def time_calls(function: Callable[[], Any], size: int, n_calls: int, clock: Cloc
 
 
 def reinforce(env: VecEnv, n_steps: int, seed: int) -> BaseAlgorithm:
-    """Reinforce as A2C is set up: fixed steps, a critic as the baseline, one gradient step per rollout."""
-    return Reinforce("MlpPolicy", env, n_steps=n_steps, baseline="value", seed=seed, device="cpu")
+    """Reinforce set up as A2C is: segments, a critic, one step of the same optimizer per rollout; both learn alike."""
+    rms_prop = {"optimizer_class": torch.optim.RMSprop, "optimizer_kwargs": {"alpha": 0.99, "eps": 1e-5}}
+    return Reinforce(
+        "MlpPolicy", env, 7e-4, baseline="value", n_steps=n_steps, policy_kwargs=rms_prop, seed=seed, device="cpu"
+    )
 
 
 def a2c(env: VecEnv, n_steps: int, seed: int) -> BaseAlgorithm:

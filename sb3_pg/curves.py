@@ -103,8 +103,10 @@ def read_training(folder: Path, axis: Axis = "steps", window: int = 100, label: 
     x = np.cumsum(lengths) if axis == "steps" else ends - min(header["t_start"] for header in _headers(folder))
     window = max(1, min(window, len(returns) // 5))
     windows = np.lib.stride_tricks.sliding_window_view(returns, window)
-    points = np.unique(np.linspace(0, len(windows) - 1, _GRID_POINTS).astype(int))
-    return Run(label or folder.parent.name, env_of(folder), x[window - 1 :][points], windows[points].T)
+    x = x[window - 1 :]
+    # At most one point per stretch of x: vectorized envs may finish many episodes at once.
+    points = np.unique(np.searchsorted(x, np.linspace(x[0], x[-1], _GRID_POINTS), side="right")) - 1
+    return Run(label or folder.parent.name, env_of(folder), x[points], windows[points].T)
 
 
 def bootstrap_band(

@@ -51,7 +51,14 @@ def draw(
         panel.set_xlim(left=0)
         panel.xaxis.set_major_formatter(EngFormatter(sep=""))
         panel.grid(alpha=0.3)
-        panel.legend(loc="best", title="mean and 95 % bootstrap band", title_fontsize="small", fontsize="small")
+        panel.legend(
+            loc="upper center",
+            bbox_to_anchor=(0.5, -0.14),  # below the panel, where it hides no band
+            title="mean and 95 % bootstrap band",
+            title_fontsize="small",
+            fontsize="small",
+            ncols=2,
+        )
     for panel in panels[len(envs) :]:
         panel.set_visible(False)
     if title is not None:

@@ -24,7 +24,7 @@ def real(low: float, high: float = math.inf, *, optional: bool = False) -> Check
             return
         if isinstance(value, bool) or not isinstance(value, Real):
             raise TypeError(_message(name, value, allowed, optional))
-        if not (math.isfinite(value) and low <= value <= high):
+        if not (math.isfinite(value) and low <= float(value) <= high):
             raise ValueError(_message(name, value, allowed, optional))
 
     return check
@@ -166,7 +166,7 @@ def to_schedule(value: Any, name: str = "learning_rate") -> Schedule:
         return LinearSchedule(rate, 0.0, 1.0)
     if isinstance(value, bool) or not isinstance(value, Real):
         raise TypeError(_message(name, value, allowed, False))
-    if not (math.isfinite(value) and value >= 0):
+    if not (math.isfinite(value) and float(value) >= 0):
         raise ValueError(_message(name, value, allowed, False))
     return FloatSchedule(float(value))
 

@@ -81,6 +81,8 @@ class PolicyGradientAlgorithm(OnPolicyAlgorithm):
     """
 
     policy_aliases: ClassVar[dict[str, type[BasePolicy]]] = A2C.policy_aliases
+    n_steps: int | None  # type: ignore[assignment]  # None: complete episodes
+    max_grad_norm: float | None  # type: ignore[assignment]
     checks: ClassVar[Mapping[str, arg.Check]] = CHECKS
 
     def __init__(
@@ -225,8 +227,8 @@ class PolicyGradientAlgorithm(OnPolicyAlgorithm):
             return -(-DEFAULT_N_EPISODES // self.n_envs)
         if self.n_episodes % self.n_envs:
             raise ValueError(
-                f"n_episodes must be a multiple of the number of envs, {self.n_envs}, so that every env contributes the "
-                f"same number of episodes; got {self.n_episodes}"
+                f"n_episodes must be a multiple of the number of envs, {self.n_envs}, so that every env contributes "
+                f"equally many episodes; got {self.n_episodes}"
             )
         return self.n_episodes // self.n_envs
 
@@ -413,9 +415,11 @@ class PolicyGradientAlgorithm(OnPolicyAlgorithm):
         """Share of action components outside the env's bounds, where they are clipped."""
         if not isinstance(self.action_space, spaces.Box) or self.policy.squash_output:
             return 0.0
-        actions = batch.select(batch.actions)
-        low, high = (th.as_tensor(bound.reshape(-1), device=actions.device) for bound in
-                     (self.action_space.low, self.action_space.high))
+        actions: th.Tensor = batch.select(batch.actions)
+        low, high = (
+            th.as_tensor(bound.reshape(-1), device=actions.device)
+            for bound in (self.action_space.low, self.action_space.high)
+        )
         flat = actions.reshape(len(actions), -1)
         return ((flat < low) | (flat > high)).float().mean()
 

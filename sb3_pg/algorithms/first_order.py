@@ -94,9 +94,7 @@ class FirstOrderAlgorithm(PolicyGradientAlgorithm):
         actor, critic = self.parameter_sets
         return not actor.keys().isdisjoint(critic)
 
-    def _evaluate(
-        self, batch: RolloutBatch, with_values: bool
-    ) -> tuple[th.Tensor, th.Tensor | None, th.Tensor | None]:
+    def _evaluate(self, batch: RolloutBatch, with_values: bool) -> tuple[th.Tensor, th.Tensor | None, th.Tensor | None]:
         """Log-prob, entropy and, where asked for, values of the valid samples, with gradient."""
         observations = batch.select(batch.observations)
         actions = policy_actions(batch.select(batch.actions), self.action_space)
@@ -109,6 +107,6 @@ class FirstOrderAlgorithm(PolicyGradientAlgorithm):
 
 def _explained_variance(batch: RolloutBatch) -> th.Tensor:
     """1 - Var[G - b] / Var[G]: 1 is a perfect baseline, 0 no better than a constant."""
-    assert batch.returns is not None and batch.advantages is not None
-    returns, advantages = batch.select(batch.returns), batch.select(batch.advantages)
+    returns: th.Tensor = batch.select(batch.returns)
+    advantages: th.Tensor = batch.select(batch.advantages)
     return 1.0 - advantages.var(correction=0) / returns.var(correction=0)

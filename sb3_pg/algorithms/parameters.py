@@ -27,7 +27,7 @@ def reachable_parameters(policy: ActorCriticPolicy) -> ParameterSets:
     """
     training = policy.training
     policy.set_training_mode(False)
-    names, parameters = zip(*[(n, p) for n, p in policy.named_parameters() if p.requires_grad], strict=True)
+    named = {name: parameter for name, parameter in policy.named_parameters() if parameter.requires_grad}
     space = policy.action_space
     actions = th.zeros((1, *(space.shape or ())), device=policy.device)
     with th.enable_grad():
@@ -35,21 +35,15 @@ def reachable_parameters(policy: ActorCriticPolicy) -> ParameterSets:
             obs_as_tensor(_zeros(policy.observation_space), policy.device), policy_actions(actions, space)
         )
         actor_output = log_prob.sum() if entropy is None else log_prob.sum() + entropy.sum()
-        sets = [
-            {
-                name: parameter
-                for name, parameter, gradient in zip(
-                    names,
-                    parameters,
-                    th.autograd.grad(output, parameters, allow_unused=True, retain_graph=True),
-                    strict=True,
-                )
-                if gradient is not None
-            }
-            for output in (actor_output, values.sum())
-        ]
+        sets = ParameterSets(_reached(actor_output, named), _reached(values.sum(), named))
     policy.set_training_mode(training)
-    return ParameterSets(*sets)
+    return sets
+
+
+def _reached(output: th.Tensor, named: dict[str, th.nn.Parameter]) -> dict[str, th.nn.Parameter]:
+    gradients: Any = th.autograd.grad(output, list(named.values()), allow_unused=True, retain_graph=True)
+    reached = zip(named.items(), gradients, strict=True)
+    return {name: parameter for (name, parameter), gradient in reached if gradient is not None}
 
 
 def _zeros(space: spaces.Space[Any]) -> Any:

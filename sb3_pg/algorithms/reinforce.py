@@ -130,7 +130,8 @@ class Reinforce(FirstOrderAlgorithm):
 
     def _advantages(self, batch: RolloutBatch) -> th.Tensor:
         baseline, returns = self._baseline, batch.returns
-        assert baseline is not None and returns is not None
+        assert baseline is not None
+        assert returns is not None
         own_batch = getattr(baseline, "fits_own_batch", False) or self.critic_fit == "before"
         if isinstance(baseline, OptimalBaseline):
             self._accumulate_episodes(batch, baseline)

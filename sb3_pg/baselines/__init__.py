@@ -36,14 +36,15 @@ def make_baseline(spec: Any, kwargs: Mapping[str, Any] | None = None, per_episod
     :raises TypeError: an object without ``fit`` and ``predict``
     """
     kwargs = dict(kwargs or {})
+    message = f"baseline must be one of {list(BASELINES)} or an object with fit and predict, got {spec!r}"
     if not isinstance(spec, str):
         if not isinstance(spec, Baseline) or inspect.isclass(spec):
-            raise TypeError(f"baseline must be one of {list(BASELINES)} or an object with fit and predict, got {spec!r}")
+            raise TypeError(message)
         if kwargs:
             raise ValueError(f"baseline_kwargs are for named baselines; {spec!r} is built already")
         return spec
     if spec not in BASELINES:
-        raise ValueError(f"baseline must be one of {list(BASELINES)} or an object with fit and predict, got {spec!r}")
+        raise ValueError(message)
     factory = BASELINES[spec]
     allowed = [name for name in inspect.signature(factory).parameters if name not in ("per_episode", "args", "kwargs")]
     unknown = [name for name in kwargs if name not in allowed]

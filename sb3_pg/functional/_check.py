@@ -11,7 +11,7 @@ def check_shapes(**tensors: th.Tensor | None) -> None:
     """
     shapes = {name: tuple(tensor.shape) for name, tensor in tensors.items() if tensor is not None}
     if len(set(shapes.values())) > 1:
-        raise ValueError(f"These tensors must have equal shapes, (n_steps, n_envs): {shapes}")
+        raise ValueError(f"These tensors must have equal shapes: {shapes}")
 
 
 def check_fraction(name: str, value: float) -> None:

@@ -41,7 +41,7 @@ def episode_gradients(
     seeds = th.eye(len(weights), dtype=weights.dtype, device=weights.device)
 
     def gradients_of_one(observation: Any, action: th.Tensor, weight: th.Tensor) -> th.Tensor:
-        _, pull_back = vjp(lambda p: weight @ log_prob(p, observation, action), parameters)
+        pull_back = vjp(lambda p: weight @ log_prob(p, observation, action), parameters)[1]
         (gradients,) = vmap(pull_back)(seeds)
         return th.cat([gradient.flatten(1) for gradient in gradients.values()], dim=1)
 

@@ -21,6 +21,7 @@ def policy_gradient_loss(
     :return: a scalar
     :raises ValueError: unequal shapes, or n_episodes < 1
     """
+    check_shapes(log_prob=log_prob, advantages=advantages)
     return reduce_actor(-log_prob * advantages.detach(), mask, n_episodes)
 
 

@@ -2,8 +2,15 @@
 
 from sb3_pg.rollout.batch import Observations, RolloutBatch
 from sb3_pg.rollout.buffers import DictTrajectoryRolloutBuffer, TrajectoryRolloutBuffer
-from sb3_pg.rollout.collector import Collector, EndlessEpisodeError
-from sb3_pg.rollout.evaluation import batch_from_foreign_buffer, fill_bootstrap, make_batch, policy_actions, predict_values
+from sb3_pg.rollout.collector import Collector
+from sb3_pg.rollout.evaluation import (
+    batch_from_foreign_buffer,
+    fill_bootstrap,
+    make_batch,
+    policy_actions,
+    predict_values,
+)
+from sb3_pg.rollout.progress import EndlessEpisodeError
 from sb3_pg.rollout.samplers import make_sampler, overrides, unvalidated_distributions
 
 __all__ = [

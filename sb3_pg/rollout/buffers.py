@@ -69,11 +69,12 @@ class TrajectoryRolloutBuffer(RolloutBuffer):
         if self.pos == self.buffer_size:
             self._grow()
         pos = self.pos
+        observations: Any = self.observations
         if isinstance(obs, dict):
-            for key, array in self.observations.items():  # type: ignore[attr-defined]
+            for key, array in observations.items():
                 array[pos] = obs[key].reshape(array.shape[1:])
         else:
-            self.observations[pos] = obs.reshape(self.observations.shape[1:])
+            observations[pos] = obs.reshape(observations.shape[1:])
         self.actions[pos] = actions.reshape(self.actions.shape[1:])
         self.rewards[pos] = rewards
         self.dones[pos] = dones
@@ -116,9 +117,10 @@ class TrajectoryRolloutBuffer(RolloutBuffer):
             setattr(self, name, resized(name, getattr(self, name)))
         observations: Any = self.observations
         if isinstance(observations, dict):
-            self.observations = {k: resized(k, v) for k, v in observations.items()}  # type: ignore[assignment]
+            resized_observations: Any = {key: resized(key, array) for key, array in observations.items()}
         else:
-            self.observations = resized("observations", observations)
+            resized_observations = resized("observations", observations)
+        self.observations = resized_observations
 
     def _get_samples(self, batch_inds: np.ndarray, env: Any = None) -> Any:
         """As SB3's, without the steps in which an env only waited."""
@@ -126,5 +128,5 @@ class TrajectoryRolloutBuffer(RolloutBuffer):
         return super()._get_samples(batch_inds[valid], env)
 
 
-class DictTrajectoryRolloutBuffer(TrajectoryRolloutBuffer, DictRolloutBuffer):  # type: ignore[misc]
+class DictTrajectoryRolloutBuffer(TrajectoryRolloutBuffer, DictRolloutBuffer):
     """:class:`TrajectoryRolloutBuffer` for Dict observations."""

@@ -14,11 +14,8 @@ from stable_baselines3.common.vec_env import VecEnv
 
 from sb3_pg.errors import NonFiniteError
 from sb3_pg.rollout.buffers import TrajectoryRolloutBuffer
+from sb3_pg.rollout.progress import RolloutProgress
 from sb3_pg.rollout.samplers import Sampler, make_sampler
-
-
-class EndlessEpisodeError(RuntimeError):
-    """An episode did not end within ``max_episode_steps``."""
 
 
 class Collector:
@@ -65,19 +62,19 @@ class Collector:
             model.policy.reset_noise(self.env.num_envs)
         callback.on_rollout_start()
         try:
-            if episodes_per_env is not None:
-                self._reset_unless_fresh()
+            self._reset_if_needed(complete=episodes_per_env is not None)
             sampler = make_sampler(model.policy, model.device, self.env.num_envs)
-            finished = self._loop(callback, buffer, sampler, n_steps, episodes_per_env)
+            progress = RolloutProgress(self.env.num_envs, n_steps, episodes_per_env, self.max_episode_steps)
+            finished = self._loop(callback, buffer, sampler, progress, n_steps)
         except BaseException:
-            model._last_obs = None  # the env is in an unknown state: the next learn() resets it
+            model._last_obs = None  # the env is in an unknown state: it is reset before the next rollout
             raise
         return sampler if finished else None
 
-    def _reset_unless_fresh(self) -> None:
+    def _reset_if_needed(self, complete: bool) -> None:
+        """Complete episodes begin with a reset, unless that is where all envs are anyway."""
         model = self.model
-        assert model._last_episode_starts is not None
-        if not model._last_episode_starts.all():
+        if model._last_obs is None or (complete and not np.all(model._last_episode_starts)):
             model._last_obs = self.env.reset()  # type: ignore[assignment]
             model._last_episode_starts = np.ones(self.env.num_envs, dtype=bool)
 
@@ -86,94 +83,63 @@ class Collector:
         callback: BaseCallback,
         rollout_buffer: TrajectoryRolloutBuffer,
         sampler: Sampler,
+        progress: RolloutProgress,
         n_rollout_steps: int | None,
-        episodes_per_env: int | None,
     ) -> bool:
         model, env, to_env = self.model, self.env, self.to_env
         n_envs = env.num_envs
         obs: Any = model._last_obs
         first_starts = np.asarray(model._last_episode_starts, dtype=bool)
         self.timesteps[first_starts] = 0
-        complete = episodes_per_env is not None
-        remaining = np.full(n_envs, episodes_per_env or 0)
-        active = np.ones(n_envs, dtype=bool) if complete else None
-        began = np.zeros(n_envs, dtype=np.int64)  # row at which each env's episode began
-        oldest = 0
-        n_steps = 0
-        constants = {
-            "self": model,
-            "env": env,
-            "callback": callback,
-            "rollout_buffer": rollout_buffer,
-            "n_rollout_steps": n_rollout_steps,
-        }
-        callback.update_locals(constants)
-        while True:
-            if model.use_sde and model.sde_sample_freq > 0 and n_steps % model.sde_sample_freq == 0:
+        names = {"self": model, "env": env, "callback": callback, "rollout_buffer": rollout_buffer}
+        callback.update_locals({**names, "n_rollout_steps": n_rollout_steps})
+        complete = False
+        while not complete:
+            if model.use_sde and model.sde_sample_freq > 0 and progress.n_steps % model.sde_sample_freq == 0:
                 model.policy.reset_noise(n_envs)
             try:
                 actions = sampler(obs)
             except (RuntimeError, ValueError) as error:
-                _require_finite_observation(obs, n_steps, error)
+                _require_finite_observation(obs, progress.n_steps, error)
                 raise
             clipped_actions = to_env(actions)
             new_obs, rewards, dones, infos = env.step(clipped_actions)
             model.num_timesteps += n_envs
+            active = progress.active
             if active is not None:
                 dones = dones & active
-            n_steps += 1
-            callback.update_locals(
-                {
-                    "n_steps": n_steps,
-                    "actions": actions,
-                    "clipped_actions": clipped_actions,
-                    "new_obs": new_obs,
-                    "rewards": rewards,
-                    "dones": dones,
-                    "infos": infos,
-                }
-            )
+            progress.n_steps += 1
+            step = {"n_steps": progress.n_steps, "actions": actions, "clipped_actions": clipped_actions}
+            callback.update_locals({**step, "new_obs": new_obs, "rewards": rewards, "dones": dones, "infos": infos})
             go_on = callback.on_step()
             rollout_buffer.append(obs, actions, rewards, dones, active)
             if dones.any():
-                self._record_endings(rollout_buffer, dones, infos, n_steps - 1)
-                began[dones] = n_steps
-                if active is not None:
-                    remaining[dones] -= 1
-                    active = remaining > 0
-                    oldest = int(began[active].min()) if active.any() else n_steps
-            model._last_obs = obs = new_obs
+                self._record_endings(rollout_buffer, dones, infos)
+                progress.record(dones)
+            model._last_obs = obs = new_obs  # type: ignore[assignment]
             model._last_episode_starts = dones
             if not go_on:
-                self._advance(began, n_steps)
+                self._carry_over(progress)
                 return False
-            if n_steps == n_rollout_steps or (active is not None and not active.any()):
-                break
-            if complete and n_steps - oldest >= self.max_episode_steps:
-                raise EndlessEpisodeError(
-                    f"The episode of env {int(np.argmin(np.where(active, began, n_steps)))} has not ended after "
-                    f"{self.max_episode_steps} steps, and complete-episode mode waits for it. Give the env a time limit "
-                    "(gymnasium.wrappers.TimeLimit), raise max_episode_steps, or collect segments with n_steps=."
-                )
+            complete = progress.is_complete()
         rollout_buffer.finish(first_starts, self.timesteps.copy())
-        self._advance(began, n_steps)
-        if complete:
-            # Envs that waited are somewhere in an episode of no interest: none of them counts as fresh.
-            model._last_episode_starts = dones if n_envs == 1 else np.zeros(n_envs, dtype=bool)
-        else:
+        self._carry_over(progress)
+        if progress.active is None:
             self._keep_cut_observations(rollout_buffer, obs, dones)
+        elif n_envs > 1:
+            # Envs that waited are somewhere in an episode of no interest: they are not at a start.
+            model._last_episode_starts = np.zeros(n_envs, dtype=bool)
         _require_finite(rollout_buffer)
         return True
 
-    def _advance(self, began: np.ndarray, n_steps: int) -> None:
+    def _carry_over(self, progress: RolloutProgress) -> None:
         """Carry each env's step count over to the next rollout."""
-        self.timesteps = np.where(began > 0, n_steps - began, self.timesteps + n_steps)
+        since = progress.n_steps - progress.began
+        self.timesteps = np.where(progress.began > 0, since, self.timesteps + progress.n_steps)
 
-    def _record_endings(
-        self, buffer: TrajectoryRolloutBuffer, dones: np.ndarray, infos: list[dict[str, Any]], row: int
-    ) -> None:
+    def _record_endings(self, buffer: TrajectoryRolloutBuffer, dones: np.ndarray, infos: list[dict[str, Any]]) -> None:
         """Scan the infos of the envs whose episode ended, and of no others."""
-        ended = np.flatnonzero(dones)
+        ended, row = np.flatnonzero(dones), buffer.pos - 1
         self.model._update_info_buffer([infos[i] for i in ended], np.ones(len(ended), dtype=bool))
         for i in ended:
             info = infos[i]

@@ -42,7 +42,7 @@ def predict_values(policy: ActorCriticPolicy, observations: Observations) -> th.
 
 
 def predict_log_probs(policy: ActorCriticPolicy, observations: Observations, actions: th.Tensor) -> th.Tensor:
-    """log pi(a|s), in chunks, without the critic.
+    """Score actions, log pi(a|s), in chunks, without the critic.
 
     :param policy: the policy
     :param observations: one row per sample
@@ -80,7 +80,7 @@ def make_batch(
     device = buffer.device
     waited = not buffer.mask.all()
     batch = RolloutBatch(
-        observations=obs_as_tensor(buffer.observations, device),  # type: ignore[arg-type]
+        observations=obs_as_tensor(buffer.observations, device),
         actions=th.as_tensor(buffer.actions, device=device),
         rewards=th.as_tensor(buffer.rewards, device=device),
         terminated=th.as_tensor(buffer.dones & ~buffer.truncated, device=device),
@@ -128,13 +128,14 @@ def fill_bootstrap(policy: ActorCriticPolicy, batch: RolloutBatch) -> None:
 
 def _stack(observations: list[Any], buffer: TrajectoryRolloutBuffer) -> Any:
     """Single observations as rows, in the shape that the buffer stores them."""
-    if isinstance(buffer.obs_shape, dict):
+    shapes: Any = buffer.obs_shape
+    if isinstance(shapes, dict):
         stacked: Any = {
             key: np.stack([np.asarray(obs[key]).reshape(shape) for obs in observations])
-            for key, shape in buffer.obs_shape.items()
+            for key, shape in shapes.items()
         }
     else:
-        stacked = np.stack([np.asarray(obs).reshape(buffer.obs_shape) for obs in observations])
+        stacked = np.stack([np.asarray(obs).reshape(shapes) for obs in observations])
     return obs_as_tensor(stacked, buffer.device)
 
 

@@ -3,7 +3,7 @@
 :func:`make_sampler` chooses once per rollout. All samplers draw from the same distribution:
 
 * :class:`MlpSampler` for SB3's standard MLP policies: the layers' matrices by themselves, noise drawn in blocks;
-* :class:`DistributionSampler` for any policy that keeps SB3's ``get_distribution``: images, dicts, gSDE, own extractors;
+* :class:`DistributionSampler` for policies that keep SB3's ``get_distribution``: images, dicts, gSDE, own extractors;
 * :class:`ForwardSampler` for policies that override ``forward``: calls it, and keeps its values and log-probs.
 """
 
@@ -95,7 +95,7 @@ def _gumbel(shape: tuple[int, ...], device: th.device) -> th.Tensor:
 
 
 def _logistic(shape: tuple[int, ...], device: th.device) -> th.Tensor:
-    """logit + logistic noise > 0 is a Bernoulli sample."""
+    """Sample by threshold: logit + logistic noise > 0 is a Bernoulli sample."""
     return th.logit(th.rand(shape, device=device), eps=1e-7)
 
 

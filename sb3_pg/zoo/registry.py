@@ -8,10 +8,10 @@ from typing import Any, Final
 from rl_zoo3.exp_manager import ExperimentManager
 from rl_zoo3.hyperparams_opt import HYPERPARAMS_CONVERTER, HYPERPARAMS_SAMPLER
 from rl_zoo3.utils import ALGOS
-from sb3_pg.algorithms.reinforce import Reinforce
 from stable_baselines3.common.base_class import BaseAlgorithm
 
 import sb3_pg
+from sb3_pg.algorithms.reinforce import Reinforce
 from sb3_pg.zoo.samplers import convert_reinforce_params, sample_reinforce_params
 
 ALGORITHMS: Final[dict[str, type[BaseAlgorithm]]] = {"reinforce": Reinforce}

@@ -3,19 +3,15 @@
 Each takes the arguments of the script it runs, all of them; its ``--help`` lists them.
 """
 
-import difflib
-import inspect
-import re
 import runpy
 import sys
 import traceback
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
-from typing import Final, NoReturn
+from typing import Final
 
 import rl_zoo3.enjoy
 import rl_zoo3.train
-from rl_zoo3.utils import ALGOS
 
 import sb3_pg.zoo  # noqa: F401  registers our algorithms
 from sb3_pg.extras import extra_hints
@@ -67,17 +63,12 @@ def _command_line(command: str, arguments: Sequence[str]) -> Iterator[None]:
         with extra_hints():
             yield
     except (AssertionError, TypeError, ValueError) as error:
-        message = _wrong_call(error)
-        if message is None:
+        if not _is_wrong_call(error):
             raise
-        _refuse(command, message, error)
+        print(f"{sys.argv[0]}: error: {error}", file=sys.stderr)
+        raise SystemExit(2) from error
     finally:
         sys.argv = before
-
-
-def _refuse(command: str, message: str, error: Exception) -> NoReturn:
-    print(f"sb3-pg {command}: error: {message}", file=sys.stderr)
-    raise SystemExit(2) from error
 
 
 # Where rl_zoo3 checks what it was asked for.
@@ -86,30 +77,15 @@ _CHECKS: Final = {
     ("rl_zoo3.utils", "get_model_path"),
     ("rl_zoo3.exp_manager", "read_hyperparameters"),
 }
+_SETUP: Final = ("rl_zoo3.exp_manager", "setup_experiment")
 
 
-def _wrong_call(error: Exception) -> str | None:
-    """What to tell the user if ``error`` says that the command was called wrongly.
-
-    None if it may be anything else, which keeps its traceback.
-    """
-    if isinstance(error, TypeError):
-        unexpected = re.search(r"(\w+)\.__init__\(\) got an unexpected keyword argument '(\w+)'", str(error))
-        return _unknown_argument(*unexpected.groups()) if unexpected else None
+def _is_wrong_call(error: Exception) -> bool:
+    """Whether ``error`` refuses what the user asked for; anything else is nobody's to hide the traceback of."""
     frames = [
         (frame.f_globals.get("__name__", ""), frame.f_code.co_name)
         for frame, _ in traceback.walk_tb(error.__traceback__)
     ]
-    # Our constructors check their arguments, which rl_zoo3 takes from the config file and --hyperparams.
-    refused_by_us = ("rl_zoo3.exp_manager", "setup_experiment") in frames and frames[-1][0].startswith("sb3_pg.")
-    return str(error) if frames[-1] in _CHECKS or refused_by_us else None
-
-
-def _unknown_argument(class_name: str, argument: str) -> str | None:
-    algorithms = [algorithm for algorithm in ALGOS.values() if algorithm.__name__ == class_name]
-    if not algorithms:
-        return None
-    known = [name for name in inspect.signature(algorithms[0]).parameters if not name.startswith("_")]
-    closest = difflib.get_close_matches(argument, known, n=1)
-    hint = f"did you mean {closest[0]!r}?" if closest else f"it has: {', '.join(known)}"
-    return f"{class_name} has no argument {argument!r}, {hint}"
+    # Our constructors refuse arguments, which rl_zoo3 takes from the config file and from --hyperparams.
+    refused_by_us = _SETUP in frames and frames[-1][0].startswith("sb3_pg.") and not isinstance(error, AssertionError)
+    return frames[-1] in _CHECKS or refused_by_us

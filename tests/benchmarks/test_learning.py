@@ -137,7 +137,7 @@ def test_a_failed_run_is_reported_and_the_others_are_saved(tmp_path, capfd):
 def test_a_finished_run_is_not_done_again(tmp_path, monkeypatch, capsys):
     output = tmp_path / "tuning.csv"
     words = ["--algo", "reinforce", "--env", "CartPole-v1", "--seeds", "100", "--steps", "3000", "--jobs", "1"]
-    words += ["--final-episodes", "10", "--output", str(output)]
+    words += ["--evaluation-episodes", "2", "--final-episodes", "5", "--output", str(output)]
     assert learning.main(words) == 0
     (row,) = read_csv(output)
     assert (row["algo"], row["steps"], row["seed"]) == ("reinforce", "3000", "100")

@@ -75,6 +75,14 @@ def test_learning_is_timed_after_one_rollout(factory):
     assert 5 < sample.episode < 100
 
 
+def test_both_sides_are_in_the_same_phase_of_training():
+    ours, peer = (
+        speed.time_learning(factory, "CartPole-v1", 8, seed=0, steps=2 * speed.ROLLOUT)
+        for factory in (speed.reinforce, speed.a2c)
+    )
+    assert ours.episode == pytest.approx(peer.episode, rel=0.1)
+
+
 def test_env_alone_takes_whole_vector_steps():
     sample = speed.time_env("CartPole-v1", 8, seed=0, steps=20, clock=ticking())
     assert (sample.steps, sample.seconds) == (24, 1.0)

@@ -7,7 +7,7 @@ from __future__ import annotations
 
 from functools import cache
 from itertools import pairwise
-from typing import Any, NamedTuple
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 import numpy as np
 import pytest
@@ -16,6 +16,9 @@ import torch as th
 from sb3_pg import Reinforce
 from sb3_pg.rollout import RolloutBatch
 from tests.oracle.mdp import Array, Enumeration, Spaces, TabularMDP, chain_mdp, graph_mdp, pack, total_variance
+
+if TYPE_CHECKING:
+    from collections.abc import Iterable, Iterator, Sequence
 
 ATOL = 1e-5
 MDP, THETA = graph_mdp()
@@ -35,15 +38,24 @@ FORMS = [
     Form("reward_to_go", 0.9, False),
     Form("reward_to_go", 0.9, True),
 ]
-# From the largest variance to the smallest, in this MDP and for all forms.
 UNBIASED = ["none", "leave_one_out", "true_value", "critic"]
 BIASED = ["mean", "time", "optimal", "optimal_component_wise"]
+# From the largest variance to the smallest, in this MDP and for all forms.
 BY_VARIANCE = ["none", "leave_one_out", "true_value", "mean", "time", "optimal", "optimal_component_wise"]
 # b does not depend on the batch, so the estimate is a mean over episodes: pairs say all that triples could.
 LINEAR = {"none", "true_value", "critic"}
 BATCH_SIZES = (2, 3)
 
 all_forms = pytest.mark.parametrize("form", FORMS, ids=lambda f: f"{f.returns}-{f.gamma}-{f.state_discount}")
+
+
+@pytest.fixture(autouse=True, scope="module")
+def one_thread() -> Iterator[None]:
+    """Thousands of tiny batches: more threads only get in each other's way."""
+    n_threads = th.get_num_threads()
+    th.set_num_threads(1)
+    yield
+    th.set_num_threads(n_threads)
 
 
 class TableBaseline:
@@ -73,7 +85,7 @@ def baseline_arguments(name: str, gamma: float) -> dict[str, Any]:
     return {"baseline": name}
 
 
-def make_model(mdp: TabularMDP, theta: Array, form: Form, n_episodes: int, **baseline: Any) -> Reinforce:
+def make_model(mdp: TabularMDP, theta: Array, form: Form, n_episodes: int, **arguments: Any) -> Reinforce:
     model = Reinforce(
         "MlpPolicy",
         Spaces(mdp.n_states, mdp.n_actions),
@@ -87,7 +99,7 @@ def make_model(mdp: TabularMDP, theta: Array, form: Form, n_episodes: int, **bas
         max_grad_norm=None,
         policy_kwargs={"net_arch": []},
         device="cpu",
-        **baseline,
+        **arguments,
     )
     weights = th.as_tensor(theta, dtype=th.float32)
     n_weights = mdp.n_states * mdp.n_actions
@@ -114,15 +126,18 @@ def fields_of(mdp: TabularMDP, columns: list[list[int]], n_steps: int) -> dict[s
     return {name: th.as_tensor(x, dtype=th.float32 if x.dtype.kind == "f" else None) for name, x in fields.items()}
 
 
-def library(mdp: TabularMDP, theta: Array, form: Form, n: int, **baseline: Any) -> Array:
+def batches_of(mdp: TabularMDP, index: Iterable[Sequence[int]]) -> Iterator[RolloutBatch]:
+    """Batches of one episode per column, each with one row more than the longest: every column ends in padding."""
+    fields = fields_of(mdp, [[i] for i in range(len(mdp.trajectories()))], mdp.horizon + 1)
+    for i in index:
+        yield RolloutBatch(**{name: x[:, i] for name, x in fields.items()}, n_episodes=len(i))
+
+
+def library(mdp: TabularMDP, theta: Array, form: Form, n: int, **arguments: Any) -> Array:
     """What the library makes of every batch of n episodes, (B, P)."""
-    model = make_model(mdp, theta, form, n, **baseline)
-    m = len(mdp.trajectories())
-    # One row more than the longest episode, so that every column ends in padding.
-    fields = fields_of(mdp, [[i] for i in range(m)], mdp.horizon + 1)
+    model = make_model(mdp, theta, form, n, **arguments)
     index, _ = Enumeration(mdp, theta, *form).batches(n)
-    batches = (RolloutBatch(**{name: x[:, i] for name, x in fields.items()}, n_episodes=n) for i in index)
-    return np.stack([ascent(model, batch) for batch in batches])
+    return np.stack([ascent(model, batch) for batch in batches_of(mdp, index)])
 
 
 @cache
@@ -239,6 +254,23 @@ def test_unbiased(form: Form, name: str) -> None:
     for n in BATCH_SIZES[:1] if name in LINEAR else BATCH_SIZES:
         _, probability = enumeration(form).batches(n)
         assert np.abs(probability @ estimates(form, name, n) - target(form)).max() < ATOL
+
+
+@all_forms
+def test_what_is_fitted_before_this_batch_is_unbiased(form: Form) -> None:
+    """A regression on two earlier episodes leaves the mean alone; one on the very batch that it corrects does not."""
+    index, probability = enumeration(form).batches(2)
+
+    def mean_error(critic_fit: str) -> float:
+        model = make_model(MDP, THETA, form, 2, baseline="linear", critic_fit=critic_fit)
+        found = []
+        for earlier, batch in zip(batches_of(MDP, [[3, 6]] * len(index)), batches_of(MDP, index), strict=True):
+            ascent(model, earlier)
+            found.append(ascent(model, batch))
+        return float(np.abs(probability @ np.stack(found) - target(form)).max())
+
+    assert mean_error("after") < ATOL
+    assert mean_error("before") > 0.05
 
 
 @all_forms

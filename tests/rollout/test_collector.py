@@ -1,0 +1,303 @@
+"""What the collector writes, checked against environments whose every step is known."""
+
+from typing import Any
+
+import numpy as np
+import pytest
+import torch as th
+from stable_baselines3.common.callbacks import BaseCallback, CallbackList, StopTrainingOnMaxEpisodes
+from stable_baselines3.common.env_util import make_vec_env
+from stable_baselines3.common.vec_env import DummyVecEnv, SubprocVecEnv, VecFrameStack, VecMonitor, VecNormalize
+
+from sb3_pg import NonFiniteError, Reinforce
+from sb3_pg.rollout import EndlessEpisodeError, RolloutBatch
+from tests.helpers import ACTION_SPACES, OBSERVATION_SPACES, FaultyEnv, ScriptedEnv, vec
+
+SMALL = {"policy_kwargs": {"net_arch": [4]}, "device": "cpu", "seed": 0}
+
+
+class Recorder(BaseCallback):
+    """Keeps what callbacks can see, and batches before they are used."""
+
+    def __init__(self, stop_at: int | None = None) -> None:
+        super().__init__()
+        self.stop_at = stop_at
+        self.steps: list[dict[str, Any]] = []
+        self.batches: list[RolloutBatch] = []
+        self.returns: list[np.ndarray] = []
+
+    def _on_step(self) -> bool:
+        self.steps.append({k: np.copy(self.locals[k]) for k in ("rewards", "dones", "actions", "n_steps")})
+        assert len(self.locals["infos"]) == self.training_env.num_envs
+        assert self.locals["self"] is self.model
+        return self.num_timesteps != self.stop_at
+
+    def _on_rollout_end(self) -> None:
+        self.batches.append(self.model._batch)
+        self.returns.append(self.model.rollout_buffer.returns.copy())
+
+
+def run(env: Any, total: int, callback: BaseCallback | None = None, **kwargs: Any) -> tuple[Reinforce, Recorder]:
+    recorder = Recorder()
+    model = Reinforce("MlpPolicy", env, **{**SMALL, **kwargs})
+    model.learn(total, callback=recorder if callback is None else CallbackList([recorder, callback]))
+    return model, recorder
+
+
+def test_segments_keep_rewards_endings_and_timesteps() -> None:
+    # Episodes of 3 (terminated) and 2 (truncated) steps, in segments of 4: | r0 r1 r2* | r3 r4+ ...
+    env = ScriptedEnv(lengths=(3, 2), truncate=(False, True))
+    _, seen = run(vec(env), 8, n_steps=4, gamma=0.5, truncation="bootstrap")
+    first, second = seen.batches
+    assert first.rewards.flatten().tolist() == [1, 2, 3, 4]
+    assert second.rewards.flatten().tolist() == [5, 6, 7, 8]
+    assert first.terminated.flatten().tolist() == [False, False, True, False]
+    assert first.truncated.any().item() is False
+    assert second.truncated.flatten().tolist() == [True, False, False, False]
+    assert second.terminated.flatten().tolist() == [False, False, False, True]
+    assert first.timesteps.flatten().tolist() == [0, 1, 2, 0]
+    assert second.timesteps.flatten().tolist() == [1, 0, 1, 2]  # carried across rollouts
+    assert first.mask is None
+    assert first.bootstrap is not None
+    assert second.bootstrap is not None
+    assert (first.bootstrap.flatten() != 0).tolist() == [False, False, False, True]  # the cut
+    assert (second.bootstrap.flatten() != 0).tolist() == [True, False, False, False]  # the time limit, not the end
+    # The returns are in the buffer when on_rollout_end is called.
+    b = first.bootstrap[3, 0].item()
+    assert np.allclose(seen.returns[0].flatten(), [1 + 0.5 * (2 + 0.5 * 3), 2 + 0.5 * 3, 3, 4 + 0.5 * b])
+
+
+def test_the_cut_is_valued_at_the_observation_that_follows() -> None:
+    model, seen = run(vec(ScriptedEnv(lengths=(100,))), 4, n_steps=4, learning_rate=0.0)
+    with th.no_grad():
+        value = model.policy.predict_values(th.as_tensor(model._last_obs))
+    bootstrap = seen.batches[0].bootstrap
+    assert bootstrap is not None
+    assert bootstrap[3, 0].item() == pytest.approx(value.item())
+
+
+def test_truncated_episodes_are_valued_at_their_last_observation() -> None:
+    final: list[np.ndarray] = []
+
+    class KeepsFinal(ScriptedEnv):
+        def step(self, action: Any) -> Any:
+            result = super().step(action)
+            if result[3]:
+                final.append(result[0])
+            return result
+
+    model, seen = run(
+        vec(KeepsFinal(lengths=(3,), truncate=(True,))), 3, n_episodes=1, truncation="bootstrap", learning_rate=0.0
+    )
+    with th.no_grad():
+        value = model.policy.predict_values(th.as_tensor(final[0])[None])
+    bootstrap = seen.batches[0].bootstrap
+    assert bootstrap is not None
+    assert bootstrap.flatten().tolist() == pytest.approx([0, 0, value.item()])
+
+
+def test_terminal_truncation_bootstraps_the_cut_only() -> None:
+    env = ScriptedEnv(lengths=(3,), truncate=(True,))
+    _, seen = run(vec(env), 4, n_steps=4, truncation="terminal")
+    bootstrap = seen.batches[0].bootstrap
+    assert bootstrap is not None
+    assert (bootstrap.flatten() != 0).tolist() == [False, False, False, True]
+
+
+def test_complete_episodes_come_in_equal_numbers_and_waiting_is_masked() -> None:
+    # Two envs, two episodes each: 1 + 2 steps and 3 + 3 steps.
+    envs = ScriptedEnv(lengths=(1, 2)), ScriptedEnv(lengths=(3,), first_reward=100)
+    model, seen = run(vec(*envs), 12, n_episodes=4, baseline="none")
+    (batch,) = seen.batches
+    assert batch.n_episodes == 4
+    assert batch.rewards.shape == (6, 2)
+    assert batch.valid[:, 0].tolist() == [True] * 3 + [False] * 3
+    assert batch.valid[:, 1].tolist() == [True] * 6
+    assert batch.ends[:, 0].tolist() == [True, False, True, False, False, False]
+    assert batch.ends[:, 1].tolist() == [False, False, True, False, False, True]
+    assert batch.select(batch.rewards).sort().values.tolist() == [1, 2, 3, 100, 101, 102, 103, 104, 105]
+    assert batch.episodes[batch.valid].unique().tolist() == [0, 1, 2, 3]
+    assert model.num_timesteps == 12  # waiting steps count
+    assert model.logger.name_to_value.get("rollout/valid_fraction", 9 / 12) == pytest.approx(9 / 12)
+    # Callbacks see no episode end while an env only waits.
+    assert np.sum([step["dones"] for step in seen.steps]) == 4
+    assert model.ep_info_buffer is not None
+    assert sorted(info["l"] for info in model.ep_info_buffer) == [1, 2, 3, 3]
+
+
+def test_complete_episodes_start_from_a_reset_and_are_not_length_biased() -> None:
+    short, long = ScriptedEnv(lengths=(2,)), ScriptedEnv(lengths=(7,))
+    _, seen = run(vec(short, long), 40, n_episodes=2)
+    for batch in seen.batches:
+        assert batch.timesteps[0].tolist() == [0, 0]
+        assert batch.select(batch.ends).sum().item() == 2
+        assert batch.valid.sum(0).tolist() == [2, 7]
+
+
+def test_one_env_is_not_reset_twice_between_complete_episodes() -> None:
+    env = ScriptedEnv(lengths=(3,))
+    run(vec(env), 12, n_episodes=2)
+    assert env.resets == 1 + 4  # learn()'s own, and one after each of 4 episodes
+
+
+@pytest.mark.parametrize("mode", [{"n_steps": 16}, {"n_episodes": 4}])
+def test_total_timesteps_is_overshot_by_less_than_one_rollout(mode: dict[str, int]) -> None:
+    model, seen = run(vec(*(ScriptedEnv(lengths=(5, 9)) for _ in range(2))), 100, **mode)
+    last = seen.batches[-1].rewards.numel()
+    assert 100 <= model.num_timesteps < 100 + last
+
+
+@pytest.mark.parametrize("wrap", ["plain", "monitor", "normalize", "stack"])
+def test_rewards_equal_the_envs_to_the_bit(wrap: str) -> None:
+    env: Any = DummyVecEnv([lambda: ScriptedEnv(lengths=(4, 3), first_reward=0.1) for _ in range(2)])
+    env = {
+        "plain": lambda: env,
+        "monitor": lambda: VecMonitor(env),
+        "normalize": lambda: VecNormalize(env),
+        "stack": lambda: VecFrameStack(env, 3),
+    }[wrap]()
+    _, seen = run(env, 60, n_steps=10)
+    collected = np.concatenate([batch.rewards.numpy() for batch in seen.batches])
+    stepped = np.stack([step["rewards"] for step in seen.steps]).astype(np.float32)
+    assert np.array_equal(collected, stepped)
+
+
+@pytest.mark.parametrize("mode", [{"n_steps": 8}, {"n_episodes": 4}])
+@pytest.mark.parametrize("actions", list(ACTION_SPACES))
+@pytest.mark.parametrize("observations", list(OBSERVATION_SPACES))
+def test_all_spaces(observations: str, actions: str, mode: dict[str, int]) -> None:
+    envs = [
+        ScriptedEnv((3, 5), (False, True), 1.0, OBSERVATION_SPACES[observations], ACTION_SPACES[actions])
+        for _ in range(2)
+    ]
+    policy = {"image": "CnnPolicy", "dict": "MultiInputPolicy"}.get(observations, "MlpPolicy")
+    kwargs = SMALL if observations != "image" else {**SMALL, "policy_kwargs": {"features_extractor_kwargs": {"features_dim": 8}}}
+    model = Reinforce(policy, vec(*envs), **mode, **kwargs)
+    before = [p.detach().clone() for p in model.policy.parameters()]
+    model.learn(40)
+    assert any(not th.equal(a, b) for a, b in zip(before, model.policy.parameters(), strict=True))
+    for env in envs:
+        assert all(env.action_space.contains(np.asarray(a, env.action_space.dtype)) for a in env.actions)
+
+
+@pytest.mark.parametrize("kwargs", [{}, {"sde_sample_freq": 3}, {"policy_kwargs": {"squash_output": True, "net_arch": [4]}}])
+def test_gsde_and_squashed_actions(kwargs: dict[str, Any]) -> None:
+    env = ScriptedEnv(action_space=ACTION_SPACES["box"])
+    model, seen = run(vec(env), 32, n_steps=8, use_sde=True, **kwargs)
+    assert model.policy.use_sde
+    low, high = ACTION_SPACES["box"].low, ACTION_SPACES["box"].high  # type: ignore[attr-defined]
+    assert all(np.all(a >= low) and np.all(a <= high) for a in env.actions)
+    if "policy_kwargs" in kwargs:
+        stored = seen.batches[0].actions
+        assert (stored.abs() <= 1).all()  # as sampled, before they were scaled to the bounds
+        assert np.allclose(model.policy.unscale_action(stored[0].numpy()), env.actions[0])
+
+
+def test_stored_actions_and_log_probs_are_those_before_clipping() -> None:
+    env = ScriptedEnv(action_space=ACTION_SPACES["box"])
+    model, seen = run(vec(env), 64, n_steps=64, learning_rate=0.0)
+    (batch,) = seen.batches
+    assert (batch.actions.abs() > 1).any()
+    with th.no_grad():
+        _, log_prob, _ = model.policy.evaluate_actions(batch.select(batch.observations), batch.select(batch.actions))
+    assert batch.log_probs is not None
+    assert th.allclose(batch.log_probs.flatten(), log_prob, atol=1e-5)
+
+
+def test_subprocesses_give_what_a_single_process_gives() -> None:
+    results = []
+    for cls in (DummyVecEnv, SubprocVecEnv):
+        env = make_vec_env("CartPole-v1", 2, seed=1, vec_env_cls=cls)
+        model, _ = run(env, 64, n_steps=32)
+        results.append(th.nn.utils.parameters_to_vector(model.policy.parameters()))
+        env.close()
+    assert th.equal(*results)
+
+
+def test_a_callback_stops_training_at_once() -> None:
+    model = Reinforce("MlpPolicy", vec(ScriptedEnv(lengths=(5,))), n_steps=8, **SMALL)
+    recorder = Recorder(stop_at=11)
+    model.learn(1000, callback=recorder)
+    assert model.num_timesteps == 11
+    assert len(recorder.batches) == 1
+    model.learn(8, reset_num_timesteps=False)  # the state is that of the env: it goes on
+    assert model.num_timesteps == 19
+    assert model._batch is not None
+    assert model._batch.rewards.flatten().tolist() == [12, 13, 14, 15, 16, 17, 18, 19]
+    assert model._batch.timesteps.flatten().tolist() == [1, 2, 3, 4, 0, 1, 2, 3]
+
+
+@pytest.mark.parametrize("mode", [{"n_steps": 8}, {"n_episodes": 2}])
+def test_stop_training_on_max_episodes(mode: dict[str, int]) -> None:
+    callback = StopTrainingOnMaxEpisodes(max_episodes=3)
+    model, _ = run(vec(ScriptedEnv(lengths=(5,)), ScriptedEnv(lengths=(2,))), 10_000, callback, **mode)
+    assert model.num_timesteps < 100
+    assert callback.n_episodes >= 6
+
+
+def test_infos_are_read_only_where_an_episode_ended() -> None:
+    class Untouchable(dict[str, Any]):
+        def get(self, *_: Any) -> Any:
+            raise AssertionError("read in the middle of an episode")
+
+    class Venv(DummyVecEnv):
+        def step_wait(self) -> Any:
+            obs, rewards, dones, infos = super().step_wait()
+            return obs, rewards, dones, [info if done else Untouchable() for info, done in zip(infos, dones, strict=True)]
+
+    run(Venv([lambda: ScriptedEnv(lengths=(4,))]), 20, n_steps=10)
+
+
+@pytest.mark.parametrize("fault", ["reward", "observation"])
+@pytest.mark.parametrize("mode", [{"n_steps": 10}, {"n_episodes": 2}])
+@pytest.mark.parametrize("actions", ["discrete", "box"])
+def test_nan_from_the_env_is_named_and_changes_nothing(fault: str, mode: dict[str, int], actions: str) -> None:
+    space = ACTION_SPACES[actions]
+    envs = ScriptedEnv(lengths=(9,), action_space=space), FaultyEnv(fault, 6, lengths=(9,), action_space=space)
+    model = Reinforce("MlpPolicy", vec(*envs), **mode, **SMALL)
+    before = [p.detach().clone() for p in model.policy.parameters()]
+    with pytest.raises(NonFiniteError, match=f"{fault} is nan in env 1 at step") as caught:
+        model.learn(100)
+    assert caught.value.env == 1
+    assert caught.value.step == (5 if fault == "reward" else 6)
+    assert isinstance(caught.value, FloatingPointError)
+    assert isinstance(caught.value, ValueError)  # Optuna's pruning in rl_zoo3 catches it
+    assert all(th.equal(a, b) for a, b in zip(before, model.policy.parameters(), strict=True))
+    model.learn(40)  # the fault is over: training goes on from a reset
+
+
+def test_nan_is_named_by_the_general_sampler_too() -> None:
+    env = FaultyEnv("observation", 3, lengths=(9,))
+    model = Reinforce("MlpPolicy", vec(env), n_steps=10, **SMALL)
+    model.policy.mlp_extractor.register_forward_hook(lambda *_: None)
+    with pytest.raises(NonFiniteError, match="observation is nan in env 0 at step 3"):
+        model.learn(100)
+
+
+def test_nonfinite_updates_can_be_skipped() -> None:
+    env = FaultyEnv("reward", 6, lengths=(9,))
+    model = Reinforce("MlpPolicy", vec(env), n_steps=10, on_nonfinite="skip", **SMALL)
+    with pytest.warns(UserWarning, match="Update skipped: reward is nan in env 0 at step 5"):
+        model.learn(40)
+    assert model._n_updates == 3
+    assert model._n_skipped == 1
+
+
+def test_an_env_that_raises_is_heard_and_the_model_survives(tmp_path: Any) -> None:
+    model = Reinforce("MlpPolicy", vec(FaultyEnv("raise", 6)), n_steps=10, **SMALL)
+    with pytest.raises(RuntimeError, match="the simulator crashed"):
+        model.learn(100)
+    model.save(tmp_path / "model")
+    Reinforce.load(tmp_path / "model")
+    model.learn(20)
+
+
+def test_an_endless_episode_is_an_error_with_advice() -> None:
+    envs = ScriptedEnv(lengths=(3,)), ScriptedEnv(lengths=(10**9,))
+    model = Reinforce("MlpPolicy", vec(*envs), n_episodes=2, max_episode_steps=50, **SMALL)
+    with pytest.raises(EndlessEpisodeError, match=r"env 1 .*max_episode_steps=50.*TimeLimit.*n_steps="):
+        model.learn(1000)
+
+
+def test_an_episode_of_exactly_the_longest_length_is_fine() -> None:
+    run(vec(ScriptedEnv(lengths=(50,))), 100, n_episodes=2, max_episode_steps=50)

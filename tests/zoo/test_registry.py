@@ -1,0 +1,113 @@
+"""rl_zoo3 knows our algorithms, keeps its own, and finds our configs."""
+
+import inspect
+import subprocess
+import sys
+from argparse import Namespace
+from pathlib import Path
+from typing import Any
+
+import pytest
+import yaml
+from rl_zoo3.exp_manager import ExperimentManager
+from rl_zoo3.hyperparams_opt import HYPERPARAMS_CONVERTER, HYPERPARAMS_SAMPLER
+from rl_zoo3.utils import ALGOS
+from stable_baselines3 import A2C
+
+from sb3_pg.zoo import ALGORITHMS, config_path, register
+
+CONFIGS: list[tuple[str, str]] = [
+    (algo, entry) for algo in ALGORITHMS for entry in yaml.safe_load(config_path(algo).read_text())
+]
+
+
+def manager(algo: str, env: str, tmp_path: Path, **kwargs: Any) -> ExperimentManager:
+    return ExperimentManager(Namespace(), algo, env, str(tmp_path), n_timesteps=-1, eval_freq=-1, **kwargs)
+
+
+def python(*arguments: str, cwd: Path) -> str:
+    command = [sys.executable, *arguments]
+    return subprocess.run(command, cwd=cwd, check=True, capture_output=True, text=True).stdout
+
+
+def test_registered() -> None:
+    for name, algorithm in ALGORITHMS.items():
+        assert ALGOS[name] is algorithm
+        assert callable(HYPERPARAMS_SAMPLER[name])
+        assert callable(HYPERPARAMS_CONVERTER[name])
+
+
+def test_import_adds_ours_and_changes_nothing_else(tmp_path: Path) -> None:
+    script = """
+from rl_zoo3 import exp_manager, hyperparams_opt, train, utils
+tables = utils.ALGOS, hyperparams_opt.HYPERPARAMS_SAMPLER, hyperparams_opt.HYPERPARAMS_CONVERTER
+before = [dict(table) for table in tables]
+import sb3_pg.zoo
+assert (train.ALGOS, exp_manager.HYPERPARAMS_SAMPLER, exp_manager.HYPERPARAMS_CONVERTER) == tables  # in place
+for table, old in zip(tables, before):
+    assert set(table) - set(old) == set(sb3_pg.zoo.ALGORITHMS), table
+    assert all(table[name] is entry for name, entry in old.items())
+print("compared", [len(old) for old in before])
+"""
+    compared = python("-c", script, cwd=tmp_path)
+    assert compared.startswith("compared [12,")
+
+
+def test_registering_again_changes_nothing() -> None:
+    before = dict(ALGOS), dict(HYPERPARAMS_SAMPLER), dict(HYPERPARAMS_CONVERTER), ExperimentManager.__init__
+    register()
+    assert (dict(ALGOS), dict(HYPERPARAMS_SAMPLER), dict(HYPERPARAMS_CONVERTER), ExperimentManager.__init__) == before
+
+
+@pytest.mark.parametrize(
+    "table", [ALGOS, HYPERPARAMS_SAMPLER, HYPERPARAMS_CONVERTER], ids=["class", "sampler", "converter"]
+)
+def test_foreign_entry_is_refused_and_kept(table: dict[str, Any], monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setitem(table, "reinforce", A2C)
+    with pytest.raises(ValueError, match=r"rl_zoo3 already has .*A2C.* under the name 'reinforce'"):
+        register()
+    assert table["reinforce"] is A2C
+
+
+def test_our_config_is_the_default_for_ours_only(tmp_path: Path) -> None:
+    assert manager("reinforce", "CartPole-v1", tmp_path).config == str(config_path("reinforce"))
+    ppo = Path(inspect.getfile(ExperimentManager)).parent / "hyperparams" / "ppo.yml"
+    assert manager("ppo", "CartPole-v1", tmp_path).config == str(ppo)
+
+
+def test_given_config_wins(tmp_path: Path) -> None:
+    assert manager("reinforce", "CartPole-v1", tmp_path, config="mine.yml").config == "mine.yml"
+
+
+def test_config_of_foreign_algorithm_is_refused() -> None:
+    with pytest.raises(KeyError, match="'ppo' is not an algorithm of sb3_pg"):
+        config_path("ppo")
+
+
+def test_every_algorithm_has_a_default_config() -> None:
+    assert {algo for algo, entry in CONFIGS if entry == "default"} == set(ALGORITHMS)
+
+
+@pytest.mark.parametrize(("algo", "entry"), CONFIGS)
+def test_config_entry_makes_a_model(algo: str, entry: str, tmp_path: Path) -> None:
+    env = "MountainCarContinuous-v0" if entry == "default" else entry
+    experiment = manager(algo, env, tmp_path)
+    experiment.args = Namespace(env=env)
+    result = experiment.setup_experiment()
+    assert result is not None
+    model, saved = result
+    assert isinstance(model, ALGORITHMS[algo])
+    assert model.get_env() is not None
+    assert model.n_envs == saved.get("n_envs", 1)
+    for name in ("gamma", "n_steps", "n_episodes"):
+        if name in saved:
+            assert getattr(model, name) == saved[name]
+
+
+def test_users_own_script(tmp_path: Path) -> None:
+    script = tmp_path / "mine.py"
+    script.write_text("from rl_zoo3.train import train\nimport sb3_pg.zoo\ntrain()\n")
+    options = ["--algo", "reinforce", "--env", "CartPole-v1", "-n", "500", "--eval-freq", "-1", "--num-threads", "1"]
+    output = python(str(script), *options, cwd=tmp_path)
+    assert f"Loading hyperparameters from: {config_path('reinforce')}" in output
+    assert (tmp_path / "logs/reinforce/CartPole-v1_1/CartPole-v1.zip").is_file()

@@ -1,0 +1,172 @@
+"""rl_zoo3's scripts do for our algorithms what they do for its own."""
+
+import shutil
+from pathlib import Path
+
+import numpy as np
+import optuna
+import pytest
+from rl_zoo3.utils import ALGOS
+
+from sb3_pg import Reinforce
+from sb3_pg.zoo import scripts
+
+SHORT = ["--algo", "reinforce", "--env", "CartPole-v1", "--verbose", "0", "--num-threads", "1", "--device", "cpu"]
+
+
+@pytest.fixture(scope="module")
+def trained(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A folder in which `train` has run once, with most of its options that need no optional dependency."""
+    folder = tmp_path_factory.mktemp("trained")
+    with pytest.MonkeyPatch.context() as monkeypatch:
+        monkeypatch.chdir(folder)
+        options = "-n 1500 --eval-freq 500 --eval-episodes 3 --n-eval-envs 2 --save-freq 700 --seed 3 -P"
+        scripts.train([*SHORT, *options.split(), "-params", "n_envs:2", "n_episodes:4", "gamma:0.98", "normalize:True"])
+    return folder
+
+
+@pytest.fixture
+def here(trained: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """A copy of it as the working directory."""
+    shutil.copytree(trained, tmp_path, dirs_exist_ok=True)
+    monkeypatch.chdir(tmp_path)
+    return tmp_path
+
+
+def test_train(trained: Path) -> None:
+    run = trained / "logs/reinforce/CartPole-v1_1"
+    model = Reinforce.load(run / "CartPole-v1.zip", device="cpu")
+    assert model.num_timesteps >= 1500
+    assert (model.n_envs, model.n_episodes, model.gamma, model.seed) == (2, 4, 0.98, 3)
+    with np.load(run / "evaluations.npz") as log:
+        assert log["results"].shape == (len(log["timesteps"]), 3)
+        assert len(log["timesteps"]) >= 3
+    assert (run / "CartPole-v1/vecnormalize.pkl").is_file()
+    assert (run / "best_model.zip").is_file()
+    assert list(run.glob("rl_model_*_steps.zip"))
+
+
+def test_enjoy_reads_the_folder_that_train_writes(here: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    assert here.is_dir()
+    scripts.enjoy(["--algo", "reinforce", "--env", "CartPole-v1", "--no-render", "-n", "600", "--device", "cpu"])
+    output = capsys.readouterr().out
+    assert "Loading logs/reinforce/CartPole-v1_1/CartPole-v1.zip" in output
+    assert "Mean reward: " in output
+
+
+def test_enjoy_in_another_folder(here: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    (here / "logs").rename(here / "elsewhere")
+    options = "--algo reinforce --env CartPole-v1 --no-render -n 10 --load-best -f elsewhere"
+    scripts.enjoy(options.split())
+    assert "Loading elsewhere/reinforce/CartPole-v1_1/best_model.zip" in capsys.readouterr().out
+
+
+def test_record_video(here: Path) -> None:
+    scripts.record_video(["--algo", "reinforce", "--env", "CartPole-v1", "-n", "20", "-o", "videos"])
+    (video,) = (here / "videos").glob("*.mp4")
+    assert video.stat().st_size > 1000
+
+
+def test_resume(here: Path) -> None:
+    first = here / "logs/reinforce/CartPole-v1_1/CartPole-v1.zip"
+    params = ["-params", "n_envs:2", "n_episodes:4", "learning_rate:1e-4", "normalize:True"]
+    scripts.train([*SHORT, "-n", "600", "--eval-freq", "-1", "-i", str(first), *params])
+    before, after = (
+        Reinforce.load(path, device="cpu") for path in (first, here / "logs/reinforce/CartPole-v1_2/CartPole-v1.zip")
+    )
+    assert after.lr_schedule(1.0) == 1e-4
+    assert after.n_episodes == 4
+    old, new = before.policy.state_dict(), after.policy.state_dict()
+    assert any((old[name] != new[name]).any() for name in old)  # it went on learning ...
+    assert all((old[name] - new[name]).abs().max() < 0.1 for name in old)  # ... from where it was
+
+
+def test_foreign_algorithms_keep_their_config(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    scripts.train(
+        [
+            "--algo",
+            "a2c",
+            "--env",
+            "CartPole-v1",
+            "-n",
+            "40",
+            "--eval-freq",
+            "-1",
+            "--verbose",
+            "0",
+            "--num-threads",
+            "1",
+        ]
+    )
+    assert "rl_zoo3/hyperparams/a2c.yml" in capsys.readouterr().out
+    ALGOS["a2c"].load(tmp_path / "logs/a2c/CartPole-v1_1/CartPole-v1.zip")
+
+
+def test_optimize_then_train_a_trial(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    study_options = ["--storage", "sqlite:///study.db", "--study-name", "study"]
+    search = "-n 300 -optimize --n-trials 3 --n-evaluations 1 --eval-episodes 2 --no-optim-plots --seed 0"
+    scripts.train([*SHORT, *search.split(), *study_options])
+    study = optuna.load_study(study_name="study", storage="sqlite:///study.db")
+    assert [trial.state.is_finished() for trial in study.trials] == [True] * 3
+    (report,) = tmp_path.glob("logs/reinforce/report_*.csv")
+    assert len(report.read_text().splitlines()) == 4
+
+    capsys.readouterr()
+    scripts.train([*SHORT, "-n", "300", "--eval-freq", "-1", "--trial-id", "2", *study_options])
+    run = max(tmp_path.glob("logs/reinforce/CartPole-v1_*"), key=lambda path: int(path.name.rpartition("_")[2]))
+    model = Reinforce.load(run / "CartPole-v1.zip", device="cpu")
+    trial = study.trials[2]
+    assert model.lr_schedule(1.0) == pytest.approx(trial.params["learning_rate"])
+    assert {name: getattr(model, name) for name in ("gamma", "n_episodes", "n_steps")} == {
+        name: trial.user_attrs[name] for name in ("gamma", "n_episodes", "n_steps")
+    }
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        ("--algo reinforc", "argument --algo: invalid choice: 'reinforc'"),
+        ("--algo reinforce --env CartPol-v1", "maybe meant CartPole-v1"),
+        ("--algo reinforce --progres-bar", "unrecognized arguments: --progres-bar"),
+        ("--algo reinforce -params n_episods:8", "Reinforce has no argument 'n_episods'; did you mean 'n_episodes'?"),
+        ("--algo reinforce -params n_envs:3 n_episodes:8", "n_episodes"),
+        ("--algo reinforce -i nowhere.zip", "must be a valid path to a .zip file"),
+    ],
+)
+def test_wrong_call_says_so_and_exits_with_two(
+    arguments: str, message: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    with pytest.raises(SystemExit) as raised:
+        scripts.train(arguments.split())
+    assert raised.value.code == 2
+    error = capsys.readouterr().err
+    assert "sb3-pg train: error: " in error
+    assert message in error
+
+
+def test_enjoy_without_a_model_says_so(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    with pytest.raises(SystemExit) as raised:
+        scripts.enjoy(["--algo", "reinforce", "--env", "CartPole-v1", "--no-render"])
+    assert raised.value.code == 2
+    assert "sb3-pg enjoy: error: The logs/reinforce folder was not found" in capsys.readouterr().err
+
+
+def test_other_errors_keep_their_traceback(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(tmp_path)
+
+    def learn(*_args: object, **_kwargs: object) -> None:
+        raise ValueError("in the middle of training")
+
+    monkeypatch.setattr(Reinforce, "learn", learn)
+    with pytest.raises(ValueError, match="in the middle of training"):
+        scripts.train([*SHORT, "-n", "100", "--eval-freq", "-1"])
