@@ -77,7 +77,9 @@ def main(arguments: Sequence[str]) -> int:
     args = parser.parse_args(arguments)
     try:
         source, runs = _read(args)
-        figure = draw(group(runs), source, args.x_axis, args.title)
+        curves = group(runs)
+        _report_short_runs(curves, runs)
+        figure = draw(curves, source, args.x_axis, args.title)
         args.output.parent.mkdir(parents=True, exist_ok=True)
         figure.savefig(args.output)
     except ValueError as error:  # matplotlib's, too, on an output format that it does not know
@@ -142,6 +144,14 @@ def _read(args: argparse.Namespace) -> tuple[Source, list[Run]]:
 def _default_source(folders: Iterable[Path], axis: Axis) -> Source:
     evaluated = any((folder / "evaluations.npz").is_file() for folder in folders)
     return "evaluation" if evaluated and axis == "steps" else "training"
+
+
+def _report_short_runs(curves: Iterable[Curve], runs: Sequence[Run]) -> None:
+    for curve in curves:
+        longest = max(run.x[-1] for run in runs if (run.label, run.env) == (curve.label, curve.env))
+        if curve.x[-1] < 0.9 * longest:
+            where = f"{curve.label} on {curve.env} ends at {curve.x[-1]:,.0f}"
+            print(f"{where}, with its shortest run; its longest goes on to {longest:,.0f}", file=sys.stderr)
 
 
 def _split(text: str) -> tuple[Path, str | None]:

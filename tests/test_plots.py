@@ -75,6 +75,14 @@ def test_plot_writes_a_picture(capsys: pytest.CaptureFixture[str]) -> None:
     assert width > 600
 
 
+def test_short_run_is_reported(logs: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    np.savez(logs / "reinforce/CartPole-v1_2/evaluations.npz", timesteps=[90, 1000], results=[[1.0], [2.0]])
+    assert main(["--label", "reinforce"]) == 0
+    assert "reinforce on CartPole-v1 ends at 200, with its shortest run; its longest goes on to 1,000" in (
+        capsys.readouterr().err
+    )
+
+
 @pytest.fixture
 def drawn(monkeypatch: pytest.MonkeyPatch) -> list[tuple[list[Curve], str, str]]:
     """What `main` asks to be drawn."""

@@ -350,6 +350,10 @@ class PolicyGradientAlgorithm(OnPolicyAlgorithm):
 
     # ---------------------------------------------------------------- updating
 
+    def _update_current_progress_remaining(self, num_timesteps: int, total_timesteps: int) -> None:
+        """As SB3's, but never below 0: the last rollout may overshoot, and a linear schedule would turn negative."""
+        super()._update_current_progress_remaining(min(num_timesteps, total_timesteps), total_timesteps)
+
     def train(self) -> None:
         """One update from the rollout that was collected last; parameters stay as they were if it fails.
 

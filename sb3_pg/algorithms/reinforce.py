@@ -104,10 +104,7 @@ class Reinforce(FirstOrderAlgorithm):
 
     def _setup_model(self) -> None:
         super()._setup_model()
-        if self.baseline == "leave_one_out" and self.env is not None:
-            per_env = self._episodes_per_env()
-            if self.n_envs * (per_env or 1) < 2:
-                raise ValueError("baseline='leave_one_out' needs at least 2 episodes per update, got n_episodes=1")
+        self._require_several_episodes()
         asked_for = (self.baseline, self.baseline_kwargs, self.returns)
         # A loaded model brings its fitted baseline along, unless load() was asked for another one.
         if not isinstance(self.baseline, str):
@@ -115,6 +112,17 @@ class Reinforce(FirstOrderAlgorithm):
         elif self._baseline is None or self._baseline_of != asked_for:
             self._baseline = make_baseline(self.baseline, self.baseline_kwargs, per_episode=self.returns == "total")
             self._baseline_of = asked_for
+
+    def _require_several_episodes(self) -> None:
+        """One episode is all of its own average, and nothing is left of the advantage.
+
+        :raises ValueError: for baselines that take the batch's other episodes
+        """
+        averages = {"leave_one_out", "time"} | ({"mean", "optimal"} if self.returns == "total" else set())
+        component_wise = self.baseline == "optimal" and bool((self.baseline_kwargs or {}).get("component_wise"))
+        alone = self.n_envs * (self._episodes_per_env() or 1) == 1
+        if alone and self.env is not None and (component_wise or self.baseline in averages):
+            raise ValueError(f"baseline={self.baseline!r} needs at least 2 episodes per update, got n_episodes=1")
 
     # ---------------------------------------------------------------- the formula
 

@@ -1,7 +1,7 @@
 """What is subtracted from a return: a better one has a smaller variance, an honest one leaves the mean alone.
 
 Unbiased: ``none``, ``leave_one_out``, and ``linear`` or ``value`` fitted before this batch. Biased by O(1/N):
-``mean`` (a mere factor 1 - 1/N with total returns at gamma 1), ``time``, ``optimal``, and anything that is fitted to
+``mean`` (a mere factor 1 - 1/N with total returns), ``time``, ``optimal``, and anything that is fitted to
 the batch it corrects.
 """
 

@@ -36,8 +36,8 @@ class MeanBaseline:
     .. math:: b = \frac{1}{N} \sum_i R(\tau_i) \quad\text{(total)}, \qquad
               b = \frac{1}{M} \sum_{i,t} G_{i,t} \quad\text{(reward-to-go, M steps in all)}
 
-    Source: the lecture's "average reward". It contains each episode's own return: with total returns at gamma 1 the
-    gradient is scaled by exactly 1 - 1/N, otherwise it is biased by O(1/N).
+    Source: the lecture's "average reward". It contains each episode's own return: with total returns the
+    gradient is scaled by exactly 1 - 1/N, with rewards-to-go it is biased by O(1/N).
 
     :param per_episode: whether a return is one number per episode (total returns)
     """
@@ -64,7 +64,8 @@ class LeaveOneOutBaseline:
     .. math:: b_i = \frac{1}{N-1} \sum_{j \ne i} R(\tau_j)
 
     and, with reward-to-go, the average of G over all steps of the other episodes. In ``n_steps`` mode whole envs are
-    left out instead. Source: Kool et al. (2019), eq. 8.
+    left out instead. Source: Kool et al. (2019), eq. 8. It takes episodes that are independent of each other; gSDE's
+    noise, held over several episodes of one env, makes them slightly less so.
 
     :param per_episode: whether a return is one number per episode (total returns)
     """

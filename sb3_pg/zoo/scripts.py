@@ -62,10 +62,11 @@ def _command_line(command: str, arguments: Sequence[str]) -> Iterator[None]:
     try:
         with extra_hints():
             yield
-    except (AssertionError, TypeError, ValueError) as error:
-        if not _is_wrong_call(error):
+    except (AssertionError, NameError, SyntaxError, TypeError, ValueError) as error:
+        message = _wrong_call(error)
+        if message is None:
             raise
-        print(f"{sys.argv[0]}: error: {error}", file=sys.stderr)
+        print(f"{sys.argv[0]}: error: {message}", file=sys.stderr)
         raise SystemExit(2) from error
     finally:
         sys.argv = before
@@ -78,14 +79,20 @@ _CHECKS: Final = {
     ("rl_zoo3.exp_manager", "read_hyperparameters"),
 }
 _SETUP: Final = ("rl_zoo3.exp_manager", "setup_experiment")
+_EVALUATION: Final = ("rl_zoo3.utils", "__call__")
 
 
-def _is_wrong_call(error: Exception) -> bool:
-    """Whether ``error`` refuses what the user asked for; anything else is nobody's to hide the traceback of."""
+def _wrong_call(error: Exception) -> str | None:
+    """What to tell the user if ``error`` refuses what was asked for.
+
+    None if it is anything else, whose traceback is nobody's to hide.
+    """
     frames = [
         (frame.f_globals.get("__name__", ""), frame.f_code.co_name)
         for frame, _ in traceback.walk_tb(error.__traceback__)
     ]
+    if _EVALUATION in frames:
+        return f"""{error}: write KEY:VALUE with VALUE in Python, such as gamma:0.9 or baseline:"'mean'\""""
     # Our constructors refuse arguments, which rl_zoo3 takes from the config file and from --hyperparams.
     refused_by_us = _SETUP in frames and frames[-1][0].startswith("sb3_pg.") and not isinstance(error, AssertionError)
-    return frames[-1] in _CHECKS or refused_by_us
+    return str(error) if frames[-1] in _CHECKS or refused_by_us else None

@@ -25,7 +25,9 @@ def fill(buffer: TrajectoryRolloutBuffer, n_steps: int, waiting_from: int | None
     buffer.finish(np.ones(buffer.n_envs, dtype=bool), np.zeros(buffer.n_envs, dtype=np.int64))
 
 
-@pytest.mark.parametrize(("cls", "parent"), [(TrajectoryRolloutBuffer, RolloutBuffer), (DictTrajectoryRolloutBuffer, DictRolloutBuffer)])
+@pytest.mark.parametrize(
+    ("cls", "parent"), [(TrajectoryRolloutBuffer, RolloutBuffer), (DictTrajectoryRolloutBuffer, DictRolloutBuffer)]
+)
 def test_they_are_sb3s_and_serve_its_minibatches(cls: type[TrajectoryRolloutBuffer], parent: type) -> None:
     observations = OBSERVATION_SPACES["dict" if parent is DictRolloutBuffer else "vector"]
     buffer = cls(6, observations, ACTION_SPACES["discrete"], "cpu", n_envs=2)

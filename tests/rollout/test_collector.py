@@ -171,7 +171,11 @@ def test_all_spaces(observations: str, actions: str, mode: dict[str, int]) -> No
         for _ in range(2)
     ]
     policy = {"image": "CnnPolicy", "dict": "MultiInputPolicy"}.get(observations, "MlpPolicy")
-    kwargs = SMALL if observations != "image" else {**SMALL, "policy_kwargs": {"features_extractor_kwargs": {"features_dim": 8}}}
+    kwargs = (
+        SMALL
+        if observations != "image"
+        else {**SMALL, "policy_kwargs": {"features_extractor_kwargs": {"features_dim": 8}}}
+    )
     model = Reinforce(policy, vec(*envs), **mode, **kwargs)
     before = [p.detach().clone() for p in model.policy.parameters()]
     model.learn(40)
@@ -180,7 +184,9 @@ def test_all_spaces(observations: str, actions: str, mode: dict[str, int]) -> No
         assert all(env.action_space.contains(np.asarray(a, env.action_space.dtype)) for a in env.actions)
 
 
-@pytest.mark.parametrize("kwargs", [{}, {"sde_sample_freq": 3}, {"policy_kwargs": {"squash_output": True, "net_arch": [4]}}])
+@pytest.mark.parametrize(
+    "kwargs", [{}, {"sde_sample_freq": 3}, {"policy_kwargs": {"squash_output": True, "net_arch": [4]}}]
+)
 def test_gsde_and_squashed_actions(kwargs: dict[str, Any]) -> None:
     env = ScriptedEnv(action_space=ACTION_SPACES["box"])
     model, seen = run(vec(env), 32, n_steps=8, use_sde=True, **kwargs)
@@ -243,7 +249,12 @@ def test_infos_are_read_only_where_an_episode_ended() -> None:
     class Venv(DummyVecEnv):
         def step_wait(self) -> Any:
             obs, rewards, dones, infos = super().step_wait()
-            return obs, rewards, dones, [info if done else Untouchable() for info, done in zip(infos, dones, strict=True)]
+            return (
+                obs,
+                rewards,
+                dones,
+                [info if done else Untouchable() for info, done in zip(infos, dones, strict=True)],
+            )
 
     run(Venv([lambda: ScriptedEnv(lengths=(4,))]), 20, n_steps=10)
 

@@ -136,6 +136,9 @@ def test_optimize_then_train_a_trial(
         ("--algo reinforce --progres-bar", "unrecognized arguments: --progres-bar"),
         ("--algo reinforce -params n_episods:8", "Reinforce has no argument 'n_episods'; did you mean 'n_episodes'?"),
         ("--algo reinforce -params n_envs:3 n_episodes:8", "n_episodes"),
+        ("--algo reinforce -params baseline:mean", "name 'mean' is not defined: write KEY:VALUE with VALUE in Python"),
+        ("--algo reinforce -params gamma=0.9", "write KEY:VALUE with VALUE in Python"),
+        ("--algo reinforce -params gamma:2", "gamma must be a number in [0, 1], got 2"),
         ("--algo reinforce -i nowhere.zip", "must be a valid path to a .zip file"),
     ],
 )

@@ -1,0 +1,304 @@
+"""What every algorithm here owes to SB3: one table of algorithms, shared tests."""
+
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import gymnasium as gym
+import numpy as np
+import pytest
+import torch as th
+from stable_baselines3 import A2C
+from stable_baselines3.common.buffers import RolloutBuffer
+from stable_baselines3.common.callbacks import (
+    CheckpointCallback,
+    EvalCallback,
+    StopTrainingOnRewardThreshold,
+)
+from stable_baselines3.common.env_util import make_vec_env
+from stable_baselines3.common.policies import ActorCriticPolicy
+from stable_baselines3.common.vec_env import VecNormalize
+
+from sb3_pg import Reinforce
+from tests.helpers import ScriptedEnv, vec
+
+#: name -> model on an env; later algorithms add their line.
+Make = Callable[..., Any]
+ALGORITHMS: dict[str, Make] = {
+    "reinforce": lambda env, **k: Reinforce("MlpPolicy", env, **{"n_episodes": 4, "baseline": "leave_one_out", **k}),
+    "reinforce-value": lambda env, **k: Reinforce("MlpPolicy", env, **{"n_steps": 16, **k}),
+    "reinforce-own-critic": lambda env, **k: Reinforce(
+        "MlpPolicy", env, **{"n_steps": 16, "critic_learning_rate": "lin_1e-2", "n_critic_updates": 2, **k}
+    ),
+    "reinforce-linear": lambda env, **k: Reinforce("MlpPolicy", env, **{"n_episodes": 4, "baseline": "linear", **k}),
+}
+
+
+@pytest.fixture(params=list(ALGORITHMS))
+def make(request: pytest.FixtureRequest) -> Make:
+    return lambda env, **k: ALGORITHMS[request.param](env, **{"device": "cpu", "seed": 0, **k})
+
+
+def parameters(model: Any) -> th.Tensor:
+    return th.nn.utils.parameters_to_vector(model.policy.parameters()).detach().clone()
+
+
+def test_the_same_seed_gives_the_same_weights(make: Make) -> None:
+    a, b, other = (make("CartPole-v1", seed=seed).learn(300) for seed in (3, 3, 4))
+    assert th.equal(parameters(a), parameters(b))
+    assert not th.equal(parameters(a), parameters(other))
+
+
+def test_deterministic_prediction_is_a_function_of_the_observation(make: Make) -> None:
+    model = make("Pendulum-v1", max_episode_steps=200)
+    obs = model.get_env().reset()
+    first, second = (model.predict(obs, deterministic=True)[0] for _ in range(2))
+    assert np.array_equal(first, second)
+    assert not np.array_equal(*(model.predict(obs)[0] for _ in range(2)))
+
+
+def test_save_and_load_are_exact(make: Make, tmp_path: Path) -> None:
+    env = make_vec_env("CartPole-v1", 2, seed=0)
+    model = make(env).learn(300)
+    model.save(tmp_path / "model")
+    loaded = type(model).load(tmp_path / "model", env=env)
+    assert th.equal(parameters(model), parameters(loaded))
+    before, after = model.get_parameters(), loaded.get_parameters()
+    assert before.keys() == after.keys()
+    assert ("critic_optimizer" in before) == (model.critic_optimizer is not None)
+    for name in before:
+        assert str(before[name]) == str(after[name])
+    assert loaded.num_timesteps == model.num_timesteps
+    assert loaded.learn(100, reset_num_timesteps=False).num_timesteps > model.num_timesteps
+
+
+def test_a_model_without_env_predicts(make: Make, tmp_path: Path) -> None:
+    model = make("CartPole-v1")
+    model.save(tmp_path / "model")
+    loaded = type(model).load(tmp_path / "model")
+    obs = model.get_env().reset()
+    assert np.array_equal(model.predict(obs, deterministic=True)[0], loaded.predict(obs, deterministic=True)[0])
+
+
+def test_a_model_can_be_loaded_on_another_number_of_envs(make: Make, tmp_path: Path) -> None:
+    make("CartPole-v1").save(tmp_path / "model")
+    env = make_vec_env("CartPole-v1", 4)
+    model = type(make("CartPole-v1")).load(tmp_path / "model", env=env)
+    assert model.learn(200).n_envs == 4
+
+
+def test_set_env_and_continue(make: Make) -> None:
+    model = make("CartPole-v1").learn(100)
+    seen = model.num_timesteps
+    model.set_env(gym.make("CartPole-v1"))
+    model.learn(100, reset_num_timesteps=False)
+    assert model.num_timesteps >= seen + 100
+    model.learn(50)
+    assert model.num_timesteps < seen + 100
+
+
+def test_continued_learning_does_not_reset_the_env_of_segments() -> None:
+    env = ScriptedEnv(lengths=(1000,))
+    model = Reinforce("MlpPolicy", vec(env), n_steps=8, device="cpu").learn(8)
+    model.learn(8, reset_num_timesteps=False)
+    assert env.resets == 1
+    assert model._batch is not None
+    assert model._batch.timesteps.flatten().tolist() == list(range(8, 16))
+
+
+def test_evaluation_and_checkpoints(make: Make, tmp_path: Path) -> None:
+    callbacks = [
+        EvalCallback(gym.make("CartPole-v1"), eval_freq=100, n_eval_episodes=2, log_path=str(tmp_path), verbose=0),
+        CheckpointCallback(save_freq=100, save_path=str(tmp_path)),
+    ]
+    model = make("CartPole-v1").learn(300, callback=callbacks)
+    assert len(np.load(tmp_path / "evaluations.npz")["timesteps"]) >= 3
+    type(model).load(tmp_path / "rl_model_100_steps", env=gym.make("CartPole-v1")).learn(50)
+
+
+def test_a_reward_threshold_stops_training(make: Make) -> None:
+    stop = StopTrainingOnRewardThreshold(reward_threshold=1.0)
+    evaluate = EvalCallback(gym.make("CartPole-v1"), stop, eval_freq=50, n_eval_episodes=1, verbose=0)
+    assert make("CartPole-v1").learn(100_000, callback=evaluate).num_timesteps == 50
+
+
+def test_evaluation_does_not_change_training(make: Make) -> None:
+    evaluate = EvalCallback(gym.make("CartPole-v1"), eval_freq=20, n_eval_episodes=1, verbose=0)
+    assert th.equal(
+        parameters(make("CartPole-v1").learn(200, callback=evaluate)), parameters(make("CartPole-v1").learn(200))
+    )
+
+
+def test_the_progress_bar(make: Make) -> None:
+    make("CartPole-v1").learn(100, progress_bar=True)
+
+
+def test_normalized_envs(make: Make) -> None:
+    env = VecNormalize(make_vec_env("Pendulum-v1", 2), gamma=0.99)
+    model = make(env).learn(900)
+    assert model.get_vec_normalize_env() is env
+    assert env.obs_rms.count > 400
+
+
+def test_every_update_explains_itself(make: Make) -> None:
+    model = make("Pendulum-v1").learn(900)
+    logged = model.logger.name_to_value
+    for name in (
+        "train/policy_loss",
+        "train/entropy_loss",
+        "train/grad_norm",
+        "train/explained_variance",
+        "train/std",
+        "train/clipped_action_fraction",
+        "train/learning_rate",
+        "time/collect_seconds",
+        "time/update_seconds",
+    ):
+        assert np.isfinite(logged[name]), name
+    if model._uses_critic():
+        assert np.isfinite(logged["train/value_loss"])
+    if model.critic_optimizer is not None:
+        assert logged["train/critic_learning_rate"] < 1e-2
+
+
+@pytest.mark.parametrize("schedule", ["lin_1e-2", lambda progress: 1e-2 * progress])
+def test_learning_rate_schedules(make: Make, schedule: Any) -> None:
+    model = make("CartPole-v1", learning_rate=schedule).learn(1000)
+    assert 0 <= model.policy.optimizer.param_groups[0]["lr"] < 5e-3
+
+
+def test_gradients_can_be_clipped_or_not(make: Make) -> None:
+    for norm in (None, 1e-4):
+        assert make("CartPole-v1", max_grad_norm=norm).learn(100).num_timesteps >= 100
+
+
+def test_a_nonfinite_gradient_changes_nothing(make: Make) -> None:
+    model = make("CartPole-v1").learn(100)
+    with th.no_grad():
+        model.policy.action_net.weight[0, 0] = th.inf
+    before = parameters(model)
+    with pytest.raises(FloatingPointError):
+        model.learn(100)
+    assert th.equal(parameters(model), before)
+
+
+def test_a_step_that_overflows_is_undone() -> None:
+    kwargs = {"policy_kwargs": {"optimizer_class": th.optim.SGD}, "device": "cpu", "seed": 0}
+    model = Reinforce("MlpPolicy", "CartPole-v1", learning_rate=1e38, max_grad_norm=None, baseline="none", **kwargs)
+    before = parameters(model)
+    with pytest.raises(FloatingPointError, match="after the step.*smaller learning rate"):
+        model.learn(100)
+    assert th.equal(parameters(model), before)
+
+
+class OwnForward(ActorCriticPolicy):
+    calls = 0
+
+    def forward(self, obs: Any, deterministic: bool = False) -> Any:
+        type(self).calls += 1
+        return super().forward(obs, deterministic)
+
+
+def test_a_policys_own_forward_is_called_at_every_step() -> None:
+    OwnForward.calls = 0
+    model = Reinforce(OwnForward, "CartPole-v1", n_steps=16, device="cpu").learn(32)
+    assert OwnForward.calls == 32
+    batch = model._batch
+    assert batch is not None
+    assert batch.values is not None
+    assert batch.log_probs is not None
+    assert th.isfinite(batch.log_probs).all()
+
+
+class CountingBuffer(RolloutBuffer):
+    added = 0
+
+    def add(self, *args: Any, **kwargs: Any) -> None:
+        type(self).added += 1
+        super().add(*args, **kwargs)
+
+
+def test_a_foreign_buffer_is_filled_step_by_step() -> None:
+    CountingBuffer.added = 0
+    model = Reinforce("MlpPolicy", "CartPole-v1", n_steps=16, rollout_buffer_class=CountingBuffer, device="cpu")
+    model.learn(32)
+    assert CountingBuffer.added == 32
+    assert model._n_updates == 2
+
+
+def test_with_a_foreign_buffer_one_update_is_a2cs() -> None:
+    """The buffer's advantages, one joint step: A2C's own formula, to float tolerance."""
+    kwargs: dict[str, Any] = {
+        "n_steps": 64,
+        "learning_rate": 1e-3,
+        "seed": 1,
+        "device": "cpu",
+        "ent_coef": 0.01,
+        "gamma": 0.9,
+    }
+    ours = Reinforce("MlpPolicy", "CartPole-v1", rollout_buffer_class=RolloutBuffer, **kwargs)
+    before = parameters(ours)
+    ours.learn(64)
+    theirs = A2C("MlpPolicy", "CartPole-v1", use_rms_prop=False, **kwargs)
+    assert th.equal(parameters(theirs), before)
+    theirs.learn(64)
+    assert th.allclose(parameters(ours), parameters(theirs), atol=1e-6)
+
+
+def test_critic_only_parameters_are_the_critic_optimizers_business() -> None:
+    model = Reinforce(
+        "MlpPolicy", "CartPole-v1", n_steps=32, critic_learning_rate=1e-2, learning_rate=0.0, device="cpu", seed=0
+    )
+    actor, critic = model.parameter_sets
+    assert set(actor) | set(critic) == {name for name, _ in model.policy.named_parameters()}
+    assert set(actor).isdisjoint(critic)
+    before = {name: p.detach().clone() for name, p in model.policy.named_parameters()}
+    model.learn(32)
+    for name, p in model.policy.named_parameters():
+        assert th.equal(p, before[name]) == (name in actor), name
+
+
+def test_shared_features_are_trained_by_both_losses() -> None:
+    from stable_baselines3.common.torch_layers import BaseFeaturesExtractor
+
+    class Extractor(BaseFeaturesExtractor):
+        def __init__(self, space: Any) -> None:
+            super().__init__(space, 4)
+            self.net = th.nn.Linear(4, 4)
+
+        def forward(self, x: th.Tensor) -> th.Tensor:
+            return self.net(x)
+
+    model = Reinforce(
+        "MlpPolicy",
+        "CartPole-v1",
+        n_steps=32,
+        critic_learning_rate=1e-2,
+        device="cpu",
+        seed=0,
+        policy_kwargs={"features_extractor_class": Extractor},
+    )
+    assert model._shares_features
+    assert model.critic_optimizer is not None
+    in_critic = {id(p) for group in model.critic_optimizer.param_groups for p in group["params"]}
+    shared = model.policy.features_extractor.net.weight
+    assert id(shared) not in in_critic
+    model.learn(32)
+    batch = model._batch
+    assert batch is not None
+    gradients = []
+    for vf_coef in (0.0, 0.5):
+        model.vf_coef = vf_coef
+        batch.advantages = None
+        model._accumulate_gradient(batch)
+        assert shared.grad is not None
+        gradients.append(shared.grad.clone())
+        assert model.policy.value_net.weight.grad is None
+    assert not th.allclose(*gradients)
+
+
+@pytest.mark.cuda
+@pytest.mark.skipif(not th.cuda.is_available(), reason="no CUDA device")
+def test_trains_on_cuda(make: Make) -> None:
+    model = make("CartPole-v1", device="cuda").learn(300)
+    assert model.policy.device.type == "cuda"
