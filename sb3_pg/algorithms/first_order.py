@@ -2,11 +2,9 @@
 
 import torch as th
 
-from sb3_pg.algorithms.base import PolicyGradientAlgorithm
+from sb3_pg.algorithms.base import Metrics, PolicyGradientAlgorithm
 from sb3_pg.functional import normalize, policy_gradient_loss, reduce_actor, value_loss
 from sb3_pg.rollout import RolloutBatch, fill_bootstrap, overrides, policy_actions, predict_values
-
-Metrics = dict[str, th.Tensor | float]
 
 
 class FirstOrderAlgorithm(PolicyGradientAlgorithm):

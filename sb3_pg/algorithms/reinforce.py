@@ -9,7 +9,8 @@ from stable_baselines3.common.type_aliases import GymEnv, Schedule
 from typing_extensions import Unpack
 
 from sb3_pg.algorithms import arguments as arg
-from sb3_pg.algorithms.first_order import FirstOrderAlgorithm, Metrics
+from sb3_pg.algorithms.base import Metrics
+from sb3_pg.algorithms.first_order import FirstOrderAlgorithm
 from sb3_pg.algorithms.scores import functional_log_prob
 from sb3_pg.algorithms.signature import CHECKS, OnPolicyArguments
 from sb3_pg.baselines import Baseline, OptimalBaseline, make_baseline
@@ -35,7 +36,7 @@ class Reinforce(FirstOrderAlgorithm):
                                       no objective (Nota and Thomas 2020), and what everybody uses
     ============== ================== ==========================================================================
 
-    :param policy: see :class:`~sb3_pg.algorithms.base.PolicyGradientAlgorithm`, as for all other arguments
+    :param policy: see :class:`~sb3_pg.algorithms.setup.ConfiguredAlgorithm`, as for all other arguments
     :param env: likewise
     :param learning_rate: likewise
     :param returns: "reward_to_go": G_t is the reward from t on; "total": that of the whole episode

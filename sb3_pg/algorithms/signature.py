@@ -1,6 +1,6 @@
 """The arguments that every on-policy algorithm has, as a type and as a table of checks.
 
-Their meaning and defaults stand in one place, :class:`sb3_pg.algorithms.base.PolicyGradientAlgorithm`.
+Their meaning and defaults stand in one place, :class:`sb3_pg.algorithms.setup.ConfiguredAlgorithm`.
 """
 
 from typing import Any, TypedDict
@@ -15,7 +15,7 @@ from sb3_pg.algorithms import arguments as arg
 
 
 class OnPolicyArguments(TypedDict, total=False):
-    """Keyword arguments that every on-policy algorithm passes on to :class:`PolicyGradientAlgorithm`."""
+    """Keyword arguments that every on-policy algorithm passes on to its base class."""
 
     n_steps: int | None
     n_episodes: int | None

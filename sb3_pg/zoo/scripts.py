@@ -1,4 +1,4 @@
-"""rl_zoo3's own scripts, run in this process with our algorithms registered.
+"""rl_zoo3's own scripts, run in this process with our algorithms, which importing this package has registered.
 
 Each takes the arguments of the script it runs, all of them; its ``--help`` lists them.
 """
@@ -13,7 +13,6 @@ from typing import Final
 import rl_zoo3.enjoy
 import rl_zoo3.train
 
-import sb3_pg.zoo  # noqa: F401  registers our algorithms
 from sb3_pg.extras import extra_hints
 
 # Ahead of the user's arguments, so that theirs win: rl_zoo3 looks for agents of its own hub unless told otherwise.

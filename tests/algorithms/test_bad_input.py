@@ -120,7 +120,7 @@ def test_contradictions_are_explained(kwargs: dict[str, Any], message: str) -> N
     ],
 )
 def test_a_single_episode_leaves_nothing_of_its_own_average(kwargs: dict[str, Any]) -> None:
-    with pytest.raises(ValueError, match=f"{kwargs['baseline']}.*at least 2 episodes.*n_episodes=1"):
+    with pytest.raises(ValueError, match=rf"{kwargs['baseline']}.*at least 2 episodes.*n_episodes=1"):
         Reinforce("MlpPolicy", vec(Unsteppable()), n_episodes=1, **kwargs)
 
 
@@ -146,13 +146,13 @@ def test_no_env_is_an_error_at_construction() -> None:
 
 @pytest.mark.parametrize(("typo", "meant"), [("gama", "gamma"), ("n_episode", "n_episodes"), ("baselin", "baseline")])
 def test_a_mistyped_argument_is_corrected(typo: str, meant: str) -> None:
-    with pytest.raises(TypeError, match=f"Reinforce has no argument '{typo}'; did you mean '{meant}'"):
+    with pytest.raises(TypeError, match=rf"Reinforce has no argument '{typo}'; did you mean '{meant}'"):
         Reinforce("MlpPolicy", vec(Unsteppable()), **{typo: 1})
 
 
 def test_arguments_given_to_load_are_checked_too(tmp_path: Any) -> None:
     Reinforce("MlpPolicy", vec(ScriptedEnv()), device="cpu").save(tmp_path / "model")
-    with pytest.raises(ValueError, match="gamma must be a number.*got 2"):
+    with pytest.raises(ValueError, match=r"gamma must be a number.*got 2"):
         Reinforce.load(tmp_path / "model", gamma=2)
 
 

@@ -17,6 +17,7 @@ from stable_baselines3.common.callbacks import (
 )
 from stable_baselines3.common.env_util import make_vec_env
 from stable_baselines3.common.policies import ActorCriticPolicy
+from stable_baselines3.common.torch_layers import BaseFeaturesExtractor
 from stable_baselines3.common.vec_env import VecNormalize
 
 from sb3_pg import Reinforce
@@ -186,7 +187,7 @@ def test_a_step_that_overflows_is_undone() -> None:
     kwargs = {"policy_kwargs": {"optimizer_class": th.optim.SGD}, "device": "cpu", "seed": 0}
     model = Reinforce("MlpPolicy", "CartPole-v1", learning_rate=1e38, max_grad_norm=None, baseline="none", **kwargs)
     before = parameters(model)
-    with pytest.raises(FloatingPointError, match="after the step.*smaller learning rate"):
+    with pytest.raises(FloatingPointError, match=r"after the step.*smaller learning rate"):
         model.learn(100)
     assert th.equal(parameters(model), before)
 
@@ -259,8 +260,6 @@ def test_critic_only_parameters_are_the_critic_optimizers_business() -> None:
 
 
 def test_shared_features_are_trained_by_both_losses() -> None:
-    from stable_baselines3.common.torch_layers import BaseFeaturesExtractor
-
     class Extractor(BaseFeaturesExtractor):
         def __init__(self, space: Any) -> None:
             super().__init__(space, 4)
@@ -302,3 +301,16 @@ def test_shared_features_are_trained_by_both_losses() -> None:
 def test_trains_on_cuda(make: Make) -> None:
     model = make("CartPole-v1", device="cuda").learn(300)
     assert model.policy.device.type == "cuda"
+
+
+@pytest.mark.parametrize("first", [{}, {"n_critic_updates": 3}])
+@pytest.mark.parametrize("then", [{}, {"n_critic_updates": 3}])
+def test_a_model_can_be_loaded_with_or_without_a_critics_own_optimizer(
+    first: dict[str, int], then: dict[str, int], tmp_path: Path
+) -> None:
+    model = Reinforce("MlpPolicy", "CartPole-v1", n_steps=16, device="cpu", **first).learn(32)
+    model.save(tmp_path / "model")
+    loaded = Reinforce.load(tmp_path / "model", env=model.get_env(), **{"n_critic_updates": 1, **then})
+    assert (loaded.critic_optimizer is not None) == bool(then)
+    assert th.equal(parameters(model), parameters(loaded))
+    loaded.learn(32)

@@ -114,8 +114,8 @@ def test_padding_never_leaks() -> None:
     values = column(0.5, 0.5, 0.5, 0.5, 0.5, 0.5)
     poisoned = th.where(mask, rewards, th.nan), th.where(mask, values, th.inf)
     for function in (
-        lambda r, v, **k: F.reward_to_go(r, ends[: len(r)], GAMMA, **k),
-        lambda r, v, **k: F.total_return(r, ends[: len(r)], GAMMA, **k),
+        lambda r, _, **k: F.reward_to_go(r, ends[: len(r)], GAMMA, **k),
+        lambda r, _, **k: F.total_return(r, ends[: len(r)], GAMMA, **k),
         lambda r, v, **k: F.n_step_return(r, v, ends[: len(r)], GAMMA, 2, **k),
         lambda r, v, **k: F.lambda_return(r, v, ends[: len(r)], GAMMA, LAMBDA, **k),
         lambda r, v, **k: F.td_residual(r, v, ends[: len(r)], GAMMA, **k),

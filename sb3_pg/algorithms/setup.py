@@ -1,0 +1,273 @@
+"""Constructing, checking, setting up and saving: all that happens before and after training."""
+
+from collections.abc import Mapping
+from typing import Any, ClassVar
+
+import torch as th
+from gymnasium import spaces
+from sb3_contrib.common.recurrent.policies import RecurrentActorCriticPolicy
+from stable_baselines3 import A2C
+from stable_baselines3.common.buffers import RolloutBuffer
+from stable_baselines3.common.on_policy_algorithm import OnPolicyAlgorithm
+from stable_baselines3.common.policies import ActorCriticPolicy, BasePolicy
+from stable_baselines3.common.save_util import load_from_zip_file
+from stable_baselines3.common.type_aliases import GymEnv, Schedule, TensorDict
+
+from sb3_pg.algorithms import arguments as arg
+from sb3_pg.algorithms.critic import make_critic_optimizer
+from sb3_pg.algorithms.parameters import ParameterSets, reachable_parameters
+from sb3_pg.algorithms.signature import CHECKS
+from sb3_pg.extras import extra_hints
+from sb3_pg.rollout import DictTrajectoryRolloutBuffer, TrajectoryRolloutBuffer
+
+#: Complete episodes per update where neither ``n_episodes`` nor ``n_steps`` is given (rounded up to whole envs).
+DEFAULT_N_EPISODES = 8
+
+
+class ConfiguredAlgorithm(OnPolicyAlgorithm):
+    """Arguments that all on-policy algorithms share, what follows from them, setting up and saving.
+
+    :param policy: "MlpPolicy", "CnnPolicy", "MultiInputPolicy", or a subclass of SB3's ActorCriticPolicy
+    :param env: environment, vectorized environment, or the id of a registered one
+    :param learning_rate: step size of ``policy.optimizer``: a number, ``"lin_1e-3"``, or a function of the remaining
+        progress (1 to 0)
+    :param n_steps: steps per env and update: segments, cut and bootstrapped with the critic's value
+    :param n_episodes: complete episodes per update, a multiple of the number of envs; exclusive with ``n_steps``.
+        Neither: 8, rounded up to a multiple
+    :param gamma: discount per env step, in [0, 1]
+    :param gae_lambda: lambda of generalized advantage estimation, in [0, 1]
+    :param ent_coef: weight of the entropy bonus, nats
+    :param vf_coef: weight of the critic's loss where actor and critic are trained by one optimizer or share features
+    :param max_grad_norm: largest norm of the gradient, None for no clipping
+    :param normalize_advantage: shift and scale each batch of advantages to mean 0 and standard deviation 1
+    :param truncation: "bootstrap" counts the value of the last state where a time limit cuts an episode, "terminal"
+        treats the time limit as part of the task. Default: bootstrap where the critic is in use
+    :param critic_learning_rate: gives the critic an optimizer of its own, with this schedule
+    :param n_critic_updates: passes of the critic over each batch; more than 1 gives it an optimizer of its own
+    :param critic_batch_size: samples per step of the critic's own optimizer, None for the whole batch
+    :param critic_fit: "after" trains the critic once the advantages are computed; "before" fits it to the batch it
+        then corrects, as the slides' batch actor-critic does (biased)
+    :param max_episode_steps: longest episode that complete-episode mode waits for
+    :param on_nonfinite: "raise" a :class:`~sb3_pg.NonFiniteError`, or "skip" the update with a warning
+    :param use_sde: generalized state-dependent exploration
+    :param sde_sample_freq: steps between new gSDE noise, -1 for once per rollout
+    :param rollout_buffer_class: buffer class; one that is not ours is filled step by step, by SB3's own contract
+    :param rollout_buffer_kwargs: arguments of the buffer
+    :param stats_window_size: episodes that the logged means are taken over
+    :param tensorboard_log: folder of TensorBoard logs
+    :param policy_kwargs: arguments of the policy
+    :param verbose: 0 nothing, 1 info, 2 debug
+    :param seed: seed of all random generators
+    :param device: PyTorch device, or "auto"
+    :raises ValueError: an argument out of range, or arguments that contradict each other
+    :raises TypeError: an argument of the wrong type, or an unknown one
+    """
+
+    policy_aliases: ClassVar[dict[str, type[BasePolicy]]] = A2C.policy_aliases
+    n_steps: int | None  # type: ignore[assignment]  # None: complete episodes
+    max_grad_norm: float | None  # type: ignore[assignment]
+    checks: ClassVar[Mapping[str, arg.Check]] = CHECKS
+
+    def __init__(
+        self,
+        policy: str | type[ActorCriticPolicy],
+        env: GymEnv | str | None,
+        learning_rate: float | str | Schedule,
+        n_steps: int | None = None,
+        n_episodes: int | None = None,
+        gamma: float = 0.99,
+        gae_lambda: float = 1.0,
+        ent_coef: float = 0.0,
+        vf_coef: float = 0.5,
+        max_grad_norm: float | None = 0.5,
+        normalize_advantage: bool = False,
+        truncation: str | None = None,
+        critic_learning_rate: float | str | Schedule | None = None,
+        n_critic_updates: int = 1,
+        critic_batch_size: int | None = None,
+        critic_fit: str = "after",
+        max_episode_steps: int = 100_000,
+        on_nonfinite: str = "raise",
+        use_sde: bool = False,
+        sde_sample_freq: int = -1,
+        rollout_buffer_class: type[RolloutBuffer] | None = None,
+        rollout_buffer_kwargs: dict[str, Any] | None = None,
+        stats_window_size: int = 100,
+        tensorboard_log: str | None = None,
+        policy_kwargs: dict[str, Any] | None = None,
+        verbose: int = 0,
+        seed: int | None = None,
+        device: th.device | str = "auto",
+        _init_setup_model: bool = True,
+    ) -> None:
+        arg.check_arguments({**vars(self), **locals()}, self.checks)
+        if isinstance(policy, type) and not issubclass(policy, ActorCriticPolicy):
+            raise TypeError(f"policy must be a name or a subclass of SB3's ActorCriticPolicy, got {policy!r}")
+        if isinstance(policy, type) and issubclass(policy, RecurrentActorCriticPolicy):
+            raise ValueError(f"{type(self).__name__} has no recurrent policies, got {policy!r}")
+        self.n_episodes = n_episodes
+        self.normalize_advantage = normalize_advantage
+        self.truncation = truncation
+        self.critic_learning_rate = critic_learning_rate
+        self.n_critic_updates = n_critic_updates
+        self.critic_batch_size = critic_batch_size
+        self.critic_fit = critic_fit
+        self.max_episode_steps = max_episode_steps
+        self.on_nonfinite = on_nonfinite
+        self.critic_optimizer: th.optim.Optimizer | None = None
+        self._parameter_sets: ParameterSets | None = None
+        with extra_hints():
+            super().__init__(
+                policy,
+                env,  # type: ignore[arg-type]
+                learning_rate=learning_rate,  # type: ignore[arg-type]
+                n_steps=n_steps,  # type: ignore[arg-type]
+                gamma=gamma,
+                gae_lambda=gae_lambda,
+                ent_coef=ent_coef,
+                vf_coef=vf_coef,
+                max_grad_norm=max_grad_norm,  # type: ignore[arg-type]
+                use_sde=use_sde,
+                sde_sample_freq=sde_sample_freq,
+                rollout_buffer_class=rollout_buffer_class,
+                rollout_buffer_kwargs=rollout_buffer_kwargs,
+                stats_window_size=stats_window_size,
+                tensorboard_log=tensorboard_log,
+                policy_kwargs=policy_kwargs,
+                verbose=verbose,
+                seed=seed,
+                device=device,
+                supported_action_spaces=(spaces.Box, spaces.Discrete, spaces.MultiDiscrete, spaces.MultiBinary),
+                _init_setup_model=False,
+            )
+        if _init_setup_model:
+            self._setup_model()
+
+    # ---------------------------------------------------------------- what a subclass says
+
+    def _uses_critic(self) -> bool:
+        """Whether values are part of the estimate."""
+        return True
+
+    def _check_combinations(self) -> None:
+        """Require arguments that agree with each other.
+
+        :raises ValueError: naming those that do not
+        """
+        if self.n_steps is not None and self.n_episodes is not None:
+            raise ValueError(
+                f"n_steps and n_episodes exclude each other, got n_steps={self.n_steps} and "
+                f"n_episodes={self.n_episodes}: segments of fixed length, or complete episodes"
+            )
+        if self.n_steps is not None and not self._uses_critic():
+            raise ValueError(
+                f"n_steps={self.n_steps} cuts episodes, which takes a critic to value the cut: use baseline='value', "
+                "or complete episodes with n_episodes="
+            )
+        if self.truncation == "bootstrap" and not self._uses_critic():
+            raise ValueError(
+                "truncation='bootstrap' takes a critic to value truncated episodes: use baseline='value', or "
+                "truncation='terminal'"
+            )
+        if self._has_foreign_buffer and self.n_steps is None:
+            raise ValueError(
+                f"rollout_buffer_class={self.rollout_buffer_class} is filled by SB3's own contract, which has segments "
+                "only: give n_steps="
+            )
+
+    # ---------------------------------------------------------------- what follows from the arguments
+
+    @property
+    def _has_foreign_buffer(self) -> bool:
+        cls = self.rollout_buffer_class
+        return cls is not None and not issubclass(cls, TrajectoryRolloutBuffer)
+
+    @property
+    def _bootstraps_truncated(self) -> bool:
+        return self._uses_critic() if self.truncation is None else self.truncation == "bootstrap"
+
+    @property
+    def _critic_is_separate(self) -> bool:
+        """Whether the critic has an optimizer of its own, rather than a share in the policy's."""
+        alone = self.critic_learning_rate is not None or self.n_critic_updates > 1 or self.critic_fit == "before"
+        return alone and self._uses_critic()
+
+    def _episodes_per_env(self) -> int | None:
+        if self.n_steps is not None:
+            return None
+        if self.n_episodes is None:
+            return -(-DEFAULT_N_EPISODES // self.n_envs)
+        if self.n_episodes % self.n_envs:
+            raise ValueError(
+                f"n_episodes must be a multiple of the number of envs, {self.n_envs}, so that every env contributes "
+                f"equally many episodes; got {self.n_episodes}"
+            )
+        return self.n_episodes // self.n_envs
+
+    # ---------------------------------------------------------------- setting up, saving
+
+    def _get_policy_from_name(self, policy_name: str) -> type[BasePolicy]:
+        if policy_name in self.policy_aliases:
+            return self.policy_aliases[policy_name]
+        hint = ""
+        if "lstm" in policy_name.lower() or "recurrent" in policy_name.lower():
+            hint = f"; {type(self).__name__} has no recurrent policies"
+        raise ValueError(f"policy must be one of {list(self.policy_aliases)} or a class, got {policy_name!r}{hint}")
+
+    def _setup_lr_schedule(self) -> None:
+        self.lr_schedule = arg.to_schedule(self.learning_rate)
+
+    def _setup_model(self) -> None:
+        if not hasattr(self, "observation_space"):
+            raise ValueError("env must be an environment or the id of a registered one, got None")
+        # Again, since load() replaces attributes after the constructor.
+        arg.check_arguments(vars(self), self.checks)
+        self._check_combinations()
+        self._episodes_per_env()
+        if self.rollout_buffer_class is None:
+            is_dict = isinstance(self.observation_space, spaces.Dict)
+            self.rollout_buffer_class = DictTrajectoryRolloutBuffer if is_dict else TrajectoryRolloutBuffer
+        super()._setup_model()
+        self._parameter_sets = None
+        self.critic_optimizer = None
+        if self._critic_is_separate:
+            rate = self.critic_lr_schedule(1.0)
+            self.critic_optimizer = make_critic_optimizer(list(self._critic_only().values()), rate)
+
+    @property
+    def critic_lr_schedule(self) -> Schedule:
+        """Step size of the critic's own optimizer; the policy's where none is given."""
+        rate = self.critic_learning_rate
+        return self.lr_schedule if rate is None else arg.to_schedule(rate, "critic_learning_rate")
+
+    @property
+    def parameter_sets(self) -> ParameterSets:
+        """The actor's and the critic's parameters."""
+        if self._parameter_sets is None:
+            self._parameter_sets = reachable_parameters(self.policy)
+        return self._parameter_sets
+
+    def _critic_only(self) -> dict[str, th.nn.Parameter]:
+        actor, critic = self.parameter_sets
+        return {name: parameter for name, parameter in critic.items() if name not in actor}
+
+    def _excluded_save_params(self) -> list[str]:
+        return [*super()._excluded_save_params(), "_parameter_sets"]
+
+    def _get_torch_save_params(self) -> tuple[list[str], list[str]]:
+        state_dicts, variables = super()._get_torch_save_params()
+        return state_dicts + (["critic_optimizer"] if self._critic_is_separate else []), variables
+
+    def set_parameters(
+        self, load_path_or_dict: str | TensorDict, exact_match: bool = True, device: th.device | str = "auto"
+    ) -> None:
+        """As SB3's; a critic's optimizer that only one of the two models has is left out, or starts afresh."""
+        loaded: Any = load_path_or_dict
+        if not isinstance(loaded, dict):
+            _, loaded, _ = load_from_zip_file(loaded, device=device, load_data=False)
+        optimizer = self.critic_optimizer
+        if exact_match and ("critic_optimizer" in loaded) != (optimizer is not None):
+            loaded = {name: state for name, state in loaded.items() if name != "critic_optimizer"}
+            if optimizer is not None:
+                loaded["critic_optimizer"] = optimizer.state_dict()
+        super().set_parameters(loaded, exact_match, device)
