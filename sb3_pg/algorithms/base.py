@@ -3,7 +3,7 @@
 import time
 import warnings
 from collections.abc import Mapping
-from typing import Any, TypeVar
+from typing import TypeVar
 
 import numpy as np
 import torch as th

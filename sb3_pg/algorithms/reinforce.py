@@ -44,6 +44,8 @@ class Reinforce(FirstOrderAlgorithm):
         ``fit(batch, returns)`` and ``predict(batch)``
     :param baseline_kwargs: arguments of the named baseline, e.g. ``{"component_wise": True}`` of "optimal"
     :param state_discount: the factor w_t = gamma^t on or off
+    :param critic_learning_rate: likewise; None, with ``n_critic_updates=1``, trains actor and critic in one step as A2C
+    :param n_critic_updates: likewise
     :param kwargs: arguments that all algorithms share
     :raises ValueError: an argument out of range, or arguments that contradict each other
     :raises TypeError: an argument of the wrong type, or an unknown one
@@ -61,11 +63,13 @@ class Reinforce(FirstOrderAlgorithm):
         self,
         policy: str | type[ActorCriticPolicy],
         env: GymEnv | str | None,
-        learning_rate: float | str | Schedule = 3e-3,
+        learning_rate: float | str | Schedule = 7e-3,
         returns: str = "reward_to_go",
         baseline: str | Baseline = "value",
         baseline_kwargs: dict[str, Any] | None = None,
         state_discount: bool = False,
+        critic_learning_rate: float | str | Schedule | None = 3e-3,
+        n_critic_updates: int = 10,
         **kwargs: Unpack[OnPolicyArguments],
     ) -> None:
         self.returns = returns
@@ -74,7 +78,14 @@ class Reinforce(FirstOrderAlgorithm):
         self.state_discount = state_discount
         self._baseline: Baseline | None = None
         self._baseline_of: Any = None
-        super().__init__(policy, env, learning_rate, **arg.known_arguments(type(self), kwargs))
+        super().__init__(
+            policy,
+            env,
+            learning_rate,
+            critic_learning_rate=critic_learning_rate,
+            n_critic_updates=n_critic_updates,
+            **arg.known_arguments(type(self), kwargs),
+        )
 
     # ---------------------------------------------------------------- arguments
 

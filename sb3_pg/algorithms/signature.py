@@ -26,8 +26,6 @@ class OnPolicyArguments(TypedDict, total=False):
     max_grad_norm: float | None
     normalize_advantage: bool
     truncation: str | None
-    critic_learning_rate: float | str | Schedule | None
-    n_critic_updates: int
     critic_batch_size: int | None
     critic_fit: str
     max_episode_steps: int

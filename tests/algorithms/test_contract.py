@@ -23,11 +23,13 @@ from stable_baselines3.common.vec_env import VecNormalize
 from sb3_pg import Reinforce
 from tests.helpers import ScriptedEnv, vec
 
+#: Actor and critic in one step, as in A2C.
+JOINT: dict[str, Any] = {"critic_learning_rate": None, "n_critic_updates": 1}
 #: name -> model on an env; later algorithms add their line.
 Make = Callable[..., Any]
 ALGORITHMS: dict[str, Make] = {
     "reinforce": lambda env, **k: Reinforce("MlpPolicy", env, **{"n_episodes": 4, "baseline": "leave_one_out", **k}),
-    "reinforce-value": lambda env, **k: Reinforce("MlpPolicy", env, **{"n_steps": 16, **k}),
+    "reinforce-value": lambda env, **k: Reinforce("MlpPolicy", env, **{"n_steps": 16, **JOINT, **k}),
     "reinforce-own-critic": lambda env, **k: Reinforce(
         "MlpPolicy", env, **{"n_steps": 16, "critic_learning_rate": "lin_1e-2", "n_critic_updates": 2, **k}
     ),
@@ -237,7 +239,7 @@ def test_with_a_foreign_buffer_one_update_is_a2cs() -> None:
         "ent_coef": 0.01,
         "gamma": 0.9,
     }
-    ours = Reinforce("MlpPolicy", "CartPole-v1", rollout_buffer_class=RolloutBuffer, **kwargs)
+    ours = Reinforce("MlpPolicy", "CartPole-v1", rollout_buffer_class=RolloutBuffer, **JOINT, **kwargs)
     before = parameters(ours)
     ours.learn(64)
     theirs = A2C("MlpPolicy", "CartPole-v1", use_rms_prop=False, **kwargs)
@@ -308,9 +310,9 @@ def test_trains_on_cuda(make: Make) -> None:
 def test_a_model_can_be_loaded_with_or_without_a_critics_own_optimizer(
     first: dict[str, int], then: dict[str, int], tmp_path: Path
 ) -> None:
-    model = Reinforce("MlpPolicy", "CartPole-v1", n_steps=16, device="cpu", **first).learn(32)
+    model = Reinforce("MlpPolicy", "CartPole-v1", n_steps=16, device="cpu", **{**JOINT, **first}).learn(32)
     model.save(tmp_path / "model")
-    loaded = Reinforce.load(tmp_path / "model", env=model.get_env(), **{"n_critic_updates": 1, **then})
+    loaded = Reinforce.load(tmp_path / "model", env=model.get_env(), **{**JOINT, **then})
     assert (loaded.critic_optimizer is not None) == bool(then)
     assert th.equal(parameters(model), parameters(loaded))
     loaded.learn(32)
