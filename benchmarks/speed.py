@@ -182,7 +182,16 @@ def reinforce(env: VecEnv, n_steps: int, seed: int) -> BaseAlgorithm:
     """Reinforce set up as A2C is: segments, a critic, one step of the same optimizer per rollout; both learn alike."""
     rms_prop = {"optimizer_class": torch.optim.RMSprop, "optimizer_kwargs": {"alpha": 0.99, "eps": 1e-5}}
     return Reinforce(
-        "MlpPolicy", env, 7e-4, baseline="value", n_steps=n_steps, policy_kwargs=rms_prop, seed=seed, device="cpu"
+        "MlpPolicy",
+        env,
+        7e-4,
+        baseline="value",
+        critic_learning_rate=None,
+        n_critic_updates=1,
+        n_steps=n_steps,
+        policy_kwargs=rms_prop,
+        seed=seed,
+        device="cpu",
     )
 
 
