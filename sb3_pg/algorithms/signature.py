@@ -8,7 +8,6 @@ from typing import Any, TypedDict
 import gymnasium as gym
 import torch as th
 from stable_baselines3.common.buffers import RolloutBuffer
-from stable_baselines3.common.type_aliases import Schedule
 from stable_baselines3.common.vec_env import VecEnv
 
 from sb3_pg.algorithms import arguments as arg

@@ -123,9 +123,7 @@ class MlpSampler:
         self.device = device
         space = policy.observation_space
         self.n_classes = int(space.n) if isinstance(space, spaces.Discrete) else None
-        self.layers: list[Callable[[th.Tensor], th.Tensor]] = []
-        for module in (*policy.mlp_extractor.policy_net, policy.action_net):
-            self.layers.append(_linear(module) if type(module) is nn.Linear else module)
+        self.layers = [_bare(module) for module in (*policy.mlp_extractor.policy_net, policy.action_net)]
         distribution = policy.action_dist
         self._decide = self._decision(policy, distribution)
         self._draw = _NOISE[type(distribution)]
@@ -167,9 +165,13 @@ class MlpSampler:
         return actions
 
 
-def _linear(module: nn.Linear) -> Callable[[th.Tensor], th.Tensor]:
-    weight, bias = module.weight, module.bias
-    return lambda x: nnf.linear(x, weight, bias)
+def _bare(module: nn.Module) -> Callable[[th.Tensor], th.Tensor]:
+    """What a module computes, without the overhead of calling it as one."""
+    if type(module) is nn.Linear:
+        weight, bias = module.weight, module.bias
+        return lambda x: nnf.linear(x, weight, bias)
+    functions: dict[type, Callable[[th.Tensor], th.Tensor]] = {nn.Tanh: th.tanh, nn.ReLU: th.relu}
+    return functions.get(type(module), module)
 
 
 class DistributionSampler:

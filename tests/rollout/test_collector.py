@@ -68,7 +68,7 @@ def test_segments_keep_rewards_endings_and_timesteps() -> None:
 
 
 def test_the_cut_is_valued_at_the_observation_that_follows() -> None:
-    model, seen = run(vec(ScriptedEnv(lengths=(100,))), 4, n_steps=4, learning_rate=0.0)
+    model, seen = run(vec(ScriptedEnv(lengths=(100,))), 4, n_steps=4, learning_rate=0.0, critic_learning_rate=0.0)
     with th.no_grad():
         value = model.policy.predict_values(th.as_tensor(model._last_obs))
     bootstrap = seen.batches[0].bootstrap
@@ -87,7 +87,12 @@ def test_truncated_episodes_are_valued_at_their_last_observation() -> None:
             return result
 
     model, seen = run(
-        vec(KeepsFinal(lengths=(3,), truncate=(True,))), 3, n_episodes=1, truncation="bootstrap", learning_rate=0.0
+        vec(KeepsFinal(lengths=(3,), truncate=(True,))),
+        3,
+        n_episodes=1,
+        truncation="bootstrap",
+        learning_rate=0.0,
+        critic_learning_rate=0.0,
     )
     with th.no_grad():
         value = model.policy.predict_values(th.as_tensor(final[0])[None])
@@ -201,7 +206,7 @@ def test_gsde_and_squashed_actions(kwargs: dict[str, Any]) -> None:
 
 def test_stored_actions_and_log_probs_are_those_before_clipping() -> None:
     env = ScriptedEnv(action_space=ACTION_SPACES["box"])
-    model, seen = run(vec(env), 64, n_steps=64, learning_rate=0.0)
+    model, seen = run(vec(env), 64, n_steps=64, learning_rate=0.0, critic_learning_rate=0.0)
     (batch,) = seen.batches
     assert (batch.actions.abs() > 1).any()
     with th.no_grad():
