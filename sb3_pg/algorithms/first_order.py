@@ -104,7 +104,8 @@ class FirstOrderAlgorithm(PolicyGradientAlgorithm):
 
 
 def _explained_variance(batch: RolloutBatch) -> th.Tensor:
-    """1 - Var[G - b] / Var[G]: 1 is a perfect baseline, 0 no better than a constant."""
+    """1 - Var[G - b] / Var[G]: 1 is a perfect baseline, 0 no better than a constant; NaN if all G are equal."""
     returns: th.Tensor = batch.select(batch.returns)
     advantages: th.Tensor = batch.select(batch.advantages)
-    return 1.0 - advantages.var(correction=0) / returns.var(correction=0)
+    variance = returns.var(correction=0)
+    return 1.0 - advantages.var(correction=0) / variance.where(variance > 0, th.nan)

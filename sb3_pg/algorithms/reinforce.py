@@ -108,7 +108,7 @@ class Reinforce(FirstOrderAlgorithm):
             if self.n_steps is not None:
                 raise ValueError(f"returns='total' takes complete episodes, got n_steps={self.n_steps}")
         super()._check_combinations()
-        baseline = make_baseline(self.baseline, self.baseline_kwargs)
+        baseline = make_baseline(self.baseline, self.baseline_kwargs, observation_space=self.observation_space)
         if isinstance(baseline, OptimalBaseline) and baseline.component_wise and self.normalize_advantage:
             raise ValueError("normalize_advantage has no single advantage to normalize with a component-wise baseline")
         if self._has_foreign_buffer and self.state_discount:
@@ -122,7 +122,9 @@ class Reinforce(FirstOrderAlgorithm):
         if not isinstance(self.baseline, str):
             self._baseline = self.baseline
         elif self._baseline is None or self._baseline_of != asked_for:
-            self._baseline = make_baseline(self.baseline, self.baseline_kwargs, per_episode=self.returns == "total")
+            self._baseline = make_baseline(
+                self.baseline, self.baseline_kwargs, self.returns == "total", self.observation_space
+            )
             self._baseline_of = asked_for
 
     def _require_several_episodes(self) -> None:

@@ -9,6 +9,8 @@ import inspect
 from collections.abc import Callable, Mapping
 from typing import Any
 
+from gymnasium import spaces
+
 from sb3_pg.baselines.averages import LeaveOneOutBaseline, MeanBaseline, NoBaseline, TimeBaseline
 from sb3_pg.baselines.base import Baseline
 from sb3_pg.baselines.linear import LinearBaseline
@@ -26,12 +28,18 @@ BASELINES: dict[str, Callable[..., Baseline]] = {
 }
 
 
-def make_baseline(spec: Any, kwargs: Mapping[str, Any] | None = None, per_episode: bool = False) -> Baseline:
+def make_baseline(
+    spec: Any,
+    kwargs: Mapping[str, Any] | None = None,
+    per_episode: bool = False,
+    observation_space: spaces.Space[Any] | None = None,
+) -> Baseline:
     """A baseline from its name, or the user's own object.
 
     :param spec: a name of ``BASELINES``, or an object with ``fit`` and ``predict``
     :param kwargs: arguments of the named baseline's constructor
     :param per_episode: whether a return is one number per episode (total returns)
+    :param observation_space: of the environment, for baselines that see the state
     :raises ValueError: unknown name, arguments that the baseline does not have, or arguments for an object
     :raises TypeError: an object without ``fit`` and ``predict``
     """
@@ -46,13 +54,13 @@ def make_baseline(spec: Any, kwargs: Mapping[str, Any] | None = None, per_episod
     if spec not in BASELINES:
         raise ValueError(message)
     factory = BASELINES[spec]
-    allowed = [name for name in inspect.signature(factory).parameters if name not in ("per_episode", "args", "kwargs")]
+    known = inspect.signature(factory).parameters
+    from_the_algorithm = {"per_episode": per_episode, "observation_space": observation_space}
+    allowed = [name for name in known if name not in (*from_the_algorithm, "args", "kwargs")]
     unknown = [name for name in kwargs if name not in allowed]
     if unknown:
         raise ValueError(f"baseline_kwargs of {spec!r} must be among {allowed}, got {unknown}")
-    if spec in ("mean", "leave_one_out"):
-        kwargs["per_episode"] = per_episode
-    return factory(**kwargs)
+    return factory(**kwargs, **{name: value for name, value in from_the_algorithm.items() if name in known})
 
 
 __all__ = [

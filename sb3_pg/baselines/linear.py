@@ -1,9 +1,16 @@
 """The linear feature baseline."""
 
+from typing import Any
+
 import numpy as np
 import torch as th
+from gymnasium import spaces
+from stable_baselines3.common.preprocessing import get_flattened_obs_dim, preprocess_obs
 
 from sb3_pg.rollout.batch import Observations, RolloutBatch
+
+#: The regression's matrix has the square of this many numbers.
+MAX_FEATURES = 5_000
 
 
 class LinearBaseline:
@@ -13,27 +20,38 @@ class LinearBaseline:
               w = (\Phi^\top \Phi + \lambda I)^{-1} \Phi^\top G
 
     Source: Duan et al. (2016), section 5, "linear feature baseline". s is clipped to [-10, 10] and t is counted in
-    hundreds of steps, as there. Fitted after the batch it corrects (the default), the gradient is unbiased.
+    hundreds of steps, as there; states of discrete spaces are one-hot. Fitted after the batch it corrects
+    (the default), the gradient is unbiased.
 
     :param regularization: lambda, at least 0
-    :raises ValueError: lambda < 0
+    :param observation_space: says how observations become vectors; None takes them as they are
+    :raises ValueError: lambda < 0, or observations too large for a regression, images that is
     """
 
-    def __init__(self, regularization: float = 1e-5) -> None:
+    def __init__(self, regularization: float = 1e-5, observation_space: spaces.Space[Any] | None = None) -> None:
         if not regularization >= 0:
             raise ValueError(f"regularization must be at least 0, got {regularization}")
+        if observation_space is not None:
+            n_features = 2 * _n_state(observation_space) + 4
+            if n_features > MAX_FEATURES:
+                raise ValueError(
+                    f"baseline='linear' solves a regression on at most {MAX_FEATURES} features, got {n_features} from "
+                    f"{observation_space}: use baseline='value'"
+                )
         self.regularization = regularization
+        self.observation_space = observation_space
         #: weights, None before the first fit; kept on the CPU so that models load anywhere
         self.weights: np.ndarray | None = None
 
-    @staticmethod
-    def features(observations: Observations, timesteps: th.Tensor) -> th.Tensor:
+    def features(self, observations: Observations, timesteps: th.Tensor) -> th.Tensor:
         """phi(s, t).
 
         :param observations: one row per sample, or a dict of those
         :param timesteps: step within the episode, one per sample
         :return: double precision, ``(n_samples, 2 * n_state + 4)``
         """
+        if self.observation_space is not None:
+            observations = preprocess_obs(observations, self.observation_space)
         parts = list(observations.values()) if isinstance(observations, dict) else [observations]
         state = th.cat([part.flatten(1).double() for part in parts], dim=1).clamp(-10, 10)
         t = timesteps.double()[:, None] / 100.0
@@ -58,3 +76,9 @@ class LinearBaseline:
             return th.zeros_like(batch.rewards)
         phi = self.features(batch.select(batch.observations), batch.select(batch.timesteps))
         return batch.restore((phi @ th.as_tensor(self.weights, device=phi.device)).to(batch.rewards.dtype))
+
+
+def _n_state(space: spaces.Space[Any]) -> int:
+    if isinstance(space, spaces.Dict):
+        return sum(_n_state(subspace) for subspace in space.spaces.values())
+    return get_flattened_obs_dim(space)

@@ -5,6 +5,7 @@ from typing import Any
 import numpy as np
 import pytest
 import torch as th
+from gymnasium import spaces
 
 from sb3_pg.baselines import (
     BASELINES,
@@ -119,9 +120,16 @@ def test_linear_finds_a_function_that_its_features_span(batch: RolloutBatch) -> 
 
 
 def test_linear_features_are_those_of_duan_et_al() -> None:
-    phi = LinearBaseline.features({"a": th.tensor([[20.0]]), "b": th.tensor([[[-2.0]]])}, th.tensor([200]))
+    phi = LinearBaseline().features({"a": th.tensor([[20.0]]), "b": th.tensor([[[-2.0]]])}, th.tensor([200]))
     assert phi.tolist() == [[10, -2, 100, 4, 2, 4, 8, 1]]
     assert phi.dtype == th.float64
+
+
+def test_linear_sees_discrete_states_one_hot_and_refuses_images() -> None:
+    phi = LinearBaseline(observation_space=spaces.Discrete(3)).features(th.tensor([[2], [0]]), th.tensor([0, 0]))
+    assert phi.tolist() == [[0, 0, 1, 0, 0, 1, 0, 0, 0, 1], [1, 0, 0, 1, 0, 0, 0, 0, 0, 1]]
+    with pytest.raises(ValueError, match=r"baseline='linear'.*56452.*baseline='value'"):
+        LinearBaseline(observation_space=spaces.Box(0, 255, (4, 84, 84), np.uint8))
 
 
 def test_linear_survives_a_singular_regression() -> None:
