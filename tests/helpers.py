@@ -20,6 +20,7 @@ OBSERVATION_SPACES: dict[str, spaces.Space[Any]] = {
 ACTION_SPACES: dict[str, spaces.Space[Any]] = {
     "discrete": spaces.Discrete(3),
     "box": spaces.Box(np.array([-1, -3], np.float32), np.array([1, 1], np.float32), dtype=np.float32),
+    "matrix": spaces.Box(-1, 1, (2, 2), np.float32),
     "multi_discrete": spaces.MultiDiscrete([2, 3]),
     "multi_binary": spaces.MultiBinary(3),
 }

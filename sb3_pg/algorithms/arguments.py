@@ -8,7 +8,9 @@ from numbers import Integral, Real
 from typing import Any
 
 import torch as th
+from sb3_contrib.common.recurrent.policies import RecurrentActorCriticPolicy
 from stable_baselines3.common.buffers import RolloutBuffer
+from stable_baselines3.common.policies import ActorCriticPolicy
 from stable_baselines3.common.type_aliases import Schedule
 from stable_baselines3.common.utils import FloatSchedule, LinearSchedule
 
@@ -94,6 +96,16 @@ def schedule(*, optional: bool = False) -> Check:
         to_schedule(value, name)
 
     return check
+
+
+def policy(name: str, value: Any) -> None:
+    """A policy's name, or a subclass of SB3's ActorCriticPolicy that is not recurrent."""
+    if isinstance(value, str):
+        return
+    if not (inspect.isclass(value) and issubclass(value, ActorCriticPolicy)):
+        raise TypeError(_message(name, value, "a name or a subclass of SB3's ActorCriticPolicy", False))
+    if issubclass(value, RecurrentActorCriticPolicy):
+        raise ValueError(f"{name} must not be recurrent, there are no recurrent policies here; got {value!r}")
 
 
 def buffer_class(name: str, value: Any) -> None:

@@ -3,7 +3,7 @@
 import time
 import warnings
 from collections.abc import Mapping
-from typing import TypeVar
+from typing import Any, TypeVar
 
 import numpy as np
 import torch as th
@@ -14,6 +14,7 @@ from stable_baselines3.common.type_aliases import MaybeCallback
 from stable_baselines3.common.utils import update_learning_rate
 from stable_baselines3.common.vec_env import VecEnv
 
+from sb3_pg.algorithms import arguments as arg
 from sb3_pg.algorithms.critic import fit_critic
 from sb3_pg.algorithms.guards import nonfinite_gradient, require_finite_parameters, unchanged_on_error
 from sb3_pg.algorithms.setup import ConfiguredAlgorithm
@@ -33,7 +34,7 @@ SelfPolicyGradient = TypeVar("SelfPolicyGradient", bound="PolicyGradientAlgorith
 
 
 class PolicyGradientAlgorithm(ConfiguredAlgorithm):
-    """Collects, updates and logs. A subclass adds its arguments, ``_returns`` and ``_update``.
+    """Collects, updates and logs. A subclass adds its arguments, ``_estimate`` and ``_update``.
 
     Its arguments are those of :class:`~sb3_pg.algorithms.setup.ConfiguredAlgorithm`.
     """
@@ -41,14 +42,23 @@ class PolicyGradientAlgorithm(ConfiguredAlgorithm):
     _batch: RolloutBatch | None = None
     _collector: Collector | None = None
     _n_skipped = 0
+    _estimate_seconds = 0.0
 
-    def _returns(self, batch: RolloutBatch) -> th.Tensor:
-        """What the critic or baseline is fitted to, ``(n_steps, n_envs)``."""
+    def _estimate(self, batch: RolloutBatch) -> tuple[th.Tensor, th.Tensor]:
+        """Returns, which critic or baseline are fitted to, and advantages, which actions are credited with.
+
+        :param batch: evaluated with the policy, which is in eval mode
+        :return: both ``(n_steps, n_envs)``, reward units
+        """
         raise NotImplementedError
 
     def _update(self, batch: RolloutBatch) -> Metrics:
         """Move theta, and explain the step: name -> number to log."""
         raise NotImplementedError
+
+    def __getstate__(self) -> dict[str, Any]:
+        """What pickle and copy take: all but the last rollout and the loop that collected it."""
+        return {name: value for name, value in vars(self).items() if name not in ("_batch", "_collector")}
 
     def _excluded_save_params(self) -> list[str]:
         return [*super()._excluded_save_params(), "_batch", "_collector"]
@@ -64,7 +74,14 @@ class PolicyGradientAlgorithm(ConfiguredAlgorithm):
         reset_num_timesteps: bool = True,
         progress_bar: bool = False,
     ) -> SelfPolicyGradient:
-        """As SB3's; the TensorBoard run is named after the class."""
+        """As SB3's; the TensorBoard run is named after the class.
+
+        :raises ValueError: negative ``total_timesteps``, or a model without env
+        :raises TypeError: ``total_timesteps`` is not a number
+        """
+        arg.real(0)("total_timesteps", total_timesteps)
+        if self.env is None:
+            raise ValueError("learn() needs an environment: call set_env(env), or load(path, env=env)")
         with extra_hints():
             return super().learn(
                 total_timesteps,
@@ -83,18 +100,21 @@ class PolicyGradientAlgorithm(ConfiguredAlgorithm):
         :return: False if the callback stopped training
         :raises NonFiniteError: a reward or an observation is not finite
         """
-        began = time.perf_counter()
+        began, steps_before = time.perf_counter(), self.num_timesteps
         self._batch = None
+        self._estimate_seconds = 0.0
         if not isinstance(rollout_buffer, TrajectoryRolloutBuffer):
             if not super().collect_rollouts(env, callback, rollout_buffer, n_rollout_steps):
                 return False
             self._batch = batch_from_foreign_buffer(rollout_buffer)
         else:
             if self._collector is None or self._collector.env is not env:
-                self._collector = Collector(self, env, self.max_episode_steps)
+                self._collector = Collector(self, env)
             per_env = self._episodes_per_env()
             try:
-                sampler = self._collector.collect(callback, rollout_buffer, self.n_steps, per_env)
+                sampler = self._collector.collect(
+                    callback, rollout_buffer, self.n_steps, per_env, self.max_episode_steps
+                )
                 if sampler is None:
                     return False
                 batch = make_batch(
@@ -105,14 +125,19 @@ class PolicyGradientAlgorithm(ConfiguredAlgorithm):
                     bootstrap_truncated=self._bootstraps_truncated,
                     n_episodes=None if per_env is None else per_env * env.num_envs,
                 )
-                batch.returns = self._returns(batch)
-                rollout_buffer.returns = batch.returns.cpu().numpy()
+                self._estimate_seconds = -time.perf_counter()
+                batch.returns, batch.advantages = self._estimate(batch)
+                rollout_buffer.returns = batch.returns.float().cpu().numpy()
+                rollout_buffer.advantages = batch.advantages.float().cpu().numpy()
+                self._estimate_seconds += time.perf_counter()
                 self._batch = batch
             except NonFiniteError as error:
+                if self.num_timesteps == steps_before:
+                    raise  # skipping what takes no step would go on for ever
                 self._skip_or_raise(error)
             self.logger.record("rollout/valid_fraction", float(np.mean(rollout_buffer.mask)))
             callback.on_rollout_end()
-        self.logger.record("time/collect_seconds", time.perf_counter() - began)
+        self.logger.record("time/collect_seconds", time.perf_counter() - began - self._estimate_seconds)
         return True
 
     # ---------------------------------------------------------------- updating
@@ -136,7 +161,7 @@ class PolicyGradientAlgorithm(ConfiguredAlgorithm):
             update_learning_rate(self.critic_optimizer, rate)
             self.logger.record("train/critic_learning_rate", rate)
         try:
-            with unchanged_on_error(self.policy.parameters()), unvalidated_distributions():
+            with unchanged_on_error(self.policy), unvalidated_distributions():
                 metrics = self._update(self._batch)
                 require_finite_parameters(self.policy)
         except NonFiniteError as error:
@@ -146,7 +171,7 @@ class PolicyGradientAlgorithm(ConfiguredAlgorithm):
         metrics["clipped_action_fraction"] = self._clipped_action_fraction(self._batch)
         self._record(metrics)
         self.logger.record("train/n_updates", self._n_updates, exclude="tensorboard")
-        self.logger.record("time/update_seconds", time.perf_counter() - began)
+        self.logger.record("time/update_seconds", time.perf_counter() - began + self._estimate_seconds)
 
     def _fit_critic(self, batch: RolloutBatch, targets: th.Tensor) -> Metrics:
         """Train the critic by its own optimizer."""
@@ -154,8 +179,8 @@ class PolicyGradientAlgorithm(ConfiguredAlgorithm):
         loss = fit_critic(
             self.policy,
             self.critic_optimizer,
-            batch.select(batch.observations),
-            batch.select(targets),
+            batch.flat_observations,
+            batch.select(targets).float(),
             self.n_critic_updates,
             self.critic_batch_size,
         )

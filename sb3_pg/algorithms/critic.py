@@ -37,7 +37,7 @@ def fit_critic(
     :param batch_size: samples per step, None for all of them
     :return: mean loss of the last pass
     """
-    parameters = [p for group in optimizer.param_groups for p in group["params"]]
+    parameters = [p for group in optimizer.param_groups for p in group["params"] if p.requires_grad]
     size = len(targets) if batch_size is None else batch_size
     losses: list[th.Tensor] = []
     for _ in range(n_updates):

@@ -4,7 +4,7 @@ import torch as th
 
 from sb3_pg.algorithms.base import Metrics, PolicyGradientAlgorithm
 from sb3_pg.functional import normalize, policy_gradient_loss, reduce_actor, value_loss
-from sb3_pg.rollout import RolloutBatch, fill_bootstrap, overrides, policy_actions, predict_values
+from sb3_pg.rollout import RolloutBatch, fill_bootstrap, has_own_forward, policy_actions, predict_values
 
 
 class FirstOrderAlgorithm(PolicyGradientAlgorithm):
@@ -17,10 +17,6 @@ class FirstOrderAlgorithm(PolicyGradientAlgorithm):
     critic's mean is over steps in both. The critic's term drops out where the critic has an optimizer of its own,
     except for features that actor and critic share: those are trained by both losses.
     """
-
-    def _advantages(self, batch: RolloutBatch) -> th.Tensor:
-        """What each action is credited with, ``(n_steps, n_envs)``."""
-        raise NotImplementedError
 
     def _weights(self, batch: RolloutBatch) -> th.Tensor | None:
         """w_t, ``(n_steps, n_envs)``; None for 1."""
@@ -42,10 +38,10 @@ class FirstOrderAlgorithm(PolicyGradientAlgorithm):
     def _value_again(self, batch: RolloutBatch) -> None:
         """Replace what the old critic said by what the fitted one says."""
         self.policy.set_training_mode(False)
-        batch.values = batch.restore(predict_values(self.policy, batch.select(batch.observations)))
+        batch.values = batch.restore(predict_values(self.policy, batch.flat_observations)).to(batch.rewards)
         fill_bootstrap(self.policy, batch)
+        batch.returns, batch.advantages = self._estimate(batch)
         self.policy.set_training_mode(True)
-        batch.returns = self._returns(batch)
 
     def _accumulate_gradient(self, batch: RolloutBatch) -> Metrics:
         """Set the parameters' ``grad`` to the gradient of the loss.
@@ -53,20 +49,21 @@ class FirstOrderAlgorithm(PolicyGradientAlgorithm):
         :return: the loss's parts
         """
         self.policy.optimizer.zero_grad()
-        if batch.returns is None:
-            batch.returns = self._returns(batch)
-        if batch.advantages is None:
-            batch.advantages = self._advantages(batch)
+        if batch.returns is None or batch.advantages is None:
+            batch.returns, batch.advantages = self._estimate(batch)
         shares_step = self._uses_critic() and not (self._critic_is_separate and not self._shares_features)
         log_prob, entropy, values = self._evaluate(batch, with_values=shares_step)
 
         advantages = batch.advantages
         if self.normalize_advantage:
-            advantages = normalize(advantages, batch.mask)
+            size = batch.select(batch.returns).abs().amax()
+            advantages = normalize(advantages, batch.mask, scale=size)
         weights = self._weights(batch)
         if weights is not None:
             advantages = advantages * weights
-        policy_loss = policy_gradient_loss(log_prob, batch.select(advantages), n_episodes=batch.n_episodes)
+        policy_loss = policy_gradient_loss(
+            log_prob, batch.select(advantages).to(log_prob.dtype), n_episodes=batch.n_episodes
+        )
         # Without a closed form, -log_prob estimates the entropy; its gradient is that of the score function.
         bonus = -log_prob.detach() * log_prob if entropy is None else entropy
         loss = policy_loss - self.ent_coef * reduce_actor(bonus, n_episodes=batch.n_episodes)
@@ -76,7 +73,7 @@ class FirstOrderAlgorithm(PolicyGradientAlgorithm):
             "explained_variance": _explained_variance(batch),
         }
         if values is not None:
-            critic_loss = value_loss(values, batch.select(batch.returns))
+            critic_loss = value_loss(values, batch.select(batch.returns).to(values.dtype))
             loss = loss + self.vf_coef * critic_loss
             metrics["value_loss"] = critic_loss
         loss.backward()
@@ -94,9 +91,9 @@ class FirstOrderAlgorithm(PolicyGradientAlgorithm):
 
     def _evaluate(self, batch: RolloutBatch, with_values: bool) -> tuple[th.Tensor, th.Tensor | None, th.Tensor | None]:
         """Log-prob, entropy and, where asked for, values of the valid samples, with gradient."""
-        observations = batch.select(batch.observations)
+        observations = batch.flat_observations
         actions = policy_actions(batch.select(batch.actions), self.action_space)
-        if with_values or overrides(self.policy, "forward", "evaluate_actions", "extract_features"):
+        if with_values or has_own_forward(self.policy):
             values, log_prob, entropy = self.policy.evaluate_actions(observations, actions)
             return log_prob, entropy, values.flatten() if with_values else None
         distribution = self.policy.get_distribution(observations)

@@ -1,28 +1,28 @@
 """NaN never travels: what is checked around an update, and how it is undone."""
 
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterator
 from contextlib import contextmanager
 
 import torch as th
 from stable_baselines3.common.policies import ActorCriticPolicy
 
 from sb3_pg.errors import NonFiniteError
-from sb3_pg.rollout import RolloutBatch
+from sb3_pg.rollout import RolloutBatch, require_finite_policy
 
 _SMALLER_STEP = "A smaller learning rate may help."
 
 
 @contextmanager
-def unchanged_on_error(parameters: Iterable[th.nn.Parameter]) -> Iterator[None]:
-    """Put the parameters back as they were, to the bit, if the body raises (an interruption included)."""
-    parameters = list(parameters)
-    before = [parameter.detach().clone() for parameter in parameters]
+def unchanged_on_error(policy: ActorCriticPolicy) -> Iterator[None]:
+    """Put parameters and buffers back as they were, to the bit, if the body raises (an interruption included)."""
+    tensors = [*policy.parameters(), *policy.buffers()]
+    before = [tensor.detach().clone() for tensor in tensors]
     try:
         yield
     except BaseException:
         with th.no_grad():
-            for parameter, value in zip(parameters, before, strict=True):
-                parameter.copy_(value)
+            for tensor, value in zip(tensors, before, strict=True):
+                tensor.copy_(value)
         raise
 
 
@@ -47,9 +47,5 @@ def require_finite_parameters(policy: ActorCriticPolicy) -> None:
 
     :raises NonFiniteError: naming the first parameter that is not finite
     """
-    if th.nn.utils.parameters_to_vector(policy.parameters()).isfinite().all():
-        return
-    for name, parameter in policy.named_parameters():
-        bad = parameter.detach()[~parameter.isfinite()]
-        if len(bad):
-            raise NonFiniteError(f"{name} after the step", float(bad[0]), hint=_SMALLER_STEP)
+    if not th.nn.utils.parameters_to_vector(policy.parameters()).isfinite().all():
+        require_finite_policy(policy, hint=f"It was finite before the step. {_SMALLER_STEP}")

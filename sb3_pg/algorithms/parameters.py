@@ -1,11 +1,13 @@
 """Which of a policy's parameters the actor and the critic are made of."""
 
+import copy
 from typing import Any, NamedTuple
 
 import numpy as np
 import torch as th
 from gymnasium import spaces
 from stable_baselines3.common.policies import ActorCriticPolicy
+from stable_baselines3.common.preprocessing import get_action_dim
 from stable_baselines3.common.utils import obs_as_tensor
 
 from sb3_pg.rollout import policy_actions
@@ -29,18 +31,23 @@ def reachable_parameters(policy: ActorCriticPolicy) -> ParameterSets:
     policy.set_training_mode(False)
     named = {name: parameter for name, parameter in policy.named_parameters() if parameter.requires_grad}
     space = policy.action_space
-    actions = th.zeros((1, *(space.shape or ())), device=policy.device)
+    actions = th.zeros((1, get_action_dim(space)), device=policy.device)
+    distribution = policy.action_dist
+    policy.action_dist = copy.copy(distribution)  # it keeps what it computed, whose graph could not be copied
     with th.enable_grad():
         values, log_prob, entropy = policy.evaluate_actions(
             obs_as_tensor(_zeros(policy.observation_space), policy.device), policy_actions(actions, space)
         )
         actor_output = log_prob.sum() if entropy is None else log_prob.sum() + entropy.sum()
         sets = ParameterSets(_reached(actor_output, named), _reached(values.sum(), named))
+    policy.action_dist = distribution
     policy.set_training_mode(training)
     return sets
 
 
 def _reached(output: th.Tensor, named: dict[str, th.nn.Parameter]) -> dict[str, th.nn.Parameter]:
+    if not output.requires_grad:
+        return {}
     gradients: Any = th.autograd.grad(output, list(named.values()), allow_unused=True, retain_graph=True)
     reached = zip(named.items(), gradients, strict=True)
     return {name: parameter for (name, parameter), gradient in reached if gradient is not None}

@@ -90,7 +90,7 @@ class Reinforce(FirstOrderAlgorithm):
     # ---------------------------------------------------------------- arguments
 
     def _uses_critic(self) -> bool:
-        return self.baseline == "value"
+        return self.baseline == "value" or bool(getattr(self.baseline, "uses_critic", False))
 
     @property
     def _bootstraps_truncated(self) -> bool:
@@ -140,6 +140,10 @@ class Reinforce(FirstOrderAlgorithm):
 
     # ---------------------------------------------------------------- the formula
 
+    def _estimate(self, batch: RolloutBatch) -> tuple[th.Tensor, th.Tensor]:
+        returns = self._returns(batch)
+        return returns, self._advantages(batch, returns)
+
     def _returns(self, batch: RolloutBatch) -> th.Tensor:
         if self.returns == "total":
             return total_return(batch.rewards, batch.ends, self.gamma, batch.mask)
@@ -150,17 +154,16 @@ class Reinforce(FirstOrderAlgorithm):
             return None
         return (self.gamma ** batch.timesteps.double()).to(batch.rewards.dtype)
 
-    def _advantages(self, batch: RolloutBatch) -> th.Tensor:
-        baseline, returns = self._baseline, batch.returns
+    def _advantages(self, batch: RolloutBatch, returns: th.Tensor) -> th.Tensor:
+        baseline = self._baseline
         assert baseline is not None
-        assert returns is not None
         own_batch = getattr(baseline, "fits_own_batch", False) or self.critic_fit == "before"
         if isinstance(baseline, OptimalBaseline):
-            self._accumulate_episodes(batch, baseline)
+            self._accumulate_episodes(batch, returns, baseline)
         if own_batch:
             baseline.fit(batch, returns)
         if isinstance(baseline, OptimalBaseline) and baseline.component_wise:
-            return returns
+            return th.where(batch.valid, returns - baseline.center, 0.0)
         expected = th.as_tensor(baseline.predict(batch), dtype=returns.dtype, device=returns.device)
         if expected.dim() and expected.shape != returns.shape:
             raise ValueError(
@@ -175,9 +178,9 @@ class Reinforce(FirstOrderAlgorithm):
         metrics = super()._accumulate_gradient(batch)
         baseline = self._baseline
         if isinstance(baseline, OptimalBaseline) and baseline.component_wise:
-            # What is there is the gradient without a baseline, mean X; from it goes b * mean Y.
+            # What is there is mean X', of the centered returns; from it goes (b - center) * mean Y.
             log_prob, _, _ = self._evaluate(batch, with_values=False)
-            weights = batch.select(self._score_weights(batch))
+            weights = batch.select(self._score_weights(batch)).to(log_prob.dtype)
             parameters = list(self.parameter_sets.actor.values())
             loss = policy_gradient_loss(log_prob, weights, n_episodes=batch.n_episodes)
             gradients = th.autograd.grad(loss, parameters, materialize_grads=True)
@@ -191,18 +194,18 @@ class Reinforce(FirstOrderAlgorithm):
         weights = self._weights(batch)
         return th.ones_like(batch.rewards) if weights is None else weights
 
-    def _accumulate_episodes(self, batch: RolloutBatch, baseline: OptimalBaseline) -> None:
-        """Gradients of each episode by itself, X with returns and Y without, for the optimal baseline."""
+    def _accumulate_episodes(self, batch: RolloutBatch, returns: th.Tensor, baseline: OptimalBaseline) -> None:
+        """Gradients of each episode by itself, X with centered returns and Y without, for the optimal baseline."""
         weights = self._score_weights(batch)
-        assert batch.returns is not None
-        baseline.reset()
+        center = batch.select(returns).mean()
+        baseline.reset(center)
         with functional_log_prob(self.policy) as log_prob:
             chunks = episode_gradients(
                 log_prob,
                 {name: parameter.detach() for name, parameter in self.parameter_sets.actor.items()},
-                batch.select(batch.observations),
+                batch.flat_observations,
                 policy_actions(batch.select(batch.actions), self.action_space),
-                th.stack((batch.select(weights * batch.returns), batch.select(weights))),
+                th.stack((batch.select(weights * (returns - center)), batch.select(weights))).float(),
                 batch.select(batch.episodes),
             )
             for _, gradients in chunks:

@@ -1,16 +1,17 @@
 """Constructing, checking, setting up and saving: all that happens before and after training."""
 
+import io
+import pathlib
 from collections.abc import Mapping
-from typing import Any, ClassVar
+from contextvars import ContextVar
+from typing import Any, ClassVar, TypeVar
 
 import torch as th
 from gymnasium import spaces
-from sb3_contrib.common.recurrent.policies import RecurrentActorCriticPolicy
 from stable_baselines3 import A2C
 from stable_baselines3.common.buffers import RolloutBuffer
 from stable_baselines3.common.on_policy_algorithm import OnPolicyAlgorithm
 from stable_baselines3.common.policies import ActorCriticPolicy, BasePolicy
-from stable_baselines3.common.save_util import load_from_zip_file
 from stable_baselines3.common.type_aliases import GymEnv, Schedule, TensorDict
 
 from sb3_pg.algorithms import arguments as arg
@@ -22,6 +23,10 @@ from sb3_pg.rollout import DictTrajectoryRolloutBuffer, TrajectoryRolloutBuffer
 
 #: Complete episodes per update where neither ``n_episodes`` nor ``n_steps`` is given (rounded up to whole envs).
 DEFAULT_N_EPISODES = 8
+
+SelfConfigured = TypeVar("SelfConfigured", bound="ConfiguredAlgorithm")
+#: Whether parameters come from ``load``, which may change what has an optimizer of its own.
+_LOADING: ContextVar[bool] = ContextVar("loading", default=False)
 
 
 class ConfiguredAlgorithm(OnPolicyAlgorithm):
@@ -35,10 +40,11 @@ class ConfiguredAlgorithm(OnPolicyAlgorithm):
     :param n_episodes: complete episodes per update, a multiple of the number of envs; exclusive with ``n_steps``.
         Neither: 8, rounded up to a multiple
     :param gamma: discount per env step, in [0, 1]
-    :param gae_lambda: lambda of generalized advantage estimation, in [0, 1]
+    :param gae_lambda: lambda of generalized advantage estimation, in [0, 1], where an algorithm or a foreign buffer
+        uses it
     :param ent_coef: weight of the entropy bonus, nats
     :param vf_coef: weight of the critic's loss where actor and critic are trained by one optimizer or share features
-    :param max_grad_norm: largest norm of the gradient, None for no clipping
+    :param max_grad_norm: largest norm of the gradient that ``policy.optimizer`` steps along, None for no clipping
     :param normalize_advantage: shift and scale each batch of advantages to mean 0 and standard deviation 1
     :param truncation: "bootstrap" counts the value of the last state where a time limit cuts an episode, "terminal"
         treats the time limit as part of the task. Default: bootstrap where the critic is in use
@@ -101,10 +107,6 @@ class ConfiguredAlgorithm(OnPolicyAlgorithm):
         _init_setup_model: bool = True,
     ) -> None:
         arg.check_arguments({**vars(self), **locals()}, self.checks)
-        if isinstance(policy, type) and not issubclass(policy, ActorCriticPolicy):
-            raise TypeError(f"policy must be a name or a subclass of SB3's ActorCriticPolicy, got {policy!r}")
-        if isinstance(policy, type) and issubclass(policy, RecurrentActorCriticPolicy):
-            raise ValueError(f"{type(self).__name__} has no recurrent policies, got {policy!r}")
         self.n_episodes = n_episodes
         self.normalize_advantage = normalize_advantage
         self.truncation = truncation
@@ -174,6 +176,11 @@ class ConfiguredAlgorithm(OnPolicyAlgorithm):
                 f"rollout_buffer_class={self.rollout_buffer_class} is filled by SB3's own contract, which has segments "
                 "only: give n_steps="
             )
+        if self._has_foreign_buffer and (self.critic_fit == "before" or self.truncation == "terminal"):
+            raise ValueError(
+                f"rollout_buffer_class={self.rollout_buffer_class} computes advantages itself, once, and bootstraps "
+                f"truncated episodes: it takes neither critic_fit='before' nor truncation='terminal'"
+            )
 
     # ---------------------------------------------------------------- what follows from the arguments
 
@@ -221,7 +228,8 @@ class ConfiguredAlgorithm(OnPolicyAlgorithm):
         if not hasattr(self, "observation_space"):
             raise ValueError("env must be an environment or the id of a registered one, got None")
         # Again, since load() replaces attributes after the constructor.
-        arg.check_arguments(vars(self), self.checks)
+        values = {name: value for name, value in vars(self).items() if name not in ("policy", "env")}
+        arg.check_arguments(values, self.checks)
         self._check_combinations()
         self._episodes_per_env()
         if self.rollout_buffer_class is None:
@@ -258,16 +266,38 @@ class ConfiguredAlgorithm(OnPolicyAlgorithm):
         state_dicts, variables = super()._get_torch_save_params()
         return state_dicts + (["critic_optimizer"] if self._critic_is_separate else []), variables
 
+    @classmethod
+    def load(
+        cls: type[SelfConfigured],
+        path: str | pathlib.Path | io.BufferedIOBase,
+        env: GymEnv | None = None,
+        device: th.device | str = "auto",
+        custom_objects: dict[str, Any] | None = None,
+        print_system_info: bool = False,
+        force_reset: bool = True,
+        **kwargs: Any,
+    ) -> SelfConfigured:
+        """As SB3's; ``kwargs`` are arguments of the constructor, and are checked as there.
+
+        A critic's optimizer that was not saved starts afresh, and one that is no longer wanted is left out.
+
+        :raises TypeError: an argument that the class does not have
+        """
+        arg.known_arguments(cls, kwargs)
+        token = _LOADING.set(True)
+        try:
+            return super().load(path, env, device, custom_objects, print_system_info, force_reset, **kwargs)
+        finally:
+            _LOADING.reset(token)
+
     def set_parameters(
         self, load_path_or_dict: str | TensorDict, exact_match: bool = True, device: th.device | str = "auto"
     ) -> None:
-        """As SB3's; a critic's optimizer that only one of the two models has is left out, or starts afresh."""
-        loaded: Any = load_path_or_dict
-        if not isinstance(loaded, dict):
-            _, loaded, _ = load_from_zip_file(loaded, device=device, load_data=False)
-        optimizer = self.critic_optimizer
-        if exact_match and ("critic_optimizer" in loaded) != (optimizer is not None):
-            loaded = {name: state for name, state in loaded.items() if name != "critic_optimizer"}
-            if optimizer is not None:
-                loaded["critic_optimizer"] = optimizer.state_dict()
-        super().set_parameters(loaded, exact_match, device)
+        """As SB3's."""
+        params: Any = load_path_or_dict
+        if _LOADING.get():
+            params = {name: state for name, state in params.items() if name != "critic_optimizer"}
+            if self.critic_optimizer is not None:
+                saved = load_path_or_dict.get("critic_optimizer")  # type: ignore[union-attr]
+                params["critic_optimizer"] = saved or self.critic_optimizer.state_dict()
+        super().set_parameters(params, exact_match, device)

@@ -43,7 +43,7 @@ class OnPolicyArguments(TypedDict, total=False):
 
 
 CHECKS: dict[str, arg.Check] = {
-    "policy": arg.instance(str, type),
+    "policy": arg.policy,
     "env": arg.instance(str, gym.Env, VecEnv, optional=True),
     "learning_rate": arg.schedule(),
     "n_steps": arg.integer(1, optional=True),

@@ -64,7 +64,7 @@ class LeaveOneOutBaseline:
     .. math:: b_i = \frac{1}{N-1} \sum_{j \ne i} R(\tau_j)
 
     and, with reward-to-go, the average of G over all steps of the other episodes. In ``n_steps`` mode whole envs are
-    left out instead. Source: Kool et al. (2019), eq. 8. It takes episodes that are independent of each other; gSDE's
+    left out instead. Source: Kool et al. (2019). It takes episodes that are independent of each other; gSDE's
     noise, held over several episodes of one env, makes them slightly less so.
 
     :param per_episode: whether a return is one number per episode (total returns)

@@ -19,7 +19,7 @@ class LinearBaseline:
     .. math:: b(s, t) = \phi(s, t)^\top w, \quad \phi = [s, s^2, t, t^2, t^3, 1], \quad
               w = (\Phi^\top \Phi + \lambda I)^{-1} \Phi^\top G
 
-    Source: Duan et al. (2016), section 5, "linear feature baseline". s is clipped to [-10, 10] and t is counted in
+    Source: Duan et al. (2016), the "linear feature baseline". s is clipped to [-10, 10] and t is counted in
     hundreds of steps, as there; states of discrete spaces are one-hot. Fitted after the batch it corrects
     (the default), the gradient is unbiased.
 

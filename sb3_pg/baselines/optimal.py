@@ -14,7 +14,7 @@ class OptimalBaseline:
     .. math:: b^* = \frac{E[X \cdot Y]}{E[Y \cdot Y]}, \qquad b^*_k = \frac{E[X_k Y_k]}{E[Y_k^2]}
               \quad\text{(component-wise)}
 
-    Source: Peters and Schaal (2008), eq. 20 (component-wise); for total returns it is the lecture's
+    Source: Peters and Schaal (2008), component-wise; for total returns it is the lecture's
     :math:`E[g^2 r] / E[g^2]`, which with reward-to-go can be worse than no baseline. The expectations are averages
     over the batch that the baseline then corrects, which biases the gradient by O(1/N).
 
@@ -27,18 +27,24 @@ class OptimalBaseline:
 
     def __init__(self, component_wise: bool = False) -> None:
         self.component_wise = component_wise
-        #: b*, a scalar, or one number per actor parameter
+        #: what was subtracted before, to be added to ``constant``; equal returns then leave nothing, to the bit
+        self.center = th.zeros(())
+        #: b* - center, a scalar, or one number per actor parameter
         self.constant = th.zeros(())
 
-    def reset(self) -> None:
-        """Begin a new batch."""
+    def reset(self, center: th.Tensor) -> None:
+        """Begin a new batch.
+
+        :param center: constant that was subtracted from the returns in X. With X = X' + c Y, b* = c + E[X'.Y] / E[Y.Y]
+        """
+        self.center = center
         self._xy: th.Tensor | float = 0.0
         self._yy: th.Tensor | float = 0.0
 
     def accumulate(self, gradients: th.Tensor) -> None:
         """Add episodes.
 
-        :param gradients: X and Y of some episodes, ``(n_episodes, 2, n_parameters)``
+        :param gradients: X' and Y of some episodes, ``(n_episodes, 2, n_parameters)``
         """
         x, y = gradients.unbind(1)
         self._xy = self._xy + (x * y).sum(0)
@@ -53,7 +59,7 @@ class OptimalBaseline:
             raise RuntimeError("OptimalBaseline.fit needs the episodes' gradients first: call accumulate")
         xy, yy = (self._xy, self._yy) if self.component_wise else (self._xy.sum(), self._yy.sum())
         self.constant = th.where(yy > 0, xy / yy.where(yy > 0, th.ones_like(yy)), th.zeros_like(xy))
-        self.reset()
+        self._xy = self._yy = 0.0
 
     def predict(self, batch: RolloutBatch) -> th.Tensor:
         """b*.
@@ -62,4 +68,4 @@ class OptimalBaseline:
         """
         if self.component_wise:
             raise ValueError("A component-wise baseline has one number per parameter, none per step")
-        return self.constant
+        return self.center + self.constant

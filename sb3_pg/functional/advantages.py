@@ -63,16 +63,20 @@ def _minus_values(returns: th.Tensor, values: th.Tensor, mask: th.Tensor | None)
     return returns - (values if mask is None else th.where(mask, values, 0.0))
 
 
-def normalize(x: th.Tensor, mask: th.Tensor | None = None, epsilon: float = 1e-8) -> th.Tensor:
+def normalize(
+    x: th.Tensor, mask: th.Tensor | None = None, epsilon: float = 1e-8, scale: th.Tensor | None = None
+) -> th.Tensor:
     r"""Shift to mean 0 and scale to standard deviation 1 (the unbiased one, as SB3 does).
 
     .. math:: (x - \bar x) / (\sigma_x + \epsilon)
 
-    Fewer than two samples, or samples that are all equal, have no scale: they come back unchanged.
+    Fewer than two samples, or samples that are all equal, have no scale: they come back unchanged. So do differences
+    of larger numbers that are equal but for rounding, which would be blown up to full size.
 
     :param x: any shape, floating
     :param mask: True where an element is valid, same shape; None means everywhere
     :param epsilon: added to the standard deviation
+    :param scale: size of the numbers that x is a difference of; a spread within their rounding counts as none
     :return: same shape; 0 in the padding
     """
     if x.numel() == 0:
@@ -86,4 +90,7 @@ def normalize(x: th.Tensor, mask: th.Tensor | None = None, epsilon: float = 1e-8
     mean = x.sum() / count.clamp(min=1)
     centered = x - mean if mask is None else th.where(mask, x - mean, 0.0)
     std = (centered.square().sum() / (count - 1).clamp(min=1)).sqrt()
-    return th.where(high > low, centered / (std + epsilon), x)
+    spread = high > low
+    if scale is not None:
+        spread &= std > scale * th.finfo(x.dtype).eps ** 0.75
+    return th.where(spread, centered / (std + epsilon), x)

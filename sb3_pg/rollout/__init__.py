@@ -10,8 +10,9 @@ from sb3_pg.rollout.evaluation import (
     policy_actions,
     predict_values,
 )
+from sb3_pg.rollout.finite import require_finite_policy
 from sb3_pg.rollout.progress import EndlessEpisodeError
-from sb3_pg.rollout.samplers import make_sampler, overrides, unvalidated_distributions
+from sb3_pg.rollout.samplers import has_own_forward, make_sampler, unvalidated_distributions
 
 __all__ = [
     "Collector",
@@ -22,10 +23,11 @@ __all__ = [
     "TrajectoryRolloutBuffer",
     "batch_from_foreign_buffer",
     "fill_bootstrap",
+    "has_own_forward",
     "make_batch",
     "make_sampler",
-    "overrides",
     "policy_actions",
     "predict_values",
+    "require_finite_policy",
     "unvalidated_distributions",
 ]

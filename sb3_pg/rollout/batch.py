@@ -55,6 +55,11 @@ class RolloutBatch:
         return th.ones_like(self.ends) if self.mask is None else self.mask
 
     @cached_property
+    def flat_observations(self) -> Any:
+        """The valid observations, one row per sample."""
+        return self.select(self.observations)
+
+    @cached_property
     def episodes(self) -> th.Tensor:
         """Number of the episode, or piece of one, that each step belongs to: ``(n_steps, n_envs)``, from 0.
 

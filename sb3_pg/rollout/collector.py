@@ -12,8 +12,13 @@ from stable_baselines3.common.callbacks import BaseCallback
 from stable_baselines3.common.on_policy_algorithm import OnPolicyAlgorithm
 from stable_baselines3.common.vec_env import VecEnv
 
-from sb3_pg.errors import NonFiniteError
 from sb3_pg.rollout.buffers import TrajectoryRolloutBuffer
+from sb3_pg.rollout.finite import (
+    NormalizationGuard,
+    require_finite_policy,
+    require_finite_rollout,
+    require_finite_step,
+)
 from sb3_pg.rollout.progress import RolloutProgress
 from sb3_pg.rollout.samplers import Sampler, make_sampler
 
@@ -27,11 +32,11 @@ class Collector:
 
     :param model: the algorithm, of which SB3's bookkeeping is kept (``_last_obs``, ``num_timesteps``, ...)
     :param env: its environments
-    :param max_episode_steps: longest episode that is waited for in complete-episode mode
     """
 
-    def __init__(self, model: OnPolicyAlgorithm, env: VecEnv, max_episode_steps: int) -> None:
-        self.model, self.env, self.max_episode_steps = model, env, max_episode_steps
+    def __init__(self, model: OnPolicyAlgorithm, env: VecEnv) -> None:
+        self.model, self.env = model, env
+        self.normalization = NormalizationGuard(env)
         self.to_env = _action_transform(model)
         #: steps since each env's episode began; nobody's episode is older than the collector
         self.timesteps = np.zeros(env.num_envs, dtype=np.int64)
@@ -42,6 +47,7 @@ class Collector:
         buffer: TrajectoryRolloutBuffer,
         n_steps: int | None,
         episodes_per_env: int | None,
+        max_episode_steps: int,
     ) -> Sampler | None:
         """Collect one rollout.
 
@@ -51,6 +57,7 @@ class Collector:
         :param buffer: is reset, filled and closed
         :param n_steps: steps per env
         :param episodes_per_env: complete episodes per env
+        :param max_episode_steps: longest episode that is waited for
         :return: the sampler that was used, or None if the callback stopped training
         :raises EndlessEpisodeError: an episode exceeds ``max_episode_steps`` in complete-episode mode
         :raises NonFiniteError: a reward or an observation is not finite
@@ -63,9 +70,10 @@ class Collector:
         callback.on_rollout_start()
         try:
             self._reset_if_needed(complete=episodes_per_env is not None)
-            sampler = make_sampler(model.policy, model.device, self.env.num_envs)
-            progress = RolloutProgress(self.env.num_envs, n_steps, episodes_per_env, self.max_episode_steps)
-            finished = self._loop(callback, buffer, sampler, progress, n_steps)
+            sampler = make_sampler(model.policy, model.device, self.env.num_envs, n_steps)
+            progress = RolloutProgress(self.env.num_envs, n_steps, episodes_per_env, max_episode_steps)
+            with self.normalization.statistics_kept():
+                finished = self._loop(callback, buffer, sampler, progress, n_steps)
         except BaseException:
             model._last_obs = None  # the env is in an unknown state: it is reset before the next rollout
             raise
@@ -99,25 +107,26 @@ class Collector:
                 model.policy.reset_noise(n_envs)
             try:
                 actions = sampler(obs)
-            except (RuntimeError, ValueError) as error:
-                _require_finite_observation(obs, progress.n_steps, error)
+                clipped_actions = to_env(actions)
+                new_obs, rewards, at_start, infos = env.step(clipped_actions)
+            except Exception as error:
+                require_finite_step("observation", obs, progress.n_steps, cause=error)
+                require_finite_policy(model.policy, error)
                 raise
-            clipped_actions = to_env(actions)
-            new_obs, rewards, dones, infos = env.step(clipped_actions)
             model.num_timesteps += n_envs
+            self.normalization.check(progress.n_steps)
             active = progress.active
-            if active is not None:
-                dones = dones & active
-            progress.n_steps += 1
+            dones = at_start if active is None else at_start & active
             step = {"n_steps": progress.n_steps, "actions": actions, "clipped_actions": clipped_actions}
             callback.update_locals({**step, "new_obs": new_obs, "rewards": rewards, "dones": dones, "infos": infos})
             go_on = callback.on_step()
+            progress.n_steps += 1
             rollout_buffer.append(obs, actions, rewards, dones, active)
             if dones.any():
                 self._record_endings(rollout_buffer, dones, infos)
                 progress.record(dones)
             model._last_obs = obs = new_obs  # type: ignore[assignment]
-            model._last_episode_starts = dones
+            model._last_episode_starts = at_start
             if not go_on:
                 self._carry_over(progress)
                 return False
@@ -126,10 +135,7 @@ class Collector:
         self._carry_over(progress)
         if progress.active is None:
             self._keep_cut_observations(rollout_buffer, obs, dones)
-        elif n_envs > 1:
-            # Envs that waited are somewhere in an episode of no interest: they are not at a start.
-            model._last_episode_starts = np.zeros(n_envs, dtype=bool)
-        _require_finite(rollout_buffer)
+        require_finite_rollout(rollout_buffer)
         return True
 
     def _carry_over(self, progress: RolloutProgress) -> None:
@@ -165,32 +171,3 @@ def _action_transform(model: OnPolicyAlgorithm) -> Callable[[np.ndarray], np.nda
         return model.policy.unscale_action
     low, high = space.low, space.high
     return lambda actions: np.minimum(np.maximum(actions, low), high)
-
-
-def _require_finite_observation(obs: Any, step: int, cause: Exception) -> None:
-    for key, array in obs.items() if isinstance(obs, dict) else (("", obs),):
-        bad = np.argwhere(~np.isfinite(array))
-        if len(bad):
-            name = f"observation['{key}']" if key else "observation"
-            raise NonFiniteError(name, float(array[tuple(bad[0])]), int(bad[0][0]), step) from cause
-
-
-def _require_finite(buffer: TrajectoryRolloutBuffer) -> None:
-    """Find the first number in the buffer that is none, and say where it came from."""
-    arrays: list[tuple[str, Any]] = [("reward", buffer.rewards)]
-    observations: Any = buffer.observations
-    if isinstance(observations, dict):
-        arrays += [(f"observation['{key}']", array) for key, array in observations.items()]
-    else:
-        arrays.append(("observation", observations))
-    for name, array in arrays:
-        if not np.issubdtype(array.dtype, np.floating):
-            continue
-        with np.errstate(all="ignore"):
-            if np.isfinite(array.sum()):
-                continue  # the cheap test; an overflow of the sum alone is cleared below
-        bad = ~np.isfinite(array).reshape(*array.shape[:2], -1).all(axis=-1) & buffer.mask
-        if bad.any():
-            step, env = (int(i) for i in np.argwhere(bad)[0])
-            value = np.asarray(array[step, env])
-            raise NonFiniteError(name, float(value[~np.isfinite(value)].flat[0]), env, step, "The env returned it.")

@@ -78,25 +78,27 @@ def make_batch(
     :param n_episodes: number of complete episodes, or None
     """
     device = buffer.device
+    # Double, since float32 gives equal returns at different steps a spread that normalizing would blow up.
+    precision = th.float32 if device.type == "mps" else th.float64
     waited = not buffer.mask.all()
     batch = RolloutBatch(
         observations=obs_as_tensor(buffer.observations, device),
         actions=th.as_tensor(buffer.actions, device=device),
-        rewards=th.as_tensor(buffer.rewards, device=device),
+        rewards=th.as_tensor(buffer.rewards, device=device).to(precision),
         terminated=th.as_tensor(buffer.dones & ~buffer.truncated, device=device),
         truncated=th.as_tensor(buffer.truncated, device=device),
         timesteps=th.as_tensor(buffer.timesteps, device=device),
         mask=th.as_tensor(buffer.mask, device=device) if waited else None,
         n_episodes=n_episodes,
     )
-    observations = batch.select(batch.observations)
+    observations = batch.flat_observations
     actions = policy_actions(batch.select(batch.actions), buffer.action_space)
     if isinstance(sampler, ForwardSampler):
-        batch.log_probs, batch.values = th.stack(sampler.log_probs), th.stack(sampler.values)
+        batch.log_probs, batch.values = th.stack(sampler.log_probs), th.stack(sampler.values).to(precision)
     else:
         batch.log_probs = batch.restore(predict_log_probs(policy, observations, actions))
         if with_values:
-            batch.values = batch.restore(predict_values(policy, observations))
+            batch.values = batch.restore(predict_values(policy, observations)).to(precision)
     buffer.log_probs = batch.log_probs.cpu().numpy()
     if not with_values:
         return batch

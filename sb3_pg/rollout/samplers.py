@@ -28,7 +28,7 @@ from stable_baselines3.common.utils import obs_as_tensor
 from torch import nn
 from torch.distributions import Distribution
 
-#: Steps whose noise is drawn at once.
+#: Most steps whose noise is drawn at once.
 NOISE_BLOCK = 256
 
 
@@ -62,17 +62,23 @@ def overrides(policy: ActorCriticPolicy, *methods: str) -> bool:
     return any(getattr(type(policy), name) is not getattr(ActorCriticPolicy, name) for name in methods)
 
 
-def make_sampler(policy: ActorCriticPolicy, device: th.device, n_envs: int) -> Sampler:
+def has_own_forward(policy: ActorCriticPolicy) -> bool:
+    """Whether ``forward`` and ``evaluate_actions`` are the only methods that say what the policy is."""
+    return overrides(policy, "forward", "evaluate_actions", "extract_features", "get_distribution", "_predict")
+
+
+def make_sampler(policy: ActorCriticPolicy, device: th.device, n_envs: int, n_steps: int | None = None) -> Sampler:
     """The fastest sampler that honors the policy's own methods.
 
     :param policy: in eval mode
     :param device: where the policy lives
     :param n_envs: number of parallel environments
+    :param n_steps: steps of the rollout, if it is known
     """
-    if overrides(policy, "forward", "extract_features", "get_distribution", "_predict"):
+    if has_own_forward(policy):
         return ForwardSampler(policy, device)
     if _is_plain_mlp(policy):
-        return MlpSampler(policy, device, n_envs)
+        return MlpSampler(policy, device, n_envs, min(NOISE_BLOCK, n_steps or NOISE_BLOCK))
     return DistributionSampler(policy, device)
 
 
@@ -117,9 +123,10 @@ class MlpSampler:
     :param policy: with flat features, :class:`MlpExtractor` and a linear head
     :param device: where the policy lives
     :param n_envs: number of parallel environments
+    :param block: steps whose noise is drawn at once
     """
 
-    def __init__(self, policy: ActorCriticPolicy, device: th.device, n_envs: int) -> None:
+    def __init__(self, policy: ActorCriticPolicy, device: th.device, n_envs: int, block: int = NOISE_BLOCK) -> None:
         self.device = device
         space = policy.observation_space
         self.n_classes = int(space.n) if isinstance(space, spaces.Discrete) else None
@@ -127,7 +134,7 @@ class MlpSampler:
         distribution = policy.action_dist
         self._decide = self._decision(policy, distribution)
         self._draw = _NOISE[type(distribution)]
-        self._shape = (n_envs, cast(nn.Linear, policy.action_net).out_features)
+        self._shape = (block, n_envs, cast(nn.Linear, policy.action_net).out_features)
         self._noise: Iterator[th.Tensor] = iter(())
 
     @staticmethod
@@ -159,7 +166,7 @@ class MlpSampler:
         """Draw actions."""
         noise = next(self._noise, None)
         if noise is None:
-            self._noise = iter(self._draw((NOISE_BLOCK, *self._shape), self.device))
+            self._noise = iter(self._draw(self._shape, self.device))
             noise = next(self._noise)
         actions: np.ndarray = self._decide(self.outputs(obs), noise).cpu().numpy()
         return actions

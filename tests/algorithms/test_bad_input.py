@@ -99,6 +99,10 @@ def test_an_argument_is_named_with_its_value(argument: str, value: Any, error: t
         ),
         ({"rollout_buffer_class": RolloutBuffer}, "rollout_buffer_class.*n_steps="),
         (
+            {"rollout_buffer_class": RolloutBuffer, "n_steps": 8, "critic_fit": "before"},
+            "neither critic_fit='before' nor truncation='terminal'",
+        ),
+        (
             {"rollout_buffer_class": RolloutBuffer, "n_steps": 8, "state_discount": True},
             "state_discount.*foreign rollout buffer",
         ),

@@ -1,9 +1,12 @@
 """What every algorithm here owes to SB3: one table of algorithms, shared tests."""
 
+import copy
+import pickle
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
+import cloudpickle
 import gymnasium as gym
 import numpy as np
 import pytest
@@ -21,6 +24,7 @@ from stable_baselines3.common.torch_layers import BaseFeaturesExtractor
 from stable_baselines3.common.vec_env import VecNormalize
 
 from sb3_pg import Reinforce
+from sb3_pg.baselines import ValueBaseline
 from tests.helpers import ScriptedEnv, vec
 
 #: Actor and critic in one step, as in A2C.
@@ -132,8 +136,9 @@ def test_evaluation_does_not_change_training(make: Make) -> None:
     )
 
 
-def test_the_progress_bar(make: Make) -> None:
-    make("CartPole-v1").learn(100, progress_bar=True)
+def test_the_progress_bar_counts_every_step(make: Make, capsys: pytest.CaptureFixture[str]) -> None:
+    model = make("CartPole-v1").learn(100, progress_bar=True)
+    assert f"{model.num_timesteps:,}/100" in capsys.readouterr().out
 
 
 def test_normalized_envs(make: Make) -> None:
@@ -170,9 +175,16 @@ def test_learning_rate_schedules(make: Make, schedule: Any) -> None:
     assert 0 <= model.policy.optimizer.param_groups[0]["lr"] < 5e-3
 
 
-def test_gradients_can_be_clipped_or_not(make: Make) -> None:
-    for norm in (None, 1e-4):
-        assert make("CartPole-v1", max_grad_norm=norm).learn(100).num_timesteps >= 100
+def test_gradients_are_clipped_to_the_norm_or_not_at_all(make: Make) -> None:
+    kwargs = {"learning_rate": 1.0, "policy_kwargs": {"optimizer_class": th.optim.SGD}}
+    for norm in (None, 1e-3):
+        model = make("CartPole-v1", max_grad_norm=norm, **kwargs)
+        actor = list(model.parameter_sets.actor.values())
+        before = th.nn.utils.parameters_to_vector(actor).detach().clone()
+        model.collect_rollouts(model.env, model._setup_learn(1000)[1], model.rollout_buffer, model.n_steps)
+        model.train()
+        step = (th.nn.utils.parameters_to_vector(actor) - before).norm().item()
+        assert step > 1e-2 if norm is None else step <= 1e-3 * (1 + 1e-3)
 
 
 def test_a_nonfinite_gradient_changes_nothing(make: Make) -> None:
@@ -189,7 +201,7 @@ def test_a_step_that_overflows_is_undone() -> None:
     kwargs = {"policy_kwargs": {"optimizer_class": th.optim.SGD}, "device": "cpu", "seed": 0}
     model = Reinforce("MlpPolicy", "CartPole-v1", learning_rate=1e38, max_grad_norm=None, baseline="none", **kwargs)
     before = parameters(model)
-    with pytest.raises(FloatingPointError, match=r"after the step.*smaller learning rate"):
+    with pytest.raises(FloatingPointError, match=r"parameter .* finite before the step.*smaller learning rate"):
         model.learn(100)
     assert th.equal(parameters(model), before)
 
@@ -316,3 +328,120 @@ def test_a_model_can_be_loaded_with_or_without_a_critics_own_optimizer(
     assert (loaded.critic_optimizer is not None) == bool(then)
     assert th.equal(parameters(model), parameters(loaded))
     loaded.learn(32)
+
+
+def test_pickle_and_deepcopy(make: Make) -> None:
+    fresh = make("CartPole-v1")
+    copy.deepcopy(fresh.policy)
+    model = fresh.learn(200)
+    again = pickle.loads(cloudpickle.dumps(model))  # as SB3 does: envs are made by local functions
+    assert th.equal(parameters(model), parameters(again))
+    assert again.learn(100).num_timesteps >= 100
+
+
+def test_setting_up_again_is_fine(make: Make) -> None:
+    model = make("CartPole-v1").learn(50)
+    model._setup_model()
+    model.learn(50)
+
+
+def test_a_frozen_critic_or_extractor_trains_the_rest(make: Make) -> None:
+    model = make("CartPole-v1")
+    frozen = [p for name, p in model.policy.named_parameters() if "mlp_extractor" in name]
+    for parameter in frozen:
+        parameter.requires_grad_(False)
+    before = [p.detach().clone() for p in frozen]
+    model.learn(200)
+    assert all(th.equal(a, b) for a, b in zip(before, frozen, strict=True))
+
+
+class BatchNormExtractor(BaseFeaturesExtractor):
+    def __init__(self, space: Any) -> None:
+        super().__init__(space, 4)
+        self.norm = th.nn.BatchNorm1d(4)
+
+    def forward(self, x: th.Tensor) -> th.Tensor:
+        return self.norm(x)
+
+
+@pytest.mark.parametrize("baseline", ["mean", "optimal"])
+def test_only_the_update_trains_batch_norm(baseline: str) -> None:
+    model = Reinforce(
+        "MlpPolicy",
+        "CartPole-v1",
+        baseline=baseline,
+        device="cpu",
+        policy_kwargs={"features_extractor_class": BatchNormExtractor},
+    )
+    model.learn(1)
+    assert model._n_updates == 1
+    assert model.policy.features_extractor.norm.num_batches_tracked == 1
+
+
+def test_a_failed_update_restores_buffers_too() -> None:
+    model = Reinforce(
+        "MlpPolicy",
+        "CartPole-v1",
+        baseline="mean",
+        device="cpu",
+        policy_kwargs={"features_extractor_class": BatchNormExtractor},
+    ).learn(1)
+    before = copy.deepcopy(model.policy.state_dict())
+    with th.no_grad():
+        model.policy.action_net.weight[0, 0] = th.inf
+    with pytest.raises(FloatingPointError):
+        model.learn(100)
+    after = model.policy.state_dict()
+    assert all(th.equal(before[k], after[k]) for k in before if k != "action_net.weight")
+
+
+@pytest.mark.parametrize(
+    "kwargs",
+    [{"baseline": "time"}, *({"baseline": b, "returns": "total"} for b in ("mean", "leave_one_out", "optimal"))],
+    ids=lambda kwargs: "-".join(kwargs.values()),
+)
+def test_equal_episodes_teach_nothing_even_normalized(kwargs: dict[str, Any]) -> None:
+    """Rounding must not become a spread: a solved task would walk away from its solution."""
+
+    class Same(ScriptedEnv):
+        def step(self, action: Any) -> Any:
+            obs, _, *rest = super().step(action)
+            return obs, 1.0, *rest
+
+    model = Reinforce(
+        "MlpPolicy",
+        vec(*(Same(lengths=(501,)) for _ in range(8))),
+        normalize_advantage=True,
+        n_episodes=8,
+        device="cpu",
+        seed=0,
+        **kwargs,
+    )
+    before = parameters(model)
+    model.learn(1)
+    assert model._n_updates == 1
+    assert (parameters(model) - before).abs().max() < 1e-3  # Adam's full step is 7e-3
+
+
+def test_learning_without_an_env_or_a_number_is_explained(make: Make, tmp_path: Path) -> None:
+    model = make("CartPole-v1")
+    model.save(tmp_path / "model")
+    with pytest.raises(ValueError, match="set_env"):
+        type(model).load(tmp_path / "model").learn(10)
+    with pytest.raises(TypeError, match=r"total_timesteps.*'100'"):
+        model.learn("100")
+    with pytest.raises(TypeError, match="has no argument 'gama'; did you mean 'gamma'"):
+        type(model).load(tmp_path / "model", gama=0.3)
+
+
+def test_set_parameters_still_wants_all_of_them() -> None:
+    model = Reinforce("MlpPolicy", "CartPole-v1", n_steps=16, device="cpu")
+    params = model.get_parameters()
+    del params["critic_optimizer"]
+    with pytest.raises(ValueError, match="critic_optimizer"):
+        model.set_parameters(params, exact_match=True)
+
+
+def test_a_ready_made_value_baseline_is_the_critic() -> None:
+    model = Reinforce("MlpPolicy", "CartPole-v1", baseline=ValueBaseline(), n_steps=16, device="cpu").learn(32)
+    assert model.critic_optimizer is not None

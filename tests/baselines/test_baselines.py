@@ -95,12 +95,12 @@ def test_optimal_scalar_and_component_wise(batch: RolloutBatch) -> None:
     x, y = th.tensor([[1.0, 2.0, 0.0], [3.0, -1.0, 0.0]]), th.tensor([[2.0, 1.0, 0.0], [1.0, 1.0, 0.0]])
     scalar, vector = OptimalBaseline(), OptimalBaseline(component_wise=True)
     for baseline in (scalar, vector):
-        baseline.reset()
+        baseline.reset(th.tensor(10.0))
         for i in range(2):
             baseline.accumulate(th.stack((x[i], y[i]))[None])
         baseline.fit(batch, RETURNS)
     # X.Y = (2 + 3) + (2 - 1) = 6, Y.Y = (4 + 1) + (1 + 1) = 7; a coordinate without scores has no baseline.
-    assert scalar.predict(batch).item() == pytest.approx(6 / 7)
+    assert scalar.predict(batch).item() == pytest.approx(10 + 6 / 7)
     assert vector.constant.tolist() == pytest.approx([5 / 5, 1 / 2, 0])
     with pytest.raises(ValueError, match="one number per parameter"):
         vector.predict(batch)

@@ -5,6 +5,7 @@ from typing import Any
 import numpy as np
 import pytest
 import torch as th
+from stable_baselines3 import A2C
 from stable_baselines3.common.callbacks import BaseCallback, CallbackList, StopTrainingOnMaxEpisodes
 from stable_baselines3.common.env_util import make_vec_env
 from stable_baselines3.common.vec_env import DummyVecEnv, SubprocVecEnv, VecFrameStack, VecMonitor, VecNormalize
@@ -35,6 +36,18 @@ class Recorder(BaseCallback):
     def _on_rollout_end(self) -> None:
         self.batches.append(self.model._batch)
         self.returns.append(self.model.rollout_buffer.returns.copy())
+
+
+class StepsOnly(BaseCallback):
+    """Records steps for a recorder, on any algorithm."""
+
+    def __init__(self, recorder: Recorder) -> None:
+        super().__init__()
+        self.recorder = recorder
+
+    def _on_step(self) -> bool:
+        self.recorder.steps.append({"n_steps": np.copy(self.locals["n_steps"])})
+        return True
 
 
 def run(env: Any, total: int, callback: BaseCallback | None = None, **kwargs: Any) -> tuple[Reinforce, Recorder]:
@@ -204,6 +217,17 @@ def test_gsde_and_squashed_actions(kwargs: dict[str, Any]) -> None:
         assert np.allclose(model.policy.unscale_action(stored[0].numpy()), env.actions[0])
 
 
+def test_callbacks_see_sb3s_step_count() -> None:
+    """n_steps in the locals is the number of steps before this one, as in SB3's loop."""
+    counts = []
+    for cls in (Reinforce, A2C):
+        recorder = Recorder()
+        kwargs = {"n_steps": 3, **SMALL}
+        cls("MlpPolicy", vec(ScriptedEnv()), **kwargs).learn(6, callback=CallbackList([StepsOnly(recorder)]))
+        counts.append([int(step["n_steps"]) for step in recorder.steps])
+    assert counts[0] == counts[1] == [0, 1, 2, 0, 1, 2]
+
+
 def test_stored_actions_and_log_probs_are_those_before_clipping() -> None:
     env = ScriptedEnv(action_space=ACTION_SPACES["box"])
     model, seen = run(vec(env), 64, n_steps=64, learning_rate=0.0, critic_learning_rate=0.0)
@@ -317,3 +341,87 @@ def test_an_endless_episode_is_an_error_with_advice() -> None:
 
 def test_an_episode_of_exactly_the_longest_length_is_fine() -> None:
     run(vec(ScriptedEnv(lengths=(50,))), 100, n_episodes=2, max_episode_steps=50)
+
+
+@pytest.mark.parametrize("fault", ["reward", "observation"])
+@pytest.mark.parametrize("stacked", [False, True])
+def test_nan_behind_vecnormalize_names_the_env_and_spares_the_statistics(fault: str, stacked: bool) -> None:
+    normalized = VecNormalize(vec(ScriptedEnv(lengths=(9,)), FaultyEnv(fault, 6, lengths=(9,))))
+    env: Any = VecFrameStack(normalized, 2) if stacked else normalized
+    model = Reinforce("MlpPolicy", env, n_steps=20, **SMALL)
+    with pytest.raises(NonFiniteError, match=f"{fault} is nan in env 1 at step 5"):
+        model.learn(100)
+    assert np.isfinite(normalized.obs_rms.mean).all()
+    assert np.isfinite(normalized.ret_rms.var)
+    model.learn(40)
+
+
+def test_an_env_that_refuses_nan_actions_does_not_hide_its_own_nan() -> None:
+    class Strict(FaultyEnv):
+        def step(self, action: Any) -> Any:
+            assert np.isfinite(action).all(), "bad action"
+            return super().step(action)
+
+    env = Strict("observation", 3, lengths=(9,), action_space=ACTION_SPACES["box"])
+    with pytest.raises(NonFiniteError, match="observation is nan in env 0 at step 3"):
+        run(vec(env), 100, n_steps=10)
+
+
+def test_a_nan_in_the_last_observation_of_a_truncated_episode_is_named() -> None:
+    env = FaultyEnv("observation", 3, lengths=(3,), truncate=(True,))
+    with pytest.raises(NonFiniteError, match="observation that followed is nan in env 0 at step 2"):
+        run(vec(env), 100, n_steps=10)
+
+
+def test_skipping_never_goes_on_without_a_step() -> None:
+    class Hopeless(ScriptedEnv):
+        def _obs(self) -> Any:
+            return np.full(3, np.nan, np.float32)
+
+    model = Reinforce("MlpPolicy", vec(Hopeless()), n_steps=10, on_nonfinite="skip", **SMALL)
+    model.policy.mlp_extractor.register_forward_hook(lambda *_: None)  # the sampler that raises on NaN
+    with pytest.raises(NonFiniteError, match="observation is nan"):
+        model.learn(100)
+
+
+@pytest.mark.parametrize("wrap", ["plain", "normalize", "stack", "both"])
+def test_truncated_states_are_valued_as_the_wrappers_show_them(wrap: str) -> None:
+    env: Any = vec(*(ScriptedEnv(lengths=(3,), truncate=(True,)) for _ in range(2)))
+    if wrap in ("normalize", "both"):
+        env = VecNormalize(env)
+    if wrap in ("stack", "both"):
+        env = VecFrameStack(env, 2)
+    finals: list[Any] = []
+    step_wait = env.step_wait
+
+    def spy() -> Any:
+        result = step_wait()
+        finals.extend(info["terminal_observation"] for info in result[3] if "terminal_observation" in info)
+        return result
+
+    env.step_wait = spy
+    model, seen = run(env, 6, n_episodes=2, learning_rate=0.0, critic_learning_rate=0.0, truncation="bootstrap")
+    with th.no_grad():
+        values = model.policy.predict_values(th.as_tensor(np.stack(finals))).flatten()
+    bootstrap = seen.batches[0].bootstrap
+    assert bootstrap is not None
+    assert th.allclose(bootstrap[2].float(), values)
+
+
+def test_envs_that_end_together_are_not_reset_again() -> None:
+    env = ScriptedEnv(lengths=(3,))
+    run(vec(env, ScriptedEnv(lengths=(3,))), 24, n_episodes=2)
+    assert env.resets == 1 + 4
+
+
+def test_advantages_are_in_the_buffer_when_the_rollout_ends() -> None:
+    class Keeps(Recorder):
+        def _on_rollout_end(self) -> None:
+            super()._on_rollout_end()
+            batch, buffer = self.batches[-1], self.model.rollout_buffer
+            assert batch.advantages is not None
+            assert np.allclose(buffer.advantages, batch.advantages.numpy())
+            assert np.allclose(buffer.advantages, buffer.returns - buffer.values, atol=1e-5)
+            assert np.abs(buffer.advantages).max() > 0
+
+    run(vec(ScriptedEnv()), 16, Keeps(), n_steps=8)

@@ -1,0 +1,117 @@
+"""Finding the first number that is none, and saying where it came from."""
+
+import copy
+from collections.abc import Iterator
+from contextlib import contextmanager
+from typing import Any
+
+import numpy as np
+from stable_baselines3.common.policies import ActorCriticPolicy
+from stable_baselines3.common.vec_env import VecEnv, VecNormalize, unwrap_vec_normalize
+
+from sb3_pg.errors import NonFiniteError
+from sb3_pg.rollout.buffers import TrajectoryRolloutBuffer
+
+_FROM_ENV = "The env returned it."
+
+
+def _parts(name: str, observations: Any) -> list[tuple[str, Any]]:
+    if isinstance(observations, dict):
+        return [(f"{name}['{key}']", array) for key, array in observations.items()]
+    return [(name, observations)]
+
+
+def _is_finite(array: Any) -> bool:
+    """A cheap test that never says True wrongly; an overflowing sum of finite numbers is told apart later."""
+    if not np.issubdtype(array.dtype, np.floating):
+        return True
+    with np.errstate(all="ignore"):
+        return bool(np.isfinite(array.sum()))
+
+
+def require_finite_step(
+    name: str, values: Any, step: int, hint: str = _FROM_ENV, cause: Exception | None = None
+) -> None:
+    """Check one step of all envs.
+
+    :param name: what the values are
+    :param values: ``(n_envs, ...)``, or a dict of those
+    :param step: time step within the rollout
+    :param hint: what to tell
+    :param cause: the error that made somebody ask
+    :raises NonFiniteError: naming the first env whose values are not finite
+    """
+    for part, array in _parts(name, values):
+        if _is_finite(array):
+            continue
+        bad = np.argwhere(~np.isfinite(array))
+        if len(bad):
+            raise NonFiniteError(part, float(array[tuple(bad[0])]), int(bad[0][0]), step, hint) from cause
+
+
+def require_finite_rollout(buffer: TrajectoryRolloutBuffer) -> None:
+    """Check a finished buffer.
+
+    :raises NonFiniteError: naming the first reward or observation that is not finite
+    """
+    for name, array in (("reward", buffer.rewards), *_parts("observation", buffer.observations)):
+        if _is_finite(array):
+            continue
+        bad = ~np.isfinite(array).reshape(*array.shape[:2], -1).all(axis=-1) & buffer.mask
+        if bad.any():
+            step, env = (int(i) for i in np.argwhere(bad)[0])
+            value = np.asarray(array[step, env])
+            raise NonFiniteError(name, float(value[~np.isfinite(value)].flat[0]), env, step, _FROM_ENV)
+    for (step, env), observation in buffer.final_observations.items():
+        for name, array in _parts("observation that followed", observation):
+            values = np.asarray(array)
+            if not _is_finite(values) and not np.isfinite(values).all():
+                raise NonFiniteError(name, float(values[~np.isfinite(values)].flat[0]), env, step, _FROM_ENV)
+
+
+def require_finite_policy(policy: ActorCriticPolicy, cause: Exception | None = None, hint: str = "") -> None:
+    """Check a policy's parameters.
+
+    :param policy: the policy
+    :param cause: the error that made somebody ask
+    :param hint: what to tell
+    :raises NonFiniteError: naming the first parameter that is not finite
+    """
+    for name, parameter in policy.named_parameters():
+        bad = parameter.detach()[~parameter.isfinite()]
+        if len(bad):
+            raise NonFiniteError(f"parameter {name}", float(bad[0]), hint=hint) from cause
+
+
+class NormalizationGuard:
+    """Looks behind a VecNormalize, whose statistics spread one env's NaN over all.
+
+    :param env: the environments, with or without a VecNormalize among their wrappers
+    """
+
+    def __init__(self, env: VecEnv) -> None:
+        self.wrapper: VecNormalize | None = unwrap_vec_normalize(env)
+
+    def check(self, step: int) -> None:
+        """Check what came out of the envs themselves, before it was normalized.
+
+        :raises NonFiniteError: naming the env
+        """
+        if self.wrapper is not None:
+            require_finite_step("reward", self.wrapper.old_reward, step)
+            require_finite_step("observation", self.wrapper.old_obs, step)
+
+    @contextmanager
+    def statistics_kept(self) -> Iterator[None]:
+        """Put the running statistics back as they were if the body meets a number that is none."""
+        if self.wrapper is None:
+            yield
+            return
+        names = [name for name in ("obs_rms", "ret_rms") if hasattr(self.wrapper, name)]
+        before = {name: copy.deepcopy(getattr(self.wrapper, name)) for name in names}
+        try:
+            yield
+        except NonFiniteError:
+            for name, statistics in before.items():
+                setattr(self.wrapper, name, statistics)
+            raise
