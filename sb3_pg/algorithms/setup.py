@@ -145,8 +145,6 @@ class ConfiguredAlgorithm(OnPolicyAlgorithm):
         if _init_setup_model:
             self._setup_model()
 
-    # ---------------------------------------------------------------- what a subclass says
-
     def _uses_critic(self) -> bool:
         """Whether values are part of the estimate."""
         return True
@@ -182,8 +180,6 @@ class ConfiguredAlgorithm(OnPolicyAlgorithm):
                 f"truncated episodes: it takes neither critic_fit='before' nor truncation='terminal'"
             )
 
-    # ---------------------------------------------------------------- what follows from the arguments
-
     @property
     def _has_foreign_buffer(self) -> bool:
         cls = self.rollout_buffer_class
@@ -210,8 +206,6 @@ class ConfiguredAlgorithm(OnPolicyAlgorithm):
                 f"equally many episodes; got {self.n_episodes}"
             )
         return self.n_episodes // self.n_envs
-
-    # ---------------------------------------------------------------- setting up, saving
 
     def _get_policy_from_name(self, policy_name: str) -> type[BasePolicy]:
         if policy_name in self.policy_aliases:
