@@ -1,6 +1,5 @@
 """``sb3-pg demo``: solves CartPole-v1, leaves its results behind, and admits it when it does not."""
 
-import time
 from pathlib import Path
 
 import pytest
@@ -20,8 +19,6 @@ def test_demo_that_stops_early_is_not_solved(tmp_path: Path, capsys: pytest.Capt
 
 
 @pytest.mark.slow
-def test_demo_solves_cartpole_in_under_a_minute(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    start = time.perf_counter()
+def test_demo_solves_cartpole(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     assert main(["demo", "--output", str(tmp_path)]) == 0
-    assert time.perf_counter() - start < 60
     assert "20 episodes, deterministic" in capsys.readouterr().out
