@@ -157,7 +157,7 @@ class ConfiguredAlgorithm(OnPolicyAlgorithm):
         if self.n_steps is not None and self.n_episodes is not None:
             raise ValueError(
                 f"n_steps and n_episodes exclude each other, got n_steps={self.n_steps} and "
-                f"n_episodes={self.n_episodes}: segments of fixed length, or complete episodes"
+                f"n_episodes={self.n_episodes}: segments of fixed length, or complete episodes; set the other to None"
             )
         if self.n_steps is not None and not self._uses_critic():
             raise ValueError(

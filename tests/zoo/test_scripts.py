@@ -21,7 +21,18 @@ def trained(tmp_path_factory: pytest.TempPathFactory) -> Path:
     with pytest.MonkeyPatch.context() as monkeypatch:
         monkeypatch.chdir(folder)
         options = "-n 1500 --eval-freq 500 --eval-episodes 3 --n-eval-envs 2 --save-freq 700 --seed 3 -P"
-        scripts.train([*SHORT, *options.split(), "-params", "n_envs:2", "n_episodes:4", "gamma:0.98", "normalize:True"])
+        scripts.train(
+            [
+                *SHORT,
+                *options.split(),
+                "-params",
+                "n_envs:2",
+                "n_steps:None",
+                "n_episodes:4",
+                "gamma:0.98",
+                "normalize:True",
+            ]
+        )
     return folder
 
 
@@ -69,7 +80,7 @@ def test_record_video(here: Path) -> None:
 
 def test_resume(here: Path) -> None:
     first = here / "logs/reinforce/CartPole-v1_1/CartPole-v1.zip"
-    params = ["-params", "n_envs:2", "n_episodes:4", "learning_rate:1e-4", "normalize:True"]
+    params = ["-params", "n_envs:2", "n_steps:None", "n_episodes:4", "learning_rate:1e-4", "normalize:True"]
     scripts.train([*SHORT, "-n", "600", "--eval-freq", "-1", "-i", str(first), *params])
     before, after = (
         Reinforce.load(path, device="cpu") for path in (first, here / "logs/reinforce/CartPole-v1_2/CartPole-v1.zip")
@@ -135,7 +146,7 @@ def test_optimize_then_train_a_trial(
         ("--algo reinforce --env CartPol-v1", "maybe meant CartPole-v1"),
         ("--algo reinforce --progres-bar", "unrecognized arguments: --progres-bar"),
         ("--algo reinforce -params n_episods:8", "Reinforce has no argument 'n_episods'; did you mean 'n_episodes'?"),
-        ("--algo reinforce -params n_envs:3 n_episodes:8", "n_episodes"),
+        ("--algo reinforce -params n_envs:3 n_steps:None n_episodes:8", "n_episodes"),
         ("--algo reinforce -params baseline:mean", "name 'mean' is not defined: write KEY:VALUE with VALUE in Python"),
         ("--algo reinforce -params gamma=0.9", "write KEY:VALUE with VALUE in Python"),
         ("--algo reinforce -params gamma:2", "gamma must be a number in [0, 1], got 2"),
