@@ -89,7 +89,8 @@ def test_resume(here: Path) -> None:
     assert after.n_episodes == 4
     old, new = before.policy.state_dict(), after.policy.state_dict()
     assert any((old[name] != new[name]).any() for name in old)  # it went on learning ...
-    assert all((old[name] - new[name]).abs().max() < 0.1 for name in old)  # ... from where it was
+    # ... from where it was, by small steps of the actor
+    assert all((old[name] - new[name]).abs().max() < 0.1 for name in before.parameter_sets.actor)
 
 
 def test_foreign_algorithms_keep_their_config(
