@@ -4,14 +4,17 @@ Each takes the arguments of the script it runs, all of them; its ``--help`` list
 """
 
 import runpy
+import shutil
 import sys
 import traceback
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
+from pathlib import Path
 from typing import Final
 
 import rl_zoo3.enjoy
 import rl_zoo3.train
+from rl_zoo3.exp_manager import ExperimentManager
 
 from sb3_pg.extras import extra_hints
 
@@ -26,8 +29,12 @@ def train(arguments: Sequence[str]) -> None:
     :raises SystemExit: the arguments are wrong, or are ``--help``
     :raises MissingExtraError: the environment or an option needs an optional dependency
     """
-    with _command_line("train", arguments):
-        rl_zoo3.train.train()
+    try:
+        with _command_line("train", arguments):
+            rl_zoo3.train.train()
+    except (SystemExit, ImportError) as error:
+        _remove_unused_run(error)
+        raise
 
 
 def enjoy(arguments: Sequence[str]) -> None:
@@ -95,3 +102,22 @@ def _wrong_call(error: Exception) -> str | None:
     # Our constructors refuse arguments, which rl_zoo3 takes from the config file and from --hyperparams.
     refused_by_us = _SETUP in frames and frames[-1][0].startswith("sb3_pg.") and not isinstance(error, AssertionError)
     return str(error) if frames[-1] in _CHECKS or refused_by_us else None
+
+
+def _remove_unused_run(error: BaseException) -> None:
+    """Remove the folder that rl_zoo3 made for a run before it was refused; ``enjoy`` would take it for the latest.
+
+    Nothing is removed once an episode was logged or anything was saved.
+    """
+    link: BaseException | None = error
+    while link is not None:
+        for frame, _ in traceback.walk_tb(link.__traceback__):
+            manager = frame.f_locals.get("self")
+            if isinstance(manager, ExperimentManager):
+                run = Path(manager.save_path)
+                # A monitor's file begins with two lines of header.
+                episodes = sum(max(0, len(log.read_text().splitlines()) - 2) for log in run.glob("*.monitor.csv"))
+                if not episodes and not any([*run.rglob("*.zip"), *run.rglob("*.npz"), *run.rglob("*.pkl")]):
+                    shutil.rmtree(run, ignore_errors=True)
+                return
+        link = link.__cause__

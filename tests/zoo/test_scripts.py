@@ -9,6 +9,7 @@ import pytest
 from rl_zoo3.utils import ALGOS
 
 from sb3_pg import Reinforce
+from sb3_pg.extras import MissingExtraError
 from sb3_pg.zoo import scripts
 
 SHORT = ["--algo", "reinforce", "--env", "CartPole-v1", "--verbose", "0", "--num-threads", "1", "--device", "cpu"]
@@ -164,6 +165,7 @@ def test_wrong_call_says_so_and_exits_with_two(
     error = capsys.readouterr().err
     assert "sb3-pg train: error: " in error
     assert message in error
+    assert not list(tmp_path.rglob("CartPole-v1_*"))  # `enjoy` would take an empty folder for the latest run
 
 
 def test_enjoy_without_a_model_says_so(
@@ -185,3 +187,25 @@ def test_other_errors_keep_their_traceback(tmp_path: Path, monkeypatch: pytest.M
     monkeypatch.setattr(Reinforce, "learn", learn)
     with pytest.raises(ValueError, match="in the middle of training"):
         scripts.train([*SHORT, "-n", "100", "--eval-freq", "-1"])
+
+
+def test_a_missing_extra_leaves_no_empty_run(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr("stable_baselines3.common.utils.SummaryWriter", None)
+    with pytest.raises(MissingExtraError, match="tensorboard"):
+        scripts.train([*SHORT, "-n", "100", "--eval-freq", "-1", "-tb", "board"])
+    assert not list(tmp_path.rglob("CartPole-v1_*"))
+
+
+def test_a_run_that_breaks_later_keeps_its_folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(tmp_path)
+    train = Reinforce.train
+
+    def breaks(self: Reinforce) -> None:
+        train(self)
+        raise ImportError("in the middle of training")
+
+    monkeypatch.setattr(Reinforce, "train", breaks)
+    with pytest.raises(ImportError, match="in the middle"):
+        scripts.train([*SHORT, "-n", "5000", "--eval-freq", "-1"])
+    assert len(list(tmp_path.glob("logs/reinforce/CartPole-v1_1"))) == 1
