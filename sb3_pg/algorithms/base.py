@@ -2,6 +2,7 @@
 
 import time
 import warnings
+from abc import abstractmethod
 from collections.abc import Mapping
 from typing import Any, TypeVar
 
@@ -44,17 +45,17 @@ class PolicyGradientAlgorithm(ConfiguredAlgorithm):
     _n_skipped = 0
     _estimate_seconds = 0.0
 
+    @abstractmethod
     def _estimate(self, batch: RolloutBatch) -> tuple[th.Tensor, th.Tensor]:
         """Returns, which critic or baseline are fitted to, and advantages, which actions are credited with.
 
         :param batch: evaluated with the policy, which is in eval mode
         :return: both ``(n_steps, n_envs)``, reward units
         """
-        raise NotImplementedError
 
+    @abstractmethod
     def _update(self, batch: RolloutBatch) -> Metrics:
         """Move theta, and explain the step: name -> number to log."""
-        raise NotImplementedError
 
     def __getstate__(self) -> dict[str, Any]:
         """What pickle and copy take: all but the last rollout and the loop that collected it."""
