@@ -141,19 +141,35 @@ def known_arguments(cls: type, kwargs: Mapping[str, Any]) -> dict[str, Any]:
 
     :raises TypeError: naming the argument that does not exist and the closest one that does
     """
-    names = {
-        name
-        for base in cls.__mro__
-        if "__init__" in vars(base) and base is not object
-        for name, parameter in inspect.signature(base.__init__).parameters.items()  # type: ignore[misc]
-        if parameter.kind is not inspect.Parameter.VAR_KEYWORD and name != "self"
-    }
+    names = _argument_names(cls)
     for name in kwargs:
         if name not in names:
             close = difflib.get_close_matches(name, names, n=1)
             hint = f"; did you mean {close[0]!r}?" if close else f"; it has {sorted(names)}"
             raise TypeError(f"{cls.__name__} has no argument {name!r}{hint}")
     return dict(kwargs)
+
+
+def no_typos(cls: type, kwargs: Mapping[str, Any]) -> None:
+    """Refuse what is almost an argument of ``cls``, where other attributes are allowed too.
+
+    :raises TypeError: naming the argument that was meant
+    """
+    names = _argument_names(cls)
+    for name in kwargs:
+        close = difflib.get_close_matches(name, names, n=1, cutoff=0.8)
+        if name not in names and close:
+            raise TypeError(f"{cls.__name__} has no argument {name!r}; did you mean {close[0]!r}?")
+
+
+def _argument_names(cls: type) -> set[str]:
+    return {
+        name
+        for base in cls.__mro__
+        if "__init__" in vars(base) and base is not object
+        for name, parameter in inspect.signature(base.__init__).parameters.items()  # type: ignore[misc]
+        if parameter.kind is not inspect.Parameter.VAR_KEYWORD and name != "self"
+    }
 
 
 def to_schedule(value: Any, name: str = "learning_rate") -> Schedule:

@@ -23,6 +23,7 @@ from sb3_pg.errors import NonFiniteError
 from sb3_pg.extras import extra_hints
 from sb3_pg.rollout import (
     Collector,
+    NormalizationGuard,
     RolloutBatch,
     TrajectoryRolloutBuffer,
     batch_from_foreign_buffer,
@@ -93,6 +94,19 @@ class PolicyGradientAlgorithm(ConfiguredAlgorithm):
                 progress_bar,
             )
 
+    def _setup_learn(self, *args: Any, **kwargs: Any) -> tuple[int, BaseCallback]:
+        """As SB3's, which resets the env; a NaN in it must not get into a VecNormalize's statistics."""
+        assert self.env is not None
+        guard = NormalizationGuard(self.env)
+        with guard.statistics_kept():
+            result = super()._setup_learn(*args, **kwargs)
+            try:
+                guard.check_reset()
+            except NonFiniteError:
+                self._last_obs = None
+                raise
+        return result
+
     def collect_rollouts(
         self, env: VecEnv, callback: BaseCallback, rollout_buffer: RolloutBuffer, n_rollout_steps: int
     ) -> bool:
@@ -128,8 +142,7 @@ class PolicyGradientAlgorithm(ConfiguredAlgorithm):
                 )
                 self._estimate_seconds = -time.perf_counter()
                 batch.returns, batch.advantages = self._estimate(batch)
-                rollout_buffer.returns = batch.returns.float().cpu().numpy()
-                rollout_buffer.advantages = batch.advantages.float().cpu().numpy()
+                self._publish(batch, rollout_buffer)
                 self._estimate_seconds += time.perf_counter()
                 self._batch = batch
             except NonFiniteError as error:
@@ -138,8 +151,25 @@ class PolicyGradientAlgorithm(ConfiguredAlgorithm):
                 self._skip_or_raise(error)
             self.logger.record("rollout/valid_fraction", float(np.mean(rollout_buffer.mask)))
             callback.on_rollout_end()
+            if self._batch is not None:
+                self._take_back(self._batch, rollout_buffer)
         self.logger.record("time/collect_seconds", time.perf_counter() - began - self._estimate_seconds)
         return True
+
+    @staticmethod
+    def _publish(batch: RolloutBatch, buffer: RolloutBuffer) -> None:
+        """Write the estimates where SB3's users look for them."""
+        for name in ("returns", "advantages"):
+            setattr(buffer, name, getattr(batch, name).float().cpu().numpy())
+
+    @staticmethod
+    def _take_back(batch: RolloutBatch, buffer: RolloutBuffer) -> None:
+        """Use what a callback has changed at the end of the rollout, as SB3's algorithms do."""
+        for name in ("returns", "advantages"):
+            ours, now = getattr(batch, name), getattr(buffer, name)
+            written = ours.float().cpu().numpy()
+            if now.shape == written.shape and not np.array_equal(now, written, equal_nan=True):
+                setattr(batch, name, th.as_tensor(now).to(ours))
 
     # ---------------------------------------------------------------- updating
 

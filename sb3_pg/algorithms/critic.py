@@ -12,7 +12,13 @@ def make_critic_optimizer(parameters: list[th.nn.Parameter], learning_rate: floa
 
     :param parameters: what only the critic depends on
     :param learning_rate: initial step size
+    :raises ValueError: there are none
     """
+    if not parameters:
+        raise ValueError(
+            "The policy has no parameters that only its critic depends on, so that the critic cannot have an optimizer "
+            "of its own: set critic_learning_rate=None and n_critic_updates=1"
+        )
     fused = all(p.device.type in ("cpu", "cuda") and p.is_floating_point() for p in parameters)
     return th.optim.Adam(parameters, lr=learning_rate, eps=1e-5, fused=fused)
 
@@ -38,6 +44,8 @@ def fit_critic(
     :return: mean loss of the last pass
     """
     parameters = [p for group in optimizer.param_groups for p in group["params"] if p.requires_grad]
+    if not parameters:
+        return th.zeros(())  # all of it is frozen
     size = len(targets) if batch_size is None else batch_size
     losses: list[th.Tensor] = []
     for _ in range(n_updates):

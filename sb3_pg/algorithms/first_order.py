@@ -41,6 +41,7 @@ class FirstOrderAlgorithm(PolicyGradientAlgorithm):
         batch.values = batch.restore(predict_values(self.policy, batch.flat_observations)).to(batch.rewards)
         fill_bootstrap(self.policy, batch)
         batch.returns, batch.advantages = self._estimate(batch)
+        self._publish(batch, self.rollout_buffer)
         self.policy.set_training_mode(True)
 
     def _accumulate_gradient(self, batch: RolloutBatch) -> Metrics:
@@ -56,8 +57,7 @@ class FirstOrderAlgorithm(PolicyGradientAlgorithm):
 
         advantages = batch.advantages
         if self.normalize_advantage:
-            size = batch.select(batch.returns).abs().amax()
-            advantages = normalize(advantages, batch.mask, scale=size)
+            advantages = normalize(advantages, batch.mask, tolerance=_rounding(batch.returns, advantages))
         weights = self._weights(batch)
         if weights is not None:
             advantages = advantages * weights
@@ -98,6 +98,11 @@ class FirstOrderAlgorithm(PolicyGradientAlgorithm):
             return log_prob, entropy, values.flatten() if with_values else None
         distribution = self.policy.get_distribution(observations)
         return distribution.log_prob(actions), distribution.entropy(), None
+
+
+def _rounding(returns: th.Tensor, advantages: th.Tensor) -> th.Tensor:
+    """Rounding of the numbers that advantages are differences of: values come from a network in single precision."""
+    return th.maximum(returns.abs().amax(), (returns - advantages).abs().amax()) * th.finfo(th.float32).eps
 
 
 def _explained_variance(batch: RolloutBatch) -> th.Tensor:

@@ -29,7 +29,10 @@ def reachable_parameters(policy: ActorCriticPolicy) -> ParameterSets:
     """
     training = policy.training
     policy.set_training_mode(False)
-    named = {name: parameter for name, parameter in policy.named_parameters() if parameter.requires_grad}
+    named = dict(policy.named_parameters())
+    frozen = [parameter for parameter in named.values() if not parameter.requires_grad]
+    for parameter in frozen:
+        parameter.requires_grad_(True)  # what is frozen now may train later
     space = policy.action_space
     actions = th.zeros((1, get_action_dim(space)), device=policy.device)
     distribution = policy.action_dist
@@ -40,6 +43,8 @@ def reachable_parameters(policy: ActorCriticPolicy) -> ParameterSets:
         )
         actor_output = log_prob.sum() if entropy is None else log_prob.sum() + entropy.sum()
         sets = ParameterSets(_reached(actor_output, named), _reached(values.sum(), named))
+    for parameter in frozen:
+        parameter.requires_grad_(False)
     policy.action_dist = distribution
     policy.set_training_mode(training)
     return sets

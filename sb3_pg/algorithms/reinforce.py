@@ -13,7 +13,7 @@ from sb3_pg.algorithms.base import Metrics
 from sb3_pg.algorithms.first_order import FirstOrderAlgorithm
 from sb3_pg.algorithms.scores import functional_log_prob
 from sb3_pg.algorithms.signature import CHECKS, OnPolicyArguments
-from sb3_pg.baselines import Baseline, OptimalBaseline, make_baseline
+from sb3_pg.baselines import Baseline, OptimalBaseline, ValueBaseline, make_baseline
 from sb3_pg.functional import episode_gradients, policy_gradient_loss, reward_to_go, total_return
 from sb3_pg.rollout import RolloutBatch, policy_actions
 
@@ -111,6 +111,11 @@ class Reinforce(FirstOrderAlgorithm):
         baseline = make_baseline(self.baseline, self.baseline_kwargs, observation_space=self.observation_space)
         if isinstance(baseline, OptimalBaseline) and baseline.component_wise and self.normalize_advantage:
             raise ValueError("normalize_advantage has no single advantage to normalize with a component-wise baseline")
+        if self._has_foreign_buffer and type(baseline) is not ValueBaseline:
+            raise ValueError(
+                f"rollout_buffer_class={self.rollout_buffer_class} subtracts the critic's values itself: "
+                f"it takes baseline='value', got {self.baseline!r}"
+            )
         if self._has_foreign_buffer and self.state_discount:
             raise ValueError("state_discount needs to know each step's index, which a foreign rollout buffer has not")
 
@@ -181,7 +186,7 @@ class Reinforce(FirstOrderAlgorithm):
             # What is there is mean X', of the centered returns; from it goes (b - center) * mean Y.
             log_prob, _, _ = self._evaluate(batch, with_values=False)
             weights = batch.select(self._score_weights(batch)).to(log_prob.dtype)
-            parameters = list(self.parameter_sets.actor.values())
+            parameters = list(self._trained_by_actor().values())
             loss = policy_gradient_loss(log_prob, weights, n_episodes=batch.n_episodes)
             gradients = th.autograd.grad(loss, parameters, materialize_grads=True)
             sizes = [parameter.numel() for parameter in parameters]
@@ -189,6 +194,9 @@ class Reinforce(FirstOrderAlgorithm):
                 assert parameter.grad is not None
                 parameter.grad -= constant.view_as(parameter) * score
         return metrics
+
+    def _trained_by_actor(self) -> dict[str, th.nn.Parameter]:
+        return {name: parameter for name, parameter in self.parameter_sets.actor.items() if parameter.requires_grad}
 
     def _score_weights(self, batch: RolloutBatch) -> th.Tensor:
         weights = self._weights(batch)
@@ -202,7 +210,7 @@ class Reinforce(FirstOrderAlgorithm):
         with functional_log_prob(self.policy) as log_prob:
             chunks = episode_gradients(
                 log_prob,
-                {name: parameter.detach() for name, parameter in self.parameter_sets.actor.items()},
+                {name: parameter.detach() for name, parameter in self._trained_by_actor().items()},
                 batch.flat_observations,
                 policy_actions(batch.select(batch.actions), self.action_space),
                 th.stack((batch.select(weights * (returns - center)), batch.select(weights))).float(),

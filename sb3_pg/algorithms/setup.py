@@ -244,7 +244,7 @@ class ConfiguredAlgorithm(OnPolicyAlgorithm):
 
     @property
     def parameter_sets(self) -> ParameterSets:
-        """The actor's and the critic's parameters."""
+        """The actor's and the critic's parameters, frozen ones included."""
         if self._parameter_sets is None:
             self._parameter_sets = reachable_parameters(self.policy)
         return self._parameter_sets
@@ -271,13 +271,13 @@ class ConfiguredAlgorithm(OnPolicyAlgorithm):
         force_reset: bool = True,
         **kwargs: Any,
     ) -> SelfConfigured:
-        """As SB3's; ``kwargs`` are arguments of the constructor, and are checked as there.
+        """As SB3's; ``kwargs`` replace attributes, and arguments of the constructor are checked as there.
 
         A critic's optimizer that was not saved starts afresh, and one that is no longer wanted is left out.
 
-        :raises TypeError: an argument that the class does not have
+        :raises TypeError: an argument that is misspelled
         """
-        arg.known_arguments(cls, kwargs)
+        arg.no_typos(cls, kwargs)
         token = _LOADING.set(True)
         try:
             return super().load(path, env, device, custom_objects, print_system_info, force_reset, **kwargs)
@@ -288,10 +288,11 @@ class ConfiguredAlgorithm(OnPolicyAlgorithm):
         self, load_path_or_dict: str | TensorDict, exact_match: bool = True, device: th.device | str = "auto"
     ) -> None:
         """As SB3's."""
-        params: Any = load_path_or_dict
-        if _LOADING.get():
+        loaded: Any = load_path_or_dict
+        params = loaded
+        if _LOADING.get() and isinstance(params, dict):
             params = {name: state for name, state in params.items() if name != "critic_optimizer"}
             if self.critic_optimizer is not None:
-                saved = load_path_or_dict.get("critic_optimizer")  # type: ignore[union-attr]
+                saved = loaded.get("critic_optimizer")
                 params["critic_optimizer"] = saved or self.critic_optimizer.state_dict()
         super().set_parameters(params, exact_match, device)

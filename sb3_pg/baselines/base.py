@@ -20,7 +20,8 @@ class Baseline(Protocol):
         """Learn from a batch.
 
         :param batch: the rollout
-        :param returns: the returns that the baseline is subtracted from, ``(n_steps, n_envs)``, 0 in the padding
+        :param returns: the returns that the baseline is subtracted from, ``(n_steps, n_envs)``, 0 in the padding;
+            double precision, ``.float()`` to regress on observations
         """
 
     def predict(self, batch: RolloutBatch) -> th.Tensor:

@@ -64,7 +64,7 @@ def _minus_values(returns: th.Tensor, values: th.Tensor, mask: th.Tensor | None)
 
 
 def normalize(
-    x: th.Tensor, mask: th.Tensor | None = None, epsilon: float = 1e-8, scale: th.Tensor | None = None
+    x: th.Tensor, mask: th.Tensor | None = None, epsilon: float = 1e-8, tolerance: th.Tensor | None = None
 ) -> th.Tensor:
     r"""Shift to mean 0 and scale to standard deviation 1 (the unbiased one, as SB3 does).
 
@@ -76,7 +76,7 @@ def normalize(
     :param x: any shape, floating
     :param mask: True where an element is valid, same shape; None means everywhere
     :param epsilon: added to the standard deviation
-    :param scale: size of the numbers that x is a difference of; a spread within their rounding counts as none
+    :param tolerance: a standard deviation up to this counts as none: the rounding of what x is a difference of
     :return: same shape; 0 in the padding
     """
     if x.numel() == 0:
@@ -91,6 +91,6 @@ def normalize(
     centered = x - mean if mask is None else th.where(mask, x - mean, 0.0)
     std = (centered.square().sum() / (count - 1).clamp(min=1)).sqrt()
     spread = high > low
-    if scale is not None:
-        spread &= std > scale * th.finfo(x.dtype).eps ** 0.75
+    if tolerance is not None:
+        spread &= std > tolerance
     return th.where(spread, centered / (std + epsilon), x)

@@ -10,7 +10,7 @@ from sb3_pg.rollout.evaluation import (
     policy_actions,
     predict_values,
 )
-from sb3_pg.rollout.finite import require_finite_policy
+from sb3_pg.rollout.finite import NormalizationGuard, require_finite_policy
 from sb3_pg.rollout.progress import EndlessEpisodeError
 from sb3_pg.rollout.samplers import has_own_forward, make_sampler, unvalidated_distributions
 
@@ -18,6 +18,7 @@ __all__ = [
     "Collector",
     "DictTrajectoryRolloutBuffer",
     "EndlessEpisodeError",
+    "NormalizationGuard",
     "Observations",
     "RolloutBatch",
     "TrajectoryRolloutBuffer",

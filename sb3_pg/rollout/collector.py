@@ -69,10 +69,10 @@ class Collector:
             model.policy.reset_noise(self.env.num_envs)
         callback.on_rollout_start()
         try:
-            self._reset_if_needed(complete=episodes_per_env is not None)
             sampler = make_sampler(model.policy, model.device, self.env.num_envs, n_steps)
             progress = RolloutProgress(self.env.num_envs, n_steps, episodes_per_env, max_episode_steps)
             with self.normalization.statistics_kept():
+                self._reset_if_needed(complete=episodes_per_env is not None)
                 finished = self._loop(callback, buffer, sampler, progress, n_steps)
         except BaseException:
             model._last_obs = None  # the env is in an unknown state: it is reset before the next rollout
@@ -85,6 +85,7 @@ class Collector:
         if model._last_obs is None or (complete and not np.all(model._last_episode_starts)):
             model._last_obs = self.env.reset()  # type: ignore[assignment]
             model._last_episode_starts = np.ones(self.env.num_envs, dtype=bool)
+            self.normalization.check_reset()
 
     def _loop(
         self,

@@ -103,7 +103,7 @@ def make_batch(
     if not with_values:
         return batch
     assert batch.values is not None
-    buffer.values = batch.values.cpu().numpy()
+    buffer.values = batch.values.float().cpu().numpy()
     kept = {
         (row, env): obs
         for (row, env), obs in buffer.final_observations.items()

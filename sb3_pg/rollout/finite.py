@@ -101,17 +101,27 @@ class NormalizationGuard:
             require_finite_step("reward", self.wrapper.old_reward, step)
             require_finite_step("observation", self.wrapper.old_obs, step)
 
+    def check_reset(self) -> None:
+        """Check the observations of a reset, likewise.
+
+        :raises NonFiniteError: naming the env
+        """
+        if self.wrapper is not None:
+            require_finite_step("observation", self.wrapper.old_obs, 0, "The env's reset returned it.")
+
     @contextmanager
     def statistics_kept(self) -> Iterator[None]:
         """Put the running statistics back as they were if the body meets a number that is none."""
         if self.wrapper is None:
             yield
             return
-        names = [name for name in ("obs_rms", "ret_rms") if hasattr(self.wrapper, name)]
-        before = {name: copy.deepcopy(getattr(self.wrapper, name)) for name in names}
+        observations: Any = getattr(self.wrapper, "obs_rms", None) or {}
+        statistics = [*observations.values()] if isinstance(observations, dict) else [observations]
+        statistics.append(self.wrapper.ret_rms)
+        before = [copy.deepcopy(vars(running)) for running in statistics]
         try:
             yield
         except NonFiniteError:
-            for name, statistics in before.items():
-                setattr(self.wrapper, name, statistics)
+            for running, values in zip(statistics, before, strict=True):
+                vars(running).update(values)  # in place: evaluation envs may share the object
             raise

@@ -107,17 +107,22 @@ def _wrong_call(error: Exception) -> str | None:
 def _remove_unused_run(error: BaseException) -> None:
     """Remove the folder that rl_zoo3 made for a run before it was refused; ``enjoy`` would take it for the latest.
 
-    Nothing is removed once an episode was logged or anything was saved.
+    Nothing is removed but what rl_zoo3 writes before the first episode ends.
     """
-    link: BaseException | None = error
+    # What refused the run; an exit that nothing caused is somebody's own.
+    link = error if isinstance(error, ImportError) else error.__cause__
     while link is not None:
         for frame, _ in traceback.walk_tb(link.__traceback__):
             manager = frame.f_locals.get("self")
             if isinstance(manager, ExperimentManager):
                 run = Path(manager.save_path)
-                # A monitor's file begins with two lines of header.
-                episodes = sum(max(0, len(log.read_text().splitlines()) - 2) for log in run.glob("*.monitor.csv"))
-                if not episodes and not any([*run.rglob("*.zip"), *run.rglob("*.npz"), *run.rglob("*.pkl")]):
+                if all(_is_unused(path) for path in run.rglob("*") if path.is_file()):
                     shutil.rmtree(run, ignore_errors=True)
                 return
         link = link.__cause__
+
+
+def _is_unused(path: Path) -> bool:
+    if path.name.endswith(".monitor.csv"):
+        return path.stat().st_size < 10_000 and len(path.read_bytes().splitlines()) <= 2  # a header of two lines
+    return path.name in ("args.yml", "config.yml", "command.txt")

@@ -14,6 +14,7 @@ import torch as th
 from stable_baselines3 import A2C
 from stable_baselines3.common.buffers import RolloutBuffer
 from stable_baselines3.common.callbacks import (
+    BaseCallback,
     CheckpointCallback,
     EvalCallback,
     StopTrainingOnRewardThreshold,
@@ -362,6 +363,78 @@ class BatchNormExtractor(BaseFeaturesExtractor):
 
     def forward(self, x: th.Tensor) -> th.Tensor:
         return self.norm(x)
+
+
+def test_a_critic_frozen_before_or_after_does_not_stop_the_actor() -> None:
+    class FrozenCritic(ActorCriticPolicy):
+        def _build(self, lr_schedule: Any) -> None:
+            super()._build(lr_schedule)
+            for parameter in (*self.value_net.parameters(), *self.mlp_extractor.value_net.parameters()):
+                parameter.requires_grad_(False)
+
+    model = Reinforce(FrozenCritic, "CartPole-v1", device="cpu", seed=0)
+    assert all(not p.requires_grad for p in model.policy.value_net.parameters())
+    before = parameters(model)
+    model.learn(100)
+    assert not th.equal(before, parameters(model))
+
+
+def test_a_frozen_head_under_the_component_wise_baseline() -> None:
+    model = Reinforce(
+        "MlpPolicy", "CartPole-v1", baseline="optimal", baseline_kwargs={"component_wise": True}, device="cpu"
+    ).learn(100)
+    head = model.policy.action_net.requires_grad_(False).weight.clone()
+    model.learn(100)
+    assert th.equal(head, model.policy.action_net.weight)
+
+
+def test_what_a_callback_writes_into_the_buffer_is_used() -> None:
+    class NoAdvantage(BaseCallback):
+        def _on_step(self) -> bool:
+            return True
+
+        def _on_rollout_end(self) -> None:
+            self.model.rollout_buffer.advantages[:] = 0.0
+
+    model = Reinforce("MlpPolicy", "CartPole-v1", n_steps=16, device="cpu", seed=0)
+    actor = list(model.parameter_sets.actor.values())
+    before = th.nn.utils.parameters_to_vector(actor).detach().clone()
+    model.learn(32, callback=NoAdvantage())
+    assert th.equal(before, th.nn.utils.parameters_to_vector(actor))
+
+
+def test_rounding_of_a_fitted_critic_is_not_normalized_to_full_size() -> None:
+    class Constant(ScriptedEnv):
+        def _obs(self) -> Any:
+            return np.ones(3, np.float32)
+
+        def step(self, action: Any) -> Any:
+            obs, _, *rest = super().step(action)
+            return obs, 100.0, *rest
+
+    model = Reinforce(
+        "MlpPolicy",
+        vec(Constant(), Constant()),
+        gamma=0.0,
+        n_steps=32,
+        normalize_advantage=True,
+        critic_learning_rate=3e-2,
+        device="cpu",
+        seed=0,
+    )
+    model.learn(32 * 2 * 60)
+    batch = model._batch
+    assert batch is not None
+    assert batch.advantages is not None
+    assert batch.advantages.abs().max() < 20  # the critic has learned what there is
+    batch.advantages = (batch.returns - 100.0) + 3e-6 * th.randn_like(batch.rewards)
+    policy_loss = model._accumulate_gradient(batch)["policy_loss"]
+    assert abs(float(policy_loss)) < 1e-4
+
+
+def test_load_takes_attributes_too(tmp_path: Path) -> None:
+    Reinforce("MlpPolicy", "CartPole-v1", device="cpu").save(tmp_path / "model")
+    assert Reinforce.load(tmp_path / "model", num_timesteps=7).num_timesteps == 7
 
 
 @pytest.mark.parametrize("baseline", ["mean", "optimal"])

@@ -144,8 +144,8 @@ def test_normalize_leaves_alone_what_has_no_spread(x: list[float]) -> None:
 def test_normalize_leaves_rounding_alone() -> None:
     x = th.tensor([1e-13, -2e-13, 3e-13], dtype=th.float64)
     assert F.normalize(x).abs().max() > 1e-6
-    assert th.equal(F.normalize(x, scale=th.tensor(500.0)), x)
-    assert F.normalize(x, scale=th.tensor(1e-13)).abs().max() > 1e-6
+    assert th.equal(F.normalize(x, tolerance=th.tensor(1e-11)), x)
+    assert F.normalize(x, tolerance=th.tensor(1e-14)).abs().max() > 1e-6
 
 
 def test_normalize_of_one_valid_sample_is_a_no_op() -> None:

@@ -425,3 +425,22 @@ def test_advantages_are_in_the_buffer_when_the_rollout_ends() -> None:
             assert np.abs(buffer.advantages).max() > 0
 
     run(vec(ScriptedEnv()), 16, Keeps(), n_steps=8)
+
+
+@pytest.mark.parametrize("when", ["first", "later"])
+def test_a_nan_in_a_reset_behind_vecnormalize_is_named_and_forgotten(when: str) -> None:
+    class Once(ScriptedEnv):
+        bad = 1 if when == "first" else 3
+
+        def reset(self, **kwargs: Any) -> Any:
+            obs, info = super().reset(**kwargs)
+            return (np.full_like(obs, np.nan) if self.resets == self.bad else obs), info
+
+    normalized = VecNormalize(vec(ScriptedEnv(lengths=(5,)), Once(lengths=(8,))))
+    statistics = normalized.obs_rms
+    model = Reinforce("MlpPolicy", normalized, n_episodes=2, **SMALL)
+    with pytest.raises(NonFiniteError, match="observation is nan in env 1"):
+        model.learn(100)
+    assert normalized.obs_rms is statistics  # evaluation envs may share the object
+    assert np.isfinite(statistics.mean).all()
+    model.learn(40)
