@@ -32,6 +32,8 @@ from sb3_pg.rollout import (
 )
 
 Metrics = dict[str, th.Tensor | float]
+#: Attributes that belong to a rollout, and are neither saved nor copied.
+_PASSING = ("_batch", "_collector")
 SelfPolicyGradient = TypeVar("SelfPolicyGradient", bound="PolicyGradientAlgorithm")
 
 
@@ -60,10 +62,10 @@ class PolicyGradientAlgorithm(ConfiguredAlgorithm):
 
     def __getstate__(self) -> dict[str, Any]:
         """What pickle and copy take: all but the last rollout and the loop that collected it."""
-        return {name: value for name, value in vars(self).items() if name not in ("_batch", "_collector")}
+        return {name: value for name, value in vars(self).items() if name not in _PASSING}
 
     def _excluded_save_params(self) -> list[str]:
-        return [*super()._excluded_save_params(), "_batch", "_collector"]
+        return [*super()._excluded_save_params(), *_PASSING]
 
     # ---------------------------------------------------------------- collecting
 

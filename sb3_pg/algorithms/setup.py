@@ -288,11 +288,10 @@ class ConfiguredAlgorithm(OnPolicyAlgorithm):
         self, load_path_or_dict: str | TensorDict, exact_match: bool = True, device: th.device | str = "auto"
     ) -> None:
         """As SB3's."""
-        loaded: Any = load_path_or_dict
-        params = loaded
+        params: Any = load_path_or_dict
         if _LOADING.get() and isinstance(params, dict):
-            params = {name: state for name, state in params.items() if name != "critic_optimizer"}
+            params = dict(params)
+            saved = params.pop("critic_optimizer", None)
             if self.critic_optimizer is not None:
-                saved = loaded.get("critic_optimizer")
                 params["critic_optimizer"] = saved or self.critic_optimizer.state_dict()
         super().set_parameters(params, exact_match, device)
