@@ -2,8 +2,9 @@
 
 from sb3_pg import functional
 from sb3_pg.algorithms import Reinforce
+from sb3_pg.callbacks import GradientDiagnosticsCallback
 from sb3_pg.errors import NonFiniteError
 
 __version__ = "0.1.0"
 
-__all__ = ["NonFiniteError", "Reinforce", "__version__", "functional"]
+__all__ = ["GradientDiagnosticsCallback", "NonFiniteError", "Reinforce", "__version__", "functional"]

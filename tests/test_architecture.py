@@ -17,6 +17,7 @@ LEVELS: list[set[str]] = [
     {"rollout"},
     {"baselines"},
     {"algorithms"},
+    {"callbacks"},
     {"zoo"},
     {"curves"},
     {"plots"},

@@ -1,0 +1,201 @@
+"""Callbacks for SB3's ``learn``."""
+
+from collections.abc import Iterator
+from contextlib import contextmanager
+from typing import Any
+
+import torch as th
+from stable_baselines3.common.callbacks import BaseCallback
+from stable_baselines3.common.on_policy_algorithm import OnPolicyAlgorithm
+from stable_baselines3.common.policies import ActorCriticPolicy
+from stable_baselines3.common.utils import obs_as_tensor
+
+from sb3_pg.algorithms import arguments as arg
+from sb3_pg.algorithms.base import PolicyGradientAlgorithm
+from sb3_pg.algorithms.parameters import reachable_parameters
+from sb3_pg.algorithms.scores import functional_log_prob
+from sb3_pg.baselines import OptimalBaseline
+from sb3_pg.functional import GradientDiagnostics, episode_gradients, gradient_diagnostics, normalize
+from sb3_pg.rollout import (
+    RolloutBatch,
+    TrajectoryRolloutBuffer,
+    has_own_forward,
+    policy_actions,
+    unvalidated_distributions,
+)
+
+UNITS = ("auto", "episode", "sample")
+
+
+class GradientDiagnosticsCallback(BaseCallback):
+    r"""Log how noisy the policy gradient is, for the algorithms here and SB3's own on-policy ones.
+
+    The batch gradient :math:`\bar g` is the mean of n rows :math:`g_i`, the gradients of episodes (or of pieces of
+    one, where a rollout is cut) or of steps, at the policy that collected the rollout: the ascent direction of the
+    policy's term alone, without entropy bonus and critic, before clipping. Under ``diagnostics/``:
+
+    ====================== ======================================================================================
+    gradient_variance      tr Sigma / n, the total variance of the batch gradient
+    gradient_variance_max  the largest of its coordinates' variances
+    gradient_snr           signal-to-noise ratio of the batch gradient, (\|g\|^2 - tr Sigma / n) / (tr Sigma / n)
+    gradient_noise_scale   the n at which that ratio would be 1: McCandlish et al. (2018), eq. 2.9
+    half_batch_cosine      cosine between the gradients of the rows with even and with odd number
+    n_units                n
+    ====================== ======================================================================================
+
+    See :class:`~sb3_pg.functional.GradientDiagnostics`: where noise dominates, the ratio and the noise scale come out
+    negative now and then. Rows are taken as independent; normalized advantages and baselines that are fitted to the
+    batch make them slightly less so, and steps of one episode (``unit="sample"``) much less. Of PPO's update this is
+    the gradient at its start, with advantages normalized over the rollout rather than a minibatch.
+
+    Training is not touched: weights are the same, to the bit, with the callback and without.
+
+    :param every: rollouts per measurement
+    :param unit: what a row is: "episode", "sample" (a step), or "auto", which is "episode"
+    :param verbose: 1 says, once, that a rollout had too few rows
+    :raises TypeError: an argument of the wrong type; when training starts, an algorithm that is not on-policy
+    :raises ValueError: an argument out of range; when training starts, a model whose gradient is not of the form
+        weight times score, or whose log-prob ``get_distribution`` does not say
+    """
+
+    #: the last measurement, None before the first
+    diagnostics: GradientDiagnostics | None = None
+
+    def __init__(self, every: int = 1, unit: str = "auto", verbose: int = 0) -> None:
+        arg.integer(1)("every", every)
+        arg.choice(*UNITS)("unit", unit)
+        arg.integer(0)("verbose", verbose)
+        super().__init__(verbose)
+        self.every = every
+        self.unit = unit
+        self._n_rollouts = 0
+        self._said = False
+
+    def _on_training_start(self) -> None:
+        model, policy = self.model, self.model.policy
+        name = f"{type(self).__name__} cannot measure {type(model).__name__}"
+        if not isinstance(model, OnPolicyAlgorithm):
+            raise TypeError(f"{name}: it is not an on-policy algorithm")
+        if not isinstance(policy, ActorCriticPolicy) or has_own_forward(policy):
+            raise ValueError(
+                f"{name} with {type(policy).__name__}, which replaces SB3's forward, evaluate_actions or "
+                "get_distribution: log-probs are taken from SB3's own get_distribution"
+            )
+        baseline = getattr(model, "_baseline", None)
+        if isinstance(baseline, OptimalBaseline) and baseline.component_wise:
+            raise ValueError(f"{name} with a component-wise baseline, which leaves no single advantage per step")
+
+    def _on_step(self) -> bool:
+        return True
+
+    def _on_rollout_end(self) -> None:
+        self._n_rollouts += 1
+        if self._n_rollouts % self.every:
+            return
+        weighted = _weighted_batch(self.model)
+        if weighted is None:
+            return
+        batch, weights = weighted
+        by_sample = self.unit == "sample"
+        rows = batch.select(batch.episodes)
+        rows = th.arange(len(rows), device=rows.device) if by_sample else rows
+        n_rows = int(rows.max()) + 1
+        if n_rows < 2:
+            if self.verbose >= 1 and not self._said:
+                print(f"{type(self).__name__}: the variance takes 2 rows, this rollout has {n_rows}; use unit='sample'")
+            self._said = True
+            return
+        self.diagnostics = _measure(self.model, batch, weights, rows, n_rows)
+        self._record(self.diagnostics)
+
+    def _record(self, diagnostics: GradientDiagnostics) -> None:
+        values = {
+            "gradient_variance": diagnostics.batch_variance,
+            "gradient_variance_max": diagnostics.variance.amax() / diagnostics.n_rows,
+            "gradient_snr": diagnostics.signal_to_noise,
+            "gradient_noise_scale": diagnostics.noise_scale,
+            "half_batch_cosine": diagnostics.half_batch_cosine,
+        }
+        for name, value in zip(values, th.stack(list(values.values())).tolist(), strict=True):
+            self.logger.record(f"diagnostics/{name}", value)
+        self.logger.record("diagnostics/n_units", diagnostics.n_rows)
+
+
+def _weighted_batch(model: Any) -> tuple[RolloutBatch, th.Tensor] | None:
+    """The rollout that has just ended, and what each log-prob is multiplied with: ``(n_steps, n_envs)``.
+
+    :return: None where there is none, since it was not finite
+    """
+    ours = isinstance(model, PolicyGradientAlgorithm) and isinstance(model.rollout_buffer, TrajectoryRolloutBuffer)
+    if ours:
+        batch = model._batch
+        return None if batch is None else (batch, model._credit(batch))
+    batch = _batch_from_buffer(model)
+    assert batch.advantages is not None
+    advantages = batch.advantages
+    return batch, normalize(advantages) if getattr(model, "normalize_advantage", False) else advantages
+
+
+def _batch_from_buffer(model: Any) -> RolloutBatch:
+    """SB3's rollout buffer as long as it has its two axes, steps and envs."""
+    buffer = model.rollout_buffer
+    advantages = th.as_tensor(buffer.advantages, device=model.device)
+    ends = th.ones_like(advantages, dtype=th.bool)
+    ends[:-1] = th.as_tensor(buffer.episode_starts[1:], device=model.device).bool()
+    return RolloutBatch(
+        observations=obs_as_tensor(buffer.observations, model.device),
+        actions=th.as_tensor(buffer.actions, device=model.device),
+        rewards=th.as_tensor(buffer.rewards, device=model.device),
+        terminated=ends,
+        truncated=th.zeros_like(ends),
+        timesteps=th.zeros_like(ends, dtype=th.long),
+        advantages=advantages,
+    )
+
+
+@contextmanager
+def _parameters_kept(policy: ActorCriticPolicy) -> Iterator[None]:
+    """Give every module its parameters back.
+
+    ``functional_call`` does not where a module has several names, as the features that actor and critic share.
+    """
+    kept = [(module, dict(module._parameters)) for module in policy.modules()]
+    try:
+        yield
+    finally:
+        for module, parameters in kept:
+            module._parameters.update(parameters)
+
+
+def _measure(model: Any, batch: RolloutBatch, weights: th.Tensor, rows: th.Tensor, n_rows: int) -> GradientDiagnostics:
+    """Statistics of the rows whose mean is the batch gradient; nothing of the model is changed.
+
+    :param weights: of the steps, ``(n_steps, n_envs)``
+    :param rows: the row that each valid sample belongs to
+    """
+    policy = model.policy
+    training = policy.training
+    devices = [model.device] if model.device.type == "cuda" else []
+    with (
+        th.random.fork_rng(devices),
+        unvalidated_distributions(),
+        _parameters_kept(policy),
+        functional_log_prob(policy) as log_prob,
+    ):
+        policy.set_training_mode(False)
+        try:
+            actor = reachable_parameters(policy).actor
+            parameters = {name: parameter.detach() for name, parameter in actor.items() if parameter.requires_grad}
+            # The loss divides by the number of episodes, or of samples, and the mean over rows by that of rows.
+            scale = n_rows / (len(rows) if batch.n_episodes is None else batch.n_episodes)
+            gradients = episode_gradients(
+                log_prob,
+                parameters,
+                batch.flat_observations,
+                policy_actions(batch.select(batch.actions), model.action_space),
+                batch.select(weights * scale).to(next(iter(parameters.values())).dtype)[None],
+                rows,
+            )
+            return gradient_diagnostics((indices, chunk[:, 0]) for indices, chunk in gradients)
+        finally:
+            policy.set_training_mode(training)
