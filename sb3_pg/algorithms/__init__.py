@@ -1,5 +1,6 @@
-"""How theta moves: one template, and one short file per algorithm."""
+"""How theta moves: one short file per algorithm, over one template."""
 
+from sb3_pg.algorithms.actor_critic import ActorCritic
 from sb3_pg.algorithms.reinforce import Reinforce
 
-__all__ = ["Reinforce"]
+__all__ = ["ActorCritic", "Reinforce"]

@@ -8,7 +8,6 @@ from typing import Any, TypeVar
 
 import numpy as np
 import torch as th
-from gymnasium import spaces
 from stable_baselines3.common.buffers import RolloutBuffer
 from stable_baselines3.common.callbacks import BaseCallback
 from stable_baselines3.common.type_aliases import MaybeCallback
@@ -17,23 +16,24 @@ from stable_baselines3.common.vec_env import VecEnv
 
 from sb3_pg.algorithms import arguments as arg
 from sb3_pg.algorithms.critic import fit_critic
+from sb3_pg.algorithms.explanation import Metrics, clipped_action_fraction, explain_step, explained_variance
 from sb3_pg.algorithms.guards import nonfinite_gradient, require_finite_parameters, unchanged_on_error
 from sb3_pg.algorithms.setup import ConfiguredAlgorithm
 from sb3_pg.errors import NonFiniteError
 from sb3_pg.extras import extra_hints
+from sb3_pg.functional import normalize
 from sb3_pg.rollout import (
     Collector,
     NormalizationGuard,
     RolloutBatch,
     TrajectoryRolloutBuffer,
     batch_from_foreign_buffer,
+    fill_bootstrap,
     make_batch,
+    predict_values,
     unvalidated_distributions,
 )
 
-Metrics = dict[str, th.Tensor | float]
-#: Attributes that belong to a rollout, and are neither saved nor copied.
-_PASSING = ("_batch", "_collector")
 SelfPolicyGradient = TypeVar("SelfPolicyGradient", bound="PolicyGradientAlgorithm")
 
 
@@ -47,6 +47,11 @@ class PolicyGradientAlgorithm(ConfiguredAlgorithm):
     _collector: Collector | None = None
     _n_skipped = 0
     _estimate_seconds = 0.0
+    _log_interval: int | None = 1
+    _iteration = 0
+    recompute_advantage = False
+    #: gradient of the surrogate objective at the actor's parameters before the step, of updates that are explained
+    _surrogate_gradient: Mapping[th.nn.Parameter, th.Tensor] | None = None
 
     @abstractmethod
     def _estimate(self, batch: RolloutBatch) -> tuple[th.Tensor, th.Tensor]:
@@ -60,12 +65,9 @@ class PolicyGradientAlgorithm(ConfiguredAlgorithm):
     def _update(self, batch: RolloutBatch) -> Metrics:
         """Move theta, and explain the step: name -> number to log."""
 
-    def __getstate__(self) -> dict[str, Any]:
-        """What pickle and copy take: all but the last rollout and the loop that collected it."""
-        return {name: value for name, value in vars(self).items() if name not in _PASSING}
-
-    def _excluded_save_params(self) -> list[str]:
-        return [*super()._excluded_save_params(), *_PASSING]
+    def _gradient_of(self) -> str | None:
+        """What the batch's forward keeps the graph of: "actor", "both", or None."""
+        return None
 
     # ---------------------------------------------------------------- collecting
 
@@ -73,12 +75,15 @@ class PolicyGradientAlgorithm(ConfiguredAlgorithm):
         self: SelfPolicyGradient,
         total_timesteps: int,
         callback: MaybeCallback = None,
-        log_interval: int = 1,
+        log_interval: int | None = 1,
         tb_log_name: str | None = None,
         reset_num_timesteps: bool = True,
         progress_bar: bool = False,
     ) -> SelfPolicyGradient:
         """As SB3's; the TensorBoard run is named after the class.
+
+        What takes a second forward to tell (``train/joint_kl`` and the like) is computed for the updates that are
+        written to the log, one in ``log_interval``.
 
         :raises ValueError: negative ``total_timesteps``, or a model without env
         :raises TypeError: ``total_timesteps`` is not a number
@@ -86,11 +91,12 @@ class PolicyGradientAlgorithm(ConfiguredAlgorithm):
         arg.real(0)("total_timesteps", total_timesteps)
         if self.env is None:
             raise ValueError("learn() needs an environment: call set_env(env), or load(path, env=env)")
+        self._log_interval, self._iteration = log_interval, 0
         with extra_hints():
             return super().learn(
                 total_timesteps,
                 callback,
-                log_interval,
+                log_interval,  # type: ignore[arg-type]
                 tb_log_name or type(self).__name__,
                 reset_num_timesteps,
                 progress_bar,
@@ -119,6 +125,7 @@ class PolicyGradientAlgorithm(ConfiguredAlgorithm):
         """
         began, steps_before = time.perf_counter(), self.num_timesteps
         self._batch = None
+        self._iteration += 1
         self._estimate_seconds = 0.0
         if not isinstance(rollout_buffer, TrajectoryRolloutBuffer):
             if not super().collect_rollouts(env, callback, rollout_buffer, n_rollout_steps):
@@ -141,6 +148,8 @@ class PolicyGradientAlgorithm(ConfiguredAlgorithm):
                     with_values=self._uses_critic(),
                     bootstrap_truncated=self._bootstraps_truncated,
                     n_episodes=None if per_env is None else per_env * env.num_envs,
+                    value_scale=self.value_scale,
+                    gradient_of=self._gradient_of(),
                 )
                 self._estimate_seconds = -time.perf_counter()
                 batch.returns, batch.advantages = self._estimate(batch)
@@ -186,7 +195,7 @@ class PolicyGradientAlgorithm(ConfiguredAlgorithm):
         """
         if self._batch is None:
             return
-        began = time.perf_counter()
+        began, batch, scale = time.perf_counter(), self._batch, self._return_scale
         self.policy.set_training_mode(True)
         self._update_learning_rate(self.policy.optimizer)
         if self.critic_optimizer is not None:
@@ -194,29 +203,83 @@ class PolicyGradientAlgorithm(ConfiguredAlgorithm):
             update_learning_rate(self.critic_optimizer, rate)
             self.logger.record("train/critic_learning_rate", rate)
         try:
-            with unchanged_on_error(self.policy), unvalidated_distributions():
-                metrics = self._update(self._batch)
+            with unchanged_on_error(self.policy) as before, unvalidated_distributions():
+                if self.normalize_value_targets:
+                    assert batch.returns is not None
+                    self._return_scale = scale.updated(batch.select(batch.returns))
+                metrics = {"explained_variance": explained_variance(batch)} | self._update(batch)
                 require_finite_parameters(self.policy)
-        except NonFiniteError as error:
+                if self._explains():
+                    changes = {p: p.detach() - before[p] for p in self.parameter_sets.actor.values()}
+                    metrics |= explain_step(self.policy, batch, self._credit(batch), changes, self._surrogate_gradient)
+        except BaseException as error:
+            self._return_scale = scale
+            if not isinstance(error, NonFiniteError):
+                raise
             self._skip_or_raise(error)
             return
         self._n_updates += 1
-        metrics["clipped_action_fraction"] = self._clipped_action_fraction(self._batch)
+        metrics["clipped_action_fraction"] = clipped_action_fraction(batch, self.policy)
         self._record(metrics)
         self.logger.record("train/n_updates", self._n_updates, exclude="tensorboard")
         self.logger.record("time/update_seconds", time.perf_counter() - began + self._estimate_seconds)
 
-    def _fit_critic(self, batch: RolloutBatch, targets: th.Tensor) -> Metrics:
+    def _explains(self) -> bool:
+        """Whether this update is among those that are written to the log, before which SB3 collects once more."""
+        return self._log_interval is not None and (self._iteration + 1) % self._log_interval == 0
+
+    def _warms_up(self) -> bool:
+        """Whether the critic is still trained alone."""
+        return self._n_updates < self.critic_warmup_updates
+
+    def _weights(self, batch: RolloutBatch) -> th.Tensor | None:
+        """w_t, the discount of each step's state, ``(n_steps, n_envs)``; None for 1."""
+        if not self.state_discount:
+            return None
+        return (self.gamma ** batch.timesteps.double()).to(batch.rewards.dtype)
+
+    def _credit(self, batch: RolloutBatch) -> th.Tensor:
+        """What each step's log-prob is multiplied with in the loss: w_t A_t, normalized where that is asked for.
+
+        :return: ``(n_steps, n_envs)``, 0 in the padding
+        """
+        advantages = batch.advantages
+        assert advantages is not None
+        if self.normalize_advantage:
+            advantages = normalize(advantages, batch.mask, tolerance=_rounding(batch))
+        weights = self._weights(batch)
+        return advantages if weights is None else advantages * weights
+
+    def _value_again(self, batch: RolloutBatch) -> None:
+        """Replace what the old critic said by what the critic says now."""
+        self.policy.set_training_mode(False)
+        values = batch.restore(predict_values(self.policy, batch.flat_observations))
+        batch.values = values.to(batch.rewards) * self.value_scale
+        fill_bootstrap(self.policy, batch, self.value_scale)
+        batch.returns, batch.advantages = self._estimate(batch)
+        self.policy.set_training_mode(True)
+
+    def _critic_targets(self, batch: RolloutBatch) -> th.Tensor:
+        """What the policy's critic is trained on, ``(n_samples,)``: returns, in units of ``value_scale``."""
+        assert batch.returns is not None
+        targets: th.Tensor = batch.select(batch.returns)
+        return (targets / self.value_scale).float()
+
+    def _fit_critic(self, batch: RolloutBatch) -> Metrics:
         """Train the critic by its own optimizer."""
         assert self.critic_optimizer is not None
-        loss = fit_critic(
-            self.policy,
-            self.critic_optimizer,
-            batch.flat_observations,
-            batch.select(targets).float(),
-            self.n_critic_updates,
-            self.critic_batch_size,
-        )
+        loss: th.Tensor | float = 0.0
+        for n in range(self.n_critic_updates if self.recompute_advantage else 1):
+            if n:
+                self._value_again(batch)
+            loss = fit_critic(
+                self.policy,
+                self.critic_optimizer,
+                batch.flat_observations,
+                self._critic_targets(batch),
+                1 if self.recompute_advantage else self.n_critic_updates,
+                self.critic_batch_size,
+            )
         return {"value_loss": loss}
 
     def _gradient_step(self, batch: RolloutBatch) -> th.Tensor:
@@ -238,22 +301,16 @@ class PolicyGradientAlgorithm(ConfiguredAlgorithm):
         warnings.warn(f"Update skipped: {error}", stacklevel=2)
         self.logger.record("train/n_skipped", self._n_skipped)
 
-    # ---------------------------------------------------------------- logging
-
-    def _clipped_action_fraction(self, batch: RolloutBatch) -> th.Tensor | float:
-        """Share of action components outside the env's bounds, where they are clipped."""
-        if not isinstance(self.action_space, spaces.Box) or self.policy.squash_output:
-            return 0.0
-        actions: th.Tensor = batch.select(batch.actions)
-        low, high = (
-            th.as_tensor(bound.reshape(-1), device=actions.device)
-            for bound in (self.action_space.low, self.action_space.high)
-        )
-        flat = actions.reshape(len(actions), -1)
-        return ((flat < low) | (flat > high)).float().mean()
-
-    def _record(self, metrics: Mapping[str, th.Tensor | float]) -> None:
+    def _record(self, metrics: Metrics) -> None:
         """Log numbers under ``train/``, with one transfer from the device."""
         values = th.stack([th.as_tensor(v, device=self.device).detach().float() for v in metrics.values()]).tolist()
         for name, value in zip(metrics, values, strict=True):
             self.logger.record(f"train/{name}", value)
+
+
+def _rounding(batch: RolloutBatch) -> th.Tensor:
+    """Rounding of the numbers that advantages are differences of: values come from a network in single precision."""
+    returns, advantages = batch.returns, batch.advantages
+    assert returns is not None
+    assert advantages is not None
+    return th.maximum(returns.abs().amax(), (returns - advantages).abs().amax()) * th.finfo(th.float32).eps

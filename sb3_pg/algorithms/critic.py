@@ -1,10 +1,12 @@
 """Fitting the critic by itself, by its own optimizer."""
 
+import numpy as np
 import torch as th
 from stable_baselines3.common.policies import ActorCriticPolicy
+from stable_baselines3.common.running_mean_std import RunningMeanStd
+from torch.nn.functional import mse_loss
 
-from sb3_pg.functional import value_loss
-from sb3_pg.rollout import Observations
+from sb3_pg.rollout import Observations, split_observations, value_function
 
 
 def make_critic_optimizer(parameters: list[th.nn.Parameter], learning_rate: float) -> th.optim.Optimizer:
@@ -47,17 +49,42 @@ def fit_critic(
     if not parameters:
         return th.zeros(())  # all of it is frozen
     size = len(targets) if batch_size is None else batch_size
+    predict = value_function(policy)
     losses: list[th.Tensor] = []
     for _ in range(n_updates):
+        order = th.randperm(len(targets), device=targets.device)  # one gather per pass; minibatches are views
+        shuffled = split_observations(observations, size, order)
         losses = []
-        for rows in th.randperm(len(targets), device=targets.device).split(size):
-            if isinstance(observations, dict):
-                minibatch: Observations = {key: value[rows] for key, value in observations.items()}
-            else:
-                minibatch = observations[rows]
-            loss = value_loss(policy.predict_values(minibatch).flatten(), targets[rows])
-            optimizer.zero_grad()
-            loss.backward(inputs=parameters)
+        for minibatch, y in zip(shuffled, targets[order].split(size), strict=True):
+            loss = mse_loss(predict(minibatch), y)
+            gradients = th.autograd.grad(loss, parameters, materialize_grads=True)
+            for parameter, gradient in zip(parameters, gradients, strict=True):
+                parameter.grad = gradient
             optimizer.step()
             losses.append(loss.detach())
     return th.stack(losses).mean()
+
+
+class ReturnScale:
+    """Running standard deviation of the critic's targets, over all of training."""
+
+    def __init__(self, statistics: RunningMeanStd | None = None) -> None:
+        self._statistics = statistics or RunningMeanStd(epsilon=0.0, shape=())
+
+    @property
+    def value(self) -> float:
+        """The standard deviation, reward units; 1 as long as all targets were equal but for rounding."""
+        variance, mean = float(self._statistics.var), float(self._statistics.mean)
+        seen = self._statistics.count > 0
+        return float(np.sqrt(variance)) if seen and variance > 1e-12 * mean**2 else 1.0
+
+    def updated(self, targets: th.Tensor) -> "ReturnScale":
+        """With one more batch of targets; this one stays as it is.
+
+        :param targets: reward units, one-dimensional
+        """
+        variance, mean = th.var_mean(targets.double(), correction=0)
+        batch_variance, batch_mean = th.stack((variance, mean)).tolist()
+        statistics = self._statistics.copy()
+        statistics.update_from_moments(np.asarray(batch_mean), np.asarray(batch_variance), len(targets))
+        return ReturnScale(statistics)

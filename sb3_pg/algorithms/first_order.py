@@ -2,9 +2,10 @@
 
 import torch as th
 
-from sb3_pg.algorithms.base import Metrics, PolicyGradientAlgorithm
-from sb3_pg.functional import normalize, policy_gradient_loss, reduce_actor, value_loss
-from sb3_pg.rollout import RolloutBatch, fill_bootstrap, has_own_forward, policy_actions, predict_values
+from sb3_pg.algorithms.base import PolicyGradientAlgorithm
+from sb3_pg.algorithms.explanation import Metrics
+from sb3_pg.functional import policy_gradient_loss, reduce_actor, value_loss
+from sb3_pg.rollout import Evaluation, RolloutBatch, evaluate, is_same_in_both_modes, policy_actions
 
 
 class FirstOrderAlgorithm(PolicyGradientAlgorithm):
@@ -18,31 +19,34 @@ class FirstOrderAlgorithm(PolicyGradientAlgorithm):
     except for features that actor and critic share: those are trained by both losses.
     """
 
-    def _weights(self, batch: RolloutBatch) -> th.Tensor | None:
-        """w_t, ``(n_steps, n_envs)``; None for 1."""
-        return None
-
     def _update(self, batch: RolloutBatch) -> Metrics:
         metrics: Metrics = {}
-        fits_critic = self._critic_is_separate
-        assert batch.returns is not None
-        if fits_critic and self.critic_fit == "before":
-            metrics |= self._fit_critic(batch, batch.returns)
+        if self._critic_is_separate and (self.critic_fit == "before" or self._warms_up()):
+            metrics |= self._fit_critic(batch)
+            if self._warms_up():
+                return metrics
             self._value_again(batch)
+            self._publish(batch, self.rollout_buffer)
         metrics |= self._accumulate_gradient(batch)
         metrics["grad_norm"] = self._gradient_step(batch)
-        if fits_critic and self.critic_fit == "after":
-            metrics |= self._fit_critic(batch, batch.returns)
+        if self._critic_is_separate and self.critic_fit == "after":
+            metrics |= self._fit_critic(batch)
         return metrics
 
-    def _value_again(self, batch: RolloutBatch) -> None:
-        """Replace what the old critic said by what the fitted one says."""
-        self.policy.set_training_mode(False)
-        batch.values = batch.restore(predict_values(self.policy, batch.flat_observations)).to(batch.rewards)
-        fill_bootstrap(self.policy, batch)
-        batch.returns, batch.advantages = self._estimate(batch)
-        self._publish(batch, self.rollout_buffer)
-        self.policy.set_training_mode(True)
+    def _gradient_of(self) -> str | None:
+        if (self._critic_is_separate and self.critic_fit == "before") or not is_same_in_both_modes(self.policy):
+            return None
+        return "both" if self._critic_shares_step else "actor"
+
+    @property
+    def _critic_shares_step(self) -> bool:
+        """Whether the critic's loss is part of the loss that ``policy.optimizer`` steps along."""
+        return self._uses_critic() and not (self._critic_is_separate and not self._shares_features)
+
+    @property
+    def _shares_features(self) -> bool:
+        actor, critic = self.parameter_sets
+        return not actor.keys().isdisjoint(critic)
 
     def _accumulate_gradient(self, batch: RolloutBatch) -> Metrics:
         """Set the parameters' ``grad`` to the gradient of the loss.
@@ -52,62 +56,42 @@ class FirstOrderAlgorithm(PolicyGradientAlgorithm):
         self.policy.optimizer.zero_grad()
         if batch.returns is None or batch.advantages is None:
             batch.returns, batch.advantages = self._estimate(batch)
-        shares_step = self._uses_critic() and not (self._critic_is_separate and not self._shares_features)
-        log_prob, entropy, values = self._evaluate(batch, with_values=shares_step)
-
-        advantages = batch.advantages
-        if self.normalize_advantage:
-            advantages = normalize(advantages, batch.mask, tolerance=_rounding(batch.returns, advantages))
-        weights = self._weights(batch)
-        if weights is not None:
-            advantages = advantages * weights
-        policy_loss = policy_gradient_loss(
-            log_prob, batch.select(advantages).to(log_prob.dtype), n_episodes=batch.n_episodes
-        )
+        log_prob, entropy, values, *_ = self._evaluation(batch)
+        credit = batch.select(self._credit(batch)).to(log_prob.dtype)
+        policy_loss = policy_gradient_loss(log_prob, credit, n_episodes=batch.n_episodes)
         # Without a closed form, -log_prob estimates the entropy; its gradient is that of the score function.
         bonus = -log_prob.detach() * log_prob if entropy is None else entropy
         loss = policy_loss - self.ent_coef * reduce_actor(bonus, n_episodes=batch.n_episodes)
-        metrics: Metrics = {
-            "policy_loss": policy_loss,
-            "entropy_loss": (log_prob if entropy is None else -entropy).mean(),
-            "explained_variance": _explained_variance(batch),
-        }
+        mean_entropy = (-log_prob if entropy is None else entropy).detach().mean()
+        metrics: Metrics = {"policy_loss": policy_loss, "entropy": mean_entropy, "entropy_loss": -mean_entropy}
         if values is not None:
-            critic_loss = value_loss(values, batch.select(batch.returns).to(values.dtype))
+            critic_loss = value_loss(values, self._critic_targets(batch))
             loss = loss + self.vf_coef * critic_loss
             metrics["value_loss"] = critic_loss
-        loss.backward()
+        if self._explains():
+            actor = [parameter for parameter in self.parameter_sets.actor.values() if parameter.requires_grad]
+            gradient = th.autograd.grad(policy_loss, actor, retain_graph=True, materialize_grads=True)
+            self._surrogate_gradient = {parameter: -g for parameter, g in zip(actor, gradient, strict=True)}
+        if self._warms_up():
+            loss.backward(inputs=list(self._critic_only().values()))
+        else:
+            loss.backward()
         if self._critic_is_separate:
             for parameter in self._critic_only().values():
                 parameter.grad = None  # its own optimizer's business
         if hasattr(self.policy, "log_std"):
-            metrics["std"] = self.policy.log_std.exp().mean()
+            metrics["std"] = self.policy.log_std.detach().exp().mean()
         return metrics
 
-    @property
-    def _shares_features(self) -> bool:
-        actor, critic = self.parameter_sets
-        return not actor.keys().isdisjoint(critic)
-
-    def _evaluate(self, batch: RolloutBatch, with_values: bool) -> tuple[th.Tensor, th.Tensor | None, th.Tensor | None]:
-        """Log-prob, entropy and, where asked for, values of the valid samples, with gradient."""
-        observations = batch.flat_observations
-        actions = policy_actions(batch.select(batch.actions), self.action_space)
-        if with_values or has_own_forward(self.policy):
-            values, log_prob, entropy = self.policy.evaluate_actions(observations, actions)
-            return log_prob, entropy, values.flatten() if with_values else None
-        distribution = self.policy.get_distribution(observations)
-        return distribution.log_prob(actions), distribution.entropy(), None
-
-
-def _rounding(returns: th.Tensor, advantages: th.Tensor) -> th.Tensor:
-    """Rounding of the numbers that advantages are differences of: values come from a network in single precision."""
-    return th.maximum(returns.abs().amax(), (returns - advantages).abs().amax()) * th.finfo(th.float32).eps
-
-
-def _explained_variance(batch: RolloutBatch) -> th.Tensor:
-    """1 - Var[G - b] / Var[G]: 1 is a perfect baseline, 0 no better than a constant; NaN if all G are equal."""
-    returns: th.Tensor = batch.select(batch.returns)
-    advantages: th.Tensor = batch.select(batch.advantages)
-    variance = returns.var(correction=0)
-    return 1.0 - advantages.var(correction=0) / variance.where(variance > 0, th.nan)
+    def _evaluation(self, batch: RolloutBatch) -> Evaluation:
+        """The batch's own forward, if it still has its graph and the policy is the same; otherwise a new one."""
+        evaluation: Evaluation | None = batch.evaluation
+        batch.evaluation = None
+        if evaluation is not None and evaluation.is_current(self.policy):
+            return evaluation
+        return evaluate(
+            self.policy,
+            batch.flat_observations,
+            policy_actions(batch.select(batch.actions), self.action_space),
+            with_values=self._critic_shares_step,
+        )

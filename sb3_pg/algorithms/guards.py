@@ -13,15 +13,17 @@ _SMALLER_STEP = "A smaller learning rate may help."
 
 
 @contextmanager
-def unchanged_on_error(policy: ActorCriticPolicy) -> Iterator[None]:
-    """Put parameters and buffers back as they were, to the bit, if the body raises (an interruption included)."""
-    tensors = [*policy.parameters(), *policy.buffers()]
-    before = [tensor.detach().clone() for tensor in tensors]
+def unchanged_on_error(policy: ActorCriticPolicy) -> Iterator[dict[th.Tensor, th.Tensor]]:
+    """Put parameters and buffers back as they were, to the bit, if the body raises (an interruption included).
+
+    :return: each of them -> its value before
+    """
+    before = {tensor: tensor.detach().clone() for tensor in (*policy.parameters(), *policy.buffers())}
     try:
-        yield
+        yield before
     except BaseException:
         with th.no_grad():
-            for tensor, value in zip(tensors, before, strict=True):
+            for tensor, value in before.items():
                 tensor.copy_(value)
         raise
 

@@ -9,7 +9,7 @@ from stable_baselines3.common.type_aliases import GymEnv, Schedule
 from typing_extensions import Unpack
 
 from sb3_pg.algorithms import arguments as arg
-from sb3_pg.algorithms.base import Metrics
+from sb3_pg.algorithms.explanation import Metrics
 from sb3_pg.algorithms.first_order import FirstOrderAlgorithm
 from sb3_pg.algorithms.scores import functional_log_prob
 from sb3_pg.algorithms.signature import CHECKS, OnPolicyArguments
@@ -25,7 +25,8 @@ class Reinforce(FirstOrderAlgorithm):
               \nabla_\theta \log \pi_\theta(a_{i,t}|s_{i,t}) \,(G_{i,t} - b)
 
     Source: Williams (1992); Sutton and Barto (2018), section 13.3 and 13.4. The sum is over time and the mean over
-    the N complete episodes of a batch; with ``n_steps`` it is the mean over steps.
+    the N complete episodes of a batch; with ``n_steps`` it is the mean over steps. w_t is gamma^t with
+    ``state_discount``, otherwise 1.
 
     ============== ================== ==========================================================================
     returns        state_discount     estimates
@@ -43,7 +44,6 @@ class Reinforce(FirstOrderAlgorithm):
     :param baseline: b: "none", "mean", "leave_one_out", "time", "optimal", "linear", "value", or an object with
         ``fit(batch, returns)`` and ``predict(batch)``
     :param baseline_kwargs: arguments of the named baseline, e.g. ``{"component_wise": True}`` of "optimal"
-    :param state_discount: the factor w_t = gamma^t on or off
     :param critic_learning_rate: likewise; None, with ``n_critic_updates=1``, trains actor and critic in one step as A2C
     :param n_critic_updates: likewise
     :param kwargs: arguments that all algorithms share
@@ -54,7 +54,6 @@ class Reinforce(FirstOrderAlgorithm):
     checks: ClassVar[Mapping[str, arg.Check]] = {
         **CHECKS,
         "returns": arg.choice("reward_to_go", "total"),
-        "state_discount": arg.instance(bool),
         "baseline_kwargs": arg.instance(dict, optional=True),
         "baseline": lambda _, value: None if isinstance(value, str) else (make_baseline(value), None)[1],
     }
@@ -67,7 +66,6 @@ class Reinforce(FirstOrderAlgorithm):
         returns: str = "reward_to_go",
         baseline: str | Baseline = "value",
         baseline_kwargs: dict[str, Any] | None = None,
-        state_discount: bool = False,
         critic_learning_rate: float | str | Schedule | None = 3e-3,
         n_critic_updates: int = 10,
         **kwargs: Unpack[OnPolicyArguments],
@@ -75,7 +73,6 @@ class Reinforce(FirstOrderAlgorithm):
         self.returns = returns
         self.baseline = baseline
         self.baseline_kwargs = baseline_kwargs
-        self.state_discount = state_discount
         self._baseline: Baseline | None = None
         self._baseline_of: Any = None
         super().__init__(
@@ -116,8 +113,6 @@ class Reinforce(FirstOrderAlgorithm):
                 f"rollout_buffer_class={self.rollout_buffer_class} subtracts the critic's values itself: "
                 f"it takes baseline='value', got {self.baseline!r}"
             )
-        if self._has_foreign_buffer and self.state_discount:
-            raise ValueError("state_discount needs to know each step's index, which a foreign rollout buffer has not")
 
     def _setup_model(self) -> None:
         super()._setup_model()
@@ -154,11 +149,6 @@ class Reinforce(FirstOrderAlgorithm):
             return total_return(batch.rewards, batch.ends, self.gamma, batch.mask)
         return reward_to_go(batch.rewards, batch.ends, self.gamma, batch.bootstrap, batch.mask)
 
-    def _weights(self, batch: RolloutBatch) -> th.Tensor | None:
-        if not self.state_discount:
-            return None
-        return (self.gamma ** batch.timesteps.double()).to(batch.rewards.dtype)
-
     def _advantages(self, batch: RolloutBatch, returns: th.Tensor) -> th.Tensor:
         baseline = self._baseline
         assert baseline is not None
@@ -184,7 +174,7 @@ class Reinforce(FirstOrderAlgorithm):
         baseline = self._baseline
         if isinstance(baseline, OptimalBaseline) and baseline.component_wise:
             # What is there is mean X', of the centered returns; from it goes (b - center) * mean Y.
-            log_prob, _, _ = self._evaluate(batch, with_values=False)
+            log_prob = self._evaluation(batch).log_prob
             weights = batch.select(self._score_weights(batch)).to(log_prob.dtype)
             parameters = list(self._trained_by_actor().values())
             loss = policy_gradient_loss(log_prob, weights, n_episodes=batch.n_episodes)

@@ -35,10 +35,17 @@ def functional_log_prob(policy: ActorCriticPolicy) -> Iterator[LogProb]:
     # SB3's distribution object keeps what it computed last, which must not be a tensor of a transform that is over.
     distribution = policy.action_dist
     policy.action_dist = copy.copy(distribution)
+    # Where each parameter hangs, shared modules once: functional_call's own search for tied weights meets them several
+    # times, and then does not put them back.
+    places: dict[nn.Parameter, list[str]] = {}
+    for path, submodule in module.named_modules():
+        for attribute, parameter in submodule.named_parameters(recurse=False):
+            places.setdefault(parameter, []).append(f"{path}.{attribute}")
+    places_of = {name: places[parameter] for name, parameter in policy.named_parameters()}
 
     def log_prob(parameters: dict[str, th.Tensor], observations: Any, actions: th.Tensor) -> th.Tensor:
-        named = {f"policy.{name}": parameter for name, parameter in parameters.items()}
-        result: th.Tensor = functional_call(module, named, (observations, actions))
+        named = {place: parameter for name, parameter in parameters.items() for place in places_of[name]}
+        result: th.Tensor = functional_call(module, named, (observations, actions), tie_weights=False)
         return result
 
     try:

@@ -1,22 +1,19 @@
-"""Constructing, checking, setting up and saving: all that happens before and after training."""
+"""Constructing, checking and setting up: all that happens before training."""
 
-import io
-import pathlib
 from collections.abc import Mapping
-from contextvars import ContextVar
-from typing import Any, ClassVar, TypeVar
+from typing import Any, ClassVar
 
 import torch as th
 from gymnasium import spaces
 from stable_baselines3 import A2C
 from stable_baselines3.common.buffers import RolloutBuffer
-from stable_baselines3.common.on_policy_algorithm import OnPolicyAlgorithm
 from stable_baselines3.common.policies import ActorCriticPolicy, BasePolicy
-from stable_baselines3.common.type_aliases import GymEnv, Schedule, TensorDict
+from stable_baselines3.common.type_aliases import GymEnv, Schedule
 
 from sb3_pg.algorithms import arguments as arg
-from sb3_pg.algorithms.critic import make_critic_optimizer
+from sb3_pg.algorithms.critic import ReturnScale, make_critic_optimizer
 from sb3_pg.algorithms.parameters import ParameterSets, reachable_parameters
+from sb3_pg.algorithms.saving import SavedAlgorithm
 from sb3_pg.algorithms.signature import CHECKS
 from sb3_pg.extras import extra_hints
 from sb3_pg.rollout import DictTrajectoryRolloutBuffer, TrajectoryRolloutBuffer
@@ -24,13 +21,9 @@ from sb3_pg.rollout import DictTrajectoryRolloutBuffer, TrajectoryRolloutBuffer
 #: Complete episodes per update where neither ``n_episodes`` nor ``n_steps`` is given (rounded up to whole envs).
 DEFAULT_N_EPISODES = 8
 
-SelfConfigured = TypeVar("SelfConfigured", bound="ConfiguredAlgorithm")
-#: Whether parameters come from ``load``, which may change what has an optimizer of its own.
-_LOADING: ContextVar[bool] = ContextVar("loading", default=False)
 
-
-class ConfiguredAlgorithm(OnPolicyAlgorithm):
-    """Arguments that all on-policy algorithms share, what follows from them, setting up and saving.
+class ConfiguredAlgorithm(SavedAlgorithm):
+    """Arguments that all on-policy algorithms share, and what follows from them.
 
     :param policy: "MlpPolicy", "CnnPolicy", "MultiInputPolicy", or a subclass of SB3's ActorCriticPolicy
     :param env: environment, vectorized environment, or the id of a registered one
@@ -45,6 +38,7 @@ class ConfiguredAlgorithm(OnPolicyAlgorithm):
     :param ent_coef: weight of the entropy bonus, nats
     :param vf_coef: weight of the critic's loss where actor and critic are trained by one optimizer or share features
     :param max_grad_norm: largest norm of the gradient that ``policy.optimizer`` steps along, None for no clipping
+    :param state_discount: the factor gamma^t of each step's term in the gradient, on or off
     :param normalize_advantage: shift and scale each batch of advantages to mean 0 and standard deviation 1
     :param truncation: "bootstrap" counts the value of the last state where a time limit cuts an episode, "terminal"
         treats the time limit as part of the task. Default: bootstrap where the critic is in use
@@ -53,6 +47,9 @@ class ConfiguredAlgorithm(OnPolicyAlgorithm):
     :param critic_batch_size: samples per step of the critic's own optimizer, None for the whole batch
     :param critic_fit: "after" trains the critic once the advantages are computed; "before" fits it to the batch it
         then corrects, as the slides' batch actor-critic does (biased)
+    :param critic_warmup_updates: updates at the start in which the critic alone is trained
+    :param normalize_value_targets: train the critic on targets divided by the running standard deviation of the
+        targets; its values are multiplied by it (``value_scale``) wherever they are used
     :param max_episode_steps: longest episode that complete-episode mode waits for
     :param on_nonfinite: "raise" a :class:`~sb3_pg.NonFiniteError`, or "skip" the update with a warning
     :param use_sde: generalized state-dependent exploration
@@ -73,6 +70,7 @@ class ConfiguredAlgorithm(OnPolicyAlgorithm):
     n_steps: int | None  # type: ignore[assignment]  # None: complete episodes
     max_grad_norm: float | None  # type: ignore[assignment]
     checks: ClassVar[Mapping[str, arg.Check]] = CHECKS
+    _parameter_sets: ParameterSets | None = None
 
     def __init__(
         self,
@@ -86,12 +84,15 @@ class ConfiguredAlgorithm(OnPolicyAlgorithm):
         ent_coef: float = 0.0,
         vf_coef: float = 0.5,
         max_grad_norm: float | None = 0.5,
+        state_discount: bool = False,
         normalize_advantage: bool = False,
         truncation: str | None = None,
         critic_learning_rate: float | str | Schedule | None = None,
         n_critic_updates: int = 1,
         critic_batch_size: int | None = None,
         critic_fit: str = "after",
+        critic_warmup_updates: int = 0,
+        normalize_value_targets: bool = False,
         max_episode_steps: int = 100_000,
         on_nonfinite: str = "raise",
         use_sde: bool = False,
@@ -108,16 +109,19 @@ class ConfiguredAlgorithm(OnPolicyAlgorithm):
     ) -> None:
         arg.check_arguments({**vars(self), **locals()}, self.checks)
         self.n_episodes = n_episodes
+        self.state_discount = state_discount
         self.normalize_advantage = normalize_advantage
         self.truncation = truncation
         self.critic_learning_rate = critic_learning_rate
         self.n_critic_updates = n_critic_updates
         self.critic_batch_size = critic_batch_size
         self.critic_fit = critic_fit
+        self.critic_warmup_updates = critic_warmup_updates
+        self.normalize_value_targets = normalize_value_targets
         self.max_episode_steps = max_episode_steps
         self.on_nonfinite = on_nonfinite
-        self.critic_optimizer: th.optim.Optimizer | None = None
-        self._parameter_sets: ParameterSets | None = None
+        self._return_scale = ReturnScale()
+        self._from_sb3 = self._is_loading()  # a zip of ours says otherwise
         with extra_hints():
             super().__init__(
                 policy,
@@ -179,6 +183,13 @@ class ConfiguredAlgorithm(OnPolicyAlgorithm):
                 f"rollout_buffer_class={self.rollout_buffer_class} computes advantages itself, once, and bootstraps "
                 f"truncated episodes: it takes neither critic_fit='before' nor truncation='terminal'"
             )
+        if self._has_foreign_buffer and (self.state_discount or self.normalize_value_targets):
+            raise ValueError(
+                f"rollout_buffer_class={self.rollout_buffer_class} knows neither each step's index nor a scale of the "
+                "critic's values: it takes neither state_discount nor normalize_value_targets"
+            )
+        if (self.normalize_value_targets or self.critic_warmup_updates) and not self._uses_critic():
+            raise ValueError("normalize_value_targets and critic_warmup_updates are for a critic, and none is in use")
 
     @property
     def _has_foreign_buffer(self) -> bool:
@@ -224,6 +235,7 @@ class ConfiguredAlgorithm(OnPolicyAlgorithm):
         # Again, since load() replaces attributes after the constructor.
         values = {name: value for name, value in vars(self).items() if name not in ("policy", "env")}
         arg.check_arguments(values, self.checks)
+        self._forget_sb3_buffer()
         self._check_combinations()
         self._episodes_per_env()
         if self.rollout_buffer_class is None:
@@ -243,6 +255,11 @@ class ConfiguredAlgorithm(OnPolicyAlgorithm):
         return self.lr_schedule if rate is None else arg.to_schedule(rate, "critic_learning_rate")
 
     @property
+    def value_scale(self) -> float:
+        """What the policy's critic is multiplied by to give reward units; 1 without ``normalize_value_targets``."""
+        return self._return_scale.value if self.normalize_value_targets else 1.0
+
+    @property
     def parameter_sets(self) -> ParameterSets:
         """The actor's and the critic's parameters, frozen ones included."""
         if self._parameter_sets is None:
@@ -252,46 +269,3 @@ class ConfiguredAlgorithm(OnPolicyAlgorithm):
     def _critic_only(self) -> dict[str, th.nn.Parameter]:
         actor, critic = self.parameter_sets
         return {name: parameter for name, parameter in critic.items() if name not in actor}
-
-    def _excluded_save_params(self) -> list[str]:
-        return [*super()._excluded_save_params(), "_parameter_sets"]
-
-    def _get_torch_save_params(self) -> tuple[list[str], list[str]]:
-        state_dicts, variables = super()._get_torch_save_params()
-        return state_dicts + (["critic_optimizer"] if self._critic_is_separate else []), variables
-
-    @classmethod
-    def load(
-        cls: type[SelfConfigured],
-        path: str | pathlib.Path | io.BufferedIOBase,
-        env: GymEnv | None = None,
-        device: th.device | str = "auto",
-        custom_objects: dict[str, Any] | None = None,
-        print_system_info: bool = False,
-        force_reset: bool = True,
-        **kwargs: Any,
-    ) -> SelfConfigured:
-        """As SB3's; ``kwargs`` replace attributes, and arguments of the constructor are checked as there.
-
-        A critic's optimizer that was not saved starts afresh, and one that is no longer wanted is left out.
-
-        :raises TypeError: an argument that is misspelled
-        """
-        arg.no_typos(cls, kwargs)
-        token = _LOADING.set(True)
-        try:
-            return super().load(path, env, device, custom_objects, print_system_info, force_reset, **kwargs)
-        finally:
-            _LOADING.reset(token)
-
-    def set_parameters(
-        self, load_path_or_dict: str | TensorDict, exact_match: bool = True, device: th.device | str = "auto"
-    ) -> None:
-        """As SB3's."""
-        params: Any = load_path_or_dict
-        if _LOADING.get() and isinstance(params, dict):
-            params = dict(params)
-            saved = params.pop("critic_optimizer", None)
-            if self.critic_optimizer is not None:
-                params["critic_optimizer"] = saved or self.critic_optimizer.state_dict()
-        super().set_parameters(params, exact_match, device)

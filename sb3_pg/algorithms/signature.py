@@ -13,22 +13,30 @@ from stable_baselines3.common.vec_env import VecEnv
 from sb3_pg.algorithms import arguments as arg
 
 
-class OnPolicyArguments(TypedDict, total=False):
+class NewArguments(TypedDict, total=False):
+    """Keyword arguments of every on-policy algorithm that SB3's A2C does not have."""
+
+    n_episodes: int | None
+    state_discount: bool
+    truncation: str | None
+    critic_batch_size: int | None
+    critic_fit: str
+    critic_warmup_updates: int
+    normalize_value_targets: bool
+    max_episode_steps: int
+    on_nonfinite: str
+
+
+class OnPolicyArguments(NewArguments, total=False):
     """Keyword arguments that every on-policy algorithm passes on to its base class."""
 
     n_steps: int | None
-    n_episodes: int | None
     gamma: float
     gae_lambda: float
     ent_coef: float
     vf_coef: float
     max_grad_norm: float | None
     normalize_advantage: bool
-    truncation: str | None
-    critic_batch_size: int | None
-    critic_fit: str
-    max_episode_steps: int
-    on_nonfinite: str
     use_sde: bool
     sde_sample_freq: int
     rollout_buffer_class: type[RolloutBuffer] | None
@@ -53,12 +61,15 @@ CHECKS: dict[str, arg.Check] = {
     "ent_coef": arg.real(0),
     "vf_coef": arg.real(0),
     "max_grad_norm": arg.positive(optional=True),
+    "state_discount": arg.instance(bool),
     "normalize_advantage": arg.instance(bool),
     "truncation": arg.choice("bootstrap", "terminal", optional=True),
     "critic_learning_rate": arg.schedule(optional=True),
     "n_critic_updates": arg.integer(1),
     "critic_batch_size": arg.integer(1, optional=True),
     "critic_fit": arg.choice("after", "before"),
+    "critic_warmup_updates": arg.integer(0),
+    "normalize_value_targets": arg.instance(bool),
     "max_episode_steps": arg.integer(1),
     "on_nonfinite": arg.choice("raise", "skip"),
     "use_sde": arg.instance(bool),

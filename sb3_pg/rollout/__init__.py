@@ -7,28 +7,43 @@ from sb3_pg.rollout.evaluation import (
     batch_from_foreign_buffer,
     fill_bootstrap,
     make_batch,
-    policy_actions,
-    predict_values,
 )
 from sb3_pg.rollout.finite import NormalizationGuard, require_finite_policy
+from sb3_pg.rollout.forward import (
+    Distributions,
+    Evaluation,
+    evaluate,
+    policy_actions,
+    predict_log_probs,
+    predict_values,
+    split_observations,
+)
+from sb3_pg.rollout.plain import is_same_in_both_modes, value_function
 from sb3_pg.rollout.progress import EndlessEpisodeError
 from sb3_pg.rollout.samplers import has_own_forward, make_sampler, unvalidated_distributions
 
 __all__ = [
     "Collector",
     "DictTrajectoryRolloutBuffer",
+    "Distributions",
     "EndlessEpisodeError",
+    "Evaluation",
     "NormalizationGuard",
     "Observations",
     "RolloutBatch",
     "TrajectoryRolloutBuffer",
     "batch_from_foreign_buffer",
+    "evaluate",
     "fill_bootstrap",
     "has_own_forward",
+    "is_same_in_both_modes",
     "make_batch",
     "make_sampler",
     "policy_actions",
+    "predict_log_probs",
     "predict_values",
     "require_finite_policy",
+    "split_observations",
     "unvalidated_distributions",
+    "value_function",
 ]

@@ -27,6 +27,8 @@ class RolloutBatch:
     :param bootstrap_observations: the states behind ``bootstrap``, and where they belong, for critics that are refitted
     :param advantages: precomputed advantages, where a foreign rollout buffer computed them
     :param returns: precomputed critic targets, likewise
+    :param distributions: of the actions at the valid steps, in chunks, where they are known
+    :param evaluation: the forward of the valid steps with its graph, where it was kept
     """
 
     observations: Observations
@@ -43,6 +45,8 @@ class RolloutBatch:
     bootstrap_observations: tuple[Observations, th.Tensor] | None = None
     advantages: th.Tensor | None = None
     returns: th.Tensor | None = None
+    distributions: list[Any] | None = None
+    evaluation: Any = None
 
     @cached_property
     def ends(self) -> th.Tensor:

@@ -4,57 +4,14 @@ from typing import Any
 
 import numpy as np
 import torch as th
-from gymnasium import spaces
 from stable_baselines3.common.buffers import RolloutBuffer
 from stable_baselines3.common.policies import ActorCriticPolicy
 from stable_baselines3.common.utils import obs_as_tensor
 
-from sb3_pg.rollout.batch import Observations, RolloutBatch
+from sb3_pg.rollout.batch import RolloutBatch
 from sb3_pg.rollout.buffers import TrajectoryRolloutBuffer
-from sb3_pg.rollout.samplers import ForwardSampler, Sampler, unvalidated_distributions
-
-#: Samples per forward; bounds the memory of image policies.
-CHUNK_SIZE = 4096
-
-
-def policy_actions(actions: th.Tensor, space: spaces.Space[Any]) -> th.Tensor:
-    """Stored actions as the policy's distribution expects them: long for Discrete, floating otherwise."""
-    return actions.long().flatten() if isinstance(space, spaces.Discrete) else actions.float()
-
-
-def _chunks(observations: Observations, chunk_size: int) -> list[Any]:
-    if isinstance(observations, dict):
-        pieces = {key: value.split(chunk_size) for key, value in observations.items()}
-        return [dict(zip(pieces, piece, strict=True)) for piece in zip(*pieces.values(), strict=True)]
-    return list(observations.split(chunk_size))
-
-
-def predict_values(policy: ActorCriticPolicy, observations: Observations) -> th.Tensor:
-    """V(s) of the policy's critic, in chunks.
-
-    :param policy: the policy
-    :param observations: one row per sample
-    :return: shape ``(n_samples,)``
-    """
-    with th.inference_mode():
-        values = [policy.predict_values(chunk).flatten() for chunk in _chunks(observations, CHUNK_SIZE)]
-    return th.cat(values)  # concatenated outside, so that autograd may use the result as a constant
-
-
-def predict_log_probs(policy: ActorCriticPolicy, observations: Observations, actions: th.Tensor) -> th.Tensor:
-    """Score actions, log pi(a|s), in chunks, without the critic.
-
-    :param policy: the policy
-    :param observations: one row per sample
-    :param actions: as the policy's distribution expects them
-    :return: nats, shape ``(n_samples,)``
-    """
-    with th.inference_mode(), unvalidated_distributions():
-        log_probs = [
-            policy.get_distribution(chunk).log_prob(action)
-            for chunk, action in zip(_chunks(observations, CHUNK_SIZE), actions.split(CHUNK_SIZE), strict=True)
-        ]
-    return th.cat(log_probs)
+from sb3_pg.rollout.forward import CHUNK_SIZE, evaluate, policy_actions, predict_log_probs, predict_values
+from sb3_pg.rollout.samplers import ForwardSampler, Sampler
 
 
 def make_batch(
@@ -65,6 +22,8 @@ def make_batch(
     with_values: bool,
     bootstrap_truncated: bool,
     n_episodes: int | None,
+    value_scale: float = 1.0,
+    gradient_of: str | None = None,
 ) -> RolloutBatch:
     """Evaluate a finished buffer with the policy that filled it, and hand it over as tensors.
 
@@ -76,6 +35,9 @@ def make_batch(
     :param with_values: whether the critic is in use
     :param bootstrap_truncated: whether the value of a truncated episode's last state counts
     :param n_episodes: number of complete episodes, or None
+    :param value_scale: what the critic's values are multiplied by to give reward units
+    :param gradient_of: "actor" or "both" keeps the graph of the forward, of the actor's part or of the critic's too, so
+        that the gradient needs no second one; None keeps none, and so does a rollout of more than ``CHUNK_SIZE`` steps
     """
     device = buffer.device
     # Double, since float32 gives equal returns at different steps a spread that normalizing would blow up.
@@ -94,15 +56,23 @@ def make_batch(
     observations = batch.flat_observations
     actions = policy_actions(batch.select(batch.actions), buffer.action_space)
     if isinstance(sampler, ForwardSampler):
-        batch.log_probs, batch.values = th.stack(sampler.log_probs), th.stack(sampler.values).to(precision)
+        batch.log_probs, values = th.stack(sampler.log_probs), th.stack(sampler.values)
     else:
-        batch.log_probs = batch.restore(predict_log_probs(policy, observations, actions))
+        values = None
+        if gradient_of is not None and len(actions) <= CHUNK_SIZE:
+            batch.evaluation = evaluate(policy, observations, actions, with_values=gradient_of == "both")
+            log_probs, values = batch.evaluation.log_prob.detach(), batch.evaluation.values
+            batch.distributions = [batch.evaluation.distribution]
+        else:
+            log_probs, batch.distributions = predict_log_probs(policy, observations, actions)
+        batch.log_probs = batch.restore(log_probs)
         if with_values:
-            batch.values = batch.restore(predict_values(policy, observations)).to(precision)
+            values = batch.restore(predict_values(policy, observations) if values is None else values.detach())
     buffer.log_probs = batch.log_probs.cpu().numpy()
     if not with_values:
         return batch
-    assert batch.values is not None
+    assert values is not None
+    batch.values = values.to(precision) * value_scale
     buffer.values = batch.values.float().cpu().numpy()
     kept = {
         (row, env): obs
@@ -111,20 +81,21 @@ def make_batch(
     }
     if kept:
         batch.bootstrap_observations = _stack(list(kept.values()), buffer), th.tensor(list(kept), device=device)
-    fill_bootstrap(policy, batch)
+    fill_bootstrap(policy, batch, value_scale)
     return batch
 
 
-def fill_bootstrap(policy: ActorCriticPolicy, batch: RolloutBatch) -> None:
+def fill_bootstrap(policy: ActorCriticPolicy, batch: RolloutBatch, value_scale: float = 1.0) -> None:
     """Value the states that follow truncated and cut-off steps with the critic as it is now.
 
     :param policy: the policy
     :param batch: its ``bootstrap`` is replaced
+    :param value_scale: what the critic's values are multiplied by to give reward units
     """
     bootstrap = th.zeros_like(batch.rewards)
     if batch.bootstrap_observations is not None:
         observations, where = batch.bootstrap_observations
-        bootstrap[where[:, 0], where[:, 1]] = predict_values(policy, observations).to(bootstrap.dtype)
+        bootstrap[where[:, 0], where[:, 1]] = predict_values(policy, observations).to(bootstrap.dtype) * value_scale
     batch.bootstrap = bootstrap
 
 

@@ -13,8 +13,6 @@ from typing import Any, Protocol, cast
 
 import numpy as np
 import torch as th
-import torch.nn.functional as nnf
-from gymnasium import spaces
 from stable_baselines3.common.distributions import (
     BernoulliDistribution,
     CategoricalDistribution,
@@ -22,11 +20,11 @@ from stable_baselines3.common.distributions import (
     MultiCategoricalDistribution,
 )
 from stable_baselines3.common.policies import ActorCriticPolicy
-from stable_baselines3.common.preprocessing import is_image_space
-from stable_baselines3.common.torch_layers import FlattenExtractor, MlpExtractor
 from stable_baselines3.common.utils import obs_as_tensor
 from torch import nn
 from torch.distributions import Distribution
+
+from sb3_pg.rollout.plain import bare_layers, flat_input, has_plain_layers, overrides
 
 #: Most steps whose noise is drawn at once.
 NOISE_BLOCK = 256
@@ -57,11 +55,6 @@ def unvalidated_distributions() -> Iterator[None]:
         Distribution.set_default_validate_args(before)
 
 
-def overrides(policy: ActorCriticPolicy, *methods: str) -> bool:
-    """Whether the policy's class replaces one of these methods of SB3's ActorCriticPolicy."""
-    return any(getattr(type(policy), name) is not getattr(ActorCriticPolicy, name) for name in methods)
-
-
 def has_own_forward(policy: ActorCriticPolicy) -> bool:
     """Whether ``forward`` and ``evaluate_actions`` are the only methods that say what the policy is."""
     return overrides(policy, "forward", "evaluate_actions", "extract_features", "get_distribution", "_predict")
@@ -83,15 +76,10 @@ def make_sampler(policy: ActorCriticPolicy, device: th.device, n_envs: int, n_st
 
 
 def _is_plain_mlp(policy: ActorCriticPolicy) -> bool:
-    space = policy.observation_space
     return (
-        not overrides(policy, "_get_action_dist_from_latent", "__call__")
-        and type(policy.pi_features_extractor) is FlattenExtractor
-        and type(policy.mlp_extractor) is MlpExtractor
-        and type(policy.action_net) is nn.Linear
+        not overrides(policy, "_get_action_dist_from_latent")
         and type(policy.action_dist) in _NOISE
-        and (isinstance(space, spaces.Discrete) or (isinstance(space, spaces.Box) and not is_image_space(space)))
-        and not any(m._forward_hooks or m._forward_pre_hooks for m in policy.modules())
+        and has_plain_layers(policy)
     )
 
 
@@ -128,9 +116,8 @@ class MlpSampler:
 
     def __init__(self, policy: ActorCriticPolicy, device: th.device, n_envs: int, block: int = NOISE_BLOCK) -> None:
         self.device = device
-        space = policy.observation_space
-        self.n_classes = int(space.n) if isinstance(space, spaces.Discrete) else None
-        self.layers = [_bare(module) for module in (*policy.mlp_extractor.policy_net, policy.action_net)]
+        self.space = policy.observation_space
+        self.layers = bare_layers((*policy.mlp_extractor.policy_net, policy.action_net))
         distribution = policy.action_dist
         self._decide = self._decision(policy, distribution)
         self._draw = _NOISE[type(distribution)]
@@ -153,10 +140,7 @@ class MlpSampler:
 
     def outputs(self, obs: Any) -> th.Tensor:
         """The head's output: logits or means, ``(n_envs, n_outputs)``."""
-        x = th.from_numpy(obs).to(self.device)
-        if self.n_classes is not None:
-            x = nnf.one_hot(x.long().flatten(), self.n_classes)
-        x = x.flatten(1).float()
+        x = flat_input(th.from_numpy(obs).to(self.device), self.space)
         for layer in self.layers:
             x = layer(x)
         return x
@@ -170,15 +154,6 @@ class MlpSampler:
             noise = next(self._noise)
         actions: np.ndarray = self._decide(self.outputs(obs), noise).cpu().numpy()
         return actions
-
-
-def _bare(module: nn.Module) -> Callable[[th.Tensor], th.Tensor]:
-    """What a module computes, without the overhead of calling it as one."""
-    if type(module) is nn.Linear:
-        weight, bias = module.weight, module.bias
-        return lambda x: nnf.linear(x, weight, bias)
-    functions: dict[type, Callable[[th.Tensor], th.Tensor]] = {nn.Tanh: th.tanh, nn.ReLU: th.relu}
-    return functions.get(type(module), module)
 
 
 class DistributionSampler:

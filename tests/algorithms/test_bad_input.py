@@ -104,7 +104,7 @@ def test_an_argument_is_named_with_its_value(argument: str, value: Any, error: t
         ),
         (
             {"rollout_buffer_class": RolloutBuffer, "n_steps": 8, "state_discount": True},
-            "state_discount.*foreign rollout buffer",
+            "RolloutBuffer.*neither state_discount",
         ),
     ],
 )

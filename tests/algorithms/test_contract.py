@@ -24,7 +24,7 @@ from stable_baselines3.common.policies import ActorCriticPolicy
 from stable_baselines3.common.torch_layers import BaseFeaturesExtractor
 from stable_baselines3.common.vec_env import VecNormalize
 
-from sb3_pg import Reinforce
+from sb3_pg import ActorCritic, Reinforce
 from sb3_pg.baselines import ValueBaseline
 from tests.helpers import ScriptedEnv, vec
 
@@ -39,6 +39,24 @@ ALGORITHMS: dict[str, Make] = {
         "MlpPolicy", env, **{"n_steps": 16, "critic_learning_rate": "lin_1e-2", "n_critic_updates": 2, **k}
     ),
     "reinforce-linear": lambda env, **k: Reinforce("MlpPolicy", env, **{"n_episodes": 4, "baseline": "linear", **k}),
+    "actor-critic": lambda env, **k: ActorCritic("MlpPolicy", env, **k),
+    "actor-critic-batch": lambda env, **k: ActorCritic(
+        "MlpPolicy",
+        env,
+        **{
+            "n_steps": 16,
+            "advantage": "td",
+            "critic_fit": "before",
+            "critic_learning_rate": "lin_1e-2",
+            "n_critic_updates": 2,
+            "normalize_value_targets": True,
+            "recompute_advantage": True,
+            **k,
+        },
+    ),
+    "actor-critic-episodes": lambda env, **k: ActorCritic(
+        "MlpPolicy", env, **{"n_steps": None, "n_episodes": 4, "advantage": "n_step", "state_discount": True, **k}
+    ),
 }
 
 

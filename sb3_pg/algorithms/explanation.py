@@ -1,0 +1,95 @@
+"""What a step has done: measured after it, on the states and actions that it was made from."""
+
+from collections.abc import Mapping
+from contextlib import suppress
+
+import torch as th
+from gymnasium import spaces
+from stable_baselines3.common.policies import ActorCriticPolicy
+
+from sb3_pg.functional import joint_kl
+from sb3_pg.rollout import Distributions, RolloutBatch, evaluate, has_own_forward, policy_actions, predict_log_probs
+
+Metrics = dict[str, th.Tensor | float]
+
+
+def explain_step(
+    policy: ActorCriticPolicy,
+    batch: RolloutBatch,
+    credit: th.Tensor,
+    changes: Mapping[th.nn.Parameter, th.Tensor],
+    gradient: Mapping[th.nn.Parameter, th.Tensor] | None,
+) -> Metrics:
+    r"""Compare the policy with the one that collected the batch.
+
+    With the importance ratio :math:`\rho_t = \pi_{new}(a_t|s_t) / \pi_{old}(a_t|s_t)`:
+
+    ==================== ===========================================================================================
+    joint_kl             mean over states of KL(old || new) of the whole action vector, nats; where the policy does
+                         not show its distribution, the estimate mean(rho - 1 - log rho) (Schulman 2020, "k3")
+    step_size            length of the actor's step in parameter space
+    surrogate_predicted  the gradient of the surrogate objective times the step, reward units
+    surrogate_realized   change of the surrogate objective, mean((rho - 1) w_t A_t), reward units
+    largest_ratio        max rho
+    effective_sample_size  (sum rho)^2 / sum rho^2, as a share of the samples (Kish 1965)
+    ==================== ===========================================================================================
+
+    :param policy: after the step; is in train mode before and after
+    :param batch: with the log-probs of the policy that collected it
+    :param credit: w_t A_t, ``(n_steps, n_envs)``
+    :param changes: the actor's parameters -> their step
+    :param gradient: parameter -> gradient of the surrogate objective before the step, where it was kept
+    """
+    assert batch.log_probs is not None
+    actions = policy_actions(batch.select(batch.actions), policy.action_space)
+    policy.set_training_mode(False)
+    with th.no_grad():
+        distributions: list[Distributions] = []
+        if has_own_forward(policy):
+            log_prob = evaluate(policy, batch.flat_observations, actions, False).log_prob.detach()
+        else:
+            log_prob, distributions = predict_log_probs(policy, batch.flat_observations, actions)
+        log_ratio = (log_prob - batch.select(batch.log_probs)).double()
+        ratio = log_ratio.exp()
+        kl = ratio - 1 - log_ratio
+        if batch.distributions is not None and distributions:
+            with suppress(NotImplementedError):  # a distribution of the user's own: the estimate has to do
+                kl = th.cat([joint_kl(old, new) for old, new in zip(batch.distributions, distributions, strict=True)])
+        gain = (ratio - 1) * batch.select(credit)
+    policy.set_training_mode(True)
+    metrics: Metrics = {
+        "joint_kl": kl.mean(),
+        "step_size": th.nn.utils.get_total_norm(list(changes.values())),
+        "surrogate_realized": gain.mean() if batch.n_episodes is None else gain.sum() / batch.n_episodes,
+        "largest_ratio": ratio.max(),
+        "effective_sample_size": ratio.sum().square() / ratio.square().sum() / len(ratio),
+    }
+    if gradient is not None:
+        products = [(g * changes[parameter]).sum() for parameter, g in gradient.items()]
+        metrics["surrogate_predicted"] = th.stack(products).sum()
+    return metrics
+
+
+def clipped_action_fraction(batch: RolloutBatch, policy: ActorCriticPolicy) -> th.Tensor | float:
+    """Share of action components outside the env's bounds, where they are clipped."""
+    space = policy.action_space
+    if not isinstance(space, spaces.Box) or policy.squash_output:
+        return 0.0
+    actions: th.Tensor = batch.select(batch.actions)
+    low, high = (th.as_tensor(bound.reshape(-1), device=actions.device) for bound in (space.low, space.high))
+    flat = actions.reshape(len(actions), -1)
+    return ((flat < low) | (flat > high)).float().mean()
+
+
+def explained_variance(batch: RolloutBatch) -> th.Tensor | float:
+    """1 - Var[G - b] / Var[G]: 1 is a perfect baseline, 0 no better than a constant; NaN if all G are equal.
+
+    b is the critic's value, or the baseline of an algorithm without one.
+    """
+    if batch.returns is None or batch.advantages is None:
+        return th.nan
+    returns: th.Tensor = batch.select(batch.returns)
+    error = batch.select(batch.advantages) if batch.values is None else returns - batch.select(batch.values)
+    variance = returns.var(correction=0)
+    result: th.Tensor = 1.0 - error.var(correction=0) / variance.where(variance > 0, th.nan)
+    return result

@@ -1,0 +1,83 @@
+"""Saving and loading: what a zip holds, and what is made of a zip that lacks something."""
+
+import io
+import pathlib
+from contextvars import ContextVar
+from typing import Any, TypeVar
+
+import torch as th
+from stable_baselines3.common.buffers import DictRolloutBuffer, RolloutBuffer
+from stable_baselines3.common.on_policy_algorithm import OnPolicyAlgorithm
+from stable_baselines3.common.type_aliases import GymEnv, TensorDict
+
+from sb3_pg.algorithms import arguments as arg
+
+SelfSaved = TypeVar("SelfSaved", bound="SavedAlgorithm")
+#: Whether parameters come from ``load``, which may change what has an optimizer of its own.
+_LOADING: ContextVar[bool] = ContextVar("loading", default=False)
+#: Attributes that belong to a rollout or follow from the policy, and are neither saved nor copied.
+PASSING = ("_batch", "_collector", "_parameter_sets", "_surrogate_gradient")
+
+
+class SavedAlgorithm(OnPolicyAlgorithm):
+    """An on-policy algorithm whose critic may have an optimizer of its own, and whose zips may be those of SB3."""
+
+    critic_optimizer: th.optim.Optimizer | None = None
+    _from_sb3: bool
+
+    def __getstate__(self) -> dict[str, Any]:
+        """What pickle and copy take: all but the last rollout and the loop that collected it."""
+        return {name: value for name, value in vars(self).items() if name not in PASSING}
+
+    def _excluded_save_params(self) -> list[str]:
+        return [*super()._excluded_save_params(), *PASSING]
+
+    def _get_torch_save_params(self) -> tuple[list[str], list[str]]:
+        state_dicts, variables = super()._get_torch_save_params()
+        return state_dicts + ([] if self.critic_optimizer is None else ["critic_optimizer"]), variables
+
+    def _forget_sb3_buffer(self) -> None:
+        """SB3's zips name the buffer class that SB3 chose; here that means the default, not a foreign buffer."""
+        if self._from_sb3 and self.rollout_buffer_class in (RolloutBuffer, DictRolloutBuffer):
+            self.rollout_buffer_class = None
+        self._from_sb3 = False
+
+    @classmethod
+    def load(
+        cls: type[SelfSaved],
+        path: str | pathlib.Path | io.BufferedIOBase,
+        env: GymEnv | None = None,
+        device: th.device | str = "auto",
+        custom_objects: dict[str, Any] | None = None,
+        print_system_info: bool = False,
+        force_reset: bool = True,
+        **kwargs: Any,
+    ) -> SelfSaved:
+        """As SB3's; ``kwargs`` replace attributes, and arguments of the constructor are checked as there.
+
+        A critic's optimizer that was not saved starts afresh, and one that is no longer wanted is left out.
+
+        :raises TypeError: an argument that is misspelled
+        """
+        arg.no_typos(cls, kwargs)
+        token = _LOADING.set(True)
+        try:
+            return super().load(path, env, device, custom_objects, print_system_info, force_reset, **kwargs)
+        finally:
+            _LOADING.reset(token)
+
+    @staticmethod
+    def _is_loading() -> bool:
+        return _LOADING.get()
+
+    def set_parameters(
+        self, load_path_or_dict: str | TensorDict, exact_match: bool = True, device: th.device | str = "auto"
+    ) -> None:
+        """As SB3's."""
+        params: Any = load_path_or_dict
+        if _LOADING.get() and isinstance(params, dict):
+            params = dict(params)
+            saved = params.pop("critic_optimizer", None)
+            if self.critic_optimizer is not None:
+                params["critic_optimizer"] = saved or self.critic_optimizer.state_dict()
+        super().set_parameters(params, exact_match, device)
