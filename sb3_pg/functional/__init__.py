@@ -5,6 +5,7 @@ Time is the first axis, environments the second: ``(n_steps, n_envs)``.
 
 from sb3_pg.functional.advantages import gae, normalize, td_residual
 from sb3_pg.functional.diagnostics import GradientDiagnostics, gradient_diagnostics
+from sb3_pg.functional.divergence import joint_kl
 from sb3_pg.functional.episode_gradients import episode_gradients
 from sb3_pg.functional.losses import policy_gradient_loss, reduce_actor, value_loss
 from sb3_pg.functional.returns import lambda_return, n_step_return, reward_to_go, total_return
@@ -15,6 +16,7 @@ __all__ = [
     "episode_gradients",
     "gae",
     "gradient_diagnostics",
+    "joint_kl",
     "lambda_return",
     "n_step_return",
     "normalize",
