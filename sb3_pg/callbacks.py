@@ -1,7 +1,5 @@
 """Callbacks for SB3's ``learn``."""
 
-from collections.abc import Iterator
-from contextlib import contextmanager
 from typing import Any
 
 import torch as th
@@ -153,20 +151,6 @@ def _batch_from_buffer(model: Any) -> RolloutBatch:
     )
 
 
-@contextmanager
-def _parameters_kept(policy: ActorCriticPolicy) -> Iterator[None]:
-    """Give every module its parameters back.
-
-    ``functional_call`` does not where a module has several names, as the features that actor and critic share.
-    """
-    kept = [(module, dict(module._parameters)) for module in policy.modules()]
-    try:
-        yield
-    finally:
-        for module, parameters in kept:
-            module._parameters.update(parameters)
-
-
 def _measure(model: Any, batch: RolloutBatch, weights: th.Tensor, rows: th.Tensor, n_rows: int) -> GradientDiagnostics:
     """Statistics of the rows whose mean is the batch gradient; nothing of the model is changed.
 
@@ -176,12 +160,7 @@ def _measure(model: Any, batch: RolloutBatch, weights: th.Tensor, rows: th.Tenso
     policy = model.policy
     training = policy.training
     devices = [model.device] if model.device.type == "cuda" else []
-    with (
-        th.random.fork_rng(devices),
-        unvalidated_distributions(),
-        _parameters_kept(policy),
-        functional_log_prob(policy) as log_prob,
-    ):
+    with th.random.fork_rng(devices), unvalidated_distributions(), functional_log_prob(policy) as log_prob:
         policy.set_training_mode(False)
         try:
             actor = reachable_parameters(policy).actor
