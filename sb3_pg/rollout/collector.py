@@ -69,7 +69,7 @@ class Collector:
             model.policy.reset_noise(self.env.num_envs)
         callback.on_rollout_start()
         try:
-            sampler = make_sampler(model.policy, model.device, self.env.num_envs, n_steps)
+            sampler = make_sampler(model.policy, model.device, self.env.num_envs)
             progress = RolloutProgress(self.env.num_envs, n_steps, episodes_per_env, max_episode_steps)
             with self.normalization.statistics_kept():
                 self._reset_if_needed(complete=episodes_per_env is not None)

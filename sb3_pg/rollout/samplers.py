@@ -1,8 +1,8 @@
 """Drawing actions from a policy, and nothing else: no critic, no log-probabilities.
 
-:func:`make_sampler` chooses once per rollout. All samplers draw from the same distribution:
+:func:`make_sampler` chooses once per rollout. From one seed all draw the same actions, SB3's:
 
-* :class:`MlpSampler` for SB3's standard MLP policies: the layers' matrices by themselves, noise drawn in blocks;
+* :class:`MlpSampler` for SB3's standard MLP policies: the layers' matrices by themselves;
 * :class:`DistributionSampler` for policies that keep SB3's ``get_distribution``: images, dicts, gSDE, own extractors;
 * :class:`ForwardSampler` for policies that override ``forward``: calls it, and keeps its values and log-probs.
 """
@@ -25,9 +25,6 @@ from torch import nn
 from torch.distributions import Distribution
 
 from sb3_pg.rollout.plain import bare_layers, flat_input, has_plain_layers, overrides
-
-#: Most steps whose noise is drawn at once.
-NOISE_BLOCK = 256
 
 
 class Sampler(Protocol):
@@ -60,49 +57,35 @@ def has_own_forward(policy: ActorCriticPolicy) -> bool:
     return overrides(policy, "forward", "evaluate_actions", "extract_features", "get_distribution", "_predict")
 
 
-def make_sampler(policy: ActorCriticPolicy, device: th.device, n_envs: int, n_steps: int | None = None) -> Sampler:
+def make_sampler(policy: ActorCriticPolicy, device: th.device, n_envs: int) -> Sampler:
     """The fastest sampler that honors the policy's own methods.
 
     :param policy: in eval mode
     :param device: where the policy lives
     :param n_envs: number of parallel environments
-    :param n_steps: steps of the rollout, if it is known
     """
     if has_own_forward(policy):
         return ForwardSampler(policy, device)
     if _is_plain_mlp(policy):
-        return MlpSampler(policy, device, n_envs, min(NOISE_BLOCK, n_steps or NOISE_BLOCK))
+        return MlpSampler(policy, device, n_envs)
     return DistributionSampler(policy, device)
 
 
 def _is_plain_mlp(policy: ActorCriticPolicy) -> bool:
     return (
         not overrides(policy, "_get_action_dist_from_latent")
-        and type(policy.action_dist) in _NOISE
+        and type(policy.action_dist) in _DRAWN
         and has_plain_layers(policy)
     )
 
 
-def _gumbel(shape: tuple[int, ...], device: th.device) -> th.Tensor:
-    """argmax(logits + Gumbel noise) is a categorical sample."""
-    return th.empty(shape, device=device).exponential_().log_().neg_()
+def _categorical(logits: th.Tensor, noise: th.Tensor) -> th.Tensor:
+    """As ``torch.multinomial`` draws, without its checks, which take longer than the drawing."""
+    return (logits.softmax(1) / noise.exponential_()).argmax(1)
 
 
-def _logistic(shape: tuple[int, ...], device: th.device) -> th.Tensor:
-    """Sample by threshold: logit + logistic noise > 0 is a Bernoulli sample."""
-    return th.logit(th.rand(shape, device=device), eps=1e-7)
-
-
-def _normal(shape: tuple[int, ...], device: th.device) -> th.Tensor:
-    return th.randn(shape, device=device)
-
-
-_NOISE: dict[type, Callable[[tuple[int, ...], th.device], th.Tensor]] = {
-    CategoricalDistribution: _gumbel,
-    MultiCategoricalDistribution: _gumbel,
-    BernoulliDistribution: _logistic,
-    DiagGaussianDistribution: _normal,
-}
+#: Distributions that :class:`MlpSampler` knows how to draw from.
+_DRAWN = (BernoulliDistribution, CategoricalDistribution, DiagGaussianDistribution, MultiCategoricalDistribution)
 
 
 class MlpSampler:
@@ -111,32 +94,32 @@ class MlpSampler:
     :param policy: with flat features, :class:`MlpExtractor` and a linear head
     :param device: where the policy lives
     :param n_envs: number of parallel environments
-    :param block: steps whose noise is drawn at once
     """
 
-    def __init__(self, policy: ActorCriticPolicy, device: th.device, n_envs: int, block: int = NOISE_BLOCK) -> None:
+    def __init__(self, policy: ActorCriticPolicy, device: th.device, n_envs: int) -> None:
         self.device = device
         self.space = policy.observation_space
         self.layers = bare_layers((*policy.mlp_extractor.policy_net, policy.action_net))
-        distribution = policy.action_dist
-        self._decide = self._decision(policy, distribution)
-        self._draw = _NOISE[type(distribution)]
-        self._shape = (block, n_envs, cast(nn.Linear, policy.action_net).out_features)
-        self._noise: Iterator[th.Tensor] = iter(())
+        self._decide = self._decision(policy, device, n_envs)
 
     @staticmethod
-    def _decision(policy: ActorCriticPolicy, distribution: Any) -> Callable[[th.Tensor, th.Tensor], th.Tensor]:
-        """From the head's output and noise to actions."""
+    def _decision(policy: ActorCriticPolicy, device: th.device, n_envs: int) -> Callable[[th.Tensor], th.Tensor]:
+        """From the head's output to actions, with the random numbers that SB3's distributions take."""
+        distribution: Any = policy.action_dist
+        if isinstance(distribution, BernoulliDistribution):
+            return lambda logits: th.bernoulli(logits.sigmoid())
+        n_outputs = cast(nn.Linear, policy.action_net).out_features
+        sizes = [n_outputs]
+        if isinstance(distribution, MultiCategoricalDistribution):
+            sizes = [int(n) for n in distribution.action_dims]
+        noise = [th.empty((n_envs, size), device=device) for size in sizes]  # drawn anew at every step
+        if isinstance(distribution, MultiCategoricalDistribution):
+            return lambda logits: th.stack(list(map(_categorical, logits.split(sizes, 1), noise)), 1)
         if isinstance(distribution, DiagGaussianDistribution):
             std = cast(th.Tensor, policy.log_std).detach().exp()
             shape = (-1, *cast(tuple[int, ...], policy.action_space.shape))
-            return lambda mean, noise: th.addcmul(mean, std, noise).reshape(shape)
-        if isinstance(distribution, MultiCategoricalDistribution):
-            sizes = [int(n) for n in distribution.action_dims]
-            return lambda logits, noise: th.stack([s.argmax(1) for s in (logits + noise).split(sizes, 1)], 1)
-        if isinstance(distribution, BernoulliDistribution):
-            return lambda logits, noise: (logits + noise > 0).to(logits.dtype)
-        return lambda logits, noise: (logits + noise).argmax(1)
+            return lambda mean: th.addcmul(mean, std, noise[0].normal_()).reshape(shape)
+        return lambda logits: _categorical(logits, noise[0])
 
     def outputs(self, obs: Any) -> th.Tensor:
         """The head's output: logits or means, ``(n_envs, n_outputs)``."""
@@ -148,11 +131,7 @@ class MlpSampler:
     @th.inference_mode()
     def __call__(self, obs: Any) -> np.ndarray:
         """Draw actions."""
-        noise = next(self._noise, None)
-        if noise is None:
-            self._noise = iter(self._draw(self._shape, self.device))
-            noise = next(self._noise)
-        actions: np.ndarray = self._decide(self.outputs(obs), noise).cpu().numpy()
+        actions: np.ndarray = self._decide(self.outputs(obs)).cpu().numpy()
         return actions
 
 

@@ -121,6 +121,20 @@ def test_noise_is_fresh_at_every_step_and_repeats_with_the_seed() -> None:
     assert len(np.unique(runs[0])) == 600 * 2 * 2
 
 
+@pytest.mark.parametrize("actions", list(ACTION_SPACES))
+def test_every_sampler_draws_what_sb3_draws_from_the_same_seed(actions: str) -> None:
+    policy = make_policy("vector", actions)
+    obs = same_observation(OBSERVATION_SPACES["vector"], 4)
+    samplers = [make_sampler(policy, CPU, 4), DistributionSampler(policy, CPU), ForwardSampler(policy, CPU)]
+    runs = []
+    for sampler in samplers:
+        th.manual_seed(7)
+        runs.append(np.stack([sampler(obs) for _ in range(200)]))
+    assert len(np.unique(runs[0])) > 1
+    for run in runs[1:]:
+        assert np.allclose(runs[0], run, atol=1e-5)
+
+
 class OwnForward(ActorCriticPolicy):
     def forward(self, obs: Any, deterministic: bool = False) -> Any:
         return super().forward(obs, deterministic)
