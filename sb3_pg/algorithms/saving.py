@@ -8,6 +8,7 @@ from typing import Any, TypeVar
 import torch as th
 from stable_baselines3.common.buffers import DictRolloutBuffer, RolloutBuffer
 from stable_baselines3.common.on_policy_algorithm import OnPolicyAlgorithm
+from stable_baselines3.common.save_util import load_from_zip_file
 from stable_baselines3.common.type_aliases import GymEnv, TensorDict
 
 from sb3_pg.algorithms import arguments as arg
@@ -56,10 +57,17 @@ class SavedAlgorithm(OnPolicyAlgorithm):
         """As SB3's; ``kwargs`` replace attributes, and arguments of the constructor are checked as there.
 
         A critic's optimizer that was not saved starts afresh, and one that is no longer wanted is left out.
+        ``policy_kwargs`` need not name the optimizer that ``use_rms_prop`` has put into the saved ones.
 
         :raises TypeError: an argument that is misspelled
         """
         arg.no_typos(cls, kwargs)
+        if isinstance(kwargs.get("policy_kwargs"), dict) and "optimizer_class" not in kwargs["policy_kwargs"]:
+            data, _, _ = load_from_zip_file(path, device="cpu", custom_objects=custom_objects)
+            saved = (data or {}).get("policy_kwargs", {})
+            if saved.get("optimizer_class") is th.optim.RMSprop:
+                optimizer = {name: saved[name] for name in ("optimizer_class", "optimizer_kwargs") if name in saved}
+                kwargs["policy_kwargs"] = {**kwargs["policy_kwargs"], **optimizer}
         token = _LOADING.set(True)
         try:
             return super().load(path, env, device, custom_objects, print_system_info, force_reset, **kwargs)

@@ -3,6 +3,7 @@
 Their meaning and defaults stand in one place, :class:`sb3_pg.algorithms.setup.ConfiguredAlgorithm`.
 """
 
+from os import PathLike
 from typing import Any, TypedDict
 
 import gymnasium as gym
@@ -77,7 +78,7 @@ CHECKS: dict[str, arg.Check] = {
     "rollout_buffer_class": arg.buffer_class,
     "rollout_buffer_kwargs": arg.instance(dict, optional=True),
     "stats_window_size": arg.integer(1),
-    "tensorboard_log": arg.instance(str, optional=True),
+    "tensorboard_log": arg.instance(str, PathLike, optional=True),
     "policy_kwargs": arg.instance(dict, optional=True),
     "verbose": arg.integer(0),
     "seed": arg.integer(0, optional=True),
