@@ -13,7 +13,7 @@ from __future__ import annotations
 import itertools
 import math
 from collections import Counter
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Any
 
 import gymnasium as gym
@@ -33,16 +33,22 @@ class Trajectory:
     rewards: tuple[float, ...]
     terminated: bool  # False: cut by the time limit
     dynamics: float  # product of the environment's own probabilities: p(s_0) and p(s_{t+1} | s_t, a_t)
+    last_state: int = 0  # the state that follows the cut, where the task goes on behind it
 
 
 @dataclass(frozen=True)
 class TabularMDP:
-    """Finite-horizon MDP. ``transition[s, a]`` has S + 1 entries, the last is the probability of termination."""
+    """MDP with a time limit. ``transition[s, a]`` has S + 1 entries, the last is the probability of termination.
+
+    ``continues``: the task goes on behind the time limit, which only ends what is seen of it, and the state reached has
+    the value of the endless task. Otherwise the time limit ends the task, and nothing is worth anything behind it.
+    """
 
     initial: Array
     transition: Array
     reward: Array
     horizon: int
+    continues: bool = False
 
     @property
     def n_states(self) -> int:
@@ -67,11 +73,18 @@ class TabularMDP:
                 p_end = float(self.transition[s, a, -1])
                 if p_end > 0:
                     found.append(Trajectory(states, taken, earned, True, p * p_end))
-                if p_end < 1 and len(states) == self.horizon:
-                    found.append(Trajectory(states, taken, earned, False, p * (1 - p_end)))
+                following = self.transition[s, a, :-1]
+                if len(states) < self.horizon:
+                    for s_next in np.flatnonzero(following):
+                        extend((*states, int(s_next)), taken, earned, p * float(following[s_next]))
+                elif self.continues:
+                    cut = Trajectory(states, taken, earned, False, p)
+                    found.extend(
+                        replace(cut, dynamics=p * float(following[z]), last_state=int(z))
+                        for z in np.flatnonzero(following)
+                    )
                 elif p_end < 1:
-                    for s_next in np.flatnonzero(self.transition[s, a, :-1]):
-                        extend((*states, int(s_next)), taken, earned, p * float(self.transition[s, a, s_next]))
+                    found.append(Trajectory(states, taken, earned, False, p * (1 - p_end)))
 
         for s in np.flatnonzero(self.initial):
             extend((int(s),), (), (), float(self.initial[s]))
@@ -90,17 +103,54 @@ class TabularMDP:
         d_weight = np.einsum("sab,sz->sabz", d_logits, np.eye(self.n_states))  # only the column of s moves
         return np.concatenate([d_weight.reshape(*self.reward.shape, -1), d_logits], axis=2)
 
+    def final_values(self, theta: Array, gamma: float) -> Array:
+        """V(H, s) behind the time limit, (S,): v = r + gamma P v of the endless task, or 0."""
+        if not self.continues:
+            return np.zeros(self.n_states)
+        pi = self.policy(theta)
+        move = np.einsum("sa,saz->sz", pi, self.transition[:, :, :-1])
+        v: Array = np.linalg.solve(np.eye(self.n_states) - gamma * move, (pi * self.reward).sum(axis=1))
+        return v
+
     def q_values(self, theta: Array, gamma: float) -> Array:
-        """Q(t, s, a) by backward induction, shape (H, S, A); the time limit ends the task, so it depends on t."""
-        pi, v, q = self.policy(theta), np.zeros(self.n_states), np.zeros((self.horizon, *self.reward.shape))
+        """Q(t, s, a) by backward induction, shape (H, S, A); where the time limit ends the task, it depends on t."""
+        pi, v, q = self.policy(theta), self.final_values(theta, gamma), np.zeros((self.horizon, *self.reward.shape))
         for t in reversed(range(self.horizon)):
             q[t] = self.reward + gamma * self.transition[:, :, :-1] @ v
             v = (pi * q[t]).sum(axis=1)
         return q
 
     def values(self, theta: Array, gamma: float) -> Array:
-        """V(t, s), shape (H, S)."""
-        return (self.policy(theta) * self.q_values(theta, gamma)).sum(axis=2)
+        """V(t, s), shape (H + 1, S); the last row is what the state behind the time limit is worth."""
+        within = (self.policy(theta) * self.q_values(theta, gamma)).sum(axis=2)
+        return np.concatenate([within, self.final_values(theta, gamma)[None]])
+
+    def n_step_q(self, theta: Array, gamma: float, values: Array, n: int) -> Array:
+        """E[n rewards and the value behind them | s_t = s, a_t = a] for any critic, shape (H, S, A).
+
+        Q^1(t) = r + gamma P V(t+1), Q^n(t) = r + gamma P E_pi[Q^{n-1}(t+1)], and Q^n = Q^1 in the last step.
+
+        :param values: what the critic says of the state at each time, (H + 1, S)
+        """
+        pi, move = self.policy(theta), self.transition[:, :, :-1]
+        q = np.stack([self.reward + gamma * move @ values[t + 1] for t in range(self.horizon)])
+        for _ in range(n - 1):
+            later = (pi * q).sum(axis=2)
+            q = np.stack([*(self.reward + gamma * move @ later[t + 1] for t in range(self.horizon - 1)), q[-1]])
+        return q
+
+    def lambda_q(self, theta: Array, gamma: float, values: Array, lam: float) -> Array:
+        """E[lambda-return | s_t = s, a_t = a] for any critic, shape (H, S, A), by backward induction.
+
+        :param values: what the critic says of the state at each time, (H + 1, S)
+        """
+        pi, q = self.policy(theta), np.zeros((self.horizon, *self.reward.shape))
+        later = values[-1]
+        for t in reversed(range(self.horizon)):
+            mixed = (1 - lam) * values[t + 1] + lam * later
+            q[t] = self.reward + gamma * self.transition[:, :, :-1] @ mixed
+            later = (pi * q[t]).sum(axis=1)
+        return q
 
     def occupancy(self, theta: Array) -> Array:
         """P(s_t = s, episode still running), by forward induction, shape (H, S)."""
@@ -113,15 +163,16 @@ class TabularMDP:
 
     def policy_gradient(self, theta: Array, gamma: float, state_discount: bool) -> Array:
         """sum_t w_t E[score_t Q_gamma(s_t, a_t)]; with ``state_discount`` w_t = gamma^t, and it is grad J_gamma."""
-        weight = (gamma if state_discount else 1.0) ** np.arange(self.horizon)
-        return np.einsum(
-            "t,ts,sa,tsa,sap->p",
-            weight,
-            self.occupancy(theta),
-            self.policy(theta),
-            self.q_values(theta, gamma),
-            self.scores(theta),
-        )
+        return self.credited_gradient(theta, self.q_values(theta, gamma), gamma if state_discount else 1.0)
+
+    def credited_gradient(self, theta: Array, credit: Array, state_discount: float) -> Array:
+        """sum_t w_t E[score_t credit(t, s_t, a_t)] with w_t = state_discount^t, a sum over times, states and actions.
+
+        :param credit: what an action is credited with, (H, S, A)
+        """
+        weight = state_discount ** np.arange(self.horizon)
+        occupancy, pi, score = self.occupancy(theta), self.policy(theta), self.scores(theta)
+        return np.einsum("t,ts,sa,tsa,sap->p", weight, occupancy, pi, credit, score)
 
     def finite_difference_gradient(self, theta: Array, gamma: float, step: float = 1e-5) -> Array:
         """grad J_gamma by central differences; error about step^2 + 1e-16 / step, so 1e-10."""
@@ -142,13 +193,16 @@ class Enumeration:
         self.total = returns == "total"
         shape = (len(self.trajectories), mdp.horizon)
         pi, score = mdp.policy(theta), mdp.scores(theta)
+        self.gamma = gamma
         self.mask, self.state = np.zeros(shape), np.zeros(shape, dtype=np.int64)
+        self.reward = np.zeros(shape)
         self.probability = np.array([tau.dynamics for tau in self.trajectories])
         self.G, self.U = np.zeros(shape), np.zeros((*shape, mdp.n_parameters))
         for i, tau in enumerate(self.trajectories):
             length = len(tau.rewards)
             self.mask[i, :length] = 1
             self.state[i, :length] = tau.states
+            self.reward[i, :length] = tau.rewards
             for t, (s, a) in enumerate(zip(tau.states, tau.actions, strict=True)):
                 first = 0 if self.total else t
                 self.probability[i] *= pi[s, a]
@@ -201,7 +255,42 @@ class Enumeration:
         :param baseline: its name, or b(tau, t) itself, (M, H)
         """
         b = self.baseline(baseline, index) if isinstance(baseline, str) else baseline[index][..., None]
-        return (self.U[index] * (self.G[index][..., None] - b)).sum(axis=2).mean(axis=1)
+        return self.credited(self.G[index][..., None] - b, index)
+
+    def credited(self, advantages: Array, index: NDArray[np.int64]) -> Array:
+        """(1/N) sum_i sum_t w_t score_{i,t} A_{i,t} of every batch, (B, P).
+
+        :param advantages: broadcastable to (B, N, H, P)
+        """
+        return (self.U[index] * advantages).sum(axis=2).mean(axis=1)
+
+    def n_step_returns(self, values: Array, n: int) -> Array:
+        """n rewards, then the critic's value; fewer where the episode ends before, (M, H).
+
+        :param values: what the critic says of the state at each time, (H + 1, S)
+        """
+        found = np.zeros_like(self.G)
+        for i, tau in enumerate(self.trajectories):
+            length = len(tau.rewards)
+            worth = [values[t, s] for t, s in enumerate(tau.states)]
+            worth.append(0.0 if tau.terminated else values[length, tau.last_state])
+            for t in range(length):
+                stop = min(t + n, length)
+                rewards = sum(self.gamma ** (k - t) * tau.rewards[k] for k in range(t, stop))
+                found[i, t] = rewards + self.gamma ** (stop - t) * worth[stop]
+        return found
+
+    def lambda_returns(self, values: Array, lam: float) -> Array:
+        """(1 - lambda) sum_n lambda^(n-1) G^(n), and what is left of the weight on the longest of them, (M, H).
+
+        :param values: what the critic says of the state at each time, (H + 1, S)
+        """
+        left = self.mask[:, ::-1].cumsum(axis=1)[:, ::-1]  # steps to the end of the episode, this one included
+        found = np.zeros_like(self.G)
+        for n in range(1, self.mask.shape[1] + 1):
+            weight = np.where(n < left, (1 - lam) * lam ** (n - 1), np.where(n == left, lam ** (n - 1), 0.0))
+            found += weight * self.n_step_returns(values, n)
+        return found
 
     def optimal_constant(self) -> float:
         """b* = E[X.Y] / E[Y.Y]: the constant that minimizes the total variance of X - b Y."""
@@ -222,10 +311,12 @@ class Spaces(gym.Env[int, int]):
         self.action_space = gym.spaces.Discrete(n_actions)
 
 
-def pack(columns: Sequence[Sequence[Trajectory]], n_steps: int) -> dict[str, NDArray[Any]]:
+def pack(columns: Sequence[Sequence[Trajectory]], n_steps: int, values: Array | None = None) -> dict[str, NDArray[Any]]:
     """The fields of a rollout, time-major (n_steps, n_envs, ...): each column holds its episodes one after the other.
 
     What follows the last episode of a column is padding, masked, and full of numbers that must not matter.
+
+    :param values: what a critic says of the state at each time, (H + 1, S); None for 0 everywhere
     """
     shape = (n_steps, len(columns))
     fields: dict[str, NDArray[Any]] = {
@@ -255,13 +346,18 @@ def pack(columns: Sequence[Sequence[Trajectory]], n_steps: int) -> dict[str, NDA
             fields["mask"][here] = True
             fields["bootstrap"][here] = 0.0
             fields["values"][here] = 0.0
+            if values is not None:
+                fields["values"][here] = values[np.arange(length), tau.states]
+            if values is not None and not tau.terminated:
+                fields["bootstrap"][row - 1, env] = values[length, tau.last_state]
     return fields
 
 
-def graph_mdp() -> tuple[TabularMDP, Array]:
+def graph_mdp(continues: bool = False) -> tuple[TabularMDP, Array]:
     """The MDP and policy of the tests: 11 trajectories of 1 to 3 steps, states revisited, and a time limit that cuts.
 
-    Action 0 ends the episode. Action 1 leads from state 0 to 1 or 2 (by chance), from 1 to itself, from 2 to 0.
+    Action 0 ends the episode. Action 1 leads from state 0 to 1 or 2 (by chance), from 1 to itself, from 2 to 0. There
+    are 12 trajectories where the state behind the time limit matters.
     """
     transition = np.zeros((3, 2, 4))
     transition[:, 0, 3] = 1.0
@@ -273,6 +369,7 @@ def graph_mdp() -> tuple[TabularMDP, Array]:
         transition=transition,
         reward=np.array([[1.3, 0.7], [2.1, 0.4], [-0.6, 1.7]]),
         horizon=3,
+        continues=continues,
     )
     #           W[0, s]           W[1, s]           bias
     theta = [-0.3, 0.5, -0.5, 0.4, -0.4, 0.3, -0.2, 0.1]

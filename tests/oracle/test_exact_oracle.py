@@ -1,13 +1,10 @@
-"""Reinforce against the enumeration of a tabular MDP: every batch, its expectation, its bias and its variance.
-
-The library computes in float32, the enumeration in float64; they agree to ``ATOL`` = 1e-5, in numbers of order 1.
-"""
+"""Reinforce against the enumeration of a tabular MDP: every batch, its expectation, its bias and its variance."""
 
 from __future__ import annotations
 
 from functools import cache
 from itertools import pairwise
-from typing import TYPE_CHECKING, Any, NamedTuple
+from typing import Any, NamedTuple
 
 import numpy as np
 import pytest
@@ -15,14 +12,8 @@ import torch as th
 
 from sb3_pg import Reinforce
 from sb3_pg.rollout import RolloutBatch
-from tests.oracle.mdp import Array, Enumeration, Spaces, TabularMDP, chain_mdp, graph_mdp, pack, total_variance
-
-if TYPE_CHECKING:
-    from collections.abc import Iterable, Iterator, Sequence
-
-ATOL = 1e-5
-MDP, THETA = graph_mdp()
-CRITIC = np.array([0.8, -1.1, 2.3])  # V(s) of a critic that knows nothing
+from tests.oracle.harness import ATOL, CRITIC_TABLE, MDP, THETA, ascent, batches_of, fields_of, oracle_model
+from tests.oracle.mdp import Array, Enumeration, TabularMDP, chain_mdp, total_variance
 
 
 class Form(NamedTuple):
@@ -47,15 +38,6 @@ LINEAR = {"none", "true_value", "critic"}
 BATCH_SIZES = (2, 3)
 
 all_forms = pytest.mark.parametrize("form", FORMS, ids=lambda f: f"{f.returns}-{f.gamma}-{f.state_discount}")
-
-
-@pytest.fixture(autouse=True, scope="module")
-def one_thread() -> Iterator[None]:
-    """Thousands of tiny batches: more threads only get in each other's way."""
-    n_threads = th.get_num_threads()
-    th.set_num_threads(1)
-    yield
-    th.set_num_threads(n_threads)
 
 
 class TableBaseline:
@@ -86,51 +68,7 @@ def baseline_arguments(name: str, gamma: float) -> dict[str, Any]:
 
 
 def make_model(mdp: TabularMDP, theta: Array, form: Form, n_episodes: int, **arguments: Any) -> Reinforce:
-    model = Reinforce(
-        "MlpPolicy",
-        Spaces(mdp.n_states, mdp.n_actions),
-        n_episodes=n_episodes,
-        returns=form.returns,
-        gamma=form.gamma,
-        state_discount=form.state_discount,
-        truncation="terminal",
-        normalize_advantage=False,
-        ent_coef=0.0,
-        max_grad_norm=None,
-        policy_kwargs={"net_arch": []},
-        device="cpu",
-        **arguments,
-    )
-    weights = th.as_tensor(theta, dtype=th.float32)
-    n_weights = mdp.n_states * mdp.n_actions
-    with th.no_grad():
-        model.policy.action_net.weight.copy_(weights[:n_weights].reshape(mdp.n_actions, mdp.n_states))
-        model.policy.action_net.bias.copy_(weights[n_weights:])
-        model.policy.value_net.weight.copy_(th.as_tensor(CRITIC))
-        model.policy.value_net.bias.zero_()
-    return model
-
-
-def ascent(model: Reinforce, batch: RolloutBatch) -> Array:
-    """The ascent direction that one batch gives theta: minus the gradient of the loss."""
-    model._accumulate_gradient(batch)
-    actor = model.policy.action_net
-    return -th.cat([actor.weight.grad.flatten(), actor.bias.grad]).double().numpy()
-
-
-def fields_of(mdp: TabularMDP, columns: list[list[int]], n_steps: int) -> dict[str, th.Tensor]:
-    """Columns of episodes, each given by its number in the enumeration; ``values`` is the critic's."""
-    trajectories = mdp.trajectories()
-    fields = pack([[trajectories[i] for i in column] for column in columns], n_steps)
-    fields["values"] = np.where(fields["mask"], CRITIC[fields["observations"][..., 0]], fields["values"])
-    return {name: th.as_tensor(x, dtype=th.float32 if x.dtype.kind == "f" else None) for name, x in fields.items()}
-
-
-def batches_of(mdp: TabularMDP, index: Iterable[Sequence[int]]) -> Iterator[RolloutBatch]:
-    """Batches of one episode per column, each with one row more than the longest: every column ends in padding."""
-    fields = fields_of(mdp, [[i] for i in range(len(mdp.trajectories()))], mdp.horizon + 1)
-    for i in index:
-        yield RolloutBatch(**{name: x[:, i] for name, x in fields.items()}, n_episodes=len(i))
+    return oracle_model(Reinforce, mdp, theta, n_episodes=n_episodes, **form._asdict(), **arguments)
 
 
 def library(mdp: TabularMDP, theta: Array, form: Form, n: int, **arguments: Any) -> Array:
@@ -153,7 +91,7 @@ def estimates(form: Form, name: str, n: int) -> Array:
 def expected(form: Form, name: str, n: int) -> Array:
     """The same batches, by the enumeration's own formulas."""
     oracle, (index, _) = enumeration(form), enumeration(form).batches(n)
-    tables = {"true_value": MDP.values(THETA, form.gamma), "critic": np.tile(CRITIC, (MDP.horizon, 1))}
+    tables = {"true_value": MDP.values(THETA, form.gamma), "critic": CRITIC_TABLE}
     steps = np.arange(MDP.horizon)
     return oracle.estimates(tables[name][steps, oracle.state] if name in tables else name, index)
 
