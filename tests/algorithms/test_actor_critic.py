@@ -34,7 +34,7 @@ def make(cls: Any, actions: str = "discrete", observations: str = "vector", poli
 
 def difference(a: Any, b: Any) -> float:
     pairs = zip(a.policy.parameters(), b.policy.parameters(), strict=True)
-    return max(float((x - y).abs().max()) for x, y in pairs)
+    return max(float((x - y).detach().abs().max()) for x, y in pairs)
 
 
 def test_every_argument_of_a2c_has_its_place_and_default() -> None:
