@@ -65,7 +65,7 @@ class SavedAlgorithm(OnPolicyAlgorithm):
         if isinstance(kwargs.get("policy_kwargs"), dict) and "optimizer_class" not in kwargs["policy_kwargs"]:
             data, _, _ = load_from_zip_file(path, device="cpu", custom_objects=custom_objects)
             saved = (data or {}).get("policy_kwargs", {})
-            if saved.get("optimizer_class") is th.optim.RMSprop:
+            if issubclass(saved.get("optimizer_class", object), th.optim.RMSprop):
                 optimizer = {name: saved[name] for name in ("optimizer_class", "optimizer_kwargs") if name in saved}
                 kwargs["policy_kwargs"] = {**kwargs["policy_kwargs"], **optimizer}
         token = _LOADING.set(True)
