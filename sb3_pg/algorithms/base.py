@@ -17,7 +17,8 @@ from stable_baselines3.common.vec_env import VecEnv
 from sb3_pg.algorithms import arguments as arg
 from sb3_pg.algorithms.critic import fit_critic
 from sb3_pg.algorithms.explanation import Metrics, clipped_action_fraction, explain_step, explained_variance
-from sb3_pg.algorithms.guards import nonfinite_gradient, require_finite_parameters, unchanged_on_error
+from sb3_pg.algorithms.flat_step import clip_gradient
+from sb3_pg.algorithms.guards import forget_nonfinite, nonfinite_gradient, require_finite_parameters, unchanged_on_error
 from sb3_pg.algorithms.setup import ConfiguredAlgorithm
 from sb3_pg.errors import NonFiniteError
 from sb3_pg.extras import extra_hints
@@ -31,6 +32,8 @@ from sb3_pg.rollout import (
     fill_bootstrap,
     make_batch,
     predict_values,
+    set_training_mode,
+    structure_of,
     unvalidated_distributions,
 )
 
@@ -50,8 +53,8 @@ class PolicyGradientAlgorithm(ConfiguredAlgorithm):
     _log_interval: int | None = 1
     _iteration = 0
     recompute_advantage = False
-    #: gradient of the surrogate objective at the actor's parameters before the step, of updates that are explained
-    _surrogate_gradient: Mapping[th.nn.Parameter, th.Tensor] | None = None
+    #: of an update that is explained: w_t A_t, and the surrogate objective's gradient before the step
+    _surrogate: tuple[th.Tensor, Mapping[th.nn.Parameter, th.Tensor]] | None = None
 
     @abstractmethod
     def _estimate(self, batch: RolloutBatch) -> tuple[th.Tensor, th.Tensor]:
@@ -150,10 +153,11 @@ class PolicyGradientAlgorithm(ConfiguredAlgorithm):
                     n_episodes=None if per_env is None else per_env * env.num_envs,
                     value_scale=self.value_scale,
                     gradient_of=self._gradient_of(),
+                    differentiate_entropy=self.ent_coef > 0,
                 )
                 self._estimate_seconds = -time.perf_counter()
                 batch.returns, batch.advantages = self._estimate(batch)
-                self._publish(batch, rollout_buffer)
+                written = self._publish(batch, rollout_buffer)
                 self._estimate_seconds += time.perf_counter()
                 self._batch = batch
             except NonFiniteError as error:
@@ -163,23 +167,26 @@ class PolicyGradientAlgorithm(ConfiguredAlgorithm):
             self.logger.record("rollout/valid_fraction", float(np.mean(rollout_buffer.mask)))
             callback.on_rollout_end()
             if self._batch is not None:
-                self._take_back(self._batch, rollout_buffer)
+                self._take_back(self._batch, rollout_buffer, written)
         self.logger.record("time/collect_seconds", time.perf_counter() - began - self._estimate_seconds)
         return True
 
     @staticmethod
-    def _publish(batch: RolloutBatch, buffer: RolloutBuffer) -> None:
-        """Write the estimates where SB3's users look for them."""
+    def _publish(batch: RolloutBatch, buffer: RolloutBuffer) -> dict[str, bytes]:
+        """Write the estimates where SB3's users look for them.
+
+        :return: name -> what was written
+        """
         for name in ("returns", "advantages"):
             setattr(buffer, name, getattr(batch, name).float().cpu().numpy())
+        return {name: getattr(buffer, name).tobytes() for name in ("returns", "advantages")}
 
     @staticmethod
-    def _take_back(batch: RolloutBatch, buffer: RolloutBuffer) -> None:
+    def _take_back(batch: RolloutBatch, buffer: RolloutBuffer, written: dict[str, bytes]) -> None:
         """Use what a callback has changed at the end of the rollout, as SB3's algorithms do."""
-        for name in ("returns", "advantages"):
+        for name, before in written.items():
             ours, now = getattr(batch, name), getattr(buffer, name)
-            written = ours.float().cpu().numpy()
-            if now.shape == written.shape and not np.array_equal(now, written, equal_nan=True):
+            if now.shape == ours.shape and now.tobytes() != before:
                 setattr(batch, name, th.as_tensor(now).to(ours))
 
     # ---------------------------------------------------------------- updating
@@ -196,7 +203,7 @@ class PolicyGradientAlgorithm(ConfiguredAlgorithm):
         if self._batch is None:
             return
         began, batch, scale = time.perf_counter(), self._batch, self._return_scale
-        self.policy.set_training_mode(True)
+        set_training_mode(self.policy, True)
         self._update_learning_rate(self.policy.optimizer)
         if self.critic_optimizer is not None:
             rate = self.critic_lr_schedule(self._current_progress_remaining)
@@ -207,22 +214,38 @@ class PolicyGradientAlgorithm(ConfiguredAlgorithm):
                 if self.normalize_value_targets:
                     assert batch.returns is not None
                     self._return_scale = scale.updated(batch.select(batch.returns))
-                metrics = {"explained_variance": explained_variance(batch)} | self._update(batch)
+                metrics = self._describe(batch) if self._explains() else {}
+                metrics |= self._update(batch)
                 require_finite_parameters(self.policy)
                 if self._explains():
-                    changes = {p: p.detach() - before[p] for p in self.parameter_sets.actor.values()}
-                    metrics |= explain_step(self.policy, batch, self._credit(batch), changes, self._surrogate_gradient)
+                    metrics |= self._explain(batch, before.values())
         except BaseException as error:
             self._return_scale = scale
+            for optimizer in (self.policy.optimizer, self.critic_optimizer):
+                forget_nonfinite(optimizer)
             if not isinstance(error, NonFiniteError):
                 raise
             self._skip_or_raise(error)
             return
         self._n_updates += 1
-        metrics["clipped_action_fraction"] = clipped_action_fraction(batch, self.policy)
         self._record(metrics)
         self.logger.record("train/n_updates", self._n_updates, exclude="tensorboard")
         self.logger.record("time/update_seconds", time.perf_counter() - began + self._estimate_seconds)
+
+    def _describe(self, batch: RolloutBatch) -> Metrics:
+        """The batch as it was collected."""
+        return {
+            "explained_variance": explained_variance(batch),
+            "clipped_action_fraction": clipped_action_fraction(batch, self.policy),
+        }
+
+    def _explain(self, batch: RolloutBatch, before: Mapping[th.Tensor, th.Tensor]) -> Metrics:
+        """The actor's step, if it took one: what it takes another forward to tell."""
+        if self._surrogate is None:
+            return {}
+        (credit, gradient), self._surrogate = self._surrogate, None
+        changes = {p: p.detach() - before[p] for p in self.parameter_sets.actor.values()}
+        return explain_step(self.policy, batch, credit, changes, gradient)
 
     def _explains(self) -> bool:
         """Whether this update is among those that are written to the log, before which SB3 collects once more."""
@@ -252,18 +275,18 @@ class PolicyGradientAlgorithm(ConfiguredAlgorithm):
 
     def _value_again(self, batch: RolloutBatch) -> None:
         """Replace what the old critic said by what the critic says now."""
-        self.policy.set_training_mode(False)
+        set_training_mode(self.policy, False)
         values = batch.restore(predict_values(self.policy, batch.flat_observations))
         batch.values = values.to(batch.rewards) * self.value_scale
         fill_bootstrap(self.policy, batch, self.value_scale)
         batch.returns, batch.advantages = self._estimate(batch)
-        self.policy.set_training_mode(True)
+        set_training_mode(self.policy, True)
 
     def _critic_targets(self, batch: RolloutBatch) -> th.Tensor:
         """What the policy's critic is trained on, ``(n_samples,)``: returns, in units of ``value_scale``."""
         assert batch.returns is not None
         targets: th.Tensor = batch.select(batch.returns)
-        return (targets / self.value_scale).float()
+        return (targets / self.value_scale if self.normalize_value_targets else targets).float()
 
     def _fit_critic(self, batch: RolloutBatch) -> Metrics:
         """Train the critic by its own optimizer."""
@@ -288,7 +311,7 @@ class PolicyGradientAlgorithm(ConfiguredAlgorithm):
         :return: the gradient's norm before clipping
         :raises NonFiniteError: the gradient is not finite
         """
-        norm = th.nn.utils.clip_grad_norm_(self.policy.parameters(), self.max_grad_norm or th.inf)
+        norm = clip_gradient(structure_of(self.policy).parameters, self.max_grad_norm)
         if not th.isfinite(norm):
             raise nonfinite_gradient(self.policy, batch)
         self.policy.optimizer.step()

@@ -1,6 +1,6 @@
 """What a step has done: measured after it, on the states and actions that it was made from."""
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from contextlib import suppress
 
 import torch as th
@@ -8,7 +8,15 @@ from gymnasium import spaces
 from stable_baselines3.common.policies import ActorCriticPolicy
 
 from sb3_pg.functional import joint_kl
-from sb3_pg.rollout import Distributions, RolloutBatch, evaluate, has_own_forward, policy_actions, predict_log_probs
+from sb3_pg.rollout import (
+    Distributions,
+    RolloutBatch,
+    evaluate,
+    has_own_forward,
+    policy_actions,
+    predict_log_probs,
+    set_training_mode,
+)
 
 Metrics = dict[str, th.Tensor | float]
 
@@ -18,7 +26,7 @@ def explain_step(
     batch: RolloutBatch,
     credit: th.Tensor,
     changes: Mapping[th.nn.Parameter, th.Tensor],
-    gradient: Mapping[th.nn.Parameter, th.Tensor] | None,
+    gradient: Mapping[th.nn.Parameter, th.Tensor],
 ) -> Metrics:
     r"""Compare the policy with the one that collected the batch.
 
@@ -38,13 +46,13 @@ def explain_step(
     :param batch: with the log-probs of the policy that collected it
     :param credit: w_t A_t, ``(n_steps, n_envs)``
     :param changes: the actor's parameters -> their step
-    :param gradient: parameter -> gradient of the surrogate objective before the step, where it was kept
+    :param gradient: parameter -> gradient of the surrogate objective before the step
     """
     assert batch.log_probs is not None
     actions = policy_actions(batch.select(batch.actions), policy.action_space)
-    policy.set_training_mode(False)
+    set_training_mode(policy, False)
     with th.no_grad():
-        distributions: list[Distributions] = []
+        distributions: list[Callable[[], Distributions]] = []
         if has_own_forward(policy):
             log_prob = evaluate(policy, batch.flat_observations, actions, False).log_prob.detach()
         else:
@@ -54,20 +62,19 @@ def explain_step(
         kl = ratio - 1 - log_ratio
         if batch.distributions is not None and distributions:
             with suppress(NotImplementedError):  # a distribution of the user's own: the estimate has to do
-                kl = th.cat([joint_kl(old, new) for old, new in zip(batch.distributions, distributions, strict=True)])
+                chunks = zip(batch.distributions, distributions, strict=True)
+                kl = th.cat([joint_kl(old(), new()) for old, new in chunks])
         gain = (ratio - 1) * batch.select(credit)
-    policy.set_training_mode(True)
-    metrics: Metrics = {
+    set_training_mode(policy, True)
+    products = [(g * changes[parameter]).sum() for parameter, g in gradient.items()]
+    return {
         "joint_kl": kl.mean(),
         "step_size": th.nn.utils.get_total_norm(list(changes.values())),
+        "surrogate_predicted": th.stack(products).sum() if products else 0.0,
         "surrogate_realized": gain.mean() if batch.n_episodes is None else gain.sum() / batch.n_episodes,
         "largest_ratio": ratio.max(),
         "effective_sample_size": ratio.sum().square() / ratio.square().sum() / len(ratio),
     }
-    if gradient is not None:
-        products = [(g * changes[parameter]).sum() for parameter, g in gradient.items()]
-        metrics["surrogate_predicted"] = th.stack(products).sum()
-    return metrics
 
 
 def clipped_action_fraction(batch: RolloutBatch, policy: ActorCriticPolicy) -> th.Tensor | float:

@@ -5,7 +5,7 @@ import torch as th
 from sb3_pg.algorithms.base import PolicyGradientAlgorithm
 from sb3_pg.algorithms.explanation import Metrics
 from sb3_pg.functional import policy_gradient_loss, reduce_actor, value_loss
-from sb3_pg.rollout import Evaluation, RolloutBatch, evaluate, is_same_in_both_modes, policy_actions
+from sb3_pg.rollout import Evaluation, RolloutBatch, evaluate, policy_actions, structure_of
 
 
 class FirstOrderAlgorithm(PolicyGradientAlgorithm):
@@ -34,7 +34,9 @@ class FirstOrderAlgorithm(PolicyGradientAlgorithm):
         return metrics
 
     def _gradient_of(self) -> str | None:
-        if (self._critic_is_separate and self.critic_fit == "before") or not is_same_in_both_modes(self.policy):
+        if (self._critic_is_separate and self.critic_fit == "before") or not structure_of(
+            self.policy
+        ).is_same_in_both_modes:
             return None
         return "both" if self._critic_shares_step else "actor"
 
@@ -57,11 +59,14 @@ class FirstOrderAlgorithm(PolicyGradientAlgorithm):
         if batch.returns is None or batch.advantages is None:
             batch.returns, batch.advantages = self._estimate(batch)
         log_prob, entropy, values, *_ = self._evaluation(batch)
-        credit = batch.select(self._credit(batch)).to(log_prob.dtype)
-        policy_loss = policy_gradient_loss(log_prob, credit, n_episodes=batch.n_episodes)
-        # Without a closed form, -log_prob estimates the entropy; its gradient is that of the score function.
-        bonus = -log_prob.detach() * log_prob if entropy is None else entropy
-        loss = policy_loss - self.ent_coef * reduce_actor(bonus, n_episodes=batch.n_episodes)
+        credit = self._credit(batch)
+        weights = batch.select(credit).to(log_prob.dtype)
+        policy_loss = policy_gradient_loss(log_prob, weights, n_episodes=batch.n_episodes)
+        loss = policy_loss
+        if self.ent_coef > 0:
+            # Without a closed form, -log_prob estimates the entropy; its gradient is that of the score function.
+            bonus = -log_prob.detach() * log_prob if entropy is None else entropy
+            loss = loss - self.ent_coef * reduce_actor(bonus, n_episodes=batch.n_episodes)
         mean_entropy = (-log_prob if entropy is None else entropy).detach().mean()
         metrics: Metrics = {"policy_loss": policy_loss, "entropy": mean_entropy, "entropy_loss": -mean_entropy}
         if values is not None:
@@ -71,11 +76,11 @@ class FirstOrderAlgorithm(PolicyGradientAlgorithm):
         if self._explains():
             actor = [parameter for parameter in self.parameter_sets.actor.values() if parameter.requires_grad]
             gradient = th.autograd.grad(policy_loss, actor, retain_graph=True, materialize_grads=True)
-            self._surrogate_gradient = {parameter: -g for parameter, g in zip(actor, gradient, strict=True)}
-        if self._warms_up():
-            loss.backward(inputs=list(self._critic_only().values()))
-        else:
+            self._surrogate = credit, {parameter: -g for parameter, g in zip(actor, gradient, strict=True)}
+        if not self._warms_up():
             loss.backward()
+        elif trained := [parameter for parameter in self._critic_only().values() if parameter.requires_grad]:
+            loss.backward(inputs=trained)
         if self._critic_is_separate:
             for parameter in self._critic_only().values():
                 parameter.grad = None  # its own optimizer's business
@@ -94,4 +99,5 @@ class FirstOrderAlgorithm(PolicyGradientAlgorithm):
             batch.flat_observations,
             policy_actions(batch.select(batch.actions), self.action_space),
             with_values=self._critic_shares_step,
+            differentiate_entropy=self.ent_coef > 0,
         )

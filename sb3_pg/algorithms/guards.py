@@ -7,23 +7,20 @@ import torch as th
 from stable_baselines3.common.policies import ActorCriticPolicy
 
 from sb3_pg.errors import NonFiniteError
-from sb3_pg.rollout import RolloutBatch, require_finite_policy
+from sb3_pg.rollout import RolloutBatch, Snapshot, require_finite_policy, structure_of
 
 _SMALLER_STEP = "A smaller learning rate may help."
 
 
 @contextmanager
-def unchanged_on_error(policy: ActorCriticPolicy) -> Iterator[dict[th.Tensor, th.Tensor]]:
-    """Put parameters and buffers back as they were, to the bit, if the body raises (an interruption included).
-
-    :return: each of them -> its value before
-    """
-    before = {tensor: tensor.detach().clone() for tensor in (*policy.parameters(), *policy.buffers())}
+def unchanged_on_error(policy: ActorCriticPolicy) -> Iterator[Snapshot]:
+    """Put parameters and buffers back as they were, to the bit, if the body raises (an interruption included)."""
+    before = structure_of(policy).snapshot()
     try:
         yield before
     except BaseException:
         with th.no_grad():
-            for tensor, value in before.items():
+            for tensor, value in before.values().items():
                 tensor.copy_(value)
         raise
 
@@ -49,5 +46,17 @@ def require_finite_parameters(policy: ActorCriticPolicy) -> None:
 
     :raises NonFiniteError: naming the first parameter that is not finite
     """
-    if not th.nn.utils.parameters_to_vector(policy.parameters()).isfinite().all():
+    if not structure_of(policy).snapshot().is_finite():
         require_finite_policy(policy, hint=f"It was finite before the step. {_SMALLER_STEP}")
+
+
+def forget_nonfinite(optimizer: th.optim.Optimizer | None) -> None:
+    """Let an optimizer begin anew with the parameters whose statistics a failed update has filled with inf or NaN.
+
+    :param optimizer: the optimizer, or None
+    """
+    if optimizer is None:
+        return
+    for parameter, state in list(optimizer.state.items()):
+        if not all(value.isfinite().all() for value in state.values() if isinstance(value, th.Tensor)):
+            del optimizer.state[parameter]

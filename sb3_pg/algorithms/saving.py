@@ -17,7 +17,7 @@ SelfSaved = TypeVar("SelfSaved", bound="SavedAlgorithm")
 #: Whether parameters come from ``load``, which may change what has an optimizer of its own.
 _LOADING: ContextVar[bool] = ContextVar("loading", default=False)
 #: Attributes that belong to a rollout or follow from the policy, and are neither saved nor copied.
-PASSING = ("_batch", "_collector", "_parameter_sets", "_surrogate_gradient")
+PASSING = ("_batch", "_collector", "_parameter_sets", "_surrogate")
 
 
 class SavedAlgorithm(OnPolicyAlgorithm):

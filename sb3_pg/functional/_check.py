@@ -9,8 +9,8 @@ def check_shapes(**tensors: th.Tensor | None) -> None:
     :param tensors: name -> tensor, or None where an optional argument was left out
     :raises ValueError: naming the tensors whose shapes differ
     """
-    shapes = {name: tuple(tensor.shape) for name, tensor in tensors.items() if tensor is not None}
-    if len(set(shapes.values())) > 1:
+    if len({tensor.shape for tensor in tensors.values() if tensor is not None}) > 1:
+        shapes = {name: tuple(tensor.shape) for name, tensor in tensors.items() if tensor is not None}
         raise ValueError(f"These tensors must have equal shapes: {shapes}")
 
 

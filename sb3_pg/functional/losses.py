@@ -1,6 +1,7 @@
 """Scalars to minimize. Each takes flat samples or ``(n_steps, n_envs)`` tensors with a validity mask."""
 
 import torch as th
+from torch.nn.functional import mse_loss
 
 from sb3_pg.functional._check import check_shapes
 
@@ -22,7 +23,7 @@ def policy_gradient_loss(
     :raises ValueError: unequal shapes, or n_episodes < 1
     """
     check_shapes(log_prob=log_prob, advantages=advantages)
-    return reduce_actor(-log_prob * advantages.detach(), mask, n_episodes)
+    return -reduce_actor(log_prob * advantages.detach(), mask, n_episodes)
 
 
 def reduce_actor(per_step: th.Tensor, mask: th.Tensor | None = None, n_episodes: int | None = None) -> th.Tensor:
@@ -56,5 +57,6 @@ def value_loss(values: th.Tensor, targets: th.Tensor, mask: th.Tensor | None = N
     :raises ValueError: unequal shapes
     """
     check_shapes(values=values, targets=targets, mask=mask)
-    error = values - targets.detach()
-    return (error if mask is None else error[mask]).square().mean()
+    if mask is not None:
+        values, targets = values[mask], targets[mask]
+    return mse_loss(values, targets.detach())

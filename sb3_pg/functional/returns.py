@@ -164,6 +164,8 @@ def lambda_return(
     """
     check_shapes(rewards=rewards, values=values)
     check_fraction("gae_lambda", gae_lambda)
+    if gae_lambda == 1:
+        return reward_to_go(rewards, ends, gamma, bootstrap, mask)
     x, decay = _rewards_and_decay(rewards, ends, gamma, bootstrap, mask)
     next_values = _shift(_zero_padding(values, mask), 1)
     return _zero_padding(scan(x + (1.0 - gae_lambda) * decay * next_values, gae_lambda * decay), mask)

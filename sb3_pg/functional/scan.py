@@ -2,6 +2,9 @@
 
 import torch as th
 
+#: Sequences up to this length are solved as one triangular system.
+SHORT = 16
+
 
 def scan(x: th.Tensor, decay: th.Tensor) -> th.Tensor:
     r"""Solve a first-order linear recurrence that runs backwards in time.
@@ -10,7 +13,8 @@ def scan(x: th.Tensor, decay: th.Tensor) -> th.Tensor:
 
     Neighbors are combined pairwise, the half-length problem is solved, and the odd steps are filled in:
     O(log T) vectorized passes and O(T) work (Blelloch 1990, section 1.4, for the operator
-    :math:`(x, d) \circ (x', d') = (x + d x', d d')`). Differentiable in both arguments.
+    :math:`(x, d) \circ (x', d') = (x + d x', d d')`). Short sequences are one triangular system, which is fewer
+    operations. Differentiable in both arguments.
 
     :param x: shape ``(n_steps, ...)``, floating
     :param decay: d_t, same shape as ``x``; the last row has no effect
@@ -24,7 +28,13 @@ def scan(x: th.Tensor, decay: th.Tensor) -> th.Tensor:
         )
     if not x.is_floating_point():
         raise TypeError(f"x must be a floating tensor, got {x.dtype}")
-    return _solve(x, decay.to(x.dtype))
+    decay = decay.to(x.dtype)
+    if 1 < len(x) <= SHORT and x.dim() == 2 and x.dtype in (th.float32, th.float64):
+        # (I - D) y = x, where D has d_t beside the diagonal
+        matrix = th.diag_embed(-decay[:-1].T, offset=1)
+        y: th.Tensor = th.linalg.solve_triangular(matrix, x.T.unsqueeze(-1), upper=True, unitriangular=True)
+        return y.squeeze(-1).T
+    return _solve(x, decay)
 
 
 def _solve(x: th.Tensor, decay: th.Tensor) -> th.Tensor:

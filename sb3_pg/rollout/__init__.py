@@ -18,9 +18,10 @@ from sb3_pg.rollout.forward import (
     predict_values,
     split_observations,
 )
-from sb3_pg.rollout.plain import is_same_in_both_modes, value_function
+from sb3_pg.rollout.plain import value_function
 from sb3_pg.rollout.progress import EndlessEpisodeError
-from sb3_pg.rollout.samplers import has_own_forward, make_sampler, unvalidated_distributions
+from sb3_pg.rollout.samplers import make_sampler, unvalidated_distributions
+from sb3_pg.rollout.structure import Snapshot, has_own_forward, set_training_mode, structure_of
 
 __all__ = [
     "Collector",
@@ -31,19 +32,21 @@ __all__ = [
     "NormalizationGuard",
     "Observations",
     "RolloutBatch",
+    "Snapshot",
     "TrajectoryRolloutBuffer",
     "batch_from_foreign_buffer",
     "evaluate",
     "fill_bootstrap",
     "has_own_forward",
-    "is_same_in_both_modes",
     "make_batch",
     "make_sampler",
     "policy_actions",
     "predict_log_probs",
     "predict_values",
     "require_finite_policy",
+    "set_training_mode",
     "split_observations",
+    "structure_of",
     "unvalidated_distributions",
     "value_function",
 ]

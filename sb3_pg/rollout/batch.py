@@ -24,7 +24,8 @@ class RolloutBatch:
     :param values: V(s_t) of the policy's critic, None where no critic is in use
     :param log_probs: log pi(a_t|s_t) of the policy that collected, nats
     :param n_episodes: number of complete episodes in the batch, None for segments of fixed length
-    :param bootstrap_observations: the states behind ``bootstrap``, and where they belong, for critics that are refitted
+    :param bootstrap_observations: the states behind ``bootstrap``, and their places in it (step * n_envs + env), for
+        critics that are refitted
     :param advantages: precomputed advantages, where a foreign rollout buffer computed them
     :param returns: precomputed critic targets, likewise
     :param distributions: of the actions at the valid steps, in chunks, where they are known

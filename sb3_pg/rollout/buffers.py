@@ -88,8 +88,9 @@ class TrajectoryRolloutBuffer(RolloutBuffer):
         :param episode_starts: ``(n_envs,)``, True where the first row began an episode
         :param first_timesteps: ``(n_envs,)``, index of the first row within its episode
         """
-        self.buffer_size = self.pos
-        self._resize(self.pos)
+        if self.pos < self.buffer_size:
+            self.buffer_size = self.pos
+            self._resize(self.pos)
         self.episode_starts[0] = episode_starts
         self.episode_starts[1:] = self.dones[:-1]
         self.first_timesteps = first_timesteps

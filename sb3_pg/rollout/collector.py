@@ -21,6 +21,7 @@ from sb3_pg.rollout.finite import (
 )
 from sb3_pg.rollout.progress import RolloutProgress
 from sb3_pg.rollout.samplers import Sampler, make_sampler
+from sb3_pg.rollout.structure import set_training_mode
 
 
 class Collector:
@@ -63,7 +64,7 @@ class Collector:
         :raises NonFiniteError: a reward or an observation is not finite
         """
         model = self.model
-        model.policy.set_training_mode(False)
+        set_training_mode(model.policy, False)
         buffer.reset()
         if model.use_sde:
             model.policy.reset_noise(self.env.num_envs)
@@ -118,8 +119,17 @@ class Collector:
             self.normalization.check(progress.n_steps)
             active = progress.active
             dones = at_start if active is None else at_start & active
-            step = {"n_steps": progress.n_steps, "actions": actions, "clipped_actions": clipped_actions}
-            callback.update_locals({**step, "new_obs": new_obs, "rewards": rewards, "dones": dones, "infos": infos})
+            callback.update_locals(
+                {
+                    "n_steps": progress.n_steps,
+                    "actions": actions,
+                    "clipped_actions": clipped_actions,
+                    "new_obs": new_obs,
+                    "rewards": rewards,
+                    "dones": dones,
+                    "infos": infos,
+                }
+            )
             go_on = callback.on_step()
             progress.n_steps += 1
             rollout_buffer.append(obs, actions, rewards, dones, active)
@@ -141,8 +151,9 @@ class Collector:
 
     def _carry_over(self, progress: RolloutProgress) -> None:
         """Carry each env's step count over to the next rollout."""
-        since = progress.n_steps - progress.began
-        self.timesteps = np.where(progress.began > 0, since, self.timesteps + progress.n_steps)
+        self.timesteps += progress.n_steps
+        if progress.began.any():
+            self.timesteps = np.where(progress.began > 0, progress.n_steps - progress.began, self.timesteps)
 
     def _record_endings(self, buffer: TrajectoryRolloutBuffer, dones: np.ndarray, infos: list[dict[str, Any]]) -> None:
         """Scan the infos of the envs whose episode ended, and of no others."""

@@ -24,6 +24,7 @@ def make_batch(
     n_episodes: int | None,
     value_scale: float = 1.0,
     gradient_of: str | None = None,
+    differentiate_entropy: bool = True,
 ) -> RolloutBatch:
     """Evaluate a finished buffer with the policy that filled it, and hand it over as tensors.
 
@@ -36,13 +37,13 @@ def make_batch(
     :param bootstrap_truncated: whether the value of a truncated episode's last state counts
     :param n_episodes: number of complete episodes, or None
     :param value_scale: what the critic's values are multiplied by to give reward units
+    :param differentiate_entropy: whether that graph has to reach the entropy
     :param gradient_of: "actor" or "both" keeps the graph of the forward, of the actor's part or of the critic's too, so
         that the gradient needs no second one; None keeps none, and so does a rollout of more than ``CHUNK_SIZE`` steps
     """
     device = buffer.device
     # Double, since float32 gives equal returns at different steps a spread that normalizing would blow up.
     precision = th.float32 if device.type == "mps" else th.float64
-    waited = not buffer.mask.all()
     batch = RolloutBatch(
         observations=obs_as_tensor(buffer.observations, device),
         actions=th.as_tensor(buffer.actions, device=device),
@@ -50,7 +51,7 @@ def make_batch(
         terminated=th.as_tensor(buffer.dones & ~buffer.truncated, device=device),
         truncated=th.as_tensor(buffer.truncated, device=device),
         timesteps=th.as_tensor(buffer.timesteps, device=device),
-        mask=th.as_tensor(buffer.mask, device=device) if waited else None,
+        mask=None if buffer.mask.all() else th.as_tensor(buffer.mask, device=device),
         n_episodes=n_episodes,
     )
     observations = batch.flat_observations
@@ -60,7 +61,7 @@ def make_batch(
     else:
         values = None
         if gradient_of is not None and len(actions) <= CHUNK_SIZE:
-            batch.evaluation = evaluate(policy, observations, actions, with_values=gradient_of == "both")
+            batch.evaluation = evaluate(policy, observations, actions, gradient_of == "both", differentiate_entropy)
             log_probs, values = batch.evaluation.log_prob.detach(), batch.evaluation.values
             batch.distributions = [batch.evaluation.distribution]
         else:
@@ -72,7 +73,9 @@ def make_batch(
     if not with_values:
         return batch
     assert values is not None
-    batch.values = values.to(precision) * value_scale
+    batch.values = values.to(precision)
+    if value_scale != 1:
+        batch.values *= value_scale
     buffer.values = batch.values.float().cpu().numpy()
     kept = {
         (row, env): obs
@@ -80,7 +83,8 @@ def make_batch(
         if bootstrap_truncated or not buffer.truncated[row, env]
     }
     if kept:
-        batch.bootstrap_observations = _stack(list(kept.values()), buffer), th.tensor(list(kept), device=device)
+        places = [row * buffer.n_envs + env for row, env in kept]
+        batch.bootstrap_observations = _stack(list(kept.values()), buffer), th.tensor(places, device=device)
     fill_bootstrap(policy, batch, value_scale)
     return batch
 
@@ -94,8 +98,9 @@ def fill_bootstrap(policy: ActorCriticPolicy, batch: RolloutBatch, value_scale: 
     """
     bootstrap = th.zeros_like(batch.rewards)
     if batch.bootstrap_observations is not None:
-        observations, where = batch.bootstrap_observations
-        bootstrap[where[:, 0], where[:, 1]] = predict_values(policy, observations).to(bootstrap.dtype) * value_scale
+        observations, places = batch.bootstrap_observations
+        values = predict_values(policy, observations).to(bootstrap.dtype)
+        bootstrap.view(-1).index_copy_(0, places, values * value_scale)
     batch.bootstrap = bootstrap
 
 

@@ -1,19 +1,25 @@
 """The policy on many samples at once: values, log-probs and distributions, with gradient or without."""
 
-from typing import Any, NamedTuple
+from collections.abc import Callable
+from functools import partial
+from typing import Any, Final, NamedTuple
 
 import torch as th
 from gymnasium import spaces
+from stable_baselines3.common.distributions import CategoricalDistribution
 from stable_baselines3.common.policies import ActorCriticPolicy
-from torch.distributions import Distribution
+from torch.distributions import Categorical, Distribution
 
 from sb3_pg.rollout.batch import Observations
-from sb3_pg.rollout.plain import value_function
-from sb3_pg.rollout.samplers import has_own_forward, unvalidated_distributions
+from sb3_pg.rollout.plain import plain_layers, value_function
+from sb3_pg.rollout.samplers import unvalidated_distributions
+from sb3_pg.rollout.structure import has_own_forward, overrides, parameter_version
 
 #: Samples per forward without gradient; bounds the memory of image policies.
 CHUNK_SIZE = 4096
 
+#: From the actor's last layer to its distribution.
+_HEAD: Final = "_get_action_dist_from_latent"
 #: What torch knows a divergence of: one distribution, or one per action dimension.
 Distributions = Distribution | list[Distribution]
 
@@ -52,7 +58,7 @@ def predict_values(policy: ActorCriticPolicy, observations: Observations) -> th.
 
 def predict_log_probs(
     policy: ActorCriticPolicy, observations: Observations, actions: th.Tensor
-) -> tuple[th.Tensor, list[Distributions]]:
+) -> tuple[th.Tensor, list[Callable[[], Distributions]]]:
     """Score actions, log pi(a|s), in chunks, without the critic.
 
     :param policy: the policy, which keeps SB3's ``get_distribution``
@@ -65,7 +71,7 @@ def predict_log_probs(
         for chunk, action in zip(split_observations(observations, CHUNK_SIZE), actions.split(CHUNK_SIZE), strict=True):
             distribution = policy.get_distribution(chunk)
             log_probs.append(distribution.log_prob(action))
-            distributions.append(distribution.distribution)
+            distributions.append(_held(distribution))
     return th.cat(log_probs), distributions
 
 
@@ -79,7 +85,7 @@ class Evaluation(NamedTuple):
     log_prob: th.Tensor
     entropy: th.Tensor | None
     values: th.Tensor | None
-    distribution: Distributions | None
+    distribution: Callable[[], Distributions] | None
     version: int
 
     def is_current(self, policy: ActorCriticPolicy) -> bool:
@@ -87,13 +93,12 @@ class Evaluation(NamedTuple):
         return self.version == parameter_version(policy)
 
 
-def parameter_version(policy: ActorCriticPolicy) -> int:
-    """Number that changes with every change of a parameter."""
-    return sum(parameter._version for group in policy.optimizer.param_groups for parameter in group["params"])
-
-
 def evaluate(
-    policy: ActorCriticPolicy, observations: Observations, actions: th.Tensor, with_values: bool
+    policy: ActorCriticPolicy,
+    observations: Observations,
+    actions: th.Tensor,
+    with_values: bool,
+    differentiate_entropy: bool = True,
 ) -> Evaluation:
     """Log-prob, entropy and, where asked for, values, with gradient.
 
@@ -101,16 +106,38 @@ def evaluate(
     :param observations: one row per sample
     :param actions: as the policy's distribution expects them
     :param with_values: whether the critic is part of it
+    :param differentiate_entropy: False where the entropy is only to be known
     """
     version = parameter_version(policy)
     obs: Any = observations
     with th.enable_grad(), unvalidated_distributions():
         if has_own_forward(policy):
-            values, log_prob, entropy = policy.evaluate_actions(obs, actions)
-            return Evaluation(log_prob, entropy, values.flatten() if with_values else None, None, version)
-        if with_values:
-            values, log_prob, entropy = policy.evaluate_actions(obs, actions)
-            return Evaluation(log_prob, entropy, values.flatten(), policy.action_dist.distribution, version)
-        distribution = policy.get_distribution(obs)
+            v, log_prob, entropy = policy.evaluate_actions(obs, actions)
+            return Evaluation(log_prob, entropy, v.flatten() if with_values else None, None, version)
+        layers = plain_layers(policy)
+        values: th.Tensor | None = None
+        if layers is not None:
+            features = layers.features(observations)
+            values = layers.values(features) if with_values else None
+            if type(policy.action_dist) is CategoricalDistribution and not overrides(policy, _HEAD):
+                log_probs = layers.action_outputs(features).log_softmax(1)
+                log_prob = log_probs.gather(1, actions.unsqueeze(1)).squeeze(1)
+                with th.set_grad_enabled(differentiate_entropy):
+                    entropy = th.special.entr(log_probs.exp()).sum(1)
+                return Evaluation(log_prob, entropy, values, partial(Categorical, logits=log_probs.detach()), version)
+            distribution = policy._get_action_dist_from_latent(layers.latent_pi(features))
+        elif with_values:  # shared features once for both
+            v, log_prob, entropy = policy.evaluate_actions(obs, actions)
+            return Evaluation(log_prob, entropy, v.flatten(), _held(policy.action_dist), version)
+        else:
+            distribution = policy.get_distribution(obs)
         log_prob = distribution.log_prob(actions)
-        return Evaluation(log_prob, distribution.entropy(), None, distribution.distribution, version)
+        with th.set_grad_enabled(differentiate_entropy):
+            entropy = distribution.entropy()
+        return Evaluation(log_prob, entropy, values, _held(distribution), version)
+
+
+def _held(distribution: Any) -> Callable[[], Distributions]:
+    """What a distribution of SB3's holds now, which its next use replaces."""
+    torch_distribution: Distributions = distribution.distribution
+    return lambda: torch_distribution

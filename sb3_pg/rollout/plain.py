@@ -11,17 +11,65 @@ from stable_baselines3.common.torch_layers import FlattenExtractor, MlpExtractor
 from torch import nn
 
 from sb3_pg.rollout.batch import Observations
+from sb3_pg.rollout.structure import overrides, structure_of
 
 Layer = Callable[[th.Tensor], th.Tensor]
 
 
-def overrides(policy: ActorCriticPolicy, *methods: str) -> bool:
-    """Whether the policy's class replaces one of these methods of SB3's ActorCriticPolicy."""
-    return any(getattr(type(policy), name) is not getattr(ActorCriticPolicy, name) for name in methods)
+class PlainLayers:
+    """The layers of a policy whose networks are flat features, :class:`MlpExtractor` and linear heads.
+
+    :param policy: such a policy, see :func:`plain_layers`; no reference to it is kept
+    """
+
+    def __init__(self, policy: ActorCriticPolicy) -> None:
+        space = policy.observation_space
+        self.n_classes = int(space.n) if isinstance(space, spaces.Discrete) else None
+        self._latent_pi = _bare(policy.mlp_extractor.policy_net)
+        self._action_net = _bare([policy.action_net])
+        self._values = _bare([*policy.mlp_extractor.value_net, policy.value_net])
+
+    def features(self, observations: Observations) -> th.Tensor:
+        """Observations as the first layer takes them, ``(n_samples, n_features)``; Discrete ones one-hot."""
+        assert isinstance(observations, th.Tensor)
+        if self.n_classes is not None:
+            observations = nnf.one_hot(observations.long().flatten(), self.n_classes)
+        return observations.flatten(1).float()
+
+    def latent_pi(self, features: th.Tensor) -> th.Tensor:
+        """What the head that gives the action distribution starts from."""
+        return _apply(self._latent_pi, features)
+
+    def action_outputs(self, features: th.Tensor) -> th.Tensor:
+        """Output of that head: logits or means, ``(n_samples, n_outputs)``."""
+        return _apply(self._action_net, self.latent_pi(features))
+
+    def values(self, features: th.Tensor) -> th.Tensor:
+        """V(s), ``(n_samples,)``."""
+        return _apply(self._values, features).flatten()
 
 
-def has_plain_layers(policy: ActorCriticPolicy) -> bool:
-    """Whether flat features, :class:`MlpExtractor` and linear heads are all that the policy's networks are."""
+def plain_layers(policy: ActorCriticPolicy) -> PlainLayers | None:
+    """The policy's bare layers, or None if its networks are anything else than SB3's standard ones."""
+    structure = structure_of(policy)
+    if structure.plain is None:
+        structure.plain = PlainLayers(policy) if _is_plain(policy) else False
+    return structure.plain or None if not structure.has_hooks else None
+
+
+def value_function(policy: ActorCriticPolicy) -> Callable[[Observations], th.Tensor]:
+    """V(s) of the policy's critic, by the fastest way that honors the policy's own methods.
+
+    :param policy: the policy, whose modules stay what they are as long as the function is in use
+    :return: from one row per sample to ``(n_samples,)``
+    """
+    plain = None if overrides(policy, "predict_values") else plain_layers(policy)
+    if plain is None:
+        return lambda observations: policy.predict_values(observations).flatten()
+    return lambda observations: plain.values(plain.features(observations))
+
+
+def _is_plain(policy: ActorCriticPolicy) -> bool:
     space = policy.observation_space
     flat = isinstance(space, spaces.Discrete) or (isinstance(space, spaces.Box) and not is_image_space(space))
     return (
@@ -32,18 +80,10 @@ def has_plain_layers(policy: ActorCriticPolicy) -> bool:
         and type(policy.mlp_extractor) is MlpExtractor
         and type(policy.action_net) is nn.Linear
         and type(policy.value_net) is nn.Linear
-        and not any(m._forward_hooks or m._forward_pre_hooks for m in policy.modules())
     )
 
 
-def flat_input(observations: th.Tensor, space: spaces.Space[object]) -> th.Tensor:
-    """Observations as the first layer takes them, ``(n_samples, n_features)``; Discrete ones one-hot."""
-    if isinstance(space, spaces.Discrete):
-        observations = nnf.one_hot(observations.long().flatten(), int(space.n))
-    return observations.flatten(1).float()
-
-
-def bare_layers(modules: Iterable[nn.Module]) -> list[Layer]:
+def _bare(modules: Iterable[nn.Module]) -> list[Layer]:
     """What modules compute, without the overhead of calling them as such."""
     functions: dict[type, Layer] = {nn.Tanh: th.tanh, nn.ReLU: th.relu}
 
@@ -56,45 +96,7 @@ def bare_layers(modules: Iterable[nn.Module]) -> list[Layer]:
     return [bare(module) for module in modules]
 
 
-#: torch's modules that do something else in training than in evaluation.
-_MODE_DEPENDENT = (
-    nn.modules.batchnorm._NormBase,
-    nn.modules.dropout._DropoutNd,
-    nn.RNNBase,
-    nn.RReLU,
-    nn.MultiheadAttention,
-)
-
-
-def is_same_in_both_modes(policy: ActorCriticPolicy) -> bool:
-    """Whether the policy surely computes the same in training and in evaluation mode.
-
-    Modules that are neither torch's nor SB3's may look at their mode.
-    """
-    return all(
-        type(module).__module__.startswith(("torch.nn.", "stable_baselines3."))
-        and not isinstance(module, _MODE_DEPENDENT)
-        for module in policy.modules()
-        if module is not policy
-    )
-
-
-def value_function(policy: ActorCriticPolicy) -> Callable[[Observations], th.Tensor]:
-    """V(s) of the policy's critic, by the fastest way that honors the policy's own methods.
-
-    :param policy: the policy, whose modules stay what they are as long as the function is in use
-    :return: from one row per sample to ``(n_samples,)``
-    """
-    if overrides(policy, "predict_values") or not has_plain_layers(policy):
-        return lambda observations: policy.predict_values(observations).flatten()
-    layers = bare_layers((*policy.mlp_extractor.value_net, policy.value_net))
-    space = policy.observation_space
-
-    def values(observations: Observations) -> th.Tensor:
-        assert isinstance(observations, th.Tensor)
-        x = flat_input(observations, space)
-        for layer in layers:
-            x = layer(x)
-        return x.flatten()
-
-    return values
+def _apply(layers: list[Layer], x: th.Tensor) -> th.Tensor:
+    for layer in layers:
+        x = layer(x)
+    return x

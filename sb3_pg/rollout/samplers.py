@@ -24,7 +24,8 @@ from stable_baselines3.common.utils import obs_as_tensor
 from torch import nn
 from torch.distributions import Distribution
 
-from sb3_pg.rollout.plain import bare_layers, flat_input, has_plain_layers, overrides
+from sb3_pg.rollout.plain import PlainLayers, plain_layers
+from sb3_pg.rollout.structure import has_own_forward, overrides
 
 
 class Sampler(Protocol):
@@ -52,11 +53,6 @@ def unvalidated_distributions() -> Iterator[None]:
         Distribution.set_default_validate_args(before)
 
 
-def has_own_forward(policy: ActorCriticPolicy) -> bool:
-    """Whether ``forward`` and ``evaluate_actions`` are the only methods that say what the policy is."""
-    return overrides(policy, "forward", "evaluate_actions", "extract_features", "get_distribution", "_predict")
-
-
 def make_sampler(policy: ActorCriticPolicy, device: th.device, n_envs: int) -> Sampler:
     """The fastest sampler that honors the policy's own methods.
 
@@ -66,17 +62,11 @@ def make_sampler(policy: ActorCriticPolicy, device: th.device, n_envs: int) -> S
     """
     if has_own_forward(policy):
         return ForwardSampler(policy, device)
-    if _is_plain_mlp(policy):
-        return MlpSampler(policy, device, n_envs)
+    if type(policy.action_dist) in _DRAWN and not overrides(policy, "_get_action_dist_from_latent"):
+        layers = plain_layers(policy)
+        if layers is not None:
+            return MlpSampler(policy, layers, device, n_envs)
     return DistributionSampler(policy, device)
-
-
-def _is_plain_mlp(policy: ActorCriticPolicy) -> bool:
-    return (
-        not overrides(policy, "_get_action_dist_from_latent")
-        and type(policy.action_dist) in _DRAWN
-        and has_plain_layers(policy)
-    )
 
 
 def _categorical(logits: th.Tensor, noise: th.Tensor) -> th.Tensor:
@@ -91,15 +81,14 @@ _DRAWN = (BernoulliDistribution, CategoricalDistribution, DiagGaussianDistributi
 class MlpSampler:
     """Sampling through the bare matrices of SB3's standard MLP policy.
 
-    :param policy: with flat features, :class:`MlpExtractor` and a linear head
+    :param policy: the policy
+    :param layers: its layers
     :param device: where the policy lives
     :param n_envs: number of parallel environments
     """
 
-    def __init__(self, policy: ActorCriticPolicy, device: th.device, n_envs: int) -> None:
-        self.device = device
-        self.space = policy.observation_space
-        self.layers = bare_layers((*policy.mlp_extractor.policy_net, policy.action_net))
+    def __init__(self, policy: ActorCriticPolicy, layers: PlainLayers, device: th.device, n_envs: int) -> None:
+        self.device, self.layers = device, layers
         self._decide = self._decision(policy, device, n_envs)
 
     @staticmethod
@@ -123,10 +112,7 @@ class MlpSampler:
 
     def outputs(self, obs: Any) -> th.Tensor:
         """The head's output: logits or means, ``(n_envs, n_outputs)``."""
-        x = flat_input(th.from_numpy(obs).to(self.device), self.space)
-        for layer in self.layers:
-            x = layer(x)
-        return x
+        return self.layers.action_outputs(self.layers.features(th.from_numpy(obs).to(self.device)))
 
     @th.inference_mode()
     def __call__(self, obs: Any) -> np.ndarray:

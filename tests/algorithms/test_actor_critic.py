@@ -105,7 +105,7 @@ def test_a_zip_of_a2c_goes_on_learning(case: str, tmp_path: Path) -> None:
     env = make(ActorCritic, **CASES[case]).get_env()
     b = ActorCritic.load(tmp_path / "a2c", env=env, device="cpu")
     assert isinstance(b.rollout_buffer, TrajectoryRolloutBuffer)
-    assert type(b.policy.optimizer) is type(a.policy.optimizer)
+    assert isinstance(b.policy.optimizer, type(a.policy.optimizer))
     obs = a.get_env().reset()
     assert np.array_equal(a.predict(obs, deterministic=True)[0], b.predict(obs, deterministic=True)[0])
     theirs, ours = (m.policy.optimizer.state_dict() for m in (a, b))
@@ -127,7 +127,7 @@ def test_policy_kwargs_may_be_given_again_to_load(cls: Any, use_rms_prop: bool, 
     loaded = ActorCritic.load(tmp_path / "model", policy_kwargs=given)
     assert given == {"net_arch": [8]}
     assert loaded.policy_kwargs == model.policy_kwargs
-    assert type(loaded.policy.optimizer) is type(model.policy.optimizer)
+    assert isinstance(loaded.policy.optimizer, type(model.policy.optimizer))
     with pytest.raises(ValueError, match="policy kwargs do not equal"):
         ActorCritic.load(tmp_path / "model", policy_kwargs={"net_arch": [9]})
 

@@ -152,9 +152,7 @@ def test_the_scale_is_restored_when_an_update_fails(on_nonfinite: str) -> None:
     "critic_fit",
     [
         "after",
-        pytest.param(
-            "before", marks=pytest.mark.xfail(reason="the critic's optimizer keeps what the update put into it")
-        ),
+        "before",
     ],
 )
 def test_the_critic_learns_on_after_an_update_that_fails(critic_fit: str) -> None:
@@ -248,9 +246,7 @@ def test_warmup_is_what_the_critic_learns_anyway(step: str) -> None:
 @pytest.mark.parametrize(
     "step",
     [
-        pytest.param(
-            "joint", marks=pytest.mark.xfail(raises=RuntimeError, reason="backward() into a frozen parameter")
-        ),
+        "joint",
         "separate-after",
         "separate-before",
     ],
@@ -304,7 +300,7 @@ def test_passes_value_the_cut_anew() -> None:
 
 @pytest.mark.parametrize(
     "recompute_advantage",
-    [False, pytest.param(True, marks=pytest.mark.xfail(reason="explained by the advantages of the last pass"))],
+    [False, True],
 )
 def test_the_actor_is_explained_by_the_advantages_it_was_moved_by(recompute_advantage: bool) -> None:
     """For a small step what the surrogate gains is what its gradient predicts, whatever the critic does afterwards."""
