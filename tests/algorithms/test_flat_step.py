@@ -59,7 +59,7 @@ def test_states_are_exchanged_with_torch() -> None:
     for net, cls in zip(nets[1:], (th.optim.RMSprop, FlatRMSprop), strict=True):
         net.load_state_dict(nets[0].state_dict())
         optimizer = cls(net.parameters(), lr=1.0)
-        optimizer.load_state_dict(saved)
+        optimizer.load_state_dict(copy.deepcopy(saved))
         descend(net, optimizer, 5)
     descend(nets[0], copy.copy(ours), 5)
     assert th.allclose(parameters(nets[1]), parameters(nets[2]), atol=1e-7)
