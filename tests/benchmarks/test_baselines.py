@@ -15,7 +15,9 @@ WORDS = ["--env", "CartPole-v1", "--seeds", "100", "--steps", "600", "--jobs", "
 
 @pytest.fixture
 def run(tmp_path) -> Run:
-    options = baselines.parse_options([*WORDS, "--estimator", REFERENCE, "--output", str(tmp_path)])
+    options = baselines.parse_options(
+        [*WORDS, "--estimator", REFERENCE, "--hyperparams", "gamma:0.99", "--output", str(tmp_path)]
+    )
     (planned,) = baselines.plan(options)
     return replace(planned, evaluations=2, evaluation_episodes=2, stops=(0.0, 0.5, 1.0), probe_episodes=16)
 
@@ -29,7 +31,7 @@ def test_only_the_estimator_differs(tmp_path):
         model = baselines_run.build(run, run.estimator, make_vec_env("CartPole-v1", 4), seed=0)
         assert type(model.policy.optimizer) is th.optim.Adam
         assert (model.n_steps, model.n_episodes, model.normalize_advantage) == (None, 8, False)
-        assert (model.max_grad_norm, model.truncation, model.gamma) == (None, "terminal", 0.99)
+        assert (model.max_grad_norm, model.truncation, model.gamma) == (None, "terminal", 1.0)
     assert len({run.config_hash for run in runs}) == len(runs)
 
 
