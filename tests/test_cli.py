@@ -63,8 +63,7 @@ def test_train_offers_ours_and_theirs(capsys: pytest.CaptureFixture[str]) -> Non
     with pytest.raises(SystemExit):
         main(["train", "--help"])
     choices = capsys.readouterr().out
-    assert "reinforce" in choices
-    assert "ppo_lstm" in choices
+    assert all(name in choices for name in ("reinforce", "actor_critic", "ppo_lstm"))
 
 
 def test_command_gets_its_arguments_and_gives_its_code(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -11,14 +11,20 @@ from rl_zoo3.utils import ALGOS
 from stable_baselines3.common.base_class import BaseAlgorithm
 
 import sb3_pg
+from sb3_pg.algorithms.actor_critic import ActorCritic
 from sb3_pg.algorithms.reinforce import Reinforce
-from sb3_pg.zoo.samplers import convert_reinforce_params, sample_reinforce_params
+from sb3_pg.zoo.samplers import (
+    convert_actor_critic_params,
+    convert_reinforce_params,
+    sample_actor_critic_params,
+    sample_reinforce_params,
+)
 
-ALGORITHMS: Final[dict[str, type[BaseAlgorithm]]] = {"reinforce": Reinforce}
+ALGORITHMS: Final[dict[str, type[BaseAlgorithm]]] = {"reinforce": Reinforce, "actor_critic": ActorCritic}
 """Name on the command line to class."""
 
-_SAMPLERS: Final = {"reinforce": sample_reinforce_params}
-_CONVERTERS: Final = {"reinforce": convert_reinforce_params}
+_SAMPLERS: Final = {"reinforce": sample_reinforce_params, "actor_critic": sample_actor_critic_params}
+_CONVERTERS: Final = {"reinforce": convert_reinforce_params, "actor_critic": convert_actor_critic_params}
 
 
 def config_path(algo: str) -> Path:

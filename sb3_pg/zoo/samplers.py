@@ -28,25 +28,9 @@ def sample_reinforce_params(
     :return: keyword arguments
     """
     del n_actions, additional_args
-    params = {
-        "baseline": trial.suggest_categorical("baseline", ["mean", "leave_one_out", "time", "linear", "value"]),
-        "rollout": trial.suggest_categorical("rollout", ["episodes", "steps"]),
-        "n_episodes": trial.suggest_categorical("n_episodes", _multiples(n_envs)),
-        "n_steps_pow": trial.suggest_int("n_steps_pow", 5, 11),
-        "one_minus_gamma": trial.suggest_float("one_minus_gamma", 1e-4, 0.1, log=True),
-        "learning_rate": trial.suggest_float("learning_rate", 1e-4, 3e-2, log=True),
-        "critic_learning_rate": trial.suggest_float("critic_learning_rate", 1e-4, 3e-2, log=True),
-        "n_critic_updates": trial.suggest_int("n_critic_updates", 1, 20),
-        "ent_coef": trial.suggest_float("ent_coef", 1e-8, 0.1, log=True),
-        "max_grad_norm": trial.suggest_float("max_grad_norm", 0.3, 2.0),
-        "normalize_advantage": trial.suggest_categorical("normalize_advantage", [False, True]),
-        "net_arch": trial.suggest_categorical("net_arch", list(_NET_ARCH)),
-        "activation_fn": trial.suggest_categorical("activation_fn", list(_ACTIVATION)),
-    }
-    hyperparams = convert_reinforce_params(params)
-    for name in ("gamma", "n_episodes", "n_steps"):  # Optuna reports the parameters, the user wants the arguments.
-        trial.set_user_attr(name, hyperparams[name])
-    return hyperparams
+    params = {"baseline": trial.suggest_categorical("baseline", ["mean", "leave_one_out", "time", "linear", "value"])}
+    params |= _suggest_shared(trial, n_envs, n_steps_pow=(5, 11))
+    return _reported(trial, convert_reinforce_params(params))
 
 
 def convert_reinforce_params(sampled_params: dict[str, Any]) -> dict[str, Any]:
@@ -58,20 +42,86 @@ def convert_reinforce_params(sampled_params: dict[str, Any]) -> dict[str, Any]:
     :return: keyword arguments
     """
     params = dict(sampled_params)
+    params["baseline_kwargs"] = None
+    if params["baseline"] != "value":  # no critic to fit, nor to cut an episode short with
+        params |= {"rollout": "episodes", "critic_learning_rate": None, "n_critic_updates": 1, "truncation": None}
+    return _convert_shared(params)
+
+
+def sample_actor_critic_params(
+    trial: optuna.Trial, n_actions: int, n_envs: int, additional_args: dict[str, Any]
+) -> dict[str, Any]:
+    """Arguments of ``ActorCritic`` for one trial: generalized advantages, and a critic with an optimizer of its own.
+
+    :param trial: Optuna's trial
+    :param n_actions: dimensions of the action space, of no use here
+    :param n_envs: number of environments, which ``n_episodes`` is a multiple of
+    :param additional_args: for off-policy algorithms, of no use here
+    :return: keyword arguments
+    """
+    del n_actions, additional_args
+    params = {
+        "one_minus_gae_lambda": trial.suggest_float("one_minus_gae_lambda", 0.005, 1.0, log=True),
+        "critic_fit": trial.suggest_categorical("critic_fit", ["after", "before"]),
+        "use_rms_prop": trial.suggest_categorical("use_rms_prop", [False, True]),
+    }
+    params |= _suggest_shared(trial, n_envs, n_steps_pow=(3, 11))
+    return _reported(trial, convert_actor_critic_params(params))
+
+
+def convert_actor_critic_params(sampled_params: dict[str, Any]) -> dict[str, Any]:
+    """Arguments of ``ActorCritic`` from a trial's parameters.
+
+    :param sampled_params: the parameters that :func:`sample_actor_critic_params` suggests, unchanged on return
+    :return: keyword arguments
+    """
+    params = dict(sampled_params)
+    # lambda means something for these alone, whatever a config file says
+    params |= {"gae_lambda": 1 - params.pop("one_minus_gae_lambda"), "advantage": "gae", "critic_target": None}
+    return _convert_shared(params)
+
+
+def _suggest_shared(trial: optuna.Trial, n_envs: int, n_steps_pow: tuple[int, int]) -> dict[str, Any]:
+    """What every algorithm with a critic searches: batch, step sizes, discount and nets."""
+    return {
+        "rollout": trial.suggest_categorical("rollout", ["episodes", "steps"]),
+        "n_episodes": trial.suggest_categorical("n_episodes", _multiples(n_envs)),
+        "n_steps_pow": trial.suggest_int("n_steps_pow", *n_steps_pow),
+        "one_minus_gamma": trial.suggest_float("one_minus_gamma", 1e-4, 0.1, log=True),
+        "learning_rate": trial.suggest_float("learning_rate", 1e-4, 3e-2, log=True),
+        "critic_learning_rate": trial.suggest_float("critic_learning_rate", 1e-4, 3e-2, log=True),
+        "n_critic_updates": trial.suggest_int("n_critic_updates", 1, 20),
+        "ent_coef": trial.suggest_float("ent_coef", 1e-8, 0.1, log=True),
+        "max_grad_norm": trial.suggest_float("max_grad_norm", 0.3, 2.0),
+        "normalize_advantage": trial.suggest_categorical("normalize_advantage", [False, True]),
+        "net_arch": trial.suggest_categorical("net_arch", list(_NET_ARCH)),
+        "activation_fn": trial.suggest_categorical("activation_fn", list(_ACTIVATION)),
+    }
+
+
+def _convert_shared(params: dict[str, Any]) -> dict[str, Any]:
+    """Arguments in place of the parameters of :func:`_suggest_shared`, and the others as they are."""
+    params = dict(params)
     params["gamma"] = 1 - params.pop("one_minus_gamma")
     net_arch = _NET_ARCH[params.pop("net_arch")]
     params["policy_kwargs"] = {
         "net_arch": {"pi": net_arch, "vf": net_arch},
         "activation_fn": _ACTIVATION[params.pop("activation_fn")],
     }
-    params["baseline_kwargs"] = None
     n_steps = 2 ** params.pop("n_steps_pow")
     in_steps = params.pop("rollout") == "steps"
-    if params["baseline"] != "value":  # no critic to fit, nor to cut an episode short with
-        in_steps = False
-        params |= {"critic_learning_rate": None, "n_critic_updates": 1, "truncation": None}
-    params |= {"n_episodes": None, "n_steps": n_steps} if in_steps else {"n_steps": None}
-    return params
+    return params | ({"n_episodes": None, "n_steps": n_steps} if in_steps else {"n_steps": None})
+
+
+def _reported(trial: optuna.Trial, hyperparams: dict[str, Any]) -> dict[str, Any]:
+    """The same; those that go by another name in the trial are written beside its parameters.
+
+    Optuna reports the parameters, the user wants the arguments.
+    """
+    for name in ("gamma", "gae_lambda", "n_episodes", "n_steps"):
+        if name in hyperparams:
+            trial.set_user_attr(name, hyperparams[name])
+    return hyperparams
 
 
 def _multiples(n_envs: int) -> list[int]:

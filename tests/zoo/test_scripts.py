@@ -10,7 +10,7 @@ from rl_zoo3.utils import ALGOS
 
 from sb3_pg import Reinforce
 from sb3_pg.extras import MissingExtraError
-from sb3_pg.zoo import scripts
+from sb3_pg.zoo import ALGORITHMS, scripts
 
 SHORT = ["--algo", "reinforce", "--env", "CartPole-v1", "--verbose", "0", "--num-threads", "1", "--device", "cpu"]
 
@@ -118,22 +118,24 @@ def test_foreign_algorithms_keep_their_config(
     ALGOS["a2c"].load(tmp_path / "logs/a2c/CartPole-v1_1/CartPole-v1.zip")
 
 
+@pytest.mark.parametrize("algo", ALGORITHMS)
 def test_optimize_then_train_a_trial(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+    algo: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     monkeypatch.chdir(tmp_path)
+    short = [*SHORT, "--algo", algo]
     study_options = ["--storage", "sqlite:///study.db", "--study-name", "study"]
     search = "-n 300 -optimize --n-trials 3 --n-evaluations 1 --eval-episodes 2 --no-optim-plots --seed 0"
-    scripts.train([*SHORT, *search.split(), *study_options])
+    scripts.train([*short, *search.split(), *study_options])
     study = optuna.load_study(study_name="study", storage="sqlite:///study.db")
     assert [trial.state.is_finished() for trial in study.trials] == [True] * 3
-    (report,) = tmp_path.glob("logs/reinforce/report_*.csv")
+    (report,) = tmp_path.glob(f"logs/{algo}/report_*.csv")
     assert len(report.read_text().splitlines()) == 4
 
     capsys.readouterr()
-    scripts.train([*SHORT, "-n", "300", "--eval-freq", "-1", "--trial-id", "2", *study_options])
-    run = max(tmp_path.glob("logs/reinforce/CartPole-v1_*"), key=lambda path: int(path.name.rpartition("_")[2]))
-    model = Reinforce.load(run / "CartPole-v1.zip", device="cpu")
+    scripts.train([*short, "-n", "300", "--eval-freq", "-1", "--trial-id", "2", *study_options])
+    run = max(tmp_path.glob(f"logs/{algo}/CartPole-v1_*"), key=lambda path: int(path.name.rpartition("_")[2]))
+    model = ALGORITHMS[algo].load(run / "CartPole-v1.zip", device="cpu")
     trial = study.trials[2]
     assert model.lr_schedule(1.0) == pytest.approx(trial.params["learning_rate"])
     assert {name: getattr(model, name) for name in ("gamma", "n_episodes", "n_steps")} == {
