@@ -74,6 +74,16 @@ def choice(*names: str, optional: bool = False) -> Check:
     return check
 
 
+def unless(*values: Any, check: Check) -> Check:
+    """One of these values, or what another check lets pass."""
+
+    def checked(name: str, value: Any) -> None:
+        if not any(value is allowed or (isinstance(value, float) and value == allowed) for allowed in values):
+            check(name, value)
+
+    return checked
+
+
 def instance(*types: type, optional: bool = False) -> Check:
     """An object of one of these types."""
     allowed = " or ".join(t.__name__ for t in types)

@@ -1,5 +1,6 @@
 """The template of all on-policy algorithms: collect a rollout, update from it, log what happened."""
 
+import math
 import time
 import warnings
 from abc import abstractmethod
@@ -25,6 +26,7 @@ from sb3_pg.extras import extra_hints
 from sb3_pg.functional import normalize
 from sb3_pg.rollout import (
     Collector,
+    EntropyUse,
     NormalizationGuard,
     RolloutBatch,
     TrajectoryRolloutBuffer,
@@ -153,7 +155,7 @@ class PolicyGradientAlgorithm(ConfiguredAlgorithm):
                     n_episodes=None if per_env is None else per_env * env.num_envs,
                     value_scale=self.value_scale,
                     gradient_of=self._gradient_of(),
-                    differentiate_entropy=self.ent_coef > 0,
+                    entropy=self._entropy_use(),
                 )
                 self._estimate_seconds = -time.perf_counter()
                 batch.returns, batch.advantages = self._estimate(batch)
@@ -251,6 +253,11 @@ class PolicyGradientAlgorithm(ConfiguredAlgorithm):
         """Whether this update is among those that are written to the log, before which SB3 collects once more."""
         return self._log_interval is not None and (self._iteration + 1) % self._log_interval == 0
 
+    def _entropy_use(self) -> EntropyUse:
+        if self.ent_coef > 0:
+            return "gradient"
+        return "value" if self._explains() else "none"
+
     def _warms_up(self) -> bool:
         """Whether the critic is still trained alone."""
         return self._n_updates < self.critic_warmup_updates
@@ -312,7 +319,7 @@ class PolicyGradientAlgorithm(ConfiguredAlgorithm):
         :raises NonFiniteError: the gradient is not finite
         """
         norm = clip_gradient(structure_of(self.policy).parameters, self.max_grad_norm)
-        if not th.isfinite(norm):
+        if not math.isfinite(norm):
             raise nonfinite_gradient(self.policy, batch)
         self.policy.optimizer.step()
         return norm

@@ -55,28 +55,9 @@ class FirstOrderAlgorithm(PolicyGradientAlgorithm):
 
         :return: the loss's parts
         """
-        self.policy.optimizer.zero_grad()
-        if batch.returns is None or batch.advantages is None:
-            batch.returns, batch.advantages = self._estimate(batch)
-        log_prob, entropy, values, *_ = self._evaluation(batch)
-        credit = self._credit(batch)
-        weights = batch.select(credit).to(log_prob.dtype)
-        policy_loss = policy_gradient_loss(log_prob, weights, n_episodes=batch.n_episodes)
-        loss = policy_loss
-        if self.ent_coef > 0:
-            # Without a closed form, -log_prob estimates the entropy; its gradient is that of the score function.
-            bonus = -log_prob.detach() * log_prob if entropy is None else entropy
-            loss = loss - self.ent_coef * reduce_actor(bonus, n_episodes=batch.n_episodes)
-        mean_entropy = (-log_prob if entropy is None else entropy).detach().mean()
-        metrics: Metrics = {"policy_loss": policy_loss, "entropy": mean_entropy, "entropy_loss": -mean_entropy}
-        if values is not None:
-            critic_loss = value_loss(values, self._critic_targets(batch))
-            loss = loss + self.vf_coef * critic_loss
-            metrics["value_loss"] = critic_loss
-        if self._explains():
-            actor = [parameter for parameter in self.parameter_sets.actor.values() if parameter.requires_grad]
-            gradient = th.autograd.grad(policy_loss, actor, retain_graph=True, materialize_grads=True)
-            self._surrogate = credit, {parameter: -g for parameter, g in zip(actor, gradient, strict=True)}
+        for parameter in structure_of(self.policy).parameters:
+            parameter.grad = None
+        loss, metrics = self._loss(batch)
         if not self._warms_up():
             loss.backward()
         elif trained := [parameter for parameter in self._critic_only().values() if parameter.requires_grad]:
@@ -84,9 +65,33 @@ class FirstOrderAlgorithm(PolicyGradientAlgorithm):
         if self._critic_is_separate:
             for parameter in self._critic_only().values():
                 parameter.grad = None  # its own optimizer's business
-        if hasattr(self.policy, "log_std"):
-            metrics["std"] = self.policy.log_std.detach().exp().mean()
         return metrics
+
+    def _loss(self, batch: RolloutBatch) -> tuple[th.Tensor, Metrics]:
+        """The loss of the class's docstring, and its parts."""
+        if batch.returns is None or batch.advantages is None:
+            batch.returns, batch.advantages = self._estimate(batch)
+        log_prob, entropy, values, *_ = self._evaluation(batch)
+        credit = self._credit(batch)
+        weights = batch.select(credit).to(log_prob.dtype)
+        policy_loss = loss = policy_gradient_loss(log_prob, weights, n_episodes=batch.n_episodes)
+        metrics: Metrics = {"policy_loss": policy_loss}
+        if self.ent_coef > 0:
+            # Without a closed form, -log_prob estimates the entropy; its gradient is that of the score function.
+            bonus = -log_prob.detach() * log_prob if entropy is None else entropy
+            loss = loss - self.ent_coef * reduce_actor(bonus, n_episodes=batch.n_episodes)
+        if values is not None:
+            metrics["value_loss"] = value_loss(values, self._critic_targets(batch))
+            loss = loss + self.vf_coef * metrics["value_loss"]
+        if self._explains():
+            mean_entropy = (-log_prob if entropy is None else entropy).detach().mean()
+            metrics |= {"entropy": mean_entropy, "entropy_loss": -mean_entropy}
+            if hasattr(self.policy, "log_std"):
+                metrics["std"] = self.policy.log_std.detach().exp().mean()
+            actor = [parameter for parameter in self.parameter_sets.actor.values() if parameter.requires_grad]
+            gradient = th.autograd.grad(policy_loss, actor, retain_graph=True, materialize_grads=True)
+            self._surrogate = credit, {parameter: -g for parameter, g in zip(actor, gradient, strict=True)}
+        return loss, metrics
 
     def _evaluation(self, batch: RolloutBatch) -> Evaluation:
         """The batch's own forward, if it still has its graph and the policy is the same; otherwise a new one."""
@@ -99,5 +104,5 @@ class FirstOrderAlgorithm(PolicyGradientAlgorithm):
             batch.flat_observations,
             policy_actions(batch.select(batch.actions), self.action_space),
             with_values=self._critic_shares_step,
-            differentiate_entropy=self.ent_coef > 0,
+            entropy=self._entropy_use(),
         )

@@ -18,7 +18,7 @@ def clip_gradient(parameters: Iterable[th.nn.Parameter], max_norm: float | None)
     if len({(gradient.dtype, gradient.device) for gradient in gradients}) != 1:  # none at all, or a mixture
         return th.nn.utils.clip_grad_norm_(parameters, max_norm or th.inf)
     norm: th.Tensor = th.linalg.vector_norm(_flatten_dense_tensors(gradients))
-    if max_norm is not None:
+    if max_norm is not None and max_norm < th.inf:
         th._foreach_mul_(gradients, (max_norm / (norm + 1e-6)).clamp(max=1.0))
     return norm
 

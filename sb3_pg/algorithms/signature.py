@@ -3,6 +3,7 @@
 Their meaning and defaults stand in one place, :class:`sb3_pg.algorithms.setup.ConfiguredAlgorithm`.
 """
 
+import math
 from os import PathLike
 from typing import Any, TypedDict
 
@@ -61,7 +62,7 @@ CHECKS: dict[str, arg.Check] = {
     "gae_lambda": arg.real(0, 1),
     "ent_coef": arg.real(0),
     "vf_coef": arg.real(0),
-    "max_grad_norm": arg.positive(optional=True),
+    "max_grad_norm": arg.unless(math.inf, check=arg.positive(optional=True)),
     "state_discount": arg.instance(bool),
     "normalize_advantage": arg.instance(bool),
     "truncation": arg.choice("bootstrap", "terminal", optional=True),
@@ -80,7 +81,7 @@ CHECKS: dict[str, arg.Check] = {
     "stats_window_size": arg.integer(1),
     "tensorboard_log": arg.instance(str, PathLike, optional=True),
     "policy_kwargs": arg.instance(dict, optional=True),
-    "verbose": arg.integer(0),
+    "verbose": arg.unless(True, False, check=arg.integer(0)),
     "seed": arg.integer(0, optional=True),
     "device": arg.device,
 }

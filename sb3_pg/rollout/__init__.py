@@ -11,6 +11,7 @@ from sb3_pg.rollout.evaluation import (
 from sb3_pg.rollout.finite import NormalizationGuard, require_finite_policy
 from sb3_pg.rollout.forward import (
     Distributions,
+    EntropyUse,
     Evaluation,
     evaluate,
     policy_actions,
@@ -28,6 +29,7 @@ __all__ = [
     "DictTrajectoryRolloutBuffer",
     "Distributions",
     "EndlessEpisodeError",
+    "EntropyUse",
     "Evaluation",
     "NormalizationGuard",
     "Observations",

@@ -8,9 +8,9 @@ from stable_baselines3.common.buffers import RolloutBuffer
 from stable_baselines3.common.policies import ActorCriticPolicy
 from stable_baselines3.common.utils import obs_as_tensor
 
-from sb3_pg.rollout.batch import RolloutBatch
+from sb3_pg.rollout.batch import Observations, RolloutBatch
 from sb3_pg.rollout.buffers import TrajectoryRolloutBuffer
-from sb3_pg.rollout.forward import CHUNK_SIZE, evaluate, policy_actions, predict_log_probs, predict_values
+from sb3_pg.rollout.forward import CHUNK_SIZE, EntropyUse, evaluate, policy_actions, predict_log_probs, predict_values
 from sb3_pg.rollout.samplers import ForwardSampler, Sampler
 
 
@@ -24,7 +24,7 @@ def make_batch(
     n_episodes: int | None,
     value_scale: float = 1.0,
     gradient_of: str | None = None,
-    differentiate_entropy: bool = True,
+    entropy: EntropyUse = "gradient",
 ) -> RolloutBatch:
     """Evaluate a finished buffer with the policy that filled it, and hand it over as tensors.
 
@@ -37,7 +37,7 @@ def make_batch(
     :param bootstrap_truncated: whether the value of a truncated episode's last state counts
     :param n_episodes: number of complete episodes, or None
     :param value_scale: what the critic's values are multiplied by to give reward units
-    :param differentiate_entropy: whether that graph has to reach the entropy
+    :param entropy: whether that forward has the entropy, and its graph reaches it
     :param gradient_of: "actor" or "both" keeps the graph of the forward, of the actor's part or of the critic's too, so
         that the gradient needs no second one; None keeps none, and so does a rollout of more than ``CHUNK_SIZE`` steps
     """
@@ -56,52 +56,59 @@ def make_batch(
     )
     observations = batch.flat_observations
     actions = policy_actions(batch.select(batch.actions), buffer.action_space)
+    if with_values:
+        batch.bootstrap_observations = _bootstrap_observations(buffer, bootstrap_truncated)
+    values: th.Tensor | None = None
+    other_values: th.Tensor | None = None
     if isinstance(sampler, ForwardSampler):
-        batch.log_probs, values = th.stack(sampler.log_probs), th.stack(sampler.values)
+        log_probs, values = th.cat(sampler.log_probs), th.cat(sampler.values)
+    elif gradient_of is not None and len(actions) <= CHUNK_SIZE:
+        others = batch.bootstrap_observations[0] if batch.bootstrap_observations is not None else None
+        batch.evaluation = evaluate(policy, observations, actions, gradient_of == "both", entropy, others)
+        log_prob, _, values, distribution, _, other_values = batch.evaluation
+        log_probs, batch.distributions = log_prob.detach(), [distribution]
     else:
-        values = None
-        if gradient_of is not None and len(actions) <= CHUNK_SIZE:
-            batch.evaluation = evaluate(policy, observations, actions, gradient_of == "both", differentiate_entropy)
-            log_probs, values = batch.evaluation.log_prob.detach(), batch.evaluation.values
-            batch.distributions = [batch.evaluation.distribution]
-        else:
-            log_probs, batch.distributions = predict_log_probs(policy, observations, actions)
-        batch.log_probs = batch.restore(log_probs)
-        if with_values:
-            values = batch.restore(predict_values(policy, observations) if values is None else values.detach())
+        log_probs, batch.distributions = predict_log_probs(policy, observations, actions)
+    batch.log_probs = batch.restore(log_probs)
     buffer.log_probs = batch.log_probs.cpu().numpy()
-    if not with_values:
-        return batch
-    assert values is not None
-    batch.values = values.to(precision)
-    if value_scale != 1:
-        batch.values *= value_scale
-    buffer.values = batch.values.float().cpu().numpy()
-    kept = {
-        (row, env): obs
-        for (row, env), obs in buffer.final_observations.items()
-        if bootstrap_truncated or not buffer.truncated[row, env]
-    }
-    if kept:
-        places = [row * buffer.n_envs + env for row, env in kept]
-        batch.bootstrap_observations = _stack(list(kept.values()), buffer), th.tensor(places, device=device)
-    fill_bootstrap(policy, batch, value_scale)
+    if with_values:
+        values = predict_values(policy, observations) if values is None else values.detach()
+        batch.values = batch.restore(values).to(precision)
+        if value_scale != 1:
+            batch.values *= value_scale
+        buffer.values = batch.values.float().cpu().numpy()
+        fill_bootstrap(policy, batch, value_scale, other_values)
     return batch
 
 
-def fill_bootstrap(policy: ActorCriticPolicy, batch: RolloutBatch, value_scale: float = 1.0) -> None:
+def fill_bootstrap(
+    policy: ActorCriticPolicy, batch: RolloutBatch, value_scale: float = 1.0, values: th.Tensor | None = None
+) -> None:
     """Value the states that follow truncated and cut-off steps with the critic as it is now.
 
     :param policy: the policy
     :param batch: its ``bootstrap`` is replaced
     :param value_scale: what the critic's values are multiplied by to give reward units
+    :param values: the critic's values of those states, if they are known
     """
     bootstrap = th.zeros_like(batch.rewards)
     if batch.bootstrap_observations is not None:
         observations, places = batch.bootstrap_observations
-        values = predict_values(policy, observations).to(bootstrap.dtype)
-        bootstrap.view(-1).index_copy_(0, places, values * value_scale)
+        values = predict_values(policy, observations) if values is None else values.detach()
+        bootstrap.view(-1).index_copy_(0, places, values.to(bootstrap.dtype) * value_scale)
     batch.bootstrap = bootstrap
+
+
+def _bootstrap_observations(
+    buffer: TrajectoryRolloutBuffer, of_truncated: bool
+) -> tuple[Observations, th.Tensor] | None:
+    """The states that follow truncated (where their values count) and cut-off steps, and their places."""
+    kept = {
+        row * buffer.n_envs + env: obs
+        for (row, env), obs in buffer.final_observations.items()
+        if of_truncated or not buffer.truncated[row, env]
+    }
+    return (_stack(list(kept.values()), buffer), th.tensor(list(kept), device=buffer.device)) if kept else None
 
 
 def _stack(observations: list[Any], buffer: TrajectoryRolloutBuffer) -> Any:

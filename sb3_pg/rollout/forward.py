@@ -2,7 +2,7 @@
 
 from collections.abc import Callable
 from functools import partial
-from typing import Any, Final, NamedTuple
+from typing import Any, Final, Literal, NamedTuple
 
 import torch as th
 from gymnasium import spaces
@@ -18,6 +18,7 @@ from sb3_pg.rollout.structure import has_own_forward, overrides, parameter_versi
 #: Samples per forward without gradient; bounds the memory of image policies.
 CHUNK_SIZE = 4096
 
+EntropyUse = Literal["gradient", "value", "none"]
 #: From the actor's last layer to its distribution.
 _HEAD: Final = "_get_action_dist_from_latent"
 #: What torch knows a divergence of: one distribution, or one per action dimension.
@@ -80,6 +81,7 @@ class Evaluation(NamedTuple):
 
     ``entropy`` is None where the distribution has none in closed form, ``values`` where they were not asked for, and
     ``distribution`` where only the policy itself knows it; ``version`` tells whether the policy has changed since.
+    ``other_values`` are those of other observations, if they came along.
     """
 
     log_prob: th.Tensor
@@ -87,6 +89,7 @@ class Evaluation(NamedTuple):
     values: th.Tensor | None
     distribution: Callable[[], Distributions] | None
     version: int
+    other_values: th.Tensor | None = None
 
     def is_current(self, policy: ActorCriticPolicy) -> bool:
         """Whether the policy's parameters are still those of this evaluation."""
@@ -98,7 +101,8 @@ def evaluate(
     observations: Observations,
     actions: th.Tensor,
     with_values: bool,
-    differentiate_entropy: bool = True,
+    entropy: EntropyUse = "gradient",
+    other_observations: Observations | None = None,
 ) -> Evaluation:
     """Log-prob, entropy and, where asked for, values, with gradient.
 
@@ -106,35 +110,48 @@ def evaluate(
     :param observations: one row per sample
     :param actions: as the policy's distribution expects them
     :param with_values: whether the critic is part of it
-    :param differentiate_entropy: False where the entropy is only to be known
+    :param entropy: "gradient" where it is to be differentiated, "value" where it is only to be known, or "none"
+    :param other_observations: more observations, to be valued without gradient along with the others where that is
+        one forward
     """
     version = parameter_version(policy)
     obs: Any = observations
     with th.enable_grad(), unvalidated_distributions():
         if has_own_forward(policy):
-            v, log_prob, entropy = policy.evaluate_actions(obs, actions)
-            return Evaluation(log_prob, entropy, v.flatten() if with_values else None, None, version)
+            v, log_prob, entropies = policy.evaluate_actions(obs, actions)
+            return Evaluation(log_prob, entropies, v.flatten() if with_values else None, None, version)
         layers = plain_layers(policy)
         values: th.Tensor | None = None
+        others: th.Tensor | None = None
         if layers is not None:
             features = layers.features(observations)
-            values = layers.values(features) if with_values else None
+            if with_values and other_observations is not None:
+                rows = th.cat((features, layers.features(other_observations)))
+                values, others = layers.values(rows).split((len(features), len(rows) - len(features)))
+            elif with_values:
+                values = layers.values(features)
             if type(policy.action_dist) is CategoricalDistribution and not overrides(policy, _HEAD):
                 log_probs = layers.action_outputs(features).log_softmax(1)
                 log_prob = log_probs.gather(1, actions.unsqueeze(1)).squeeze(1)
-                with th.set_grad_enabled(differentiate_entropy):
-                    entropy = th.special.entr(log_probs.exp()).sum(1)
-                return Evaluation(log_prob, entropy, values, partial(Categorical, logits=log_probs.detach()), version)
+                entropies = _entropy(lambda: th.special.entr(log_probs.exp()).sum(1), entropy)
+                held = partial(Categorical, logits=log_probs.detach())
+                return Evaluation(log_prob, entropies, values, held, version, others)
             distribution = policy._get_action_dist_from_latent(layers.latent_pi(features))
         elif with_values:  # shared features once for both
-            v, log_prob, entropy = policy.evaluate_actions(obs, actions)
-            return Evaluation(log_prob, entropy, v.flatten(), _held(policy.action_dist), version)
+            v, log_prob, entropies = policy.evaluate_actions(obs, actions)
+            return Evaluation(log_prob, entropies, v.flatten(), _held(policy.action_dist), version)
         else:
             distribution = policy.get_distribution(obs)
         log_prob = distribution.log_prob(actions)
-        with th.set_grad_enabled(differentiate_entropy):
-            entropy = distribution.entropy()
-        return Evaluation(log_prob, entropy, values, _held(distribution), version)
+        entropies = _entropy(distribution.entropy, entropy)
+        return Evaluation(log_prob, entropies, values, _held(distribution), version, others)
+
+
+def _entropy(compute: Callable[[], th.Tensor | None], use: EntropyUse) -> th.Tensor | None:
+    if use == "none":
+        return None
+    with th.set_grad_enabled(use == "gradient"):
+        return compute()
 
 
 def _held(distribution: Any) -> Callable[[], Distributions]:
