@@ -14,6 +14,9 @@ Protocol
 - ``update`` is the share of the time spent in ``train()``; the rest is collecting, returns and logging.
 - ``episode`` is the mean episode length during the timed part: the sides are comparable where these are alike.
 - A kernel row times a function against its peer on the same data, after checking that the results agree.
+- ``a2c-5-*`` are A2C's defaults, 5 steps per rollout and a log entry in 100; so small an update is all overhead.
+- ``critic-*`` times minibatch steps of the critic on one rollout: our loop, and sb3-contrib's, which is the difference
+  between its TRPO's ``train()`` with many passes over the critic and with one.
 - ``a2c-null`` is A2C against itself: the spread of its ratio is what this machine, at this hour, can tell apart.
 """
 
@@ -24,6 +27,7 @@ import statistics
 import sys
 import time
 from collections.abc import Callable, Sequence
+from copy import deepcopy
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Protocol
@@ -32,6 +36,7 @@ import numpy as np
 import torch
 from bench_io import cpu_count, format_table, merge_csv, versions
 from gymnasium import spaces
+from sb3_contrib import TRPO
 from stable_baselines3 import A2C
 from stable_baselines3.common.base_class import BaseAlgorithm
 from stable_baselines3.common.buffers import RolloutBuffer
@@ -39,7 +44,7 @@ from stable_baselines3.common.env_util import make_vec_env
 from stable_baselines3.common.utils import set_random_seed
 from stable_baselines3.common.vec_env import VecEnv
 
-from sb3_pg import Reinforce, functional
+from sb3_pg import ActorCritic, Reinforce, functional
 
 OUTPUT = Path(__file__).resolve().parent / "results" / "speed.csv"
 ROLLOUT = 2048  # env steps per rollout, over all envs
@@ -97,12 +102,15 @@ class TrainingCase:
     peer: Factory
     env: str
     n_envs: int
+    n_steps: int | None = None  # per rollout and env; None: ROLLOUT of all envs
+    log_interval: int = 1
 
     def measures(self, repetition: int, steps: int) -> tuple[Callable[[], Sample], ...]:
         """Ours, the peer, and the env alone."""
+        n_steps = self.n_steps or ROLLOUT // self.n_envs
         return (
-            lambda: time_learning(self.ours, self.env, self.n_envs, repetition, steps),
-            lambda: time_learning(self.peer, self.env, self.n_envs, repetition, steps),
+            lambda: time_learning(self.ours, self.env, self.n_envs, n_steps, self.log_interval, repetition, steps),
+            lambda: time_learning(self.peer, self.env, self.n_envs, n_steps, self.log_interval, repetition, steps),
             lambda: time_env(self.env, self.n_envs, repetition, steps),
         )
 
@@ -125,13 +133,64 @@ class KernelCase:
         return (lambda: time_calls(ours, size, n_calls), lambda: time_calls(peer, size, n_calls))
 
 
+@dataclass(frozen=True)
+class CriticCase:
+    """Minibatch steps of the critic: :meth:`_fit_critic` against the loop in sb3-contrib's TRPO."""
+
+    name: str
+    n_envs: int
+    ours_name: str = "fit_critic"
+    peer_name: str = "TRPO"
+
+    def measures(self, repetition: int, steps: int) -> tuple[Callable[[], Sample], ...]:
+        """Ours and the peer; ``steps`` counts samples that have been in a minibatch."""
+        passes = max(4, steps // ROLLOUT)
+        batch_size = 128
+        settings: dict[str, Any] = {"n_steps": ROLLOUT // self.n_envs, "seed": repetition, "device": "cpu"}
+        env = make_vec_env("CartPole-v1", n_envs=self.n_envs, seed=repetition)
+        peer = TRPO("MlpPolicy", env, batch_size=batch_size, n_critic_updates=1, **settings).learn(ROLLOUT)
+        ours = ActorCritic("MlpPolicy", env, n_critic_updates=passes, critic_batch_size=batch_size, **settings)
+        ours.learn(ROLLOUT)
+        batch = ours._batch
+        assert batch is not None
+        n_minibatches = ROLLOUT // batch_size
+
+        def time_peer() -> Sample:
+            start = deepcopy(peer.policy.state_dict())
+
+            def train(n: int) -> float:
+                peer.policy.load_state_dict(start)  # so that both meet the same conjugate gradients and line search
+                peer.n_critic_updates = n
+                begin = time.perf_counter()
+                peer.train()
+                return time.perf_counter() - begin
+
+            return Sample(passes * n_minibatches, train(passes + 1) - train(1))
+
+        def time_ours() -> Sample:
+            begin = time.perf_counter()
+            ours._fit_critic(batch)
+            return Sample(passes * n_minibatches, time.perf_counter() - begin)
+
+        time_ours()
+        time_peer()
+        return time_ours, time_peer
+
+
 def time_learning(
-    factory: Factory, env_id: str, n_envs: int, seed: int, steps: int, clock: Clock = time.perf_counter
+    factory: Factory,
+    env_id: str,
+    n_envs: int,
+    n_steps: int,
+    log_interval: int,
+    seed: int,
+    steps: int,
+    clock: Clock = time.perf_counter,
 ) -> Sample:
     """Time ``learn()`` of at least ``steps`` env steps, a whole number of rollouts, after a warm-up rollout."""
     env = make_vec_env(env_id, n_envs=n_envs, seed=seed)
-    model = factory(env, ROLLOUT // n_envs, seed)
-    model.learn(ROLLOUT, log_interval=1)
+    model = factory(env, n_steps, seed)
+    model.learn(ROLLOUT, log_interval=log_interval)
     update_seconds = 0.0
     train: Callable[..., None] = model.train  # type: ignore[attr-defined]
 
@@ -144,7 +203,7 @@ def time_learning(
     model.train = timed_train  # type: ignore[attr-defined]
     gc.collect()
     before, start = model.num_timesteps, clock()
-    model.learn(steps, log_interval=1, reset_num_timesteps=False)
+    model.learn(steps, log_interval=log_interval, reset_num_timesteps=False)
     seconds = clock() - start
     env.close()
     lengths = [info["l"] for info in model.ep_info_buffer or []]
@@ -195,6 +254,11 @@ def reinforce(env: VecEnv, n_steps: int, seed: int) -> BaseAlgorithm:
     )
 
 
+def actor_critic(env: VecEnv, n_steps: int, seed: int) -> BaseAlgorithm:
+    """ActorCritic with its defaults, which are A2C's."""
+    return ActorCritic("MlpPolicy", env, n_steps=n_steps, seed=seed, device="cpu")
+
+
 def a2c(env: VecEnv, n_steps: int, seed: int) -> BaseAlgorithm:
     """SB3's A2C with its defaults."""
     return A2C("MlpPolicy", env, n_steps=n_steps, seed=seed, device="cpu")
@@ -235,6 +299,10 @@ def build_gae(n_envs: int, seed: int) -> tuple[Callable[[], Any], Callable[[], A
 CASES: tuple[Case, ...] = (
     TrainingCase("cartpole-1", "Reinforce", reinforce, "A2C", a2c, "CartPole-v1", 1),
     TrainingCase("cartpole-8", "Reinforce", reinforce, "A2C", a2c, "CartPole-v1", 8),
+    TrainingCase("a2c-5-1", "ActorCritic", actor_critic, "A2C", a2c, "CartPole-v1", 1, n_steps=5, log_interval=100),
+    TrainingCase("a2c-5-8", "ActorCritic", actor_critic, "A2C", a2c, "CartPole-v1", 8, n_steps=5, log_interval=100),
+    TrainingCase("hopper-8", "ActorCritic", actor_critic, "A2C", a2c, "Hopper-v4", 8),
+    CriticCase("critic-8", 8),
     TrainingCase("a2c-null", "A2C", a2c, "A2C", a2c, "CartPole-v1", 8),
     KernelCase("gae-1", "functional.gae", "RolloutBuffer", build_gae, 1),
     KernelCase("gae-8", "functional.gae", "RolloutBuffer", build_gae, 8),

@@ -6,6 +6,7 @@ from stable_baselines3.common.policies import ActorCriticPolicy
 from stable_baselines3.common.running_mean_std import RunningMeanStd
 from torch.nn.functional import mse_loss
 
+from sb3_pg.algorithms.flat_step import with_fewer_operations
 from sb3_pg.rollout import Observations, split_observations, value_function
 
 
@@ -21,8 +22,7 @@ def make_critic_optimizer(parameters: list[th.nn.Parameter], learning_rate: floa
             "The policy has no parameters that only its critic depends on, so that the critic cannot have an optimizer "
             "of its own: set critic_learning_rate=None and n_critic_updates=1"
         )
-    fused = all(p.device.type in ("cpu", "cuda") and p.is_floating_point() for p in parameters)
-    return th.optim.Adam(parameters, lr=learning_rate, eps=1e-5, fused=fused)
+    return with_fewer_operations(th.optim.Adam(parameters, lr=learning_rate, eps=1e-5))
 
 
 def fit_critic(

@@ -1,4 +1,4 @@
-"""Clipping and RMSprop on one flat vector: torch's numbers in a fraction of its operations, which small nets feel."""
+"""Clipping and steps in a few operations on all parameters: torch's numbers, and less time, which small nets feel."""
 
 from collections.abc import Callable, Iterable
 from typing import Any, NamedTuple
@@ -21,6 +21,24 @@ def clip_gradient(parameters: Iterable[th.nn.Parameter], max_norm: float | None)
     if max_norm is not None and max_norm < th.inf:
         th._foreach_mul_(gradients, (max_norm / (norm + 1e-6)).clamp(max=1.0))
     return norm
+
+
+def with_fewer_operations(optimizer: th.optim.Optimizer) -> th.optim.Optimizer:
+    """A new optimizer of the same arguments, for the same parameters, that takes the same steps faster.
+
+    :param optimizer: one that has not taken a step yet
+    :return: torch's RMSprop as :class:`FlatRMSprop`, torch's Adam as its fused form, any other as it is
+    """
+    groups, arguments = optimizer.param_groups, optimizer.defaults
+    parameters = [parameter for group in groups for parameter in group["params"]]
+    if len(groups) > 1 or not all(p.is_floating_point() and p.device.type in ("cpu", "cuda") for p in parameters):
+        return optimizer
+    if type(optimizer) is th.optim.RMSprop:
+        return FlatRMSprop(parameters, **arguments)
+    chosen = arguments.get("fused") is None and arguments.get("foreach") is None
+    if type(optimizer) is th.optim.Adam and chosen and not (arguments["differentiable"] or arguments["capturable"]):
+        return th.optim.Adam(parameters, **{**arguments, "fused": True})
+    return optimizer
 
 
 class _State(NamedTuple):

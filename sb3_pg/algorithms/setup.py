@@ -12,7 +12,7 @@ from stable_baselines3.common.type_aliases import GymEnv, Schedule
 
 from sb3_pg.algorithms import arguments as arg
 from sb3_pg.algorithms.critic import ReturnScale, make_critic_optimizer
-from sb3_pg.algorithms.flat_step import FlatRMSprop
+from sb3_pg.algorithms.flat_step import with_fewer_operations
 from sb3_pg.algorithms.parameters import ParameterSets, reachable_parameters
 from sb3_pg.algorithms.saving import SavedAlgorithm
 from sb3_pg.algorithms.signature import CHECKS
@@ -243,8 +243,7 @@ class ConfiguredAlgorithm(SavedAlgorithm):
             is_dict = isinstance(self.observation_space, spaces.Dict)
             self.rollout_buffer_class = DictTrajectoryRolloutBuffer if is_dict else TrajectoryRolloutBuffer
         super()._setup_model()
-        if type(self.policy.optimizer) is th.optim.RMSprop:
-            self.policy.optimizer = FlatRMSprop(self.policy.parameters(), **self.policy.optimizer.defaults)
+        self.policy.optimizer = with_fewer_operations(self.policy.optimizer)
         self._parameter_sets = None
         self.critic_optimizer = None
         if self._critic_is_separate:

@@ -68,7 +68,7 @@ def test_calls_are_timed_without_the_first_one():
 
 @pytest.mark.parametrize("factory", [speed.a2c, speed.reinforce])
 def test_learning_is_timed_after_one_rollout(factory):
-    sample = speed.time_learning(factory, "CartPole-v1", 8, seed=0, steps=2 * speed.ROLLOUT, clock=ticking())
+    sample = speed.time_learning(factory, "CartPole-v1", 8, 256, 1, seed=0, steps=2 * speed.ROLLOUT, clock=ticking())
     assert sample.steps == 2 * speed.ROLLOUT
     # ticks: start; start and end of each of the two updates; end
     assert (sample.seconds, sample.update_seconds) == (5.0, 2.0)
@@ -77,7 +77,7 @@ def test_learning_is_timed_after_one_rollout(factory):
 
 def test_both_sides_are_in_the_same_phase_of_training():
     ours, peer = (
-        speed.time_learning(factory, "CartPole-v1", 8, seed=0, steps=2 * speed.ROLLOUT)
+        speed.time_learning(factory, "CartPole-v1", 8, 256, 1, seed=0, steps=2 * speed.ROLLOUT)
         for factory in (speed.reinforce, speed.a2c)
     )
     assert ours.episode == pytest.approx(peer.episode, rel=0.1)
