@@ -1,0 +1,36 @@
+import math
+
+import pytest
+import race
+from bench_io import read_csv
+
+
+def points(*means: float) -> list[race.Point]:
+    return [(2000 * i, mean, 0.0, float(i)) for i, mean in enumerate(means, 1)]
+
+
+@pytest.mark.parametrize(
+    ("means", "step"),
+    [((475, 500), 2000), ((500, 474, 500, 480), 6000), ((100, 500), None), ((500, 0, 500, 0), None), ((), None)],
+)
+def test_the_first_of_two_in_a_row_is_the_finish(means: tuple[float, ...], step: int | None) -> None:
+    found = race.finish(points(*means))
+    assert (found and found[0]) == step
+
+
+def test_who_does_not_arrive_is_in_the_median() -> None:
+    rows = [{"algo": "actor_critic", "seconds": s, "steps": 1000 * s} for s in (1.0, 2.0, 3.0)]
+    rows += [{"algo": "ppo", "seconds": s, "steps": 1000 * s} for s in (3.0, math.inf, math.inf)]
+    ours, peer = race.summarize(rows)
+    assert (ours["median_seconds"], ours["slower_than_ours"], ours["solved"]) == (2.0, 1.0, 3)
+    assert (peer["median_seconds"], peer["slower_than_ours"], peer["solved"]) == (math.inf, math.inf, 1)
+
+
+def test_a_race_is_saved(tmp_path, capsys) -> None:
+    output = tmp_path / "race.csv"
+    options = ["--algo", "actor_critic", "a2c", "--seeds", "100", "--limit", "4000", "--output", str(output)]
+    assert race.main(options) == 0
+    rows = read_csv(output)
+    assert [row["algo"] for row in rows] == ["a2c", "actor_critic"]
+    assert all(len(row["evaluations"].split()) == 2 for row in rows)
+    assert "slower_than_ours" in capsys.readouterr().out
