@@ -26,7 +26,8 @@ from stable_baselines3.common.vec_env import VecNormalize
 
 from sb3_pg import ActorCritic, Reinforce
 from sb3_pg.baselines import ValueBaseline
-from tests.helpers import ScriptedEnv, vec
+from sb3_pg.rollout import evaluate, policy_actions
+from tests.helpers import ACTION_SPACES, ScriptedEnv, vec
 
 #: Actor and critic in one step, as in A2C.
 JOINT: dict[str, Any] = {"critic_learning_rate": None, "n_critic_updates": 1}
@@ -168,25 +169,82 @@ def test_normalized_envs(make: Make) -> None:
     assert env.obs_rms.count > 400
 
 
+#: Logged by every algorithm, with every update that is written to the log.
+EXPLANATION = (
+    "train/policy_loss",
+    "train/entropy",
+    "train/entropy_loss",
+    "train/grad_norm",
+    "train/step_size",
+    "train/joint_kl",
+    "train/surrogate_predicted",
+    "train/surrogate_realized",
+    "train/largest_ratio",
+    "train/effective_sample_size",
+    "train/explained_variance",
+    "train/std",
+    "train/clipped_action_fraction",
+    "train/learning_rate",
+    "rollout/valid_fraction",
+    "time/collect_seconds",
+    "time/update_seconds",
+)
+
+
 def test_every_update_explains_itself(make: Make) -> None:
-    model = make("Pendulum-v1").learn(900)
+    model = make("Pendulum-v1").learn(900, log_interval=1)
     logged = model.logger.name_to_value
-    for name in (
-        "train/policy_loss",
-        "train/entropy_loss",
-        "train/grad_norm",
-        "train/explained_variance",
-        "train/std",
-        "train/clipped_action_fraction",
-        "train/learning_rate",
-        "time/collect_seconds",
-        "time/update_seconds",
-    ):
+    for name in EXPLANATION:
         assert np.isfinite(logged[name]), name
+    documented = (Path(__file__).parents[2] / "README.md").read_text()
+    ours = {name for name in logged if name.startswith(("train/", "diagnostics/"))} - {"train/n_updates"}
+    assert all(f"`{name}`" in documented for name in {*ours, *EXPLANATION})
     if model._uses_critic():
         assert np.isfinite(logged["train/value_loss"])
     if model.critic_optimizer is not None:
         assert logged["train/critic_learning_rate"] < 1e-2
+
+
+def test_explanations_do_not_change_training(make: Make) -> None:
+    plain, explained = (make("CartPole-v1").learn(300, log_interval=n) for n in (None, 1))
+    assert th.equal(parameters(plain), parameters(explained))
+    assert "train/joint_kl" not in plain.logger.name_to_value
+
+
+def test_the_updates_that_are_logged_are_those_that_explain_themselves(make: Make) -> None:
+    """SB3 writes the log after collecting, so that it holds the numbers of the update before."""
+    written: list[set[str]] = []
+    model = make("CartPole-v1")
+    model._setup_learn(1)
+    dump = model.dump_logs
+    model.dump_logs = lambda *args: (written.append(set(model.logger.name_to_value)), dump(*args))[1]
+    model.learn(1200, log_interval=3)
+    assert len(written) > 1
+    assert all(set(EXPLANATION) - {"train/std"} <= names for names in written)
+
+
+@pytest.mark.parametrize("action_space", ACTION_SPACES)
+def test_explanations_of_a_small_step_agree(action_space: str) -> None:
+    """KL is a quadratic form of the step, its estimate agrees with it, and the surrogate gains what was predicted."""
+    env = ScriptedEnv(lengths=(7,), action_space=ACTION_SPACES[action_space])
+    model = ActorCritic("MlpPolicy", vec(env), 1e-4, n_steps=256, max_grad_norm=None, seed=0, device="cpu")
+    model.learn(256, log_interval=1)
+    logged = model.logger.name_to_value
+    old = model._batch.log_probs
+    new = evaluate(
+        model.policy,
+        model._batch.flat_observations,
+        policy_actions(model._batch.select(model._batch.actions), model.action_space),
+        False,
+    ).log_prob.detach()
+    ratio = (new - old.flatten()).double().exp()
+    assert logged["train/joint_kl"] == pytest.approx(float((ratio - 1 - ratio.log()).mean()), rel=0.2)
+    assert logged["train/joint_kl"] > 0
+    assert logged["train/largest_ratio"] == pytest.approx(float(ratio.max()), rel=1e-5)
+    share = float(ratio.sum() ** 2 / (ratio**2).sum() / 256)
+    assert logged["train/effective_sample_size"] == pytest.approx(share, rel=1e-5)
+    assert logged["train/surrogate_realized"] == pytest.approx(logged["train/surrogate_predicted"], rel=0.1)
+    assert logged["train/surrogate_predicted"] > 0
 
 
 @pytest.mark.parametrize("schedule", ["lin_1e-2", lambda progress: 1e-2 * progress])
