@@ -54,6 +54,8 @@ class PolicyGradientAlgorithm(ConfiguredAlgorithm):
     _estimate_seconds = 0.0
     _log_interval: int | None = 1
     _iteration = 0
+    _is_observed = False
+    _n_warmed_up = 0
     recompute_advantage = False
     #: of an update that is explained: w_t A_t, and the surrogate objective's gradient before the step
     _surrogate: tuple[th.Tensor, Mapping[th.nn.Parameter, th.Tensor]] | None = None
@@ -87,8 +89,9 @@ class PolicyGradientAlgorithm(ConfiguredAlgorithm):
     ) -> SelfPolicyGradient:
         """As SB3's; the TensorBoard run is named after the class.
 
-        What takes a second forward to tell (``train/joint_kl`` and the like) is computed for the updates that are
-        written to the log, one in ``log_interval``.
+        Numbers that the update does not compute anyway are computed for the updates that are written to the log, one
+        in ``log_interval``: those that tell what the step has done (``train/joint_kl`` and the like), and, without a
+        callback that could read them in between, entropy and explained variance.
 
         :raises ValueError: negative ``total_timesteps``, or a model without env
         :raises TypeError: ``total_timesteps`` is not a number
@@ -96,7 +99,7 @@ class PolicyGradientAlgorithm(ConfiguredAlgorithm):
         arg.real(0)("total_timesteps", total_timesteps)
         if self.env is None:
             raise ValueError("learn() needs an environment: call set_env(env), or load(path, env=env)")
-        self._log_interval, self._iteration = log_interval, 0
+        self._log_interval, self._iteration, self._is_observed = log_interval, 0, bool(callback)
         with extra_hints():
             return super().learn(
                 total_timesteps,
@@ -157,10 +160,10 @@ class PolicyGradientAlgorithm(ConfiguredAlgorithm):
                     gradient_of=self._gradient_of(),
                     entropy=self._entropy_use(),
                 )
-                self._estimate_seconds = -time.perf_counter()
+                estimating = time.perf_counter()
                 batch.returns, batch.advantages = self._estimate(batch)
                 written = self._publish(batch, rollout_buffer)
-                self._estimate_seconds += time.perf_counter()
+                self._estimate_seconds = time.perf_counter() - estimating
                 self._batch = batch
             except NonFiniteError as error:
                 if self.num_timesteps == steps_before:
@@ -216,19 +219,20 @@ class PolicyGradientAlgorithm(ConfiguredAlgorithm):
                 if self.normalize_value_targets:
                     assert batch.returns is not None
                     self._return_scale = scale.updated(batch.select(batch.returns))
-                metrics = self._describe(batch) if self._explains() else {}
+                metrics = self._describe(batch) if self._describes() else {}
                 metrics |= self._update(batch)
                 require_finite_parameters(self.policy)
                 if self._explains():
                     metrics |= self._explain(batch, before.values())
         except BaseException as error:
-            self._return_scale = scale
+            self._return_scale, self._surrogate = scale, None
             for optimizer in (self.policy.optimizer, self.critic_optimizer):
                 forget_nonfinite(optimizer)
             if not isinstance(error, NonFiniteError):
                 raise
             self._skip_or_raise(error)
             return
+        self._n_warmed_up += self._warms_up()
         self._n_updates += 1
         self._record(metrics)
         self.logger.record("train/n_updates", self._n_updates, exclude="tensorboard")
@@ -253,14 +257,18 @@ class PolicyGradientAlgorithm(ConfiguredAlgorithm):
         """Whether this update is among those that are written to the log, before which SB3 collects once more."""
         return self._log_interval is not None and (self._iteration + 1) % self._log_interval == 0
 
+    def _describes(self) -> bool:
+        """Whether somebody may read what this update logs: it is written to the log, or there are callbacks."""
+        return self._is_observed or self._explains()
+
     def _entropy_use(self) -> EntropyUse:
         if self.ent_coef > 0:
             return "gradient"
-        return "value" if self._explains() else "none"
+        return "value" if self._describes() else "none"
 
     def _warms_up(self) -> bool:
         """Whether the critic is still trained alone."""
-        return self._n_updates < self.critic_warmup_updates
+        return self._n_warmed_up < self.critic_warmup_updates
 
     def _weights(self, batch: RolloutBatch) -> th.Tensor | None:
         """w_t, the discount of each step's state, ``(n_steps, n_envs)``; None for 1."""

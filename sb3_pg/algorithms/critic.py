@@ -20,7 +20,7 @@ def make_critic_optimizer(parameters: list[th.nn.Parameter], learning_rate: floa
     if not parameters:
         raise ValueError(
             "The policy has no parameters that only its critic depends on, so that the critic cannot have an optimizer "
-            "of its own: set critic_learning_rate=None and n_critic_updates=1"
+            "of its own: set critic_learning_rate=None, n_critic_updates=1 and critic_fit='after'"
         )
     return with_fewer_operations(th.optim.Adam(parameters, lr=learning_rate, eps=1e-5))
 
@@ -52,10 +52,12 @@ def fit_critic(
     predict = value_function(policy)
     losses: list[th.Tensor] = []
     for _ in range(n_updates):
-        order = th.randperm(len(targets), device=targets.device)  # one gather per pass; minibatches are views
-        shuffled = split_observations(observations, size, order)
+        shuffled, y_shuffled = [observations], targets
+        if size < len(targets):
+            order = th.randperm(len(targets), device=targets.device)  # one gather per pass; minibatches are views
+            shuffled, y_shuffled = split_observations(observations, size, order), targets[order]
         losses = []
-        for minibatch, y in zip(shuffled, targets[order].split(size), strict=True):
+        for minibatch, y in zip(shuffled, y_shuffled.split(size), strict=True):
             loss = mse_loss(predict(minibatch), y)
             gradients = th.autograd.grad(loss, parameters, materialize_grads=True)
             for parameter, gradient in zip(parameters, gradients, strict=True):

@@ -34,7 +34,8 @@ def explain_step(
 
     ==================== ===========================================================================================
     joint_kl             mean over states of KL(old || new) of the whole action vector, nats; where the policy does
-                         not show its distribution, the estimate mean(rho - 1 - log rho) (Schulman 2020, "k3")
+                         not show its distribution, or the buffer is a foreign one, the estimate
+                         mean(rho - 1 - log rho) (Schulman 2020, "k3")
     step_size            length of the actor's step in parameter space
     surrogate_predicted  the gradient of the surrogate objective times the step, reward units
     surrogate_realized   change of the surrogate objective, mean((rho - 1) w_t A_t), reward units
@@ -52,7 +53,7 @@ def explain_step(
     actions = policy_actions(batch.select(batch.actions), policy.action_space)
     set_training_mode(policy, False)
     with th.no_grad():
-        distributions: list[Callable[[], Distributions]] = []
+        distributions: list[Callable[[], Distributions] | None] = []
         if has_own_forward(policy):
             log_prob = evaluate(policy, batch.flat_observations, actions, False).log_prob.detach()
         else:
@@ -60,10 +61,10 @@ def explain_step(
         log_ratio = (log_prob - batch.select(batch.log_probs)).double()
         ratio = log_ratio.exp()
         kl = ratio - 1 - log_ratio
-        if batch.distributions is not None and distributions:
+        known = [(old, new) for old, new in zip(batch.distributions or (), distributions, strict=False) if old and new]
+        if known and len(known) == len(distributions):
             with suppress(NotImplementedError):  # a distribution of the user's own: the estimate has to do
-                chunks = zip(batch.distributions, distributions, strict=True)
-                kl = th.cat([joint_kl(old(), new()) for old, new in chunks])
+                kl = th.cat([joint_kl(old(), new()) for old, new in known])
         gain = (ratio - 1) * batch.select(credit)
     set_training_mode(policy, True)
     products = [(g * changes[parameter]).sum() for parameter, g in gradient.items()]
@@ -88,13 +89,13 @@ def clipped_action_fraction(batch: RolloutBatch, policy: ActorCriticPolicy) -> t
     return ((flat < low) | (flat > high)).float().mean()
 
 
-def explained_variance(batch: RolloutBatch) -> th.Tensor | float:
+def explained_variance(batch: RolloutBatch) -> th.Tensor:
     """1 - Var[G - b] / Var[G]: 1 is a perfect baseline, 0 no better than a constant; NaN if all G are equal.
 
     b is the critic's value, or the baseline of an algorithm without one.
     """
-    if batch.returns is None or batch.advantages is None:
-        return th.nan
+    assert batch.returns is not None
+    assert batch.advantages is not None
     returns: th.Tensor = batch.select(batch.returns)
     error = batch.select(batch.advantages) if batch.values is None else returns - batch.select(batch.values)
     variance = returns.var(correction=0)

@@ -1,11 +1,13 @@
 """Algorithms that estimate an advantage and take one gradient step on the pseudo-loss."""
 
+from typing import Any
+
 import torch as th
 
 from sb3_pg.algorithms.base import PolicyGradientAlgorithm
 from sb3_pg.algorithms.explanation import Metrics
 from sb3_pg.functional import policy_gradient_loss, reduce_actor, value_loss
-from sb3_pg.rollout import Evaluation, RolloutBatch, evaluate, policy_actions, structure_of
+from sb3_pg.rollout import Evaluation, RolloutBatch, evaluate, has_own_head, policy_actions, structure_of
 
 
 class FirstOrderAlgorithm(PolicyGradientAlgorithm):
@@ -34,9 +36,9 @@ class FirstOrderAlgorithm(PolicyGradientAlgorithm):
         return metrics
 
     def _gradient_of(self) -> str | None:
-        if (self._critic_is_separate and self.critic_fit == "before") or not structure_of(
-            self.policy
-        ).is_same_in_both_modes:
+        fits_first = self._critic_is_separate and self.critic_fit == "before"
+        same_in_both_modes = structure_of(self.policy).is_same_in_both_modes and not has_own_head(self.policy)
+        if fits_first or not same_in_both_modes:
             return None
         return "both" if self._critic_shares_step else "actor"
 
@@ -59,7 +61,8 @@ class FirstOrderAlgorithm(PolicyGradientAlgorithm):
             parameter.grad = None
         loss, metrics = self._loss(batch)
         if not self._warms_up():
-            loss.backward()
+            if loss.requires_grad:  # not all of it is frozen
+                loss.backward()
         elif trained := [parameter for parameter in self._critic_only().values() if parameter.requires_grad]:
             loss.backward(inputs=trained)
         if self._critic_is_separate:
@@ -69,7 +72,7 @@ class FirstOrderAlgorithm(PolicyGradientAlgorithm):
 
     def _loss(self, batch: RolloutBatch) -> tuple[th.Tensor, Metrics]:
         """The loss of the class's docstring, and its parts."""
-        if batch.returns is None or batch.advantages is None:
+        if batch.returns is None or batch.advantages is None:  # a batch that no collector has made
             batch.returns, batch.advantages = self._estimate(batch)
         log_prob, entropy, values, *_ = self._evaluation(batch)
         credit = self._credit(batch)
@@ -83,13 +86,16 @@ class FirstOrderAlgorithm(PolicyGradientAlgorithm):
         if values is not None:
             metrics["value_loss"] = value_loss(values, self._critic_targets(batch))
             loss = loss + self.vf_coef * metrics["value_loss"]
-        if self._explains():
+        if self._describes():
             mean_entropy = (-log_prob if entropy is None else entropy).detach().mean()
             metrics |= {"entropy": mean_entropy, "entropy_loss": -mean_entropy}
             if hasattr(self.policy, "log_std"):
                 metrics["std"] = self.policy.log_std.detach().exp().mean()
+        if self._explains():
             actor = [parameter for parameter in self.parameter_sets.actor.values() if parameter.requires_grad]
-            gradient = th.autograd.grad(policy_loss, actor, retain_graph=True, materialize_grads=True)
+            gradient: Any = (
+                th.autograd.grad(policy_loss, actor, retain_graph=True, materialize_grads=True) if actor else ()
+            )
             self._surrogate = credit, {parameter: -g for parameter, g in zip(actor, gradient, strict=True)}
         return loss, metrics
 
@@ -97,7 +103,7 @@ class FirstOrderAlgorithm(PolicyGradientAlgorithm):
         """The batch's own forward, if it still has its graph and the policy is the same; otherwise a new one."""
         evaluation: Evaluation | None = batch.evaluation
         batch.evaluation = None
-        if evaluation is not None and evaluation.is_current(self.policy):
+        if evaluation is not None and evaluation.serves(self.policy, self._entropy_use()):
             return evaluation
         return evaluate(
             self.policy,

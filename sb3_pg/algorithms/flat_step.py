@@ -1,13 +1,14 @@
 """Clipping and steps in a few operations on all parameters: torch's numbers, and less time, which small nets feel."""
 
-from collections.abc import Callable, Iterable
+from collections.abc import Callable
 from typing import Any, NamedTuple
 
 import torch as th
 from torch._utils import _flatten_dense_tensors, _unflatten_dense_tensors
+from torch.optim.optimizer import _global_optimizer_post_hooks, _global_optimizer_pre_hooks
 
 
-def clip_gradient(parameters: Iterable[th.nn.Parameter], max_norm: float | None) -> th.Tensor:
+def clip_gradient(parameters: list[th.nn.Parameter], max_norm: float | None) -> th.Tensor:
     """Scale the gradient down to a norm, as :func:`torch.nn.utils.clip_grad_norm_` does.
 
     :param parameters: those without a gradient are left out
@@ -24,14 +25,19 @@ def clip_gradient(parameters: Iterable[th.nn.Parameter], max_norm: float | None)
 
 
 def with_fewer_operations(optimizer: th.optim.Optimizer) -> th.optim.Optimizer:
-    """A new optimizer of the same arguments, for the same parameters, that takes the same steps faster.
+    """The same optimizer, or one of the same arguments for the same parameters that takes the same steps faster.
 
     :param optimizer: one that has not taken a step yet
-    :return: torch's RMSprop as :class:`FlatRMSprop`, torch's Adam as its fused form, any other as it is
+    :return: torch's RMSprop as :class:`FlatRMSprop`, torch's Adam as its fused form; any other, and one that somebody
+        has set up group by group or listens to, as it is
     """
-    groups, arguments = optimizer.param_groups, optimizer.defaults
-    parameters = [parameter for group in groups for parameter in group["params"]]
-    if len(groups) > 1 or not all(p.is_floating_point() and p.device.type in ("cpu", "cuda") for p in parameters):
+    arguments, parameters = optimizer.defaults, optimizer.param_groups[0]["params"]
+    plain = len(optimizer.param_groups) == 1 and all(
+        optimizer.param_groups[0][name] == value for name, value in arguments.items()
+    )
+    if not plain or _has_hooks(optimizer) or "step" in vars(optimizer):  # as learning rate schedulers do
+        return optimizer
+    if not all(p.is_floating_point() and p.device.type in ("cpu", "cuda") for p in parameters):
         return optimizer
     if type(optimizer) is th.optim.RMSprop:
         return FlatRMSprop(parameters, **arguments)
@@ -39,6 +45,11 @@ def with_fewer_operations(optimizer: th.optim.Optimizer) -> th.optim.Optimizer:
     if type(optimizer) is th.optim.Adam and chosen and not (arguments["differentiable"] or arguments["capturable"]):
         return th.optim.Adam(parameters, **{**arguments, "fused": True})
     return optimizer
+
+
+def _has_hooks(optimizer: th.optim.Optimizer) -> bool:
+    own = optimizer._optimizer_step_pre_hooks or optimizer._optimizer_step_post_hooks
+    return bool(own or _global_optimizer_pre_hooks or _global_optimizer_post_hooks)
 
 
 class _State(NamedTuple):
@@ -62,8 +73,8 @@ class FlatRMSprop(th.optim.RMSprop):
     @th.no_grad()
     def step(self, closure: Callable[[], float] | None = None) -> float | None:  # type: ignore[override]
         """As torch's."""
-        if closure is not None or not all(map(_is_simple, self.param_groups)):
-            loss: float | None = super().step(closure)
+        if closure is not None or _has_hooks(self) or not all(map(_is_simple, self.param_groups)):
+            loss: float | None = _step_of_torch(self, closure)
             return loss
         for index, group in enumerate(self.param_groups):
             parameters = group["params"]
@@ -75,10 +86,14 @@ class FlatRMSprop(th.optim.RMSprop):
             th._foreach_add_(parameters, _unflatten_dense_tensors(step, parameters), alpha=-float(group["lr"]))
         return None
 
+    step.hooked = True  # type: ignore[attr-defined]  # torch wraps what is not, and its own step is: hooks run once
+
     def _flat_state(self, index: int, parameters: list[th.nn.Parameter]) -> _State:
         """The state as flat vectors, made anew where somebody has replaced a part of it."""
         known: dict[int, _State] = vars(self).setdefault("_flat", {})  # a copied or unpickled optimizer has none
         state = known.get(index)
+        if state is not None and len(state.parts) != len(parameters):
+            state = None
         if state is None or any(self.state[p] is not part for p, part in zip(parameters, state.parts, strict=True)):
             for parameter in parameters:
                 if not self.state[parameter]:
@@ -91,6 +106,13 @@ class FlatRMSprop(th.optim.RMSprop):
                 self.state[parameter] = {"step": step, "square_avg": average}
             state = known[index] = _State(square_avg, steps, [self.state[parameter] for parameter in parameters])
         return state
+
+
+def _step_of_torch(optimizer: th.optim.RMSprop, closure: Callable[[], float] | None) -> Any:
+    step: Any = th.optim.RMSprop.step
+    if not hasattr(step, "hooked"):  # torch wraps it when the first RMSprop is made
+        step = th.optim.Optimizer.profile_hook_step(step)
+    return step(optimizer, closure)
 
 
 def _is_simple(group: dict[str, Any]) -> bool:

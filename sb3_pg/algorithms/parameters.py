@@ -1,6 +1,5 @@
 """Which of a policy's parameters the actor and the critic are made of."""
 
-import copy
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -10,7 +9,7 @@ from stable_baselines3.common.policies import ActorCriticPolicy
 from stable_baselines3.common.preprocessing import get_action_dim
 from stable_baselines3.common.utils import obs_as_tensor
 
-from sb3_pg.rollout import policy_actions
+from sb3_pg.rollout import action_dist_kept, policy_actions
 
 
 class ParameterSets(NamedTuple):
@@ -35,9 +34,7 @@ def reachable_parameters(policy: ActorCriticPolicy) -> ParameterSets:
         parameter.requires_grad_(True)  # what is frozen now may train later
     space = policy.action_space
     actions = th.zeros((1, get_action_dim(space)), device=policy.device)
-    distribution = policy.action_dist
-    policy.action_dist = copy.copy(distribution)  # it keeps what it computed, whose graph could not be copied
-    with th.enable_grad():
+    with th.enable_grad(), action_dist_kept(policy):
         values, log_prob, entropy = policy.evaluate_actions(
             obs_as_tensor(_zeros(policy.observation_space), policy.device), policy_actions(actions, space)
         )
@@ -45,7 +42,6 @@ def reachable_parameters(policy: ActorCriticPolicy) -> ParameterSets:
         sets = ParameterSets(_reached(actor_output, named), _reached(values.sum(), named))
     for parameter in frozen:
         parameter.requires_grad_(False)
-    policy.action_dist = distribution
     policy.set_training_mode(training)
     return sets
 

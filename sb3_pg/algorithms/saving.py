@@ -60,8 +60,12 @@ class SavedAlgorithm(OnPolicyAlgorithm):
         ``policy_kwargs`` need not name the optimizer that ``use_rms_prop`` has put into the saved ones.
 
         :raises TypeError: an argument that is misspelled
+        :raises ValueError: an argument that could change nothing
         """
         arg.no_typos(cls, kwargs)
+        for name in ("use_rms_prop", "rms_prop_eps"):
+            if name in kwargs:
+                raise ValueError(f"{name} is for the constructor: a loaded model keeps the optimizer it was saved with")
         if isinstance(kwargs.get("policy_kwargs"), dict) and "optimizer_class" not in kwargs["policy_kwargs"]:
             data, _, _ = load_from_zip_file(path, device="cpu", custom_objects=custom_objects)
             saved = (data or {}).get("policy_kwargs", {})

@@ -1,6 +1,5 @@
 """The policy as a function of its parameters, for gradients of single episodes."""
 
-import copy
 from collections.abc import Iterator
 from contextlib import contextmanager
 from typing import Any
@@ -11,6 +10,7 @@ from torch import nn
 from torch.func import functional_call
 
 from sb3_pg.functional.episode_gradients import LogProb
+from sb3_pg.rollout import action_dist_kept
 
 
 class _LogProbModule(nn.Module):
@@ -32,9 +32,6 @@ def functional_log_prob(policy: ActorCriticPolicy) -> Iterator[LogProb]:
     :param policy: the policy
     """
     module = _LogProbModule(policy)
-    # SB3's distribution object keeps what it computed last, which must not be a tensor of a transform that is over.
-    distribution = policy.action_dist
-    policy.action_dist = copy.copy(distribution)
     # Where each parameter hangs, shared modules once: functional_call's own search for tied weights meets them several
     # times, and then does not put them back.
     places: dict[nn.Parameter, list[str]] = {}
@@ -48,7 +45,5 @@ def functional_log_prob(policy: ActorCriticPolicy) -> Iterator[LogProb]:
         result: th.Tensor = functional_call(module, named, (observations, actions), tie_weights=False)
         return result
 
-    try:
+    with action_dist_kept(policy):
         yield log_prob
-    finally:
-        policy.action_dist = distribution

@@ -17,7 +17,7 @@ from sb3_pg.algorithms.parameters import ParameterSets, reachable_parameters
 from sb3_pg.algorithms.saving import SavedAlgorithm
 from sb3_pg.algorithms.signature import CHECKS
 from sb3_pg.extras import extra_hints
-from sb3_pg.rollout import DictTrajectoryRolloutBuffer, TrajectoryRolloutBuffer
+from sb3_pg.rollout import DictTrajectoryRolloutBuffer, Structure, TrajectoryRolloutBuffer, structure_of
 
 #: Complete episodes per update where neither ``n_episodes`` nor ``n_steps`` is given (rounded up to whole envs).
 DEFAULT_N_EPISODES = 8
@@ -47,7 +47,8 @@ class ConfiguredAlgorithm(SavedAlgorithm):
     :param n_critic_updates: passes of the critic over each batch; more than 1 gives it an optimizer of its own
     :param critic_batch_size: samples per step of the critic's own optimizer, None for the whole batch
     :param critic_fit: "after" trains the critic once the advantages are computed; "before" fits it to the batch it
-        then corrects, as the slides' batch actor-critic does (biased)
+        then corrects, as the slides' batch actor-critic does (biased), and gives it an optimizer of its own. What a
+        callback changes in the advantages counts with "after" only
     :param critic_warmup_updates: updates at the start in which the critic alone is trained
     :param normalize_value_targets: train the critic on targets divided by the running standard deviation of the
         targets; its values are multiplied by it (``value_scale``) wherever they are used
@@ -71,7 +72,7 @@ class ConfiguredAlgorithm(SavedAlgorithm):
     n_steps: int | None  # type: ignore[assignment]  # None: complete episodes
     max_grad_norm: float | None  # type: ignore[assignment]
     checks: ClassVar[Mapping[str, arg.Check]] = CHECKS
-    _parameter_sets: ParameterSets | None = None
+    _parameter_sets: tuple[Structure, ParameterSets] | None = None
 
     def __init__(
         self,
@@ -189,6 +190,11 @@ class ConfiguredAlgorithm(SavedAlgorithm):
                 f"rollout_buffer_class={self.rollout_buffer_class} knows neither each step's index nor a scale of the "
                 "critic's values: it takes neither state_discount nor normalize_value_targets"
             )
+        if self.critic_batch_size is not None and self._uses_critic() and not self._critic_is_separate:
+            raise ValueError(
+                f"critic_batch_size={self.critic_batch_size} is for a critic with an optimizer of its own: set "
+                "critic_learning_rate or n_critic_updates"
+            )
         if (self.normalize_value_targets or self.critic_warmup_updates) and not self._uses_critic():
             raise ValueError("normalize_value_targets and critic_warmup_updates are for a critic, and none is in use")
 
@@ -264,9 +270,10 @@ class ConfiguredAlgorithm(SavedAlgorithm):
     @property
     def parameter_sets(self) -> ParameterSets:
         """The actor's and the critic's parameters, frozen ones included."""
-        if self._parameter_sets is None:
-            self._parameter_sets = reachable_parameters(self.policy)
-        return self._parameter_sets
+        structure = structure_of(self.policy)
+        if self._parameter_sets is None or self._parameter_sets[0] is not structure:
+            self._parameter_sets = structure, reachable_parameters(self.policy)
+        return self._parameter_sets[1]
 
     def _critic_only(self) -> dict[str, th.nn.Parameter]:
         actor, critic = self.parameter_sets

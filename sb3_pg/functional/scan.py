@@ -33,7 +33,7 @@ def scan(x: th.Tensor, decay: th.Tensor) -> th.Tensor:
         # (I - D) y = x, where D has d_t beside the diagonal
         matrix = th.diag_embed(-decay[:-1].T, offset=1)
         y: th.Tensor = th.linalg.solve_triangular(matrix, x.T.unsqueeze(-1), upper=True, unitriangular=True)
-        return y.squeeze(-1).T
+        return y.squeeze(-1).T.contiguous()
     return _solve(x, decay)
 
 

@@ -22,7 +22,15 @@ from sb3_pg.rollout.forward import (
 from sb3_pg.rollout.plain import value_function
 from sb3_pg.rollout.progress import EndlessEpisodeError
 from sb3_pg.rollout.samplers import make_sampler, unvalidated_distributions
-from sb3_pg.rollout.structure import Snapshot, has_own_forward, set_training_mode, structure_of
+from sb3_pg.rollout.structure import (
+    Snapshot,
+    Structure,
+    action_dist_kept,
+    has_own_forward,
+    has_own_head,
+    set_training_mode,
+    structure_of,
+)
 
 __all__ = [
     "Collector",
@@ -35,11 +43,14 @@ __all__ = [
     "Observations",
     "RolloutBatch",
     "Snapshot",
+    "Structure",
     "TrajectoryRolloutBuffer",
+    "action_dist_kept",
     "batch_from_foreign_buffer",
     "evaluate",
     "fill_bootstrap",
     "has_own_forward",
+    "has_own_head",
     "make_batch",
     "make_sampler",
     "policy_actions",

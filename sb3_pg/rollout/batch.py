@@ -26,8 +26,8 @@ class RolloutBatch:
     :param n_episodes: number of complete episodes in the batch, None for segments of fixed length
     :param bootstrap_observations: the states behind ``bootstrap``, and their places in it (step * n_envs + env), for
         critics that are refitted
-    :param advantages: precomputed advantages, where a foreign rollout buffer computed them
-    :param returns: precomputed critic targets, likewise
+    :param advantages: what actions are credited with, reward units, once it is estimated
+    :param returns: what critic or baseline are fitted to, likewise
     :param distributions: of the actions at the valid steps, in chunks, where they are known
     :param evaluation: the forward of the valid steps with its graph, where it was kept
     """

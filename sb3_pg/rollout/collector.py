@@ -39,8 +39,9 @@ class Collector:
         self.model, self.env = model, env
         self.normalization = NormalizationGuard(env)
         self.to_env = _action_transform(model)
-        #: steps since each env's episode began; nobody's episode is older than the collector
-        self.timesteps = np.zeros(env.num_envs, dtype=np.int64)
+        #: steps since each env's episode began; kept with the model, whose ``_last_obs`` may be one of an old episode
+        kept: np.ndarray = getattr(model, "_timesteps", np.zeros(0, dtype=np.int64))
+        self.timesteps = kept.copy() if len(kept) == env.num_envs else np.zeros(env.num_envs, dtype=np.int64)
 
     def collect(
         self,
@@ -64,11 +65,11 @@ class Collector:
         :raises NonFiniteError: a reward or an observation is not finite
         """
         model = self.model
-        set_training_mode(model.policy, False)
         buffer.reset()
         if model.use_sde:
             model.policy.reset_noise(self.env.num_envs)
         callback.on_rollout_start()
+        set_training_mode(model.policy, False)
         try:
             sampler = make_sampler(model.policy, model.device, self.env.num_envs)
             progress = RolloutProgress(self.env.num_envs, n_steps, episodes_per_env, max_episode_steps)
@@ -154,6 +155,7 @@ class Collector:
         self.timesteps += progress.n_steps
         if progress.began.any():
             self.timesteps = np.where(progress.began > 0, progress.n_steps - progress.began, self.timesteps)
+        self.model._timesteps = self.timesteps.copy()  # type: ignore[attr-defined]
 
     def _record_endings(self, buffer: TrajectoryRolloutBuffer, dones: np.ndarray, infos: list[dict[str, Any]]) -> None:
         """Scan the infos of the envs whose episode ended, and of no others."""

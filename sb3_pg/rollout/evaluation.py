@@ -37,9 +37,9 @@ def make_batch(
     :param bootstrap_truncated: whether the value of a truncated episode's last state counts
     :param n_episodes: number of complete episodes, or None
     :param value_scale: what the critic's values are multiplied by to give reward units
-    :param entropy: whether that forward has the entropy, and its graph reaches it
     :param gradient_of: "actor" or "both" keeps the graph of the forward, of the actor's part or of the critic's too, so
         that the gradient needs no second one; None keeps none, and so does a rollout of more than ``CHUNK_SIZE`` steps
+    :param entropy: what the entropy is needed for, in that forward
     """
     device = buffer.device
     # Double, since float32 gives equal returns at different steps a spread that normalizing would blow up.
@@ -61,12 +61,12 @@ def make_batch(
     values: th.Tensor | None = None
     other_values: th.Tensor | None = None
     if isinstance(sampler, ForwardSampler):
-        log_probs, values = th.cat(sampler.log_probs), th.cat(sampler.values)
+        log_probs, values = batch.select(th.stack(sampler.log_probs)), batch.select(th.stack(sampler.values))
     elif gradient_of is not None and len(actions) <= CHUNK_SIZE:
         others = batch.bootstrap_observations[0] if batch.bootstrap_observations is not None else None
         batch.evaluation = evaluate(policy, observations, actions, gradient_of == "both", entropy, others)
-        log_prob, _, values, distribution, _, other_values = batch.evaluation
-        log_probs, batch.distributions = log_prob.detach(), [distribution]
+        log_probs, values = batch.evaluation.log_prob.detach(), batch.evaluation.values
+        other_values, batch.distributions = batch.evaluation.other_values, [batch.evaluation.distribution]
     else:
         log_probs, batch.distributions = predict_log_probs(policy, observations, actions)
     batch.log_probs = batch.restore(log_probs)
@@ -94,7 +94,7 @@ def fill_bootstrap(
     bootstrap = th.zeros_like(batch.rewards)
     if batch.bootstrap_observations is not None:
         observations, places = batch.bootstrap_observations
-        values = predict_values(policy, observations) if values is None else values.detach()
+        values = predict_values(policy, observations) if values is None else values
         bootstrap.view(-1).index_copy_(0, places, values.to(bootstrap.dtype) * value_scale)
     batch.bootstrap = bootstrap
 

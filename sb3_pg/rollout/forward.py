@@ -2,7 +2,7 @@
 
 from collections.abc import Callable
 from functools import partial
-from typing import Any, Final, Literal, NamedTuple
+from typing import Any, Literal, NamedTuple
 
 import torch as th
 from gymnasium import spaces
@@ -11,16 +11,21 @@ from stable_baselines3.common.policies import ActorCriticPolicy
 from torch.distributions import Categorical, Distribution
 
 from sb3_pg.rollout.batch import Observations
-from sb3_pg.rollout.plain import plain_layers, value_function
+from sb3_pg.rollout.plain import PlainLayers, plain_layers, value_function
 from sb3_pg.rollout.samplers import unvalidated_distributions
-from sb3_pg.rollout.structure import has_own_forward, overrides, parameter_version
+from sb3_pg.rollout.structure import (
+    Snapshot,
+    action_dist_kept,
+    has_own_forward,
+    has_own_head,
+    overrides,
+    structure_of,
+)
 
 #: Samples per forward without gradient; bounds the memory of image policies.
 CHUNK_SIZE = 4096
 
 EntropyUse = Literal["gradient", "value", "none"]
-#: From the actor's last layer to its distribution.
-_HEAD: Final = "_get_action_dist_from_latent"
 #: What torch knows a divergence of: one distribution, or one per action dimension.
 Distributions = Distribution | list[Distribution]
 
@@ -59,7 +64,7 @@ def predict_values(policy: ActorCriticPolicy, observations: Observations) -> th.
 
 def predict_log_probs(
     policy: ActorCriticPolicy, observations: Observations, actions: th.Tensor
-) -> tuple[th.Tensor, list[Callable[[], Distributions]]]:
+) -> tuple[th.Tensor, list[Callable[[], Distributions] | None]]:
     """Score actions, log pi(a|s), in chunks, without the critic.
 
     :param policy: the policy, which keeps SB3's ``get_distribution``
@@ -68,7 +73,7 @@ def predict_log_probs(
     :return: log-probs in nats, shape ``(n_samples,)``, and the distributions of the chunks
     """
     log_probs, distributions = [], []
-    with th.inference_mode(), unvalidated_distributions():
+    with th.inference_mode(), unvalidated_distributions(), action_dist_kept(policy):
         for chunk, action in zip(split_observations(observations, CHUNK_SIZE), actions.split(CHUNK_SIZE), strict=True):
             distribution = policy.get_distribution(chunk)
             log_probs.append(distribution.log_prob(action))
@@ -80,20 +85,22 @@ class Evaluation(NamedTuple):
     """Log-probs, entropies and values of samples, with gradient.
 
     ``entropy`` is None where the distribution has none in closed form, ``values`` where they were not asked for, and
-    ``distribution`` where only the policy itself knows it; ``version`` tells whether the policy has changed since.
-    ``other_values`` are those of other observations, if they came along.
+    ``distribution`` where only the policy itself knows it. ``other_values`` are those of other observations, if they
+    came along.
     """
 
     log_prob: th.Tensor
     entropy: th.Tensor | None
     values: th.Tensor | None
     distribution: Callable[[], Distributions] | None
-    version: int
     other_values: th.Tensor | None = None
+    entropy_use: EntropyUse = "gradient"
+    parameters: Snapshot | None = None
 
-    def is_current(self, policy: ActorCriticPolicy) -> bool:
-        """Whether the policy's parameters are still those of this evaluation."""
-        return self.version == parameter_version(policy)
+    def serves(self, policy: ActorCriticPolicy, entropy: EntropyUse) -> bool:
+        """Whether a new evaluation would give the same: the parameters, and what the entropy is for."""
+        same_use = entropy in ("none", self.entropy_use)
+        return same_use and self.parameters is not None and self.parameters.equals(structure_of(policy).snapshot())
 
 
 def evaluate(
@@ -111,40 +118,64 @@ def evaluate(
     :param actions: as the policy's distribution expects them
     :param with_values: whether the critic is part of it
     :param entropy: "gradient" where it is to be differentiated, "value" where it is only to be known, or "none"
-    :param other_observations: more observations, to be valued without gradient along with the others where that is
-        one forward
+    :param other_observations: more observations, to be valued along with the others where that is one forward
     """
-    version = parameter_version(policy)
-    obs: Any = observations
-    with th.enable_grad(), unvalidated_distributions():
-        if has_own_forward(policy):
-            v, log_prob, entropies = policy.evaluate_actions(obs, actions)
-            return Evaluation(log_prob, entropies, v.flatten() if with_values else None, None, version)
-        layers = plain_layers(policy)
-        values: th.Tensor | None = None
-        others: th.Tensor | None = None
-        if layers is not None:
-            features = layers.features(observations)
-            if with_values and other_observations is not None:
-                rows = th.cat((features, layers.features(other_observations)))
-                values, others = layers.values(rows).split((len(features), len(rows) - len(features)))
-            elif with_values:
-                values = layers.values(features)
-            if type(policy.action_dist) is CategoricalDistribution and not overrides(policy, _HEAD):
-                log_probs = layers.action_outputs(features).log_softmax(1)
-                log_prob = log_probs.gather(1, actions.unsqueeze(1)).squeeze(1)
-                entropies = _entropy(lambda: th.special.entr(log_probs.exp()).sum(1), entropy)
-                held = partial(Categorical, logits=log_probs.detach())
-                return Evaluation(log_prob, entropies, values, held, version, others)
-            distribution = policy._get_action_dist_from_latent(layers.latent_pi(features))
-        elif with_values:  # shared features once for both
-            v, log_prob, entropies = policy.evaluate_actions(obs, actions)
-            return Evaluation(log_prob, entropies, v.flatten(), _held(policy.action_dist), version)
+    parameters = structure_of(policy).snapshot()
+    with th.enable_grad(), unvalidated_distributions(), action_dist_kept(policy):
+        layers = None if has_own_forward(policy) else plain_layers(policy)
+        if layers is None:
+            evaluation = _evaluate(policy, observations, actions, with_values, entropy)
         else:
-            distribution = policy.get_distribution(obs)
-        log_prob = distribution.log_prob(actions)
-        entropies = _entropy(distribution.entropy, entropy)
-        return Evaluation(log_prob, entropies, values, _held(distribution), version, others)
+            if overrides(policy, "predict_values"):
+                other_observations = None  # it may say something else of them than the layers do
+            evaluation = _evaluate_plain(
+                policy, layers, observations, actions, with_values, entropy, other_observations
+            )
+    return evaluation._replace(entropy_use=entropy, parameters=parameters)
+
+
+def _evaluate(
+    policy: ActorCriticPolicy, observations: Any, actions: th.Tensor, with_values: bool, entropy: EntropyUse
+) -> Evaluation:
+    """Through the policy's own methods."""
+    if with_values or has_own_forward(policy):  # shared features once for both
+        values, log_prob, entropies = policy.evaluate_actions(observations, actions)
+        distribution = None if has_own_forward(policy) else _held(policy.action_dist)
+        return Evaluation(log_prob, entropies, values.flatten() if with_values else None, distribution)
+    return _score(policy.get_distribution(observations), actions, entropy)
+
+
+def _evaluate_plain(
+    policy: ActorCriticPolicy,
+    layers: PlainLayers,
+    observations: Observations,
+    actions: th.Tensor,
+    with_values: bool,
+    entropy: EntropyUse,
+    other_observations: Observations | None,
+) -> Evaluation:
+    """Through the bare layers."""
+    features = layers.features(observations)
+    if type(policy.action_dist) is CategoricalDistribution and not has_own_head(policy):
+        log_probs = layers.action_outputs(features).log_softmax(1)
+        log_prob = log_probs.gather(1, actions.unsqueeze(1)).squeeze(1)
+        entropies = _entropy(partial(_categorical_entropy, log_probs), entropy)
+        evaluation = Evaluation(log_prob, entropies, None, partial(Categorical, logits=log_probs.detach()))
+    else:
+        evaluation = _score(policy._get_action_dist_from_latent(layers.latent_pi(features)), actions, entropy)
+    if not with_values:
+        return evaluation
+    if other_observations is None:
+        return evaluation._replace(values=layers.values(features))
+    rows = th.cat((features, layers.features(other_observations)))
+    values, others = layers.values(rows).split((len(features), len(rows) - len(features)))
+    return evaluation._replace(values=values, other_values=others.detach())
+
+
+def _score(distribution: Any, actions: th.Tensor, entropy: EntropyUse) -> Evaluation:
+    """By a distribution of SB3's."""
+    log_prob = distribution.log_prob(actions)
+    return Evaluation(log_prob, _entropy(distribution.entropy, entropy), None, _held(distribution))
 
 
 def _entropy(compute: Callable[[], th.Tensor | None], use: EntropyUse) -> th.Tensor | None:
@@ -154,7 +185,13 @@ def _entropy(compute: Callable[[], th.Tensor | None], use: EntropyUse) -> th.Ten
         return compute()
 
 
-def _held(distribution: Any) -> Callable[[], Distributions]:
-    """What a distribution of SB3's holds now, which its next use replaces."""
-    torch_distribution: Distributions = distribution.distribution
-    return lambda: torch_distribution
+def _held(distribution: Any) -> Callable[[], Distributions] | None:
+    """What a distribution of SB3's holds now, which its next use replaces; None where that is nothing of torch's."""
+    held: Any = getattr(distribution, "distribution", None)
+    parts = held if isinstance(held, list) else [held]
+    return (lambda: held) if all(isinstance(part, Distribution) for part in parts) else None
+
+
+def _categorical_entropy(log_probs: th.Tensor) -> th.Tensor:
+    finite = log_probs.clamp(min=th.finfo(log_probs.dtype).min)  # 0 log 0 = 0, in the gradient too
+    return -(finite * log_probs.exp()).sum(1)

@@ -2,7 +2,8 @@
 
 :func:`make_sampler` chooses once per rollout. From one seed all draw the same actions, SB3's:
 
-* :class:`MlpSampler` for SB3's standard MLP policies: the layers' matrices by themselves;
+* :class:`NumpySampler` for SB3's standard MLP policies on the CPU, with Discrete or Box actions;
+* :class:`MlpSampler` for those policies elsewhere: the layers' matrices by themselves;
 * :class:`DistributionSampler` for policies that keep SB3's ``get_distribution``: images, dicts, gSDE, own extractors;
 * :class:`ForwardSampler` for policies that override ``forward``: calls it, and keeps its values and log-probs.
 """
@@ -24,8 +25,8 @@ from stable_baselines3.common.utils import obs_as_tensor
 from torch import nn
 from torch.distributions import Distribution
 
-from sb3_pg.rollout.plain import PlainLayers, plain_layers
-from sb3_pg.rollout.structure import has_own_forward, overrides
+from sb3_pg.rollout.plain import NumpyLayer, PlainLayers, plain_layers
+from sb3_pg.rollout.structure import has_own_forward, has_own_head
 
 
 class Sampler(Protocol):
@@ -62,9 +63,12 @@ def make_sampler(policy: ActorCriticPolicy, device: th.device, n_envs: int) -> S
     """
     if has_own_forward(policy):
         return ForwardSampler(policy, device)
-    if type(policy.action_dist) in _DRAWN and not overrides(policy, "_get_action_dist_from_latent"):
+    if type(policy.action_dist) in _DRAWN and not has_own_head(policy):
         layers = plain_layers(policy)
         if layers is not None:
+            arrays = layers.numpy_actor() if type(policy.action_dist) in _DRAWN_IN_NUMPY else None
+            if arrays is not None and layers.n_classes is None:
+                return NumpySampler(policy, arrays, n_envs)
             return MlpSampler(policy, layers, device, n_envs)
     return DistributionSampler(policy, device)
 
@@ -74,8 +78,46 @@ def _categorical(logits: th.Tensor, noise: th.Tensor) -> th.Tensor:
     return (logits.softmax(1) / noise.exponential_()).argmax(1)
 
 
-#: Distributions that :class:`MlpSampler` knows how to draw from.
+#: Distributions that :class:`NumpySampler` and :class:`MlpSampler` know how to draw from.
+_DRAWN_IN_NUMPY = (CategoricalDistribution, DiagGaussianDistribution)
 _DRAWN = (BernoulliDistribution, CategoricalDistribution, DiagGaussianDistribution, MultiCategoricalDistribution)
+
+
+class NumpySampler:
+    """Sampling through the bare matrices in NumPy, with torch's random numbers.
+
+    :param policy: the policy
+    :param layers: of its actor, as :meth:`PlainLayers.numpy_actor` gives them
+    :param n_envs: number of parallel environments
+    """
+
+    def __init__(self, policy: ActorCriticPolicy, layers: list[NumpyLayer], n_envs: int) -> None:
+        self.layers = layers
+        self._noise = th.empty((n_envs, cast(nn.Linear, policy.action_net).out_features))
+        self._numbers = self._noise.numpy()  # of the same memory
+        self._log_std: np.ndarray | None = None
+        if isinstance(policy.action_dist, DiagGaussianDistribution):
+            self._log_std = cast(th.Tensor, policy.log_std).detach().numpy()
+        self._shape = (-1, *cast(tuple[int, ...], policy.action_space.shape))
+
+    def outputs(self, obs: Any) -> np.ndarray:
+        """The head's output: logits or means, ``(n_envs, n_outputs)``."""
+        x: np.ndarray = obs.reshape(len(obs), -1).astype(np.float32, copy=False)
+        for layer in self.layers:
+            x = layer(x)
+        return x
+
+    def __call__(self, obs: Any) -> np.ndarray:
+        """Draw actions."""
+        outputs = self.outputs(obs)
+        if self._log_std is not None:
+            self._noise.normal_()
+            actions: np.ndarray = outputs + np.exp(self._log_std) * self._numbers
+            return actions.reshape(self._shape)
+        self._noise.exponential_()
+        weights: np.ndarray = np.exp(outputs - outputs.max(1, keepdims=True))  # the softmax but for a factor
+        choices: np.ndarray = (weights / self._numbers).argmax(1)
+        return choices
 
 
 class MlpSampler:
@@ -105,9 +147,9 @@ class MlpSampler:
         if isinstance(distribution, MultiCategoricalDistribution):
             return lambda logits: th.stack(list(map(_categorical, logits.split(sizes, 1), noise)), 1)
         if isinstance(distribution, DiagGaussianDistribution):
-            std = cast(th.Tensor, policy.log_std).detach().exp()
+            log_std = cast(th.Tensor, policy.log_std).detach()
             shape = (-1, *cast(tuple[int, ...], policy.action_space.shape))
-            return lambda mean: th.addcmul(mean, std, noise[0].normal_()).reshape(shape)
+            return lambda mean: th.addcmul(mean, log_std.exp(), noise[0].normal_()).reshape(shape)
         return lambda logits: _categorical(logits, noise[0])
 
     def outputs(self, obs: Any) -> th.Tensor:

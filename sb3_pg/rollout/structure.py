@@ -1,6 +1,9 @@
 """What a policy is made of: found once, since walking through its modules takes longer than a small update."""
 
+import copy
 import math
+from collections.abc import Iterator
+from contextlib import contextmanager
 from functools import cached_property
 from typing import Any
 from weakref import WeakKeyDictionary
@@ -9,6 +12,7 @@ import torch as th
 from stable_baselines3.common.policies import ActorCriticPolicy
 from torch import nn
 from torch._utils import _flatten_dense_tensors, _unflatten_dense_tensors
+from torch.nn.modules.module import _has_any_global_hook
 
 #: torch's modules that do something else in training than in evaluation.
 _MODE_DEPENDENT = (
@@ -26,8 +30,16 @@ def overrides(policy: ActorCriticPolicy, *methods: str) -> bool:
 
 
 def has_own_forward(policy: ActorCriticPolicy) -> bool:
-    """Whether ``forward`` and ``evaluate_actions`` are the only methods that say what the policy is."""
+    """Whether the policy replaces a method of SB3's that samples, scores or extracts features.
+
+    Then ``forward`` and ``evaluate_actions``, which SB3 calls, are the only ones that say what the policy is.
+    """
     return overrides(policy, "forward", "evaluate_actions", "extract_features", "get_distribution", "_predict")
+
+
+def has_own_head(policy: ActorCriticPolicy) -> bool:
+    """Whether the policy replaces SB3's way from the actor's last layer to the distribution."""
+    return overrides(policy, "_get_action_dist_from_latent")
 
 
 class Snapshot:
@@ -39,9 +51,12 @@ class Snapshot:
 
     def __init__(self, parameters: list[nn.Parameter], buffers: list[th.Tensor]) -> None:
         self._parameters, self._buffers = parameters, buffers
+        self._trained = [parameter.requires_grad for parameter in parameters]
+        groups: dict[Any, list[nn.Parameter]] = {}
+        for parameter in parameters:
+            groups.setdefault((parameter.dtype, parameter.device), []).append(parameter)
         with th.no_grad():
-            groups = [[p] for p in parameters] if len({(p.dtype, p.device) for p in parameters}) > 1 else [parameters]
-            self._flat = [(group, _flatten_dense_tensors(group)) for group in groups if group]
+            self._flat = [(group, _flatten(group)) for group in groups.values()]
             self._copies = [buffer.clone() for buffer in buffers]
 
     def values(self) -> dict[th.Tensor, th.Tensor]:
@@ -54,6 +69,20 @@ class Snapshot:
     def is_finite(self) -> bool:
         """Whether all parameters are finite. (An overflowing sum says no, too.)"""
         return all(math.isfinite(flat.sum()) for _, flat in self._flat)
+
+    def equals(self, other: "Snapshot") -> bool:
+        """Whether another snapshot is of the same tensors with the same values, frozen ones and all."""
+        return (
+            self._parameters is other._parameters
+            and self._trained == other._trained
+            and all(th.equal(a, b) for (_, a), (_, b) in zip(self._flat, other._flat, strict=True))
+            and all(th.equal(a, b) for a, b in zip(self._copies, other._copies, strict=True))
+        )
+
+
+def _flatten(group: list[nn.Parameter]) -> th.Tensor:
+    flat: th.Tensor = _flatten_dense_tensors(group)
+    return flat.clone() if len(group) == 1 else flat  # of one tensor it is a view
 
 
 class Structure:
@@ -68,6 +97,7 @@ class Structure:
         self.buffers = list(policy.buffers())
         #: the bare layers of :mod:`sb3_pg.rollout.plain`, False if there are none, None if nobody has asked
         self.plain: Any = None
+        self.has_hooks = self._find_hooks()
         tables = [t for m in (policy, *self.parts) for t in (m._modules, m._parameters, m._buffers)]
         self._tables = [table.values() for table in tables if table]
         self._empty = [table for table in tables if not table]
@@ -84,27 +114,42 @@ class Structure:
         """The parameters' and buffers' values as they are now."""
         return Snapshot(self.parameters, self.buffers)
 
-    @property
-    def has_hooks(self) -> bool:
-        """Whether somebody listens to the modules' forwards."""
-        return any(part._forward_hooks or part._forward_pre_hooks for part in self.parts)
+    def refresh_hooks(self) -> None:
+        """Look again whether somebody listens to the modules' calls."""
+        self.has_hooks = self._find_hooks()
 
-    @cached_property
+    def _find_hooks(self) -> bool:
+        return bool(_has_any_global_hook()) or any(
+            part._forward_hooks
+            or part._forward_pre_hooks
+            or part._backward_hooks
+            or part._backward_pre_hooks
+            or "forward" in vars(part)
+            for part in self.parts
+        )
+
+    @property
     def is_same_in_both_modes(self) -> bool:
         """Whether the policy surely computes the same in training and in evaluation mode.
 
-        Modules that are neither torch's nor SB3's may look at their mode.
+        Hooks, and modules that are neither torch's nor SB3's, may look at the mode.
         """
-        return all(
-            type(part).__module__.startswith(("torch.nn.", "stable_baselines3."))
-            and not isinstance(part, _MODE_DEPENDENT)
-            for part in self.parts
+        return self._parts_ignore_modes and not self.has_hooks
+
+    @cached_property
+    def _parts_ignore_modes(self) -> bool:
+        names = [type(part).__module__ for part in self.parts]
+        known = all(
+            name.startswith(("torch.nn.modules.", "torch.nn.parameter", "stable_baselines3.")) for name in names
         )
+        return known and not any(isinstance(part, _MODE_DEPENDENT) for part in self.parts)
 
     @cached_property
     def has_own_modes(self) -> bool:
         """Whether a module does more, on a change of mode, than to note it."""
-        return any(type(part).train is not nn.Module.train for part in self.parts)
+        return any(
+            type(part).train is not nn.Module.train or isinstance(part, th.jit.ScriptModule) for part in self.parts
+        )
 
 
 _KNOWN: WeakKeyDictionary[nn.Module, Structure] = WeakKeyDictionary()
@@ -123,7 +168,9 @@ def set_training_mode(policy: ActorCriticPolicy, mode: bool) -> None:
     :param mode: True for training, False for evaluation
     """
     structure = structure_of(policy)
-    if not structure.is_current():
+    if structure.is_current():
+        structure.refresh_hooks()
+    else:
         structure = _KNOWN[policy] = Structure(policy)
     if structure.has_own_modes or overrides(policy, "set_training_mode", "train"):
         policy.set_training_mode(mode)
@@ -133,9 +180,15 @@ def set_training_mode(policy: ActorCriticPolicy, mode: bool) -> None:
         vars(part)["training"] = mode
 
 
-def parameter_version(policy: ActorCriticPolicy) -> int:
-    """Number that changes with every change of a parameter."""
-    version = 0
-    for parameter in structure_of(policy).parameters:
-        version += parameter._version
-    return version
+@contextmanager
+def action_dist_kept(policy: ActorCriticPolicy) -> Iterator[None]:
+    """Let the body use a copy of the policy's distribution object.
+
+    It keeps what it computed last, graphs and tensors of transforms included, which could not be copied or used later.
+    """
+    distribution = policy.action_dist
+    policy.action_dist = copy.copy(distribution)
+    try:
+        yield
+    finally:
+        policy.action_dist = distribution

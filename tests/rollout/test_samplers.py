@@ -17,7 +17,7 @@ from stable_baselines3.common.utils import ConstantSchedule, obs_as_tensor
 from torch import nn
 from torch.distributions import Distribution
 
-from sb3_pg.rollout.samplers import DistributionSampler, ForwardSampler, MlpSampler, make_sampler
+from sb3_pg.rollout.samplers import DistributionSampler, ForwardSampler, MlpSampler, NumpySampler, make_sampler
 from tests.helpers import ACTION_SPACES, OBSERVATION_SPACES
 
 CPU = th.device("cpu")
@@ -48,12 +48,13 @@ def chi_squared(counts: np.ndarray, probabilities: np.ndarray) -> float:
 def test_the_fast_samplers_outputs_are_the_policys(observations: str, actions: str) -> None:
     policy = make_policy(observations, actions)
     sampler = make_sampler(policy, CPU, 4)
-    assert isinstance(sampler, MlpSampler)
+    in_numpy = actions in ("discrete", "box", "matrix") and observations != "discrete"
+    assert type(sampler) is (NumpySampler if in_numpy else MlpSampler)
     space = OBSERVATION_SPACES[observations]
     space.seed(3)
     obs = np.stack([np.asarray(space.sample()) for _ in range(4)])
     with th.no_grad():
-        outputs = sampler.outputs(obs)
+        outputs = th.as_tensor(sampler.outputs(obs))
         policy.get_distribution(obs_as_tensor(obs, CPU))
         distribution = policy.action_dist
         if isinstance(distribution, DiagGaussianDistribution):
@@ -81,7 +82,7 @@ def test_samples_of_finite_actions_follow_the_policys_log_probs(actions: str, fa
     obs = same_observation(OBSERVATION_SPACES["vector"], N_SAMPLES)
     sampler = make_sampler(policy, CPU, N_SAMPLES) if fast else DistributionSampler(policy, CPU)
     if fast:
-        assert isinstance(sampler, MlpSampler)
+        assert type(sampler) is (NumpySampler if actions == "discrete" else MlpSampler)
     sampled = sampler(obs)
     space = ACTION_SPACES[actions]
     assert sampled.shape == (N_SAMPLES, *space.shape)
@@ -153,7 +154,7 @@ class OwnExtraction(ActorCriticPolicy):
 @pytest.mark.parametrize(
     ("cls", "observations", "kwargs", "expected"),
     [
-        (ActorCriticPolicy, "vector", {}, MlpSampler),
+        (ActorCriticPolicy, "vector", {}, NumpySampler),
         (ActorCriticPolicy, "vector", {"activation_fn": nn.ELU, "net_arch": [8]}, MlpSampler),
         (ActorCriticPolicy, "vector", {"use_sde": True}, DistributionSampler),
         (ActorCriticPolicy, "multi_discrete", {}, DistributionSampler),
@@ -180,6 +181,21 @@ def test_a_forward_hook_keeps_the_modules_in_use() -> None:
     sampler = make_sampler(policy, CPU, 1)
     sampler(same_observation(OBSERVATION_SPACES["vector"], 1))
     assert calls == [1]
+
+
+def test_sampling_follows_the_parameters_wherever_they_are() -> None:
+    """In place, by new memory, and (for the spread) in the middle of a rollout."""
+    policy = make_policy("vector", "box")
+    obs = same_observation(OBSERVATION_SPACES["vector"], 1)
+    sampler = make_sampler(policy, CPU, 1)
+    assert type(sampler) is NumpySampler
+    with th.no_grad():
+        policy.log_std.fill_(-20)
+        policy.action_net.bias += 3
+    assert np.allclose(sampler(obs), policy.get_distribution(th.as_tensor(obs)).mode().detach(), atol=1e-5)
+    policy.load_from_vector(policy.parameters_to_vector() * 0.5)
+    sampler = make_sampler(policy, CPU, 1)
+    assert np.allclose(sampler(obs), policy.get_distribution(th.as_tensor(obs)).mode().detach(), atol=1e-3)
 
 
 def test_sampling_leaves_torchs_validation_as_it_was() -> None:

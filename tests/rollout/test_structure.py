@@ -68,9 +68,11 @@ def test_hooks_are_served() -> None:
     assert plain_layers(policy) is not None
     calls: list[int] = []
     handle = policy.value_net.register_forward_hook(lambda *_: calls.append(1))
+    set_training_mode(policy, False)  # as every rollout begins
     value_function(policy)(th.ones(1, 3))
     assert calls == [1]
     handle.remove()
+    set_training_mode(policy, False)
     assert plain_layers(policy) is not None
 
 
@@ -136,10 +138,15 @@ def test_the_entropy_is_differentiated_only_where_it_is_to_be(use: str) -> None:
 
 def test_an_evaluation_knows_when_the_policy_has_changed() -> None:
     policy = make_policy()
-    evaluation = evaluate(policy, th.ones(2, 3), th.zeros(2).long(), True)
-    assert evaluation.is_current(policy)
-    policy.load_state_dict(policy.state_dict())
-    assert not evaluation.is_current(policy)
+    evaluation = evaluate(policy, th.ones(2, 3), th.zeros(2).long(), True, "value")
+    assert evaluation.serves(policy, "value")
+    assert evaluation.serves(policy, "none")
+    assert not evaluation.serves(policy, "gradient")
+    policy.value_net.bias.requires_grad_(False)
+    assert not evaluation.serves(policy, "value")
+    policy.value_net.bias.requires_grad_(True)
+    policy.value_net.bias.data += 1
+    assert not evaluation.serves(policy, "value")
 
 
 def test_own_methods_are_honored() -> None:

@@ -1,0 +1,278 @@
+"""What SB3's A2C takes in its stride: unusual policies, and callbacks that change the model in the middle of it."""
+
+import copy
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import gymnasium as gym
+import numpy as np
+import pytest
+import torch as th
+from gymnasium import spaces
+from stable_baselines3 import A2C
+from stable_baselines3.common.callbacks import BaseCallback
+from stable_baselines3.common.distributions import CategoricalDistribution, Distribution
+from stable_baselines3.common.env_util import make_vec_env
+from stable_baselines3.common.policies import ActorCriticPolicy
+from stable_baselines3.common.torch_layers import BaseFeaturesExtractor
+from torch import nn
+
+from sb3_pg import ActorCritic, NonFiniteError, Reinforce
+from sb3_pg.rollout import Snapshot
+from tests.helpers import FaultyEnv, vec
+
+
+class AtRolloutEnd(BaseCallback):
+    def __init__(self, change: Callable[[Any], Any]) -> None:
+        super().__init__()
+        self.change = change
+
+    def _on_step(self) -> bool:
+        return True
+
+    def _on_rollout_end(self) -> None:
+        self.change(self.model)
+
+
+def difference(
+    policy: Any, env: str = "CartPole-v1", change: Callable[[Any], Any] | None = None, **kwargs: Any
+) -> float:
+    """Largest difference to A2C's parameters after some updates."""
+    models = []
+    for cls in (A2C, ActorCritic):
+        model = cls(policy, make_vec_env(env, 2, seed=0), seed=0, device="cpu", **kwargs)
+        callback = None if change is None else AtRolloutEnd(change)
+        models.append(nn.utils.parameters_to_vector(model.learn(100, callback=callback).policy.parameters()))
+    return float((models[0] - models[1]).abs().max())
+
+
+class OwnForward(ActorCriticPolicy):
+    def forward(self, obs: Any, deterministic: bool = False) -> Any:
+        return super().forward(obs, deterministic)
+
+
+@pytest.mark.parametrize("baseline", ["value", "leave_one_out"])
+def test_own_forward_with_episodes_of_unequal_length(baseline: str) -> None:
+    model = Reinforce(OwnForward, make_vec_env("CartPole-v1", 4, seed=0), baseline=baseline, seed=0, device="cpu")
+    model.learn(300)
+    assert model._batch is not None
+    assert model._batch.mask is not None
+
+
+class MixedPrecision(BaseFeaturesExtractor):
+    def __init__(self, observation_space: spaces.Box) -> None:
+        super().__init__(observation_space, 4)
+        self.scale = nn.Parameter(th.ones(4, dtype=th.float64))
+
+    def forward(self, observations: th.Tensor) -> th.Tensor:
+        return (observations * self.scale).float()
+
+
+def test_parameters_of_two_precisions() -> None:
+    assert difference("MlpPolicy", policy_kwargs={"features_extractor_class": MixedPrecision}) < 1e-5
+    model = ActorCritic(
+        "MlpPolicy",
+        vec(FaultyEnv("reward", 7, lengths=(50,), observation_space=spaces.Box(-1, 1, (4,)))),
+        policy_kwargs={"features_extractor_class": MixedPrecision},
+        device="cpu",
+    )
+    model.learn(5, log_interval=1)
+    before = copy.deepcopy(model.policy.state_dict())
+    with pytest.raises(NonFiniteError):
+        model.learn(5, reset_num_timesteps=False)
+    assert all(th.equal(before[name], value) for name, value in model.policy.state_dict().items())
+
+
+def test_a_single_parameter_is_restored_too() -> None:
+    parameter = nn.Parameter(th.ones(3))
+    before = Snapshot([parameter], [])
+    with th.no_grad():
+        parameter += 1
+    assert th.equal(before.values()[parameter], th.ones(3))
+
+
+def test_the_entropy_of_a_certain_choice_has_a_gradient() -> None:
+    model = ActorCritic("MlpPolicy", "CartPole-v1", ent_coef=0.01, device="cpu")
+    with th.no_grad():
+        model.policy.action_net.bias.copy_(th.tensor([0.0, -150.0]))
+    model.learn(50)
+    assert all(parameter.isfinite().all() for parameter in model.policy.parameters())
+
+
+@pytest.mark.parametrize("kwargs", [{}, {"n_critic_updates": 2}], ids=["joint", "separate"])
+def test_a_frozen_actor(kwargs: dict[str, Any]) -> None:
+    model = ActorCritic("MlpPolicy", "CartPole-v1", seed=0, device="cpu", **kwargs)
+    for parameter in model.parameter_sets.actor.values():
+        parameter.requires_grad_(False)
+    before = copy.deepcopy(model.policy.state_dict())
+    model.learn(20, log_interval=1)
+    moved = {name for name, value in model.policy.state_dict().items() if not th.equal(value, before[name])}
+    assert moved == {name for name in before if "value" in name}
+
+
+class OwnDistribution(CategoricalDistribution):
+    """Holds its logits itself, and shows no distribution of torch's."""
+
+    def proba_distribution(self, action_logits: th.Tensor) -> "OwnDistribution":
+        self.inner = th.distributions.Categorical(logits=action_logits)
+        self.distribution = None
+        return self
+
+    def log_prob(self, actions: th.Tensor) -> th.Tensor:
+        return self.inner.log_prob(actions)
+
+    def entropy(self) -> th.Tensor:
+        return self.inner.entropy()
+
+    def sample(self) -> th.Tensor:
+        return self.inner.sample()
+
+    def mode(self) -> th.Tensor:
+        return self.inner.probs.argmax(1)
+
+
+class OwnDistributionPolicy(ActorCriticPolicy):
+    def _build(self, lr_schedule: Any) -> None:
+        super()._build(lr_schedule)
+        self.action_dist = OwnDistribution(int(self.action_space.n))
+
+
+def test_a_distribution_of_the_users_own() -> None:
+    assert difference(OwnDistributionPolicy) < 1e-5
+    model = ActorCritic(OwnDistributionPolicy, "CartPole-v1", device="cpu").learn(50, log_interval=1)
+    assert model.logger.name_to_value["train/joint_kl"] > 0
+
+
+class Normalized(ActorCriticPolicy):
+    def _build(self, lr_schedule: Any) -> None:
+        super()._build(lr_schedule)
+        nn.utils.parametrizations.spectral_norm(self.mlp_extractor.policy_net[2])
+        self.optimizer = self.optimizer_class(self.parameters(), lr=lr_schedule(1), **self.optimizer_kwargs)
+
+
+class ModeDependentHead(ActorCriticPolicy):
+    def _get_action_dist_from_latent(self, latent_pi: th.Tensor) -> Distribution:
+        return super()._get_action_dist_from_latent(latent_pi * (0.5 if self.training else 1.0))
+
+
+class ValueOfHundred(ActorCriticPolicy):
+    def predict_values(self, obs: Any) -> th.Tensor:
+        return super().predict_values(obs) * 0 + 100
+
+
+class Groups(ActorCriticPolicy):
+    """Weight decay for the actor's head alone, and somebody who listens to steps."""
+
+    def _build(self, lr_schedule: Any) -> None:
+        super()._build(lr_schedule)
+        rest = [parameter for name, parameter in self.named_parameters() if "action_net" not in name]
+        groups = [{"params": list(self.action_net.parameters()), "weight_decay": 0.5}, {"params": rest}]
+        self.optimizer = self.optimizer_class(groups, lr=lr_schedule(1), **self.optimizer_kwargs)
+        self.n_steps_taken = 0
+        self.optimizer.register_step_post_hook(self._count)
+
+    def _count(self, *_: Any) -> None:
+        self.n_steps_taken += 1
+
+
+@pytest.mark.parametrize("policy", [Normalized, ModeDependentHead, ValueOfHundred, Groups])
+@pytest.mark.parametrize("use_rms_prop", [True, False])
+def test_unusual_policies_learn_as_under_a2c(policy: Any, use_rms_prop: bool) -> None:
+    assert difference(policy, use_rms_prop=use_rms_prop) < 1e-5
+
+
+def test_step_hooks_run_once() -> None:
+    model = ActorCritic("MlpPolicy", "CartPole-v1", device="cpu")
+    calls: list[int] = []
+    model.policy.optimizer.register_step_post_hook(lambda *_: calls.append(1))
+    model.learn(25)
+    assert len(calls) == model._n_updates == 5
+
+
+def halve(model: Any) -> None:
+    model.policy.load_from_vector(model.policy.parameters_to_vector() * 0.5)
+
+
+def halve_in_place(model: Any) -> None:
+    for parameter in model.policy.parameters():
+        parameter.data.mul_(0.5)
+
+
+def replace_the_head(model: Any) -> None:
+    if not hasattr(model, "replaced"):
+        model.replaced = True
+        head = nn.Linear(64, 2)
+        nn.init.constant_(head.weight, 0.01)
+        nn.init.constant_(head.bias, 0.5)
+        model.policy.action_net = head
+
+
+def unfreeze(model: Any) -> None:
+    for parameter in model.policy.value_net.parameters():
+        parameter.requires_grad_(model.num_timesteps > 30)
+
+
+def ask_for_entropy(model: Any) -> None:
+    model.ent_coef = 0.5
+
+
+@pytest.mark.parametrize("change", [halve, halve_in_place, replace_the_head, unfreeze, ask_for_entropy, copy.deepcopy])
+def test_callbacks_may_change_the_model_as_under_a2c(change: Callable[[Any], Any]) -> None:
+    # without clipping: A2C counts the gradients of modules that its optimizer does not know, which nobody sets to zero
+    assert difference("MlpPolicy", change=change, max_grad_norm=float("inf")) < 1e-5
+
+
+def test_a_model_with_box_actions_may_be_copied_at_any_time() -> None:
+    assert difference("MlpPolicy", "Pendulum-v1", change=copy.deepcopy) < 1e-5
+
+
+def test_a_replaced_head_is_explained() -> None:
+    model = ActorCritic("MlpPolicy", "CartPole-v1", device="cpu").learn(10, log_interval=1)
+    model.policy.action_net = nn.Linear(64, 2)
+    model.learn(10, log_interval=1)
+
+
+def test_steps_of_an_episode_are_counted_across_saving(tmp_path: Path) -> None:
+    def make() -> Any:
+        env = make_vec_env("CartPole-v1", 2, seed=0)
+        return ActorCritic("MlpPolicy", env, n_steps=7, state_discount=True, seed=0, device="cpu").learn(70)
+
+    model = make()
+    model.save(tmp_path / "model")
+    loaded = ActorCritic.load(tmp_path / "model", env=model.get_env(), force_reset=False)
+    timesteps = model._collector.timesteps
+    assert timesteps.any()
+    loaded.learn(14, reset_num_timesteps=False)
+    first = loaded._batch.timesteps[0].numpy()
+    assert np.array_equal(first, np.where(first == 0, 0, timesteps)) or (first >= timesteps).any()
+
+
+def test_warm_up_begins_with_the_model_that_is_loaded(tmp_path: Path) -> None:
+    A2C("MlpPolicy", "CartPole-v1", device="cpu").learn(50).save(tmp_path / "a2c")
+    model = ActorCritic.load(tmp_path / "a2c", env=gym.make("CartPole-v1"), critic_warmup_updates=3)
+    before = copy.deepcopy(model.policy.action_net.weight)
+    model.learn(15, reset_num_timesteps=False)
+    assert th.equal(before, model.policy.action_net.weight)
+    model.learn(5, reset_num_timesteps=False)
+    assert not th.equal(before, model.policy.action_net.weight)
+
+
+@pytest.mark.parametrize("name", ["use_rms_prop", "rms_prop_eps"])
+def test_what_load_could_not_change_is_refused(name: str, tmp_path: Path) -> None:
+    ActorCritic("MlpPolicy", "CartPole-v1", device="cpu").save(tmp_path / "model")
+    with pytest.raises(ValueError, match=name):
+        ActorCritic.load(tmp_path / "model", **{name: 0})
+
+
+def test_minibatches_of_a_critic_without_optimizer_are_refused() -> None:
+    with pytest.raises(ValueError, match="critic_batch_size=4"):
+        ActorCritic("MlpPolicy", "CartPole-v1", critic_batch_size=4)
+
+
+def test_a_callback_reads_a2cs_numbers_after_every_update() -> None:
+    seen: list[dict[str, float]] = []
+    model = ActorCritic("MlpPolicy", "Pendulum-v1", seed=0, device="cpu")
+    model.learn(25, callback=AtRolloutEnd(lambda m: seen.append(dict(m.logger.name_to_value))))
+    names = {"train/entropy_loss", "train/explained_variance", "train/policy_loss", "train/value_loss", "train/std"}
+    assert all(names <= logged.keys() for logged in seen[1:])
