@@ -301,7 +301,7 @@ CASES: tuple[Case, ...] = (
     TrainingCase("cartpole-8", "Reinforce", reinforce, "A2C", a2c, "CartPole-v1", 8),
     TrainingCase("a2c-5-1", "ActorCritic", actor_critic, "A2C", a2c, "CartPole-v1", 1, n_steps=5, log_interval=100),
     TrainingCase("a2c-5-8", "ActorCritic", actor_critic, "A2C", a2c, "CartPole-v1", 8, n_steps=5, log_interval=100),
-    TrainingCase("hopper-8", "ActorCritic", actor_critic, "A2C", a2c, "Hopper-v4", 8),
+    TrainingCase("hopper-8", "ActorCritic", actor_critic, "A2C", a2c, "Hopper-v4", 8, log_interval=100),
     CriticCase("critic-8", 8),
     TrainingCase("a2c-null", "A2C", a2c, "A2C", a2c, "CartPole-v1", 8),
     KernelCase("gae-1", "functional.gae", "RolloutBuffer", build_gae, 1),
