@@ -16,14 +16,12 @@ from stable_baselines3.common.utils import update_learning_rate
 from stable_baselines3.common.vec_env import VecEnv
 
 from sb3_pg.algorithms import arguments as arg
-from sb3_pg.algorithms.critic import fit_critic
+from sb3_pg.algorithms.estimation import EstimatingAlgorithm
 from sb3_pg.algorithms.explanation import Metrics, clipped_action_fraction, explain_step, explained_variance
 from sb3_pg.algorithms.flat_step import clip_gradient
 from sb3_pg.algorithms.guards import forget_nonfinite, nonfinite_gradient, require_finite_parameters, unchanged_on_error
-from sb3_pg.algorithms.setup import ConfiguredAlgorithm
 from sb3_pg.errors import NonFiniteError
 from sb3_pg.extras import extra_hints
-from sb3_pg.functional import normalize
 from sb3_pg.rollout import (
     Collector,
     EntropyUse,
@@ -31,9 +29,7 @@ from sb3_pg.rollout import (
     RolloutBatch,
     TrajectoryRolloutBuffer,
     batch_from_foreign_buffer,
-    fill_bootstrap,
     make_batch,
-    predict_values,
     set_training_mode,
     structure_of,
     unvalidated_distributions,
@@ -42,7 +38,7 @@ from sb3_pg.rollout import (
 SelfPolicyGradient = TypeVar("SelfPolicyGradient", bound="PolicyGradientAlgorithm")
 
 
-class PolicyGradientAlgorithm(ConfiguredAlgorithm):
+class PolicyGradientAlgorithm(EstimatingAlgorithm):
     """Collects, updates and logs. A subclass adds its arguments, ``_estimate`` and ``_update``.
 
     Its arguments are those of :class:`~sb3_pg.algorithms.setup.ConfiguredAlgorithm`.
@@ -55,18 +51,8 @@ class PolicyGradientAlgorithm(ConfiguredAlgorithm):
     _log_interval: int | None = 1
     _iteration = 0
     _is_observed = False
-    _n_warmed_up = 0
-    recompute_advantage = False
     #: of an update that is explained: w_t A_t, and the surrogate objective's gradient before the step
     _surrogate: tuple[th.Tensor, Mapping[th.nn.Parameter, th.Tensor]] | None = None
-
-    @abstractmethod
-    def _estimate(self, batch: RolloutBatch) -> tuple[th.Tensor, th.Tensor]:
-        """Returns, which critic or baseline are fitted to, and advantages, which actions are credited with.
-
-        :param batch: evaluated with the policy, which is in eval mode
-        :return: both ``(n_steps, n_envs)``, reward units
-        """
 
     @abstractmethod
     def _update(self, batch: RolloutBatch) -> Metrics:
@@ -266,60 +252,6 @@ class PolicyGradientAlgorithm(ConfiguredAlgorithm):
             return "gradient"
         return "value" if self._describes() else "none"
 
-    def _warms_up(self) -> bool:
-        """Whether the critic is still trained alone."""
-        return self._n_warmed_up < self.critic_warmup_updates
-
-    def _weights(self, batch: RolloutBatch) -> th.Tensor | None:
-        """w_t, the discount of each step's state, ``(n_steps, n_envs)``; None for 1."""
-        if not self.state_discount:
-            return None
-        return (self.gamma ** batch.timesteps.double()).to(batch.rewards.dtype)
-
-    def _credit(self, batch: RolloutBatch) -> th.Tensor:
-        """What each step's log-prob is multiplied with in the loss: w_t A_t, normalized where that is asked for.
-
-        :return: ``(n_steps, n_envs)``, 0 in the padding
-        """
-        advantages = batch.advantages
-        assert advantages is not None
-        if self.normalize_advantage:
-            advantages = normalize(advantages, batch.mask, tolerance=_rounding(batch))
-        weights = self._weights(batch)
-        return advantages if weights is None else advantages * weights
-
-    def _value_again(self, batch: RolloutBatch) -> None:
-        """Replace what the old critic said by what the critic says now."""
-        set_training_mode(self.policy, False)
-        values = batch.restore(predict_values(self.policy, batch.flat_observations))
-        batch.values = values.to(batch.rewards) * self.value_scale
-        fill_bootstrap(self.policy, batch, self.value_scale)
-        batch.returns, batch.advantages = self._estimate(batch)
-        set_training_mode(self.policy, True)
-
-    def _critic_targets(self, batch: RolloutBatch) -> th.Tensor:
-        """What the policy's critic is trained on, ``(n_samples,)``: returns, in units of ``value_scale``."""
-        assert batch.returns is not None
-        targets: th.Tensor = batch.select(batch.returns)
-        return (targets / self.value_scale if self.normalize_value_targets else targets).float()
-
-    def _fit_critic(self, batch: RolloutBatch) -> Metrics:
-        """Train the critic by its own optimizer."""
-        assert self.critic_optimizer is not None
-        loss: th.Tensor | float = 0.0
-        for n in range(self.n_critic_updates if self.recompute_advantage else 1):
-            if n:
-                self._value_again(batch)
-            loss = fit_critic(
-                self.policy,
-                self.critic_optimizer,
-                batch.flat_observations,
-                self._critic_targets(batch),
-                1 if self.recompute_advantage else self.n_critic_updates,
-                self.critic_batch_size,
-            )
-        return {"value_loss": loss}
-
     def _gradient_step(self, batch: RolloutBatch) -> th.Tensor:
         """Clip the gradient that was accumulated, and take a step of ``policy.optimizer``.
 
@@ -344,11 +276,3 @@ class PolicyGradientAlgorithm(ConfiguredAlgorithm):
         values = th.stack([th.as_tensor(v, device=self.device).detach().float() for v in metrics.values()]).tolist()
         for name, value in zip(metrics, values, strict=True):
             self.logger.record(f"train/{name}", value)
-
-
-def _rounding(batch: RolloutBatch) -> th.Tensor:
-    """Rounding of the numbers that advantages are differences of: values come from a network in single precision."""
-    returns, advantages = batch.returns, batch.advantages
-    assert returns is not None
-    assert advantages is not None
-    return th.maximum(returns.abs().amax(), (returns - advantages).abs().amax()) * th.finfo(th.float32).eps
