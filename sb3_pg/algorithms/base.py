@@ -155,7 +155,8 @@ class PolicyGradientAlgorithm(EstimatingAlgorithm):
                 if self.num_timesteps == steps_before:
                     raise  # skipping what takes no step would go on for ever
                 self._skip_or_raise(error)
-            self.logger.record("rollout/valid_fraction", float(np.mean(rollout_buffer.mask)))
+            valid = 1.0 if per_env is None else float(np.mean(rollout_buffer.mask))
+            self.logger.record("rollout/valid_fraction", valid)
             callback.on_rollout_end()
             if self._batch is not None:
                 self._take_back(self._batch, rollout_buffer, written)
@@ -202,6 +203,8 @@ class PolicyGradientAlgorithm(EstimatingAlgorithm):
             self.logger.record("train/critic_learning_rate", rate)
         try:
             with unchanged_on_error(self.policy) as before, unvalidated_distributions():
+                if batch.evaluation is not None and not batch.evaluation.serves(before, self._entropy_use()):
+                    batch.evaluation = None  # somebody has changed the policy since, or what is asked of it
                 if self.normalize_value_targets:
                     assert batch.returns is not None
                     self._return_scale = scale.updated(batch.select(batch.returns))

@@ -100,12 +100,10 @@ class FirstOrderAlgorithm(PolicyGradientAlgorithm):
         return loss, metrics
 
     def _evaluation(self, batch: RolloutBatch) -> Evaluation:
-        """The batch's own forward, if it still has its graph and the policy is the same; otherwise a new one."""
+        """The batch's own forward, if it still has its graph; otherwise a new one."""
         evaluation: Evaluation | None = batch.evaluation
         batch.evaluation = None
-        if evaluation is not None and evaluation.serves(self.policy, self._entropy_use()):
-            return evaluation
-        return evaluate(
+        return evaluation or evaluate(
             self.policy,
             batch.flat_observations,
             policy_actions(batch.select(batch.actions), self.action_space),

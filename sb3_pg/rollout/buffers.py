@@ -100,6 +100,8 @@ class TrajectoryRolloutBuffer(RolloutBuffer):
     def timesteps(self) -> np.ndarray:
         """Index of each step within its episode, ``(n_steps, n_envs)``."""
         rows = np.arange(self.buffer_size)[:, None]
+        if not self.dones[:-1].any():
+            return rows + self.first_timesteps
         latest_start = np.maximum.accumulate(np.where(self.episode_starts > 0, rows, -1), axis=0)
         return np.where(latest_start >= 0, rows - latest_start, rows + self.first_timesteps)
 

@@ -97,10 +97,10 @@ class Evaluation(NamedTuple):
     entropy_use: EntropyUse = "gradient"
     parameters: Snapshot | None = None
 
-    def serves(self, policy: ActorCriticPolicy, entropy: EntropyUse) -> bool:
-        """Whether a new evaluation would give the same: the parameters, and what the entropy is for."""
+    def serves(self, parameters: Snapshot, entropy: EntropyUse) -> bool:
+        """Whether a new evaluation would give the same: with these parameters, and the entropy for this use."""
         same_use = entropy in ("none", self.entropy_use)
-        return same_use and self.parameters is not None and self.parameters.equals(structure_of(policy).snapshot())
+        return same_use and self.parameters is not None and self.parameters.equals(parameters)
 
 
 def evaluate(
@@ -121,16 +121,15 @@ def evaluate(
     :param other_observations: more observations, to be valued along with the others where that is one forward
     """
     parameters = structure_of(policy).snapshot()
-    with th.enable_grad(), unvalidated_distributions(), action_dist_kept(policy):
-        layers = None if has_own_forward(policy) else plain_layers(policy)
+    layers = None if has_own_forward(policy) else plain_layers(policy)
+    with th.enable_grad():
         if layers is None:
-            evaluation = _evaluate(policy, observations, actions, with_values, entropy)
+            with unvalidated_distributions(), action_dist_kept(policy):
+                evaluation = _evaluate(policy, observations, actions, with_values, entropy)
         else:
-            if overrides(policy, "predict_values"):
-                other_observations = None  # it may say something else of them than the layers do
-            evaluation = _evaluate_plain(
-                policy, layers, observations, actions, with_values, entropy, other_observations
-            )
+            # an own predict_values may say something else than the layers do
+            others = None if overrides(policy, "predict_values") else other_observations
+            evaluation = _evaluate_plain(policy, layers, observations, actions, with_values, entropy, others)
     return evaluation._replace(entropy_use=entropy, parameters=parameters)
 
 
@@ -162,7 +161,8 @@ def _evaluate_plain(
         entropies = _entropy(partial(_categorical_entropy, log_probs), entropy)
         evaluation = Evaluation(log_prob, entropies, None, partial(Categorical, logits=log_probs.detach()))
     else:
-        evaluation = _score(policy._get_action_dist_from_latent(layers.latent_pi(features)), actions, entropy)
+        with unvalidated_distributions(), action_dist_kept(policy):
+            evaluation = _score(policy._get_action_dist_from_latent(layers.latent_pi(features)), actions, entropy)
     if not with_values:
         return evaluation
     if other_observations is None:

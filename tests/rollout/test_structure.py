@@ -139,14 +139,15 @@ def test_the_entropy_is_differentiated_only_where_it_is_to_be(use: str) -> None:
 def test_an_evaluation_knows_when_the_policy_has_changed() -> None:
     policy = make_policy()
     evaluation = evaluate(policy, th.ones(2, 3), th.zeros(2).long(), True, "value")
-    assert evaluation.serves(policy, "value")
-    assert evaluation.serves(policy, "none")
-    assert not evaluation.serves(policy, "gradient")
+    structure = structure_of(policy)
+    assert evaluation.serves(structure.snapshot(), "value")
+    assert evaluation.serves(structure.snapshot(), "none")
+    assert not evaluation.serves(structure.snapshot(), "gradient")
     policy.value_net.bias.requires_grad_(False)
-    assert not evaluation.serves(policy, "value")
+    assert not evaluation.serves(structure.snapshot(), "value")
     policy.value_net.bias.requires_grad_(True)
     policy.value_net.bias.data += 1
-    assert not evaluation.serves(policy, "value")
+    assert not evaluation.serves(structure.snapshot(), "value")
 
 
 def test_own_methods_are_honored() -> None:
