@@ -2,6 +2,7 @@
 
 import io
 import pathlib
+import warnings
 from contextvars import ContextVar
 from typing import Any, TypeVar
 
@@ -60,12 +61,8 @@ class SavedAlgorithm(OnPolicyAlgorithm):
         ``policy_kwargs`` need not name the optimizer that ``use_rms_prop`` has put into the saved ones.
 
         :raises TypeError: an argument that is misspelled
-        :raises ValueError: an argument that could change nothing
         """
         arg.no_typos(cls, kwargs)
-        for name in ("use_rms_prop", "rms_prop_eps"):
-            if name in kwargs:
-                raise ValueError(f"{name} is for the constructor: a loaded model keeps the optimizer it was saved with")
         if isinstance(kwargs.get("policy_kwargs"), dict) and "optimizer_class" not in kwargs["policy_kwargs"]:
             data, _, _ = load_from_zip_file(path, device="cpu", custom_objects=custom_objects)
             saved = (data or {}).get("policy_kwargs", {})
@@ -74,9 +71,16 @@ class SavedAlgorithm(OnPolicyAlgorithm):
                 kwargs["policy_kwargs"] = {**kwargs["policy_kwargs"], **optimizer}
         token = _LOADING.set(True)
         try:
-            return super().load(path, env, device, custom_objects, print_system_info, force_reset, **kwargs)
+            model = super().load(path, env, device, custom_objects, print_system_info, force_reset, **kwargs)
         finally:
             _LOADING.reset(token)
+        has_rms_prop = isinstance(model.policy.optimizer, th.optim.RMSprop)
+        if kwargs.get("use_rms_prop", has_rms_prop) != has_rms_prop:
+            kept = type(model.policy.optimizer).__name__
+            warnings.warn(
+                f"use_rms_prop={not has_rms_prop} has no effect: the model was saved with {kept}", stacklevel=2
+            )
+        return model
 
     @staticmethod
     def _is_loading() -> bool:

@@ -94,6 +94,20 @@ def test_resume(here: Path) -> None:
     assert all((old[name] - new[name]).abs().max() < 0.1 for name in before.parameter_sets.actor)
 
 
+@pytest.mark.parametrize("algo", ALGORITHMS)
+def test_every_algorithm_is_continued_with_its_own_configuration(
+    algo: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    call = ["--algo", algo, "--env", "CartPole-v1", "-n", "1000", "--eval-freq", "-1"]
+    scripts.train(call)
+    first, second = (Path(f"logs/{algo}/CartPole-v1_{i}/CartPole-v1.zip") for i in (1, 2))
+    scripts.train([*call, "-i", str(first)])
+    before, after = (ALGORITHMS[algo].load(path, device="cpu") for path in (first, second))
+    assert after.num_timesteps >= before.num_timesteps
+    assert type(after.policy.optimizer) is type(before.policy.optimizer)
+
+
 def test_foreign_algorithms_keep_their_config(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
