@@ -15,7 +15,7 @@ from stable_baselines3.common.env_util import make_vec_env
 from stable_baselines3.common.policies import ActorCriticPolicy
 from stable_baselines3.common.torch_layers import FlattenExtractor
 
-from sb3_pg import GradientDiagnosticsCallback, Reinforce
+from sb3_pg import ActorCritic, GradientDiagnosticsCallback, Reinforce
 from sb3_pg.algorithms.parameters import reachable_parameters
 from tests.helpers import ACTION_SPACES, OBSERVATION_SPACES, ScriptedEnv, vec
 
@@ -29,6 +29,12 @@ MODELS: dict[str, Make] = {
         k.pop("policy", "MlpPolicy"), env, **{"n_steps": 16, "normalize_advantage": True, **k}
     ),
     "ppo": lambda env, **k: PPO(k.pop("policy", "MlpPolicy"), env, **PPO_ONCE | k),
+    "actor-critic": lambda env, **k: ActorCritic(k.pop("policy", "MlpPolicy"), env, **{"n_steps": 16, **k}),
+    "actor-critic-episodes": lambda env, **k: ActorCritic(
+        k.pop("policy", "MlpPolicy"),
+        env,
+        **{"n_steps": None, "n_episodes": 4, "gae_lambda": 0.9, "n_critic_updates": 2, **k},
+    ),
     "segments": lambda env, **k: Reinforce(k.pop("policy", "MlpPolicy"), env, **{"n_steps": 16, **k}),
     "segments-normalized": lambda env, **k: Reinforce(
         k.pop("policy", "MlpPolicy"), env, **{"n_steps": 16, "normalize_advantage": True, **k}
