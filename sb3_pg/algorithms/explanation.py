@@ -32,16 +32,16 @@ def explain_step(
 
     With the importance ratio :math:`\rho_t = \pi_{new}(a_t|s_t) / \pi_{old}(a_t|s_t)`:
 
-    ==================== ===========================================================================================
-    joint_kl             mean over states of KL(old || new) of the whole action vector, nats; where the policy does
-                         not show its distribution, or the buffer is a foreign one, the estimate
-                         mean(rho - 1 - log rho) (Schulman 2020, "k3")
-    step_size            length of the actor's step in parameter space
-    surrogate_predicted  the gradient of the surrogate objective times the step, reward units
-    surrogate_realized   change of the surrogate objective, mean((rho - 1) w_t A_t), reward units
-    largest_ratio        max rho
+    ====================== ===========================================================================================
+    joint_kl               mean over states of KL(old || new) of the whole action vector, nats; where the policy does
+                           not show its distribution, or the buffer is a foreign one, the estimate
+                           mean(rho - 1 - log rho) (Schulman 2020, "k3")
+    step_size              length of the actor's step in parameter space
+    surrogate_predicted    the gradient of the surrogate objective times the step, reward units
+    surrogate_realized     change of the surrogate objective, mean((rho - 1) w_t A_t), reward units
+    largest_ratio          max rho
     effective_sample_size  (sum rho)^2 / sum rho^2, as a share of the samples (Kish 1965)
-    ==================== ===========================================================================================
+    ====================== ===========================================================================================
 
     :param policy: after the step; is in train mode before and after
     :param batch: with the log-probs of the policy that collected it

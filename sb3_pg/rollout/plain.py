@@ -55,6 +55,7 @@ class PlainLayers:
         """
         parameters = [parameter for module in self._actor for parameter in module.parameters()]
         known = {nn.Linear, nn.Tanh, nn.ReLU} >= {type(module) for module in self._actor}
+        known &= all(getattr(module, "bias", module) is not None for module in self._actor)
         if not known or any(p.device.type != "cpu" or p.dtype != th.float32 for p in parameters):
             return None
         addresses = [parameter.data_ptr() for parameter in parameters]

@@ -139,9 +139,7 @@ class Structure:
     @cached_property
     def _parts_ignore_modes(self) -> bool:
         names = [type(part).__module__ for part in self.parts]
-        known = all(
-            name.startswith(("torch.nn.modules.", "torch.nn.parameter", "stable_baselines3.")) for name in names
-        )
+        known = all(name.startswith(("torch.nn.modules.", "stable_baselines3.")) for name in names)
         return known and not any(isinstance(part, _MODE_DEPENDENT) for part in self.parts)
 
     @cached_property

@@ -198,6 +198,15 @@ def test_sampling_follows_the_parameters_wherever_they_are() -> None:
     assert np.allclose(sampler(obs), policy.get_distribution(th.as_tensor(obs)).mode().detach(), atol=1e-3)
 
 
+def test_a_head_without_bias() -> None:
+    policy = make_policy("vector", "discrete")
+    policy.action_net = nn.Linear(64, 3, bias=False)
+    obs = same_observation(OBSERVATION_SPACES["vector"], 2)
+    sampler = make_sampler(policy, CPU, 2)
+    assert sampler(obs).shape == (2,)
+    assert type(sampler) is MlpSampler
+
+
 def test_sampling_leaves_torchs_validation_as_it_was() -> None:
     policy = make_policy("multi_discrete", "discrete")
     before = Distribution._validate_args
