@@ -9,18 +9,13 @@ from stable_baselines3.common.type_aliases import GymEnv, MaybeCallback, Schedul
 from typing_extensions import Self, Unpack
 
 from sb3_pg.algorithms import arguments as arg
-from sb3_pg.algorithms.critic_estimates import CriticEstimates
+from sb3_pg.algorithms.critic_estimates import CriticArguments, CriticEstimates
 from sb3_pg.algorithms.first_order import FirstOrderAlgorithm
-from sb3_pg.algorithms.signature import NewArguments
 
 
-class ActorCriticArguments(NewArguments, total=False):
+class ActorCriticArguments(CriticArguments, total=False):
     """Keyword arguments beyond those of A2C."""
 
-    advantage: str
-    td_steps: int
-    critic_target: str | None
-    recompute_advantage: bool
     critic_learning_rate: float | str | Schedule | None
     n_critic_updates: int
 

@@ -3,7 +3,7 @@
 import difflib
 import inspect
 import math
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Collection, Mapping
 from numbers import Integral, Real
 from typing import Any
 
@@ -42,6 +42,13 @@ def positive(*, optional: bool = False) -> Check:
             raise ValueError(_message(name, value, "a finite number above 0", optional))
 
     return check
+
+
+def fraction(name: str, value: Any) -> None:
+    """A number between 0 and 1, neither of them."""
+    real(0, 1)(name, value)
+    if value in (0, 1):
+        raise ValueError(_message(name, value, "a number in (0, 1)", False))
 
 
 def integer(low: int, *, optional: bool = False) -> Check:
@@ -146,12 +153,15 @@ def check_arguments(values: Mapping[str, Any], checks: Mapping[str, Check]) -> N
             check(name, values[name])
 
 
-def known_arguments(cls: type, kwargs: Mapping[str, Any]) -> dict[str, Any]:
+def known_arguments(cls: type, kwargs: Mapping[str, Any], but: Collection[str] = ()) -> dict[str, Any]:
     """``kwargs`` unchanged, if some ``__init__`` on the way from ``cls`` upwards has all of them.
 
+    :param cls: the class that is constructed
+    :param kwargs: what was given
+    :param but: names that ``cls`` has no use for
     :raises TypeError: naming the argument that does not exist and the closest one that does
     """
-    names = _argument_names(cls)
+    names = _argument_names(cls).difference(but)
     for name in kwargs:
         if name not in names:
             close = difflib.get_close_matches(name, names, n=1)

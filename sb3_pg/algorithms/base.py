@@ -3,7 +3,6 @@
 import math
 import time
 import warnings
-from abc import abstractmethod
 from collections.abc import Mapping
 from typing import Any, TypeVar
 
@@ -39,7 +38,7 @@ SelfPolicyGradient = TypeVar("SelfPolicyGradient", bound="PolicyGradientAlgorith
 
 
 class PolicyGradientAlgorithm(EstimatingAlgorithm):
-    """Collects, updates and logs. A subclass adds its arguments, ``_estimate`` and ``_update``.
+    """Collects, updates and logs. A subclass adds its arguments, ``_estimate`` and ``_move_actor``.
 
     Its arguments are those of :class:`~sb3_pg.algorithms.setup.ConfiguredAlgorithm`.
     """
@@ -53,10 +52,6 @@ class PolicyGradientAlgorithm(EstimatingAlgorithm):
     _is_observed = False
     #: of an update that is explained: w_t A_t, and the surrogate objective's gradient before the step
     _surrogate: tuple[th.Tensor, Mapping[th.nn.Parameter, th.Tensor]] | None = None
-
-    @abstractmethod
-    def _update(self, batch: RolloutBatch) -> Metrics:
-        """Move theta, and explain the step: name -> number to log."""
 
     def _gradient_of(self) -> str | None:
         """What the batch's forward keeps the graph of: "actor", "both", or None."""
@@ -162,24 +157,6 @@ class PolicyGradientAlgorithm(EstimatingAlgorithm):
                 self._take_back(self._batch, rollout_buffer, written)
         self.logger.record("time/collect_seconds", time.perf_counter() - began - self._estimate_seconds)
         return True
-
-    @staticmethod
-    def _publish(batch: RolloutBatch, buffer: RolloutBuffer) -> dict[str, bytes]:
-        """Write the estimates where SB3's users look for them.
-
-        :return: name -> what was written
-        """
-        for name in ("returns", "advantages"):
-            setattr(buffer, name, getattr(batch, name).float().cpu().numpy())
-        return {name: getattr(buffer, name).tobytes() for name in ("returns", "advantages")}
-
-    @staticmethod
-    def _take_back(batch: RolloutBatch, buffer: RolloutBuffer, written: dict[str, bytes]) -> None:
-        """Use what a callback has changed at the end of the rollout, as SB3's algorithms do."""
-        for name, before in written.items():
-            ours, now = getattr(batch, name), getattr(buffer, name)
-            if now.shape == ours.shape and now.tobytes() != before:
-                setattr(batch, name, th.as_tensor(now).to(ours))
 
     # ---------------------------------------------------------------- updating
 

@@ -28,6 +28,7 @@ def make_critic_optimizer(parameters: list[th.nn.Parameter], learning_rate: floa
 def fit_critic(
     policy: ActorCriticPolicy,
     optimizer: th.optim.Optimizer,
+    parameters: list[th.nn.Parameter],
     observations: Observations,
     targets: th.Tensor,
     n_updates: int,
@@ -38,14 +39,15 @@ def fit_critic(
     .. math:: \phi \leftarrow \phi - \alpha \nabla_\phi \frac{1}{M} \sum_t (V_\phi(s_t) - y_t)^2
 
     :param policy: in train mode
-    :param optimizer: over the critic's parameters
+    :param optimizer: over these parameters, and maybe others that it leaves alone
+    :param parameters: the critic's
     :param observations: one row per sample
     :param targets: y_t, reward units, ``(n_samples,)``
     :param n_updates: passes over the samples
     :param batch_size: samples per step, None for all of them
     :return: mean loss of the last pass
     """
-    parameters = [p for group in optimizer.param_groups for p in group["params"] if p.requires_grad]
+    parameters = [parameter for parameter in parameters if parameter.requires_grad]
     if not parameters:
         return th.zeros(())  # all of it is frozen
     size = len(targets) if batch_size is None else batch_size

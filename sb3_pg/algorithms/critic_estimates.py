@@ -7,12 +7,21 @@ import torch as th
 
 from sb3_pg.algorithms import arguments as arg
 from sb3_pg.algorithms.base import PolicyGradientAlgorithm
-from sb3_pg.algorithms.signature import CHECKS
+from sb3_pg.algorithms.signature import CHECKS, NewArguments
 from sb3_pg.functional import lambda_return, n_step_return, reward_to_go
 from sb3_pg.rollout import RolloutBatch
 
 #: What the critic is trained on where nothing else is said: the return that the advantage is made of.
 _DEFAULT_TARGETS = {"gae": "lambda", "td": "td", "n_step": "n_step", "monte_carlo": "monte_carlo"}
+
+
+class CriticArguments(NewArguments, total=False):
+    """Keyword arguments of every algorithm whose advantage comes from a critic."""
+
+    advantage: str
+    td_steps: int
+    critic_target: str | None
+    recompute_advantage: bool
 
 
 class CriticEstimates(PolicyGradientAlgorithm):

@@ -1,8 +1,9 @@
-"""What is estimated from a batch, and the training of the critic that helps with it."""
+"""What is estimated from a batch, the training of the critic that helps with it, and the order of both."""
 
 from abc import abstractmethod
 
 import torch as th
+from stable_baselines3.common.buffers import RolloutBuffer
 
 from sb3_pg.algorithms.critic import fit_critic
 from sb3_pg.algorithms.explanation import Metrics
@@ -12,7 +13,7 @@ from sb3_pg.rollout import RolloutBatch, fill_bootstrap, predict_values, set_tra
 
 
 class EstimatingAlgorithm(ConfiguredAlgorithm):
-    """Returns, advantages, and a critic of its own optimizer. A subclass adds ``_estimate``.
+    """Returns, advantages, and a critic of its own optimizer. A subclass adds ``_estimate`` and ``_move_actor``.
 
     Its arguments are those of :class:`~sb3_pg.algorithms.setup.ConfiguredAlgorithm`.
     """
@@ -28,6 +29,27 @@ class EstimatingAlgorithm(ConfiguredAlgorithm):
         :return: both ``(n_steps, n_envs)``, reward units
         """
 
+    @abstractmethod
+    def _move_actor(self, batch: RolloutBatch) -> Metrics:
+        """Move the actor (and a critic that has no steps of its own), and explain it: name -> number to log."""
+
+    def _update(self, batch: RolloutBatch) -> Metrics:
+        """Move the actor, and fit a critic that has steps of its own before or after.
+
+        :return: name -> number to log
+        """
+        metrics: Metrics = {}
+        if self._critic_is_separate and (self.critic_fit == "before" or self._warms_up()):
+            metrics |= self._fit_critic(batch)
+            if self._warms_up():
+                return metrics
+            self._value_again(batch)
+            self._publish(batch, self.rollout_buffer)
+        metrics |= self._move_actor(batch)
+        if self._critic_is_separate and self.critic_fit == "after":
+            metrics |= self._fit_critic(batch)
+        return metrics
+
     def _weights(self, batch: RolloutBatch) -> th.Tensor | None:
         """w_t, the discount of each step's state, ``(n_steps, n_envs)``; None for 1."""
         if not self.state_discount:
@@ -42,7 +64,7 @@ class EstimatingAlgorithm(ConfiguredAlgorithm):
         advantages = batch.advantages
         assert advantages is not None
         if self.normalize_advantage:
-            advantages = normalize(advantages, batch.mask, tolerance=_rounding(batch))
+            advantages = normalize(advantages, batch.mask, tolerance=rounding(batch))
         weights = self._weights(batch)
         return advantages if weights is None else advantages * weights
 
@@ -55,6 +77,24 @@ class EstimatingAlgorithm(ConfiguredAlgorithm):
         batch.returns, batch.advantages = self._estimate(batch)
         set_training_mode(self.policy, True)
 
+    @staticmethod
+    def _publish(batch: RolloutBatch, buffer: RolloutBuffer) -> dict[str, bytes]:
+        """Write the estimates where SB3's users look for them.
+
+        :return: name -> what was written
+        """
+        for name in ("returns", "advantages"):
+            setattr(buffer, name, getattr(batch, name).float().cpu().numpy())
+        return {name: getattr(buffer, name).tobytes() for name in ("returns", "advantages")}
+
+    @staticmethod
+    def _take_back(batch: RolloutBatch, buffer: RolloutBuffer, written: dict[str, bytes]) -> None:
+        """Use what a callback has changed at the end of the rollout, as SB3's algorithms do."""
+        for name, before in written.items():
+            ours, now = getattr(batch, name), getattr(buffer, name)
+            if now.shape == ours.shape and now.tobytes() != before:
+                setattr(batch, name, th.as_tensor(now).to(ours))
+
     def _critic_targets(self, batch: RolloutBatch) -> th.Tensor:
         """What the policy's critic is trained on, ``(n_samples,)``: returns, in units of ``value_scale``."""
         assert batch.returns is not None
@@ -63,14 +103,15 @@ class EstimatingAlgorithm(ConfiguredAlgorithm):
 
     def _fit_critic(self, batch: RolloutBatch) -> Metrics:
         """Train the critic by its own optimizer."""
-        assert self.critic_optimizer is not None
+        optimizer = self.critic_optimizer or self.policy.optimizer
         loss: th.Tensor | float = 0.0
         for n in range(self.n_critic_updates if self.recompute_advantage else 1):
             if n:
                 self._value_again(batch)
             loss = fit_critic(
                 self.policy,
-                self.critic_optimizer,
+                optimizer,
+                list(self._critic_only().values()),
                 batch.flat_observations,
                 self._critic_targets(batch),
                 1 if self.recompute_advantage else self.n_critic_updates,
@@ -83,7 +124,7 @@ class EstimatingAlgorithm(ConfiguredAlgorithm):
         return self._n_warmed_up < self.critic_warmup_updates
 
 
-def _rounding(batch: RolloutBatch) -> th.Tensor:
+def rounding(batch: RolloutBatch) -> th.Tensor:
     """Rounding of the numbers that advantages are differences of: values come from a network in single precision."""
     returns, advantages = batch.returns, batch.advantages
     assert returns is not None

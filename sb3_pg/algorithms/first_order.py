@@ -21,18 +21,9 @@ class FirstOrderAlgorithm(PolicyGradientAlgorithm):
     except for features that actor and critic share: those are trained by both losses.
     """
 
-    def _update(self, batch: RolloutBatch) -> Metrics:
-        metrics: Metrics = {}
-        if self._critic_is_separate and (self.critic_fit == "before" or self._warms_up()):
-            metrics |= self._fit_critic(batch)
-            if self._warms_up():
-                return metrics
-            self._value_again(batch)
-            self._publish(batch, self.rollout_buffer)
-        metrics |= self._accumulate_gradient(batch)
+    def _move_actor(self, batch: RolloutBatch) -> Metrics:
+        metrics = self._accumulate_gradient(batch)
         metrics["grad_norm"] = self._gradient_step(batch)
-        if self._critic_is_separate and self.critic_fit == "after":
-            metrics |= self._fit_critic(batch)
         return metrics
 
     def _gradient_of(self) -> str | None:
@@ -41,16 +32,6 @@ class FirstOrderAlgorithm(PolicyGradientAlgorithm):
         if fits_first or not same_in_both_modes:
             return None
         return "both" if self._critic_shares_step else "actor"
-
-    @property
-    def _critic_shares_step(self) -> bool:
-        """Whether the critic's loss is part of the loss that ``policy.optimizer`` steps along."""
-        return self._uses_critic() and not (self._critic_is_separate and not self._shares_features)
-
-    @property
-    def _shares_features(self) -> bool:
-        actor, critic = self.parameter_sets
-        return not actor.keys().isdisjoint(critic)
 
     def _accumulate_gradient(self, batch: RolloutBatch) -> Metrics:
         """Set the parameters' ``grad`` to the gradient of the loss.

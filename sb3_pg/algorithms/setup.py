@@ -209,9 +209,14 @@ class ConfiguredAlgorithm(SavedAlgorithm):
 
     @property
     def _critic_is_separate(self) -> bool:
-        """Whether the critic has an optimizer of its own, rather than a share in the policy's."""
+        """Whether the critic has steps of its own, rather than a share in the policy's."""
         alone = self.critic_learning_rate is not None or self.n_critic_updates > 1 or self.critic_fit == "before"
         return alone and self._uses_critic()
+
+    @property
+    def _critic_has_optimizer(self) -> bool:
+        """Whether the critic's steps are those of an optimizer of its own."""
+        return self._critic_is_separate
 
     def _episodes_per_env(self) -> int | None:
         if self.n_steps is not None:
@@ -252,7 +257,7 @@ class ConfiguredAlgorithm(SavedAlgorithm):
         self.policy.optimizer = with_fewer_operations(self.policy.optimizer)
         self._parameter_sets = None
         self.critic_optimizer = None
-        if self._critic_is_separate:
+        if self._critic_has_optimizer:
             rate = self.critic_lr_schedule(1.0)
             self.critic_optimizer = make_critic_optimizer(list(self._critic_only().values()), rate)
 
@@ -274,6 +279,16 @@ class ConfiguredAlgorithm(SavedAlgorithm):
         if self._parameter_sets is None or self._parameter_sets[0] is not structure:
             self._parameter_sets = structure, reachable_parameters(self.policy)
         return self._parameter_sets[1]
+
+    @property
+    def _critic_shares_step(self) -> bool:
+        """Whether the critic's loss is part of the loss that ``policy.optimizer`` steps along."""
+        return self._uses_critic() and not (self._critic_is_separate and not self._shares_features)
+
+    @property
+    def _shares_features(self) -> bool:
+        actor, critic = self.parameter_sets
+        return not actor.keys().isdisjoint(critic)
 
     def _critic_only(self) -> dict[str, th.nn.Parameter]:
         actor, critic = self.parameter_sets

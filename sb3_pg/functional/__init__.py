@@ -4,20 +4,30 @@ Time is the first axis, environments the second: ``(n_steps, n_envs)``.
 """
 
 from sb3_pg.functional.advantages import gae, normalize, td_residual
+from sb3_pg.functional.conjugate_gradient import Solution, conjugate_gradient
 from sb3_pg.functional.diagnostics import GradientDiagnostics, gradient_diagnostics
+from sb3_pg.functional.distributions import distribution_parameters, with_parameters
 from sb3_pg.functional.divergence import joint_kl
 from sb3_pg.functional.episode_gradients import episode_gradients
+from sb3_pg.functional.fisher import FisherVectorProduct
+from sb3_pg.functional.line_search import LineSearch, line_search
 from sb3_pg.functional.losses import policy_gradient_loss, reduce_actor, value_loss
 from sb3_pg.functional.returns import lambda_return, n_step_return, reward_to_go, total_return
 from sb3_pg.functional.scan import scan
 
 __all__ = [
+    "FisherVectorProduct",
     "GradientDiagnostics",
+    "LineSearch",
+    "Solution",
+    "conjugate_gradient",
+    "distribution_parameters",
     "episode_gradients",
     "gae",
     "gradient_diagnostics",
     "joint_kl",
     "lambda_return",
+    "line_search",
     "n_step_return",
     "normalize",
     "policy_gradient_loss",
@@ -27,4 +37,5 @@ __all__ = [
     "td_residual",
     "total_return",
     "value_loss",
+    "with_parameters",
 ]

@@ -13,11 +13,13 @@ from sb3_pg.rollout.forward import (
     Distributions,
     EntropyUse,
     Evaluation,
+    action_distribution,
     evaluate,
     policy_actions,
     predict_log_probs,
     predict_values,
     split_observations,
+    torch_distributions,
 )
 from sb3_pg.rollout.plain import value_function
 from sb3_pg.rollout.progress import EndlessEpisodeError
@@ -46,6 +48,7 @@ __all__ = [
     "Structure",
     "TrajectoryRolloutBuffer",
     "action_dist_kept",
+    "action_distribution",
     "batch_from_foreign_buffer",
     "evaluate",
     "fill_bootstrap",
@@ -60,6 +63,7 @@ __all__ = [
     "set_training_mode",
     "split_observations",
     "structure_of",
+    "torch_distributions",
     "unvalidated_distributions",
     "value_function",
 ]

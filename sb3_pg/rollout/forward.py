@@ -7,6 +7,7 @@ from typing import Any, Literal, NamedTuple
 import torch as th
 from gymnasium import spaces
 from stable_baselines3.common.distributions import CategoricalDistribution
+from stable_baselines3.common.distributions import Distribution as SB3Distribution
 from stable_baselines3.common.policies import ActorCriticPolicy
 from torch.distributions import Categorical, Distribution
 
@@ -79,6 +80,28 @@ def predict_log_probs(
             log_probs.append(distribution.log_prob(action))
             distributions.append(_held(distribution))
     return th.cat(log_probs), distributions
+
+
+def action_distribution(policy: ActorCriticPolicy, observations: Observations) -> SB3Distribution:
+    """What the policy draws actions from, with gradient where that is enabled; the caller's own object.
+
+    :param policy: the policy; of one that replaces other methods, what its ``get_distribution`` says counts
+    :param observations: one row per sample
+    """
+    layers = None if has_own_forward(policy) else plain_layers(policy)
+    with unvalidated_distributions(), action_dist_kept(policy):
+        if layers is None:
+            return policy.get_distribution(observations)
+        return policy._get_action_dist_from_latent(layers.latent_pi(layers.features(observations)))
+
+
+def torch_distributions(distribution: SB3Distribution) -> Distributions | None:
+    """The distribution of torch's, or one per action dimension, in one of SB3's; None where there is none.
+
+    Squashing changes no divergence, so that it is left out.
+    """
+    held = _held(distribution)
+    return None if held is None else held()
 
 
 class Evaluation(NamedTuple):
@@ -159,7 +182,7 @@ def _evaluate_plain(
         log_probs = layers.action_outputs(features).log_softmax(1)
         log_prob = log_probs.gather(1, actions.unsqueeze(1)).squeeze(1)
         entropies = _entropy(partial(_categorical_entropy, log_probs), entropy)
-        evaluation = Evaluation(log_prob, entropies, None, partial(Categorical, logits=log_probs.detach()))
+        evaluation = Evaluation(log_prob, entropies, None, partial(Categorical, logits=log_probs))
     else:
         with unvalidated_distributions(), action_dist_kept(policy):
             evaluation = _score(policy._get_action_dist_from_latent(layers.latent_pi(features)), actions, entropy)

@@ -1,0 +1,192 @@
+"""The arguments that NPG and TRPO share: those of sb3_contrib's TRPO, and more."""
+
+import math
+import warnings
+from collections.abc import Mapping
+from typing import Any, ClassVar
+
+import torch as th
+from gymnasium import spaces
+from stable_baselines3.common.buffers import RolloutBuffer
+from stable_baselines3.common.policies import ActorCriticPolicy
+from stable_baselines3.common.type_aliases import GymEnv, Schedule
+from typing_extensions import Unpack
+
+from sb3_pg.algorithms import arguments as arg
+from sb3_pg.algorithms.critic_estimates import CriticArguments
+from sb3_pg.algorithms.natural_step import NaturalStep
+
+
+class NaturalGradientArguments(CriticArguments, total=False):
+    """Keyword arguments that are passed on."""
+
+    ent_coef: float
+    critic_learning_rate: float | str | Schedule | None
+
+
+class NaturalGradient(NaturalStep):
+    """Steps along the natural gradient, with the arguments of sb3_contrib's TRPO.
+
+    The formula is that of :class:`~sb3_pg.algorithms.natural_step.NaturalStep`. The arguments are those of
+    :class:`sb3_contrib.TRPO`, in their order, and its zips load. One differs in its unit: ``target_kl`` is the joint
+    KL(old || new), of the whole action vector, in nats. sb3_contrib averages over the d dimensions of Box and
+    MultiBinary actions: its ``(target_kl, cg_damping)`` equals ours of ``(d * target_kl, d * cg_damping)``.
+
+    The actor moves in evaluation mode, as the policy that acts. Features that actor and critic share belong to the
+    actor; the critic trains its own parameters, with ``policy.optimizer`` as in sb3_contrib, or with an optimizer of
+    its own if ``critic_learning_rate`` is given.
+
+    :param policy: see :class:`~sb3_pg.algorithms.setup.ConfiguredAlgorithm`, as for all arguments but these
+    :param learning_rate: of the critic; the actor's step follows from the trust region
+    :param batch_size: samples per step of the critic (``critic_batch_size`` in other algorithms), None for all
+    :param cg_max_steps: most steps of the conjugate gradient
+    :param cg_damping: c, added to the Fisher matrix's diagonal
+    :param line_search_shrinking_factor: of TRPO; NPG, whose arguments are the same, takes the whole step
+    :param line_search_max_iter: likewise
+    :param target_kl: delta, the joint KL of a step, nats
+    :param sub_sampling_factor: sb3_contrib's name for ``fisher_subsample``. There it thins the gradient and the line
+        search as well, which makes them noisier; here the Fisher products alone
+    :param cg_tolerance: residual, as a share of the gradient's norm, at which the conjugate gradient may stop
+    :param fisher_chunk_size: samples per forward with graph. A batch of no more keeps its graph, a larger one makes it
+        anew for each chunk and product, which bounds the memory
+    :param fisher_subsample: k: one sample in k goes into the Fisher products, the same ones for all products of a step
+    :param kwargs: of :class:`~sb3_pg.algorithms.critic_estimates.CriticEstimates`, and those that all algorithms share
+    :raises ValueError: an argument out of range, arguments that contradict each other, or a policy whose distribution
+        is not known
+    :raises TypeError: an argument of the wrong type, or an unknown one
+    """
+
+    checks: ClassVar[Mapping[str, arg.Check]] = {
+        **NaturalStep.checks,
+        "batch_size": arg.integer(1, optional=True),
+        "cg_max_steps": arg.integer(1),
+        "cg_damping": arg.real(0),
+        "cg_tolerance": arg.real(0),
+        "line_search_shrinking_factor": arg.fraction,
+        "line_search_max_iter": arg.integer(1),
+        "target_kl": arg.positive(),
+        "sub_sampling_factor": arg.integer(1),
+        "fisher_chunk_size": arg.integer(1),
+        "fisher_subsample": arg.integer(1),
+    }
+
+    def __init__(
+        self,
+        policy: str | type[ActorCriticPolicy],
+        env: GymEnv | str | None,
+        learning_rate: float | str | Schedule = 1e-3,
+        n_steps: int | None = 2048,
+        batch_size: int | None = 128,
+        gamma: float = 0.99,
+        cg_max_steps: int = 15,
+        cg_damping: float = 0.1,
+        line_search_shrinking_factor: float = 0.8,
+        line_search_max_iter: int = 10,
+        n_critic_updates: int = 10,
+        gae_lambda: float = 0.95,
+        use_sde: bool = False,
+        sde_sample_freq: int = -1,
+        rollout_buffer_class: type[RolloutBuffer] | None = None,
+        rollout_buffer_kwargs: dict[str, Any] | None = None,
+        normalize_advantage: bool = True,
+        target_kl: float = 0.01,
+        sub_sampling_factor: int = 1,
+        stats_window_size: int = 100,
+        tensorboard_log: str | None = None,
+        policy_kwargs: dict[str, Any] | None = None,
+        verbose: int = 0,
+        seed: int | None = None,
+        device: th.device | str = "auto",
+        _init_setup_model: bool = True,
+        *,
+        cg_tolerance: float = 1e-5,
+        fisher_chunk_size: int = 16384,
+        fisher_subsample: int = 1,
+        **kwargs: Unpack[NaturalGradientArguments],
+    ) -> None:
+        self.cg_max_steps = cg_max_steps
+        self.cg_damping = cg_damping
+        self.cg_tolerance = cg_tolerance
+        self.line_search_shrinking_factor = line_search_shrinking_factor
+        self.line_search_max_iter = line_search_max_iter
+        self.target_kl = target_kl
+        self.sub_sampling_factor = sub_sampling_factor
+        self.fisher_chunk_size = fisher_chunk_size
+        self.fisher_subsample = fisher_subsample
+        super().__init__(
+            policy,
+            env,
+            learning_rate,
+            n_steps=n_steps,
+            gamma=gamma,
+            gae_lambda=gae_lambda,
+            max_grad_norm=None,
+            n_critic_updates=n_critic_updates,
+            critic_batch_size=batch_size,
+            use_sde=use_sde,
+            sde_sample_freq=sde_sample_freq,
+            rollout_buffer_class=rollout_buffer_class,
+            rollout_buffer_kwargs=rollout_buffer_kwargs,
+            normalize_advantage=normalize_advantage,
+            stats_window_size=stats_window_size,
+            tensorboard_log=tensorboard_log,
+            policy_kwargs=policy_kwargs,
+            verbose=verbose,
+            seed=seed,
+            device=device,
+            _init_setup_model=_init_setup_model,
+            **arg.known_arguments(type(self), kwargs, but=("max_grad_norm", "vf_coef", "critic_batch_size")),
+        )
+        if sub_sampling_factor > 1:
+            warnings.warn(
+                f"sub_sampling_factor={sub_sampling_factor} thins the Fisher products alone here, as fisher_subsample "
+                "does: gradient and line search use the whole batch",
+                stacklevel=3,
+            )
+
+    @property
+    def critic_batch_size(self) -> int | None:
+        """The name that other algorithms have for ``batch_size``."""
+        return self.batch_size
+
+    @critic_batch_size.setter
+    def critic_batch_size(self, value: int | None) -> None:
+        self.batch_size = value
+
+    def _setup_model(self) -> None:
+        if "critic_batch_size" in vars(self):  # load(critic_batch_size=...)
+            self.batch_size = vars(self).pop("critic_batch_size")
+        from_contrib = self._from_sb3
+        if from_contrib:
+            self.max_grad_norm = None  # sb3_contrib's TRPO says 0 for what it has no use for
+        super()._setup_model()
+        if from_contrib:
+            self._warn_of_units()
+
+    def _warn_of_units(self) -> None:
+        space = self.action_space
+        d = math.prod(space.shape or ()) if isinstance(space, spaces.Box | spaces.MultiBinary) else 1
+        if d > 1:
+            warnings.warn(
+                f"target_kl={self.target_kl} of sb3_contrib's model is averaged over the {d} action dimensions, and is "
+                f"the joint KL here: load(..., target_kl={d * self.target_kl:g}, cg_damping={d * self.cg_damping:g}) "
+                "goes on with the same steps",
+                stacklevel=3,
+            )
+
+    def _check_combinations(self) -> None:
+        super()._check_combinations()
+        alone = self.n_steps == 1 and self.n_envs == 1
+        if self.env is not None and self.normalize_advantage and alone:
+            raise ValueError(
+                "normalize_advantage=True leaves nothing of a single step's advantage, got n_steps=1 with one env: "
+                "more steps, or normalize_advantage=False"
+            )
+
+    @property
+    def _critic_is_separate(self) -> bool:
+        return True
+
+    @property
+    def _critic_has_optimizer(self) -> bool:
+        return self.critic_learning_rate is not None

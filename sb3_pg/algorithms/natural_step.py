@@ -1,0 +1,175 @@
+"""A step along the natural gradient: what NPG and TRPO share, which is all but how far they go."""
+
+import math
+import warnings
+from abc import abstractmethod
+from collections.abc import Callable
+
+import torch as th
+
+from sb3_pg.algorithms.critic_estimates import CriticEstimates
+from sb3_pg.algorithms.estimation import rounding
+from sb3_pg.algorithms.explanation import Metrics
+from sb3_pg.algorithms.guards import nonfinite_gradient
+from sb3_pg.algorithms.surrogate import Effect, SurrogateObjective, chunked_distributions
+from sb3_pg.functional import FisherVectorProduct, LineSearch, conjugate_gradient
+from sb3_pg.rollout import RolloutBatch, has_own_forward, policy_actions, set_training_mode, split_observations
+
+#: Why no step was taken -> what may help.
+_ADVICE = {
+    "kl": "The divergence is above target_kl even after the shortest step: more line_search_max_iter or cg_damping.",
+    "no_improvement": "The objective gains less than predicted: larger batches, or a smaller target_kl.",
+    "nonfinite": "A number overflows: look at the observations' and the log-probs' scale.",
+    "curvature": "The Fisher matrix is singular to rounding: more cg_damping, or a smaller fisher_subsample.",
+    "zero_gradient": "All advantages are equal: the rewards do not tell one action from another.",
+}
+_FAILURES_TO_WARN = 3
+
+
+class NaturalStep(CriticEstimates):
+    r"""Direction x of the natural gradient, and the step s along it that the KL's quadratic model allows.
+
+    .. math:: x = (F + c I)^{-1} \nabla L(\theta), \qquad s = \sqrt{\frac{2 \delta}{x^T (F + c I) x}}\; x
+
+    L is :class:`~sb3_pg.algorithms.surrogate.SurrogateObjective`, F the Fisher matrix of the whole action vector's
+    distribution, averaged over states (:class:`~sb3_pg.functional.FisherVectorProduct`); c is ``cg_damping``, delta
+    ``target_kl``. Source: Kakade (2001); Schulman et al. (2015), appendix C. (The slides print g^T F g for the
+    denominator, which is g^T F^-1 g = x^T F x, and turn the divergence round.)
+    """
+
+    cg_max_steps: int
+    cg_damping: float
+    cg_tolerance: float
+    target_kl: float
+    sub_sampling_factor: int
+    fisher_chunk_size: int
+    fisher_subsample: int
+    _n_failures = 0
+
+    def _step_length(self, curvature: float, gradient_norm: float) -> float:
+        """How often the direction fits into the whole step.
+
+        :param curvature: x^T (F + cI) x of the direction x = (F + cI)^-1 g / |g|
+        :param gradient_norm: |g|
+        """
+        del gradient_norm
+        return math.sqrt(2 * self.target_kl / curvature)
+
+    @abstractmethod
+    def _take(
+        self,
+        parameters: list[th.nn.Parameter],
+        step: list[th.Tensor],
+        measure: Callable[[], th.Tensor],
+        predicted_gain: float,
+    ) -> LineSearch:
+        """Move the parameters along the whole step, or a part of it; arguments of :func:`~functional.line_search`."""
+
+    def _move_actor(self, batch: RolloutBatch) -> Metrics:
+        objective = SurrogateObjective(
+            self.policy,
+            batch.flat_observations,
+            policy_actions(batch.select(batch.actions), self.action_space),
+            self._distinguishing_credit(batch),
+            self.ent_coef,
+            self.fisher_chunk_size,
+        )
+        set_training_mode(self.policy, False)
+        try:
+            return self._natural_step(batch, objective)
+        finally:
+            set_training_mode(self.policy, True)
+
+    def _natural_step(self, batch: RolloutBatch, objective: SurrogateObjective) -> Metrics:
+        parameters = [parameter for parameter in self.parameter_sets.actor.values() if parameter.requires_grad]
+        gradient = objective.gradient(parameters)
+        self._require_same_policy(batch, objective)
+        norm = float(th.linalg.vector_norm(gradient, dtype=th.float64))
+        if not math.isfinite(norm):
+            self._conclude("nonfinite")
+            raise nonfinite_gradient(self.policy, batch)
+        metrics: Metrics = {"grad_norm": norm, "entropy": objective.entropy, "entropy_loss": -objective.entropy}
+        if hasattr(self.policy, "log_std"):
+            metrics["std"] = self.policy.log_std.detach().exp().mean()
+        effect, predicted, step_size = Effect.of_nothing(), 0.0, 0.0
+        taken = LineSearch(0.0, 0, "zero_gradient")
+        if norm > 0:
+            fisher = self._fisher(batch, objective, parameters)
+            solution = conjugate_gradient(fisher, gradient / norm, self.cg_max_steps, self.cg_tolerance)
+            metrics |= {"cg_iterations": solution.n_iterations, "cg_residual": solution.relative_residual}
+            curvature = float(solution.x.dot(fisher(solution.x)))
+            if solution.failed:
+                taken = taken._replace(reason=solution.stop_reason)
+            elif not (math.isfinite(curvature) and curvature > 0):
+                taken = taken._replace(reason="curvature" if math.isfinite(curvature) else "nonfinite")
+            else:
+                step = solution.x * self._step_length(curvature, norm)
+
+                def measure() -> th.Tensor:
+                    nonlocal effect
+                    effect = objective.effect()
+                    return th.stack([th.as_tensor(effect.joint_kl), th.as_tensor(effect.gain)])
+
+                predicted = norm * float((gradient / norm).dot(step))
+                sizes = [parameter.numel() for parameter in parameters]
+                parts = [part.view_as(p) for part, p in zip(step.split(sizes), parameters, strict=True)]
+                taken = self._take(parameters, parts, measure, predicted)
+                step_size = taken.fraction * float(step.norm())
+        self._conclude(taken.reason)
+        return metrics | {
+            **(effect if taken.fraction else Effect.of_nothing()).metrics(),
+            "surrogate_predicted": taken.fraction * predicted,
+            "step_size": step_size,
+            "line_search_steps": taken.n_steps,
+        }
+
+    def _distinguishing_credit(self, batch: RolloutBatch) -> th.Tensor:
+        """w_t A_t, ``(n_samples,)``; zeros where the advantages are nothing but rounding.
+
+        The direction does not tell a large gradient from a small one, so that rounding would make a full step.
+        """
+        credit = batch.select(self._credit(batch))
+        advantages = batch.select(batch.advantages)
+        spread = advantages.max() - advantages.min() if self.normalize_advantage else advantages.abs().max()
+        return th.where(spread <= rounding(batch), 0.0, credit)
+
+    def _fisher(
+        self, batch: RolloutBatch, objective: SurrogateObjective, parameters: list[th.nn.Parameter]
+    ) -> FisherVectorProduct:
+        k = max(self.fisher_subsample, self.sub_sampling_factor)
+        kept = objective.distribution
+        if k == 1 and kept is not None:
+            return FisherVectorProduct([lambda: kept], parameters, self.cg_damping)
+        observations = batch.flat_observations
+        if k > 1:
+            n_samples = int(batch.valid.sum())
+            chosen = th.randperm(n_samples, device=self.device)[: -(-n_samples // k)]
+            (observations,) = split_observations(observations, len(chosen), chosen)
+        chunks = chunked_distributions(self.policy, observations, self.fisher_chunk_size)
+        return FisherVectorProduct(chunks, parameters, self.cg_damping)
+
+    def _require_same_policy(self, batch: RolloutBatch, objective: SurrogateObjective) -> None:
+        """Check that a policy with methods of its own says the same by all of them.
+
+        :raises ValueError: the actions' log-probs at collecting are not those of ``get_distribution``
+        """
+        if not has_own_forward(self.policy):
+            return
+        collected = batch.select(batch.log_probs)
+        difference = (objective.old_log_prob - collected).abs()
+        if (difference > 1e-3 * (1 + collected.abs())).any():
+            raise ValueError(
+                f"policy must have a get_distribution that agrees with its forward and evaluate_actions: of "
+                f"{type(self.policy).__name__}, log-probs differ by up to {float(difference.max()):.3g}"
+            )
+
+    def _conclude(self, reason: str) -> None:
+        """Log how the step ended; warn of failures in a row."""
+        self.logger.record("train/step_outcome", reason)
+        self._n_failures = 0 if reason == "accepted" else self._n_failures + 1
+        if self._n_failures == _FAILURES_TO_WARN:
+            warnings.warn(
+                f"The policy has not moved for {_FAILURES_TO_WARN} updates in a row, now because of {reason!r}. "
+                f"{_ADVICE[reason]}",
+                stacklevel=2,
+            )

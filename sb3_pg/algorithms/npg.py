@@ -1,0 +1,59 @@
+"""Natural policy gradient."""
+
+from collections.abc import Callable, Mapping
+from typing import Any, ClassVar
+
+import torch as th
+from stable_baselines3.common.type_aliases import Schedule
+
+from sb3_pg.algorithms import arguments as arg
+from sb3_pg.algorithms.natural_gradient import NaturalGradient
+from sb3_pg.functional import LineSearch, line_search
+
+
+class NPG(NaturalGradient):
+    r"""The whole step along the natural gradient.
+
+    .. math:: \theta \leftarrow \theta + \alpha\, (F + c I)^{-1} \nabla L(\theta), \qquad
+              \alpha = \sqrt{\frac{2 \delta}{\nabla L^T (F + c I)^{-1} \nabla L}}
+              \;\text{or a constant}
+
+    Source: Kakade (2001), eq. 5; the length that the KL allows: Peters and Schaal (2008), section 3; Rajeswaran et al.
+    (2017), eq. 5. The realized KL is near ``target_kl`` as far as the quadratic model holds; TRPO, which is NPG with a
+    line search, makes sure of it.
+
+    ``step="fixed"`` is the slides' form: alpha is then a rate whose scale is that of the rewards, or of nothing with
+    ``normalize_advantage``. A step after which the KL is not finite is taken back.
+
+    :param args: see :class:`~sb3_pg.algorithms.natural_gradient.NaturalGradient`; those of sb3_contrib's TRPO
+    :param step: "kl": alpha from ``target_kl``; "fixed": alpha is ``step_size``
+    :param step_size: alpha of "fixed": a number, ``"lin_0.1"``, or a function of the remaining progress
+    :param kwargs: likewise
+    :raises ValueError: an argument out of range, or arguments that contradict each other
+    :raises TypeError: an argument of the wrong type, or an unknown one
+    """
+
+    checks: ClassVar[Mapping[str, arg.Check]] = {
+        **NaturalGradient.checks,
+        "step": arg.choice("kl", "fixed"),
+        "step_size": arg.schedule(),
+    }
+
+    def __init__(self, *args: Any, step: str = "kl", step_size: float | str | Schedule = 0.1, **kwargs: Any) -> None:
+        self.step = step
+        self.step_size = step_size
+        super().__init__(*args, **kwargs)
+
+    def _step_length(self, curvature: float, gradient_norm: float) -> float:
+        if self.step == "kl":
+            return super()._step_length(curvature, gradient_norm)
+        return float(arg.to_schedule(self.step_size, "step_size")(self._current_progress_remaining)) * gradient_norm
+
+    def _take(
+        self,
+        parameters: list[th.nn.Parameter],
+        step: list[th.Tensor],
+        measure: Callable[[], th.Tensor],
+        predicted_gain: float,
+    ) -> LineSearch:
+        return line_search(parameters, step, measure, predicted_gain, accept_ratio=None, max_iter=1)

@@ -1,0 +1,180 @@
+"""The surrogate objective of one batch, and how far a policy has gone from the one that collected it."""
+
+from collections.abc import Callable, Sequence
+from typing import NamedTuple
+
+import torch as th
+from stable_baselines3.common.distributions import Distribution as SB3Distribution
+from stable_baselines3.common.policies import ActorCriticPolicy
+
+from sb3_pg.algorithms.explanation import Metrics
+from sb3_pg.functional import distribution_parameters, joint_kl, with_parameters
+from sb3_pg.rollout import (
+    Distributions,
+    Observations,
+    action_distribution,
+    split_observations,
+    torch_distributions,
+)
+
+
+class Effect(NamedTuple):
+    """What a step has done to the policy, on the states and actions that it was made from; scalars.
+
+    ``gain`` is that of the objective, in reward units, of which ``surrogate`` is the part without entropy.
+    """
+
+    joint_kl: th.Tensor | float
+    gain: th.Tensor | float
+    surrogate: th.Tensor | float
+    largest_ratio: th.Tensor | float
+    effective_sample_size: th.Tensor | float
+
+    @classmethod
+    def of_nothing(cls) -> "Effect":
+        """Of no step."""
+        return cls(0.0, 0.0, 0.0, 1.0, 1.0)
+
+    def metrics(self) -> Metrics:
+        """Name -> number to log."""
+        return {
+            "joint_kl": self.joint_kl,
+            "surrogate_realized": self.gain,
+            "largest_ratio": self.largest_ratio,
+            "effective_sample_size": self.effective_sample_size,
+        }
+
+
+class _Old(NamedTuple):
+    """The policy before the step, at one chunk of states."""
+
+    log_prob: th.Tensor
+    entropy: th.Tensor
+    distribution: Sequence[th.distributions.Distribution]
+
+
+class SurrogateObjective:
+    r"""What the policy that collected a batch expects of another one.
+
+    .. math:: L(\theta) = \hat E[\rho_t(\theta)\, w_t \hat A_t] + c_{ent} \hat E[H(\pi_\theta(\cdot|s_t))], \qquad
+              \rho_t(\theta) = \frac{\pi_\theta(a_t|s_t)}{\pi_{old}(a_t|s_t)}
+
+    E is the mean over steps. Source: Schulman et al. (2015), eq. 14; Kakade and Langford (2002), theorem 4.1. An
+    entropy without closed form is estimated by rho - 1 - rho log pi, whose gradient at theta_old is that of the score
+    function.
+
+    :param policy: in evaluation mode, the policy that acts
+    :param observations: one row per sample
+    :param actions: as the policy's distribution expects them
+    :param credit: w_t A_t, reward units, ``(n_samples,)``
+    :param ent_coef: c_ent
+    :param chunk_size: samples per forward; of a single chunk the graph is kept
+    """
+
+    def __init__(
+        self,
+        policy: ActorCriticPolicy,
+        observations: Observations,
+        actions: th.Tensor,
+        credit: th.Tensor,
+        ent_coef: float = 0.0,
+        chunk_size: int = 4096,
+    ) -> None:
+        self._policy, self._ent_coef, self._n_samples = policy, ent_coef, len(credit)
+        self._chunks = list(
+            zip(
+                split_observations(observations, chunk_size),
+                actions.split(chunk_size),
+                credit.split(chunk_size),
+                strict=True,
+            )
+        )
+        self._old: list[_Old] = []
+        #: of a single chunk: the distribution with its graph, once the gradient is known
+        self.distribution: Distributions | None = None
+
+    @property
+    def old_log_prob(self) -> th.Tensor:
+        """Log-probs of the actions before the step, nats, ``(n_samples,)``."""
+        return th.cat([old.log_prob for old in self._old])
+
+    @property
+    def entropy(self) -> th.Tensor:
+        """Mean entropy of the policy before the step, nats."""
+        return th.cat([old.entropy for old in self._old]).mean()
+
+    def gradient(self, parameters: Sequence[th.Tensor]) -> th.Tensor:
+        """Gradient at theta_old, which is what the policy's parameters are now.
+
+        :param parameters: theta
+        :return: ``(n_parameters,)``
+        """
+        self._old, parts = [], []
+        single = len(self._chunks) == 1
+        for observations, actions, credit in self._chunks:
+            with th.enable_grad():
+                distribution = action_distribution(self._policy, observations)
+                log_prob = distribution.log_prob(actions)
+                objective = (log_prob * credit.to(log_prob.dtype)).sum()
+                with th.set_grad_enabled(self._ent_coef > 0):
+                    entropy = distribution.entropy()
+                if self._ent_coef > 0:
+                    bonus = -log_prob.detach() * log_prob if entropy is None else entropy
+                    objective = objective + self._ent_coef * bonus.sum()
+            whole = require_torch_distributions(self._policy, distribution)
+            known = with_parameters(whole, [z.detach() for z in distribution_parameters(whole)])
+            self._old.append(_Old(log_prob.detach(), (-log_prob if entropy is None else entropy).detach(), known))
+            self.distribution = whole if single else None
+            gradients = th.autograd.grad(objective, parameters, retain_graph=single, materialize_grads=True)
+            parts.append(th.cat([gradient.flatten() for gradient in gradients]))
+        return th.stack(parts).sum(0) / self._n_samples
+
+    def effect(self) -> Effect:
+        """Compare the policy as it is now with the one before the step; after :meth:`gradient`."""
+        kls, gains, bonuses, ratios = [], [], [], []
+        with th.no_grad():
+            for (observations, actions, credit), old in zip(self._chunks, self._old, strict=True):
+                distribution = action_distribution(self._policy, observations)
+                log_prob = distribution.log_prob(actions)
+                log_ratio = (log_prob - old.log_prob).double()
+                excess = log_ratio.expm1()
+                ratios.append(excess + 1)
+                gains.append(excess * credit)
+                kls.append(joint_kl(old.distribution, require_torch_distributions(self._policy, distribution)))
+                if self._ent_coef > 0:
+                    entropy = distribution.entropy()
+                    new = excess - (excess + 1) * log_prob if entropy is None else entropy
+                    bonuses.append(new - old.entropy)
+            ratio, surrogate = th.cat(ratios), th.cat(gains).mean()
+            return Effect(
+                joint_kl=th.cat(kls).double().mean(),
+                gain=surrogate + self._ent_coef * th.cat(bonuses).mean() if bonuses else surrogate,
+                surrogate=surrogate,
+                largest_ratio=ratio.max(),
+                effective_sample_size=ratio.sum().square() / ratio.square().sum() / len(ratio),
+            )
+
+
+def chunked_distributions(
+    policy: ActorCriticPolicy, observations: Observations, chunk_size: int
+) -> list[Callable[[], Distributions]]:
+    """What gives the policy's distributions at each chunk of states, with graph, as often as it is called."""
+
+    def at(chunk: Observations) -> Callable[[], Distributions]:
+        return lambda: require_torch_distributions(policy, action_distribution(policy, chunk))
+
+    return [at(chunk) for chunk in split_observations(observations, chunk_size)]
+
+
+def require_torch_distributions(policy: ActorCriticPolicy, distribution: SB3Distribution) -> Distributions:
+    """The distributions of torch's in what the policy draws from.
+
+    :raises ValueError: there are none, so that no divergence is known
+    """
+    held = torch_distributions(distribution)
+    if held is None:
+        raise ValueError(
+            f"policy must draw actions from a distribution of torch's, whose divergence is known: "
+            f"{type(policy).__name__} has a {type(distribution).__name__} without one in its attribute 'distribution'"
+        )
+    return held

@@ -1,0 +1,57 @@
+"""Trust region policy optimization."""
+
+from collections.abc import Callable, Mapping
+from typing import Any, ClassVar
+
+import torch as th
+
+from sb3_pg.algorithms import arguments as arg
+from sb3_pg.algorithms.natural_gradient import NaturalGradient
+from sb3_pg.functional import LineSearch, line_search
+
+
+class TRPO(NaturalGradient):
+    r"""The natural gradient's step, shortened until it keeps to the trust region and to its promise.
+
+    .. math:: \theta \leftarrow \theta + \beta^k s, \qquad \bar D_{KL}(\pi_{old} \,\|\, \pi_\theta) \le \delta, \quad
+              L(\theta) - L(\theta_{old}) \ge \eta\, \beta^k\, \nabla L^T s
+
+    Source: Schulman et al. (2015), eq. 14 and appendix C. Direction and whole step s are those of
+    :class:`~sb3_pg.algorithms.natural_gradient.NaturalGradient`, from which NPG differs by the line search alone.
+    If no step is accepted, theta stays as it was, to the bit, and ``train/step_outcome`` says why.
+
+    A drop-in for :class:`sb3_contrib.TRPO`: every argument in its place, and its zips load. ``target_kl`` is the joint
+    KL, of the whole action vector: with d dimensions of a Box or MultiBinary space, sb3_contrib's
+    ``target_kl=t, cg_damping=c`` is ``target_kl=d * t, cg_damping=d * c`` here.
+
+    :param args: see :class:`~sb3_pg.algorithms.natural_gradient.NaturalGradient`
+    :param line_search_accept_ratio: eta: smallest gain that is accepted, as a share of the predicted one. sb3_contrib
+        takes any gain, which is 0
+    :param kwargs: likewise
+    :raises ValueError: an argument out of range, or arguments that contradict each other
+    :raises TypeError: an argument of the wrong type, or an unknown one
+    """
+
+    checks: ClassVar[Mapping[str, arg.Check]] = {**NaturalGradient.checks, "line_search_accept_ratio": arg.real(0, 1)}
+
+    def __init__(self, *args: Any, line_search_accept_ratio: float = 0.1, **kwargs: Any) -> None:
+        self.line_search_accept_ratio = line_search_accept_ratio
+        super().__init__(*args, **kwargs)
+
+    def _take(
+        self,
+        parameters: list[th.nn.Parameter],
+        step: list[th.Tensor],
+        measure: Callable[[], th.Tensor],
+        predicted_gain: float,
+    ) -> LineSearch:
+        return line_search(
+            parameters,
+            step,
+            measure,
+            predicted_gain,
+            max_kl=self.target_kl,
+            accept_ratio=self.line_search_accept_ratio,
+            shrinking_factor=self.line_search_shrinking_factor,
+            max_iter=self.line_search_max_iter,
+        )
