@@ -1,7 +1,7 @@
 """Policy gradients for Stable-Baselines3."""
 
 from sb3_pg import functional
-from sb3_pg.algorithms import NPG, TRPO, ActorCritic, Reinforce
+from sb3_pg.algorithms import NPG, TRPO, ActorCritic, KLPenaltyPG, Reinforce
 from sb3_pg.callbacks import GradientDiagnosticsCallback
 from sb3_pg.errors import NonFiniteError
 
@@ -12,6 +12,7 @@ __all__ = [
     "TRPO",
     "ActorCritic",
     "GradientDiagnosticsCallback",
+    "KLPenaltyPG",
     "NonFiniteError",
     "Reinforce",
     "__version__",

@@ -232,6 +232,19 @@ class PolicyGradientAlgorithm(EstimatingAlgorithm):
             return "gradient"
         return "value" if self._describes() else "none"
 
+    def _backward(self, loss: th.Tensor) -> None:
+        """Set the parameters' ``grad``, for :meth:`_gradient_step`, to the gradient of the loss."""
+        for parameter in structure_of(self.policy).parameters:
+            parameter.grad = None
+        if not self._warms_up():
+            if loss.requires_grad:  # not all of it is frozen
+                loss.backward()
+        elif trained := [parameter for parameter in self._critic_only().values() if parameter.requires_grad]:
+            loss.backward(inputs=trained)
+        if self._critic_is_separate:
+            for parameter in self._critic_only().values():
+                parameter.grad = None  # its own optimizer's business
+
     def _gradient_step(self, batch: RolloutBatch) -> th.Tensor:
         """Clip the gradient that was accumulated, and take a step of ``policy.optimizer``.
 

@@ -9,7 +9,7 @@ from sb3_pg.algorithms.critic import fit_critic
 from sb3_pg.algorithms.explanation import Metrics
 from sb3_pg.algorithms.setup import ConfiguredAlgorithm
 from sb3_pg.functional import normalize
-from sb3_pg.rollout import RolloutBatch, fill_bootstrap, predict_values, set_training_mode
+from sb3_pg.rollout import RolloutBatch, evaluation_mode, fill_bootstrap, predict_values
 
 
 class EstimatingAlgorithm(ConfiguredAlgorithm):
@@ -70,12 +70,11 @@ class EstimatingAlgorithm(ConfiguredAlgorithm):
 
     def _value_again(self, batch: RolloutBatch) -> None:
         """Replace what the old critic said by what the critic says now."""
-        set_training_mode(self.policy, False)
-        values = batch.restore(predict_values(self.policy, batch.flat_observations))
-        batch.values = values.to(batch.rewards) * self.value_scale
-        fill_bootstrap(self.policy, batch, self.value_scale)
-        batch.returns, batch.advantages = self._estimate(batch)
-        set_training_mode(self.policy, True)
+        with evaluation_mode(self.policy):
+            values = batch.restore(predict_values(self.policy, batch.flat_observations))
+            batch.values = values.to(batch.rewards) * self.value_scale
+            fill_bootstrap(self.policy, batch, self.value_scale)
+            batch.returns, batch.advantages = self._estimate(batch)
 
     @staticmethod
     def _publish(batch: RolloutBatch, buffer: RolloutBuffer) -> dict[str, bytes]:
@@ -115,7 +114,7 @@ class EstimatingAlgorithm(ConfiguredAlgorithm):
                 batch.flat_observations,
                 self._critic_targets(batch),
                 1 if self.recompute_advantage else self.n_critic_updates,
-                self.critic_batch_size,
+                self._critic_minibatch_size,
             )
         return {"value_loss": loss}
 

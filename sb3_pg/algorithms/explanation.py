@@ -12,10 +12,10 @@ from sb3_pg.rollout import (
     Distributions,
     RolloutBatch,
     evaluate,
+    evaluation_mode,
     has_own_forward,
     policy_actions,
     predict_log_probs,
-    set_training_mode,
 )
 
 Metrics = dict[str, th.Tensor | float]
@@ -51,8 +51,7 @@ def explain_step(
     """
     assert batch.log_probs is not None
     actions = policy_actions(batch.select(batch.actions), policy.action_space)
-    set_training_mode(policy, False)
-    with th.no_grad():
+    with evaluation_mode(policy), th.no_grad():
         distributions: list[Callable[[], Distributions] | None] = []
         if has_own_forward(policy):
             log_prob = evaluate(policy, batch.flat_observations, actions, False).log_prob.detach()
@@ -66,7 +65,6 @@ def explain_step(
             with suppress(NotImplementedError):  # a distribution of the user's own: the estimate has to do
                 kl = th.cat([joint_kl(old(), new()) for old, new in known])
         gain = (ratio - 1) * batch.select(credit)
-    set_training_mode(policy, True)
     products = [(g * changes[parameter]).sum() for parameter, g in gradient.items()]
     return {
         "joint_kl": kl.mean(),
@@ -76,6 +74,19 @@ def explain_step(
         "largest_ratio": ratio.max(),
         "effective_sample_size": ratio.sum().square() / ratio.square().sum() / len(ratio),
     }
+
+
+def describe_policy(policy: ActorCriticPolicy, entropy: th.Tensor) -> Metrics:
+    """How random the policy is.
+
+    :param policy: the policy
+    :param entropy: at each state, or its mean, nats
+    """
+    mean = entropy.detach().mean()
+    metrics: Metrics = {"entropy": mean, "entropy_loss": -mean}
+    if hasattr(policy, "log_std"):
+        metrics["std"] = policy.log_std.detach().exp().mean()
+    return metrics
 
 
 def clipped_action_fraction(batch: RolloutBatch, policy: ActorCriticPolicy) -> th.Tensor | float:

@@ -5,7 +5,7 @@ from typing import Any
 import torch as th
 
 from sb3_pg.algorithms.base import PolicyGradientAlgorithm
-from sb3_pg.algorithms.explanation import Metrics
+from sb3_pg.algorithms.explanation import Metrics, describe_policy
 from sb3_pg.functional import policy_gradient_loss, reduce_actor, value_loss
 from sb3_pg.rollout import Evaluation, RolloutBatch, evaluate, has_own_head, policy_actions, structure_of
 
@@ -38,17 +38,8 @@ class FirstOrderAlgorithm(PolicyGradientAlgorithm):
 
         :return: the loss's parts
         """
-        for parameter in structure_of(self.policy).parameters:
-            parameter.grad = None
         loss, metrics = self._loss(batch)
-        if not self._warms_up():
-            if loss.requires_grad:  # not all of it is frozen
-                loss.backward()
-        elif trained := [parameter for parameter in self._critic_only().values() if parameter.requires_grad]:
-            loss.backward(inputs=trained)
-        if self._critic_is_separate:
-            for parameter in self._critic_only().values():
-                parameter.grad = None  # its own optimizer's business
+        self._backward(loss)
         return metrics
 
     def _loss(self, batch: RolloutBatch) -> tuple[th.Tensor, Metrics]:
@@ -68,10 +59,7 @@ class FirstOrderAlgorithm(PolicyGradientAlgorithm):
             metrics["value_loss"] = value_loss(values, self._critic_targets(batch))
             loss = loss + self.vf_coef * metrics["value_loss"]
         if self._describes():
-            mean_entropy = (-log_prob if entropy is None else entropy).detach().mean()
-            metrics |= {"entropy": mean_entropy, "entropy_loss": -mean_entropy}
-            if hasattr(self.policy, "log_std"):
-                metrics["std"] = self.policy.log_std.detach().exp().mean()
+            metrics |= describe_policy(self.policy, -log_prob if entropy is None else entropy)
         if self._explains():
             actor = [parameter for parameter in self.parameter_sets.actor.values() if parameter.requires_grad]
             gradient: Any = (

@@ -38,7 +38,7 @@ class NaturalGradient(NaturalStep):
 
     :param policy: see :class:`~sb3_pg.algorithms.setup.ConfiguredAlgorithm`, as for all arguments but these
     :param learning_rate: of the critic; the actor's step follows from the trust region
-    :param batch_size: samples per step of the critic (``critic_batch_size`` in other algorithms), None for all
+    :param batch_size: samples per step of the critic, None for all; ``critic_batch_size``, if given, says the same
     :param cg_max_steps: most steps of the conjugate gradient
     :param cg_damping: c, added to the Fisher matrix's diagonal
     :param line_search_shrinking_factor: of TRPO; NPG, whose arguments are the same, takes the whole step
@@ -104,6 +104,7 @@ class NaturalGradient(NaturalStep):
         fisher_subsample: int = 1,
         **kwargs: Unpack[NaturalGradientArguments],
     ) -> None:
+        self.batch_size = batch_size
         self.cg_max_steps = cg_max_steps
         self.cg_damping = cg_damping
         self.cg_tolerance = cg_tolerance
@@ -122,7 +123,6 @@ class NaturalGradient(NaturalStep):
             gae_lambda=gae_lambda,
             max_grad_norm=None,
             n_critic_updates=n_critic_updates,
-            critic_batch_size=batch_size,
             use_sde=use_sde,
             sde_sample_freq=sde_sample_freq,
             rollout_buffer_class=rollout_buffer_class,
@@ -135,7 +135,7 @@ class NaturalGradient(NaturalStep):
             seed=seed,
             device=device,
             _init_setup_model=_init_setup_model,
-            **arg.known_arguments(type(self), kwargs, but=("max_grad_norm", "vf_coef", "critic_batch_size")),
+            **arg.known_arguments(type(self), kwargs, but=("max_grad_norm", "vf_coef")),
         )
         if sub_sampling_factor > 1:
             warnings.warn(
@@ -145,17 +145,10 @@ class NaturalGradient(NaturalStep):
             )
 
     @property
-    def critic_batch_size(self) -> int | None:
-        """The name that other algorithms have for ``batch_size``."""
-        return self.batch_size
-
-    @critic_batch_size.setter
-    def critic_batch_size(self, value: int | None) -> None:
-        self.batch_size = value
+    def _critic_minibatch_size(self) -> int | None:
+        return self.critic_batch_size or self.batch_size
 
     def _setup_model(self) -> None:
-        if "critic_batch_size" in vars(self):  # load(critic_batch_size=...)
-            self.batch_size = vars(self).pop("critic_batch_size")
         from_contrib = self._from_sb3
         if from_contrib:
             self.max_grad_norm = None  # sb3_contrib's TRPO says 0 for what it has no use for

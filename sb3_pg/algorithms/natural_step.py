@@ -9,11 +9,11 @@ import torch as th
 
 from sb3_pg.algorithms.critic_estimates import CriticEstimates
 from sb3_pg.algorithms.estimation import rounding
-from sb3_pg.algorithms.explanation import Metrics
+from sb3_pg.algorithms.explanation import Metrics, describe_policy
 from sb3_pg.algorithms.guards import nonfinite_gradient
 from sb3_pg.algorithms.surrogate import Effect, SurrogateObjective, chunked_distributions
 from sb3_pg.functional import FisherVectorProduct, LineSearch, conjugate_gradient
-from sb3_pg.rollout import RolloutBatch, has_own_forward, policy_actions, set_training_mode, split_observations
+from sb3_pg.rollout import RolloutBatch, evaluation_mode, split_observations
 
 #: Why no step was taken -> what may help.
 _ADVICE = {
@@ -66,31 +66,21 @@ class NaturalStep(CriticEstimates):
         """Move the parameters along the whole step, or a part of it; arguments of :func:`~functional.line_search`."""
 
     def _move_actor(self, batch: RolloutBatch) -> Metrics:
-        objective = SurrogateObjective(
-            self.policy,
-            batch.flat_observations,
-            policy_actions(batch.select(batch.actions), self.action_space),
-            self._distinguishing_credit(batch),
-            self.ent_coef,
-            self.fisher_chunk_size,
-        )
-        set_training_mode(self.policy, False)
-        try:
-            return self._natural_step(batch, objective)
-        finally:
-            set_training_mode(self.policy, True)
-
-    def _natural_step(self, batch: RolloutBatch, objective: SurrogateObjective) -> Metrics:
+        credit = self._distinguishing_credit(batch)
+        objective = SurrogateObjective(self.policy, batch, credit, self.ent_coef, self.fisher_chunk_size)
         parameters = [parameter for parameter in self.parameter_sets.actor.values() if parameter.requires_grad]
+        with evaluation_mode(self.policy):
+            return self._natural_step(batch, objective, parameters)
+
+    def _natural_step(
+        self, batch: RolloutBatch, objective: SurrogateObjective, parameters: list[th.nn.Parameter]
+    ) -> Metrics:
         gradient = objective.gradient(parameters)
-        self._require_same_policy(batch, objective)
         norm = float(th.linalg.vector_norm(gradient, dtype=th.float64))
         if not math.isfinite(norm):
             self._conclude("nonfinite")
             raise nonfinite_gradient(self.policy, batch)
-        metrics: Metrics = {"grad_norm": norm, "entropy": objective.entropy, "entropy_loss": -objective.entropy}
-        if hasattr(self.policy, "log_std"):
-            metrics["std"] = self.policy.log_std.detach().exp().mean()
+        metrics: Metrics = {"grad_norm": norm, **describe_policy(self.policy, objective.entropy)}
         effect, predicted, step_size = Effect.of_nothing(), 0.0, 0.0
         taken = LineSearch(0.0, 0, "zero_gradient")
         if norm > 0:
@@ -147,21 +137,6 @@ class NaturalStep(CriticEstimates):
             (observations,) = split_observations(observations, len(chosen), chosen)
         chunks = chunked_distributions(self.policy, observations, self.fisher_chunk_size)
         return FisherVectorProduct(chunks, parameters, self.cg_damping)
-
-    def _require_same_policy(self, batch: RolloutBatch, objective: SurrogateObjective) -> None:
-        """Check that a policy with methods of its own says the same by all of them.
-
-        :raises ValueError: the actions' log-probs at collecting are not those of ``get_distribution``
-        """
-        if not has_own_forward(self.policy):
-            return
-        collected = batch.select(batch.log_probs)
-        difference = (objective.old_log_prob - collected).abs()
-        if (difference > 1e-3 * (1 + collected.abs())).any():
-            raise ValueError(
-                f"policy must have a get_distribution that agrees with its forward and evaluate_actions: of "
-                f"{type(self.policy).__name__}, log-probs differ by up to {float(difference.max()):.3g}"
-            )
 
     def _conclude(self, reason: str) -> None:
         """Log how the step ended; warn of failures in a row."""

@@ -214,6 +214,11 @@ class ConfiguredAlgorithm(SavedAlgorithm):
         return alone and self._uses_critic()
 
     @property
+    def _critic_minibatch_size(self) -> int | None:
+        """Samples per step of the critic, where it has steps of its own; None for all."""
+        return self.critic_batch_size
+
+    @property
     def _critic_has_optimizer(self) -> bool:
         """Whether the critic's steps are those of an optimizer of its own."""
         return self._critic_is_separate

@@ -10,9 +10,13 @@ from stable_baselines3.common.policies import ActorCriticPolicy
 from sb3_pg.algorithms.explanation import Metrics
 from sb3_pg.functional import distribution_parameters, joint_kl, with_parameters
 from sb3_pg.rollout import (
+    CHUNK_SIZE,
     Distributions,
     Observations,
+    RolloutBatch,
     action_distribution,
+    has_own_forward,
+    policy_actions,
     split_observations,
     torch_distributions,
 )
@@ -63,32 +67,28 @@ class SurrogateObjective:
     entropy without closed form is estimated by rho - 1 - rho log pi, whose gradient at theta_old is that of the score
     function.
 
-    :param policy: in evaluation mode, the policy that acts
-    :param observations: one row per sample
-    :param actions: as the policy's distribution expects them
+    :param policy: in evaluation mode whenever a method is called: the policy that acts
+    :param batch: what it has done
     :param credit: w_t A_t, reward units, ``(n_samples,)``
     :param ent_coef: c_ent
     :param chunk_size: samples per forward; of a single chunk the graph is kept
+    :raises ValueError: from its methods: the policy does not show its distribution, or shows another one than that
+        which it has drawn from
     """
 
     def __init__(
         self,
         policy: ActorCriticPolicy,
-        observations: Observations,
-        actions: th.Tensor,
+        batch: RolloutBatch,
         credit: th.Tensor,
         ent_coef: float = 0.0,
-        chunk_size: int = 4096,
+        chunk_size: int = CHUNK_SIZE,
     ) -> None:
-        self._policy, self._ent_coef, self._n_samples = policy, ent_coef, len(credit)
-        self._chunks = list(
-            zip(
-                split_observations(observations, chunk_size),
-                actions.split(chunk_size),
-                credit.split(chunk_size),
-                strict=True,
-            )
-        )
+        self._policy, self._batch, self._ent_coef = policy, batch, ent_coef
+        self.credit = credit
+        self.actions = policy_actions(batch.select(batch.actions), policy.action_space)
+        observations = split_observations(batch.flat_observations, chunk_size)
+        self._chunks = list(zip(observations, self.actions.split(chunk_size), credit.split(chunk_size), strict=True))
         self._old: list[_Old] = []
         #: of a single chunk: the distribution with its graph, once the gradient is known
         self.distribution: Distributions | None = None
@@ -103,8 +103,23 @@ class SurrogateObjective:
         """Mean entropy of the policy before the step, nats."""
         return th.cat([old.entropy for old in self._old]).mean()
 
+    @property
+    def old_distribution(self) -> tuple[Sequence[th.distributions.Distribution], list[th.Tensor]]:
+        """What the policy drew actions from before the step: one of its kind, and its parameters at all states."""
+        chunks = [distribution_parameters(old.distribution) for old in self._old]
+        return self._old[0].distribution, [th.cat(parts) for parts in zip(*chunks, strict=True)]
+
+    def remember(self) -> None:
+        """Take the policy as it is now for the one before the step."""
+        self._old = []
+        with th.no_grad():
+            for observations, actions, _ in self._chunks:
+                distribution = action_distribution(self._policy, observations)
+                self._remember(distribution, distribution.log_prob(actions), distribution.entropy())
+        self._require_agreement()
+
     def gradient(self, parameters: Sequence[th.Tensor]) -> th.Tensor:
-        """Gradient at theta_old, which is what the policy's parameters are now.
+        """Gradient at theta_old, which is what the policy's parameters are now; it is remembered.
 
         :param parameters: theta
         :return: ``(n_parameters,)``
@@ -121,13 +136,31 @@ class SurrogateObjective:
                 if self._ent_coef > 0:
                     bonus = -log_prob.detach() * log_prob if entropy is None else entropy
                     objective = objective + self._ent_coef * bonus.sum()
-            whole = require_torch_distributions(self._policy, distribution)
-            known = with_parameters(whole, [z.detach() for z in distribution_parameters(whole)])
-            self._old.append(_Old(log_prob.detach(), (-log_prob if entropy is None else entropy).detach(), known))
+            whole = self._remember(distribution, log_prob, entropy)
             self.distribution = whole if single else None
             gradients = th.autograd.grad(objective, parameters, retain_graph=single, materialize_grads=True)
             parts.append(th.cat([gradient.flatten() for gradient in gradients]))
-        return th.stack(parts).sum(0) / self._n_samples
+        self._require_agreement()
+        return th.stack(parts).sum(0) / len(self.actions)
+
+    def _remember(self, distribution: SB3Distribution, log_prob: th.Tensor, entropy: th.Tensor | None) -> Distributions:
+        whole = require_torch_distributions(self._policy, distribution)
+        known = with_parameters(whole, [z.detach() for z in distribution_parameters(whole)])
+        self._old.append(_Old(log_prob.detach(), (-log_prob if entropy is None else entropy).detach(), known))
+        return whole
+
+    def _require_agreement(self) -> None:
+        """Check that a policy with methods of its own says the same by all of them."""
+        if not has_own_forward(self._policy):
+            return
+        assert self._batch.log_probs is not None
+        collected = self._batch.select(self._batch.log_probs)
+        difference = (self.old_log_prob - collected).abs()
+        if (difference > 1e-3 * (1 + collected.abs())).any():
+            raise ValueError(
+                f"policy must have a get_distribution that agrees with its forward and evaluate_actions: log-probs of "
+                f"{type(self._policy).__name__} differ by up to {float(difference.max()):.3g}"
+            )
 
     def effect(self) -> Effect:
         """Compare the policy as it is now with the one before the step; after :meth:`gradient`."""

@@ -10,6 +10,7 @@ from sb3_pg.rollout.evaluation import (
 )
 from sb3_pg.rollout.finite import NormalizationGuard, require_finite_policy
 from sb3_pg.rollout.forward import (
+    CHUNK_SIZE,
     Distributions,
     EntropyUse,
     Evaluation,
@@ -28,6 +29,7 @@ from sb3_pg.rollout.structure import (
     Snapshot,
     Structure,
     action_dist_kept,
+    evaluation_mode,
     has_own_forward,
     has_own_head,
     set_training_mode,
@@ -35,6 +37,7 @@ from sb3_pg.rollout.structure import (
 )
 
 __all__ = [
+    "CHUNK_SIZE",
     "Collector",
     "DictTrajectoryRolloutBuffer",
     "Distributions",
@@ -51,6 +54,7 @@ __all__ = [
     "action_distribution",
     "batch_from_foreign_buffer",
     "evaluate",
+    "evaluation_mode",
     "fill_bootstrap",
     "has_own_forward",
     "has_own_head",

@@ -179,6 +179,16 @@ def set_training_mode(policy: ActorCriticPolicy, mode: bool) -> None:
 
 
 @contextmanager
+def evaluation_mode(policy: ActorCriticPolicy) -> Iterator[None]:
+    """Let the body of an update, which is in training mode, have the policy as it acts."""
+    set_training_mode(policy, False)
+    try:
+        yield
+    finally:
+        set_training_mode(policy, True)
+
+
+@contextmanager
 def action_dist_kept(policy: ActorCriticPolicy) -> Iterator[None]:
     """Let the body use a copy of the policy's distribution object.
 

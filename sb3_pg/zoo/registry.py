@@ -12,6 +12,7 @@ from stable_baselines3.common.base_class import BaseAlgorithm
 
 import sb3_pg
 from sb3_pg.algorithms.actor_critic import ActorCritic
+from sb3_pg.algorithms.kl_penalty_pg import KLPenaltyPG
 from sb3_pg.algorithms.npg import NPG
 from sb3_pg.algorithms.reinforce import Reinforce
 from sb3_pg.algorithms.trpo import TRPO
@@ -27,6 +28,7 @@ ALGORITHMS: Final[dict[str, type[BaseAlgorithm]]] = {
     "actor_critic": ActorCritic,
     "npg": NPG,
     "trpo": TRPO,
+    "kl_penalty_pg": KLPenaltyPG,
 }
 """Name on the command line to class."""
 
