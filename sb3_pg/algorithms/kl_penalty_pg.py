@@ -2,7 +2,7 @@
 
 import math
 from collections.abc import Mapping
-from typing import Any, ClassVar, NamedTuple
+from typing import Any, ClassVar
 
 import torch as th
 from stable_baselines3.common.policies import ActorCriticPolicy
@@ -29,15 +29,6 @@ from sb3_pg.rollout import (
 )
 
 
-class _Minibatch(NamedTuple):
-    observations: Observations
-    actions: th.Tensor
-    credit: th.Tensor
-    old_log_prob: th.Tensor
-    targets: th.Tensor
-    old: list[Distribution]
-
-
 class KLPenaltyPG(CriticEstimates):
     r"""The surrogate objective under a limit of the KL, by dual gradient descent.
 
@@ -49,9 +40,9 @@ class KLPenaltyPG(CriticEstimates):
 
     L is :class:`~sb3_pg.algorithms.surrogate.SurrogateObjective`, the KL that of old || new of the whole action vector,
     for step 2 measured on the whole batch. Source: the lecture's policy gradient with constraints (which prints the
-    divergence turned round); Boyd and Vandenberghe (2004), section 5.4, for the dual; Schulman et al. (2017), section 4, for
-    ``dual_update="multiplicative"``: lambda is doubled where the KL is above 1.5 epsilon, halved where it is below
-    epsilon / 1.5.
+    divergence turned round); Boyd and Vandenberghe (2004), section 5.4, for the dual; Schulman et al. (2017), section
+    4, for ``dual_update="multiplicative"``: lambda is doubled where the KL is above 1.5 epsilon, halved where it is
+    below epsilon / 1.5.
 
     At the optimum the KL is epsilon, or lambda is 0. lambda's scale is that of the advantages over epsilon: with
     ``normalize_advantage`` about 1.
@@ -96,7 +87,7 @@ class KLPenaltyPG(CriticEstimates):
         target_kl: float = 0.01,
         kl_coef: float = 1.0,
         dual_update: str = "additive",
-        dual_learning_rate: float = 20.0,
+        dual_learning_rate: float = 50.0,
         max_kl_ratio: float | None = 2.0,
         critic_learning_rate: float | str | Schedule | None = 1e-3,
         n_critic_updates: int = 10,
@@ -175,8 +166,8 @@ class KLPenaltyPG(CriticEstimates):
             observations = split_observations(batch.flat_observations, size, order)
             rows = zip(*[column[order].split(size) for column in columns], strict=True)
             epoch = [
-                self._minibatch_step(_Minibatch(observation, *row[:4], with_parameters(kind, row[4:])))
-                for observation, row in zip(observations, rows, strict=True)
+                self._minibatch_step(observation, action, credit, log_prob, target, with_parameters(kind, parameters))
+                for observation, (action, credit, log_prob, target, *parameters) in zip(observations, rows, strict=True)
             ]
             steps += epoch
             kl, norm = th.stack([th.stack((step["kl"], step["grad_norm"])) for step in epoch]).amax(0).tolist()
@@ -187,9 +178,16 @@ class KLPenaltyPG(CriticEstimates):
         means = {name: th.stack([step[name] for step in steps]).mean() for name in steps[0] if name != "kl"}
         return means | {"n_epochs": len(steps) / len(epoch)}
 
-    def _minibatch_step(self, minibatch: _Minibatch) -> dict[str, th.Tensor]:
+    def _minibatch_step(
+        self,
+        observations: Observations,
+        actions: th.Tensor,
+        credit: th.Tensor,
+        old_log_prob: th.Tensor,
+        targets: th.Tensor,
+        old: list[Distribution],
+    ) -> dict[str, th.Tensor]:
         """A step of gradient ascent."""
-        observations, actions, credit, old_log_prob, targets, old = minibatch
         use: EntropyUse = "gradient" if self.ent_coef > 0 else "none"
         log_prob, entropy, values, new, *_ = evaluate(self.policy, observations, actions, self._critic_shares_step, use)
         ratio = (log_prob - old_log_prob).exp()
