@@ -60,7 +60,7 @@ def test_imports_point_downwards(path: Path) -> None:
 
 @pytest.mark.parametrize("path", [p for p in MODULES if unit(p) == "functional"], ids=lambda path: path.name)
 def test_functional_imports_torch_and_numpy_only(path: Path) -> None:
-    allowed = {"torch", "numpy", "collections", "typing", "math", "sb3_pg"}
+    allowed = {"torch", "numpy", "collections", "functools", "inspect", "typing", "math", "sb3_pg"}
     assert {name.split(".")[0] for name in imports(path)} <= allowed
 
 

@@ -50,6 +50,7 @@ def fit_critic(
     parameters = [parameter for parameter in parameters if parameter.requires_grad]
     if not parameters:
         return th.zeros(())  # all of it is frozen
+    optimizer.zero_grad()  # of parameters that are not the critic's
     size = len(targets) if batch_size is None else batch_size
     predict = value_function(policy)
     losses: list[th.Tensor] = []

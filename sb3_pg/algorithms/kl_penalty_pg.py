@@ -14,7 +14,7 @@ from sb3_pg.algorithms.critic_estimates import CriticEstimates
 from sb3_pg.algorithms.explanation import Metrics, describe_policy
 from sb3_pg.algorithms.flat_step import clip_gradient
 from sb3_pg.algorithms.guards import nonfinite_gradient, require_finite_parameters
-from sb3_pg.algorithms.surrogate import SurrogateObjective, require_torch_distributions
+from sb3_pg.algorithms.surrogate import SurrogateObjective, require_known_divergence, require_torch_distributions
 from sb3_pg.errors import NonFiniteError
 from sb3_pg.functional import joint_kl, value_loss, with_parameters
 from sb3_pg.rollout import (
@@ -113,6 +113,10 @@ class KLPenaltyPG(CriticEstimates):
             normalize_advantage=normalize_advantage,
             **arg.known_arguments(type(self), kwargs),
         )
+
+    def _setup_model(self) -> None:
+        super()._setup_model()
+        require_known_divergence(self.policy)
 
     @property
     def _critic_minibatch_size(self) -> int | None:

@@ -43,6 +43,7 @@ class NaturalGradient(NaturalStep):
     :param cg_damping: c, added to the Fisher matrix's diagonal
     :param line_search_shrinking_factor: of TRPO; NPG, whose arguments are the same, takes the whole step
     :param line_search_max_iter: likewise
+    :param line_search_accept_ratio: likewise: smallest gain that is accepted, as a share of the predicted one
     :param target_kl: delta, the joint KL of a step, nats
     :param sub_sampling_factor: sb3_contrib's name for ``fisher_subsample``. There it thins the gradient and the line
         search as well, which makes them noisier; here the Fisher products alone
@@ -64,6 +65,7 @@ class NaturalGradient(NaturalStep):
         "cg_tolerance": arg.real(0),
         "line_search_shrinking_factor": arg.fraction,
         "line_search_max_iter": arg.integer(1),
+        "line_search_accept_ratio": arg.real(0, 1),
         "target_kl": arg.positive(),
         "sub_sampling_factor": arg.integer(1),
         "fisher_chunk_size": arg.integer(1),
@@ -99,6 +101,7 @@ class NaturalGradient(NaturalStep):
         device: th.device | str = "auto",
         _init_setup_model: bool = True,
         *,
+        line_search_accept_ratio: float = 0.1,
         cg_tolerance: float = 1e-5,
         fisher_chunk_size: int = 16384,
         fisher_subsample: int = 1,
@@ -110,6 +113,7 @@ class NaturalGradient(NaturalStep):
         self.cg_tolerance = cg_tolerance
         self.line_search_shrinking_factor = line_search_shrinking_factor
         self.line_search_max_iter = line_search_max_iter
+        self.line_search_accept_ratio = line_search_accept_ratio
         self.target_kl = target_kl
         self.sub_sampling_factor = sub_sampling_factor
         self.fisher_chunk_size = fisher_chunk_size

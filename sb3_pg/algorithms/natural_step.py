@@ -11,8 +11,9 @@ from sb3_pg.algorithms.critic_estimates import CriticEstimates
 from sb3_pg.algorithms.estimation import rounding
 from sb3_pg.algorithms.explanation import Metrics, describe_policy
 from sb3_pg.algorithms.guards import nonfinite_gradient
-from sb3_pg.algorithms.surrogate import Effect, SurrogateObjective, chunked_distributions
+from sb3_pg.algorithms.surrogate import Effect, SurrogateObjective, chunked_distributions, require_known_divergence
 from sb3_pg.functional import FisherVectorProduct, LineSearch, conjugate_gradient
+from sb3_pg.functional.precision import precise
 from sb3_pg.rollout import RolloutBatch, evaluation_mode, split_observations
 
 #: Why no step was taken -> what may help.
@@ -46,6 +47,10 @@ class NaturalStep(CriticEstimates):
     fisher_subsample: int
     _n_failures = 0
 
+    def _setup_model(self) -> None:
+        super()._setup_model()
+        require_known_divergence(self.policy)
+
     def _step_length(self, curvature: float, gradient_norm: float) -> float:
         """How often the direction fits into the whole step.
 
@@ -76,7 +81,7 @@ class NaturalStep(CriticEstimates):
         self, batch: RolloutBatch, objective: SurrogateObjective, parameters: list[th.nn.Parameter]
     ) -> Metrics:
         gradient = objective.gradient(parameters)
-        norm = float(th.linalg.vector_norm(gradient, dtype=th.float64))
+        norm = float(precise(gradient).norm())
         if not math.isfinite(norm):
             self._conclude("nonfinite")
             raise nonfinite_gradient(self.policy, batch)

@@ -35,9 +35,7 @@ def reachable_parameters(policy: ActorCriticPolicy) -> ParameterSets:
     space = policy.action_space
     actions = th.zeros((1, get_action_dim(space)), device=policy.device)
     with th.enable_grad(), action_dist_kept(policy):
-        values, log_prob, entropy = policy.evaluate_actions(
-            obs_as_tensor(_zeros(policy.observation_space), policy.device), policy_actions(actions, space)
-        )
+        values, log_prob, entropy = policy.evaluate_actions(zero_observation(policy), policy_actions(actions, space))
         actor_output = log_prob.sum() if entropy is None else log_prob.sum() + entropy.sum()
         sets = ParameterSets(_reached(actor_output, named), _reached(values.sum(), named))
     for parameter in frozen:
@@ -54,8 +52,12 @@ def _reached(output: th.Tensor, named: dict[str, th.nn.Parameter]) -> dict[str, 
     return {name: parameter for (name, parameter), gradient in reached if gradient is not None}
 
 
+def zero_observation(policy: ActorCriticPolicy) -> Any:
+    """One observation of zeros, on the policy's device."""
+    return obs_as_tensor(_zeros(policy.observation_space), policy.device)
+
+
 def _zeros(space: spaces.Space[Any]) -> Any:
-    """One observation of zeros."""
     if isinstance(space, spaces.Dict):
         return {key: _zeros(subspace) for key, subspace in space.spaces.items()}
     return np.zeros((1, *(space.shape or ())), dtype=space.dtype)

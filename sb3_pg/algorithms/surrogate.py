@@ -8,17 +8,21 @@ from stable_baselines3.common.distributions import Distribution as SB3Distributi
 from stable_baselines3.common.policies import ActorCriticPolicy
 
 from sb3_pg.algorithms.explanation import Metrics
+from sb3_pg.algorithms.parameters import zero_observation
 from sb3_pg.functional import distribution_parameters, joint_kl, with_parameters
+from sb3_pg.functional.precision import precise
 from sb3_pg.rollout import (
     CHUNK_SIZE,
     Distributions,
     Observations,
     RolloutBatch,
     action_distribution,
+    evaluation_mode,
     has_own_forward,
     policy_actions,
     split_observations,
     torch_distributions,
+    unvalidated_distributions,
 )
 
 
@@ -169,7 +173,7 @@ class SurrogateObjective:
             for (observations, actions, credit), old in zip(self._chunks, self._old, strict=True):
                 distribution = action_distribution(self._policy, observations)
                 log_prob = distribution.log_prob(actions)
-                log_ratio = (log_prob - old.log_prob).double()
+                log_ratio = precise(log_prob - old.log_prob)
                 excess = log_ratio.expm1()
                 ratios.append(excess + 1)
                 gains.append(excess * credit)
@@ -180,7 +184,7 @@ class SurrogateObjective:
                     bonuses.append(new - old.entropy)
             ratio, surrogate = th.cat(ratios), th.cat(gains).mean()
             return Effect(
-                joint_kl=th.cat(kls).double().mean(),
+                joint_kl=precise(th.cat(kls)).mean(),
                 gain=surrogate + self._ent_coef * th.cat(bonuses).mean() if bonuses else surrogate,
                 surrogate=surrogate,
                 largest_ratio=ratio.max(),
@@ -211,3 +215,18 @@ def require_torch_distributions(policy: ActorCriticPolicy, distribution: SB3Dist
             f"{type(policy).__name__} has a {type(distribution).__name__} without one in its attribute 'distribution'"
         )
     return held
+
+
+def require_known_divergence(policy: ActorCriticPolicy) -> None:
+    """Check that the divergence between two of the policy's action distributions can be had.
+
+    :raises ValueError: its distribution is not one of torch's, or torch knows no divergence of it
+    """
+    with evaluation_mode(policy), th.no_grad(), unvalidated_distributions():
+        distribution = require_torch_distributions(policy, action_distribution(policy, zero_observation(policy)))
+        try:
+            joint_kl(with_parameters(distribution, distribution_parameters(distribution)), distribution)
+        except (NotImplementedError, TypeError) as error:
+            raise ValueError(
+                f"policy must draw actions from a distribution with a known divergence: {error}"
+            ) from error

@@ -1,11 +1,9 @@
 """Trust region policy optimization."""
 
-from collections.abc import Callable, Mapping
-from typing import Any, ClassVar
+from collections.abc import Callable
 
 import torch as th
 
-from sb3_pg.algorithms import arguments as arg
 from sb3_pg.algorithms.natural_gradient import NaturalGradient
 from sb3_pg.functional import LineSearch, line_search
 
@@ -24,19 +22,12 @@ class TRPO(NaturalGradient):
     KL, of the whole action vector: with d dimensions of a Box or MultiBinary space, sb3_contrib's
     ``target_kl=t, cg_damping=c`` is ``target_kl=d * t, cg_damping=d * c`` here.
 
-    :param args: see :class:`~sb3_pg.algorithms.natural_gradient.NaturalGradient`
-    :param line_search_accept_ratio: eta: smallest gain that is accepted, as a share of the predicted one. sb3_contrib
-        takes any gain, which is 0
-    :param kwargs: likewise
+    Arguments: :class:`~sb3_pg.algorithms.natural_gradient.NaturalGradient`; beta is ``line_search_shrinking_factor``, k
+    less than ``line_search_max_iter``, eta ``line_search_accept_ratio`` (sb3_contrib takes any gain, which is 0).
+
     :raises ValueError: an argument out of range, or arguments that contradict each other
     :raises TypeError: an argument of the wrong type, or an unknown one
     """
-
-    checks: ClassVar[Mapping[str, arg.Check]] = {**NaturalGradient.checks, "line_search_accept_ratio": arg.real(0, 1)}
-
-    def __init__(self, *args: Any, line_search_accept_ratio: float = 0.1, **kwargs: Any) -> None:
-        self.line_search_accept_ratio = line_search_accept_ratio
-        super().__init__(*args, **kwargs)
 
     def _take(
         self,

@@ -75,5 +75,5 @@ def conjugate_gradient(
         p = th.where(goes_on, r + (rr / previous) * p, p)
         n_iterations = n_iterations + goes_on
         reason = th.where(goes_on & (rr.sqrt() <= tolerance), _CONVERGED, reason)
-    n, code, residual = th.stack((n_iterations.double(), reason.double(), rr.double().sqrt())).tolist()
+    n, code, residual = th.stack((n_iterations.to(rr), reason.to(rr), rr.sqrt())).tolist()
     return Solution(x * scale, int(n), residual, _REASONS[int(code)])

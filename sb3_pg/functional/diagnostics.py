@@ -5,6 +5,8 @@ from typing import NamedTuple
 
 import torch as th
 
+from sb3_pg.functional.precision import precise
+
 
 class GradientDiagnostics(NamedTuple):
     r"""Mean and spread of n gradients :math:`g_i`, taken as independent draws, whose mean is the batch gradient.
@@ -82,7 +84,7 @@ def gradient_diagnostics(chunks: Iterable[tuple[th.Tensor, th.Tensor]]) -> Gradi
     means: list[th.Tensor] = []
     squares = th.zeros(())
     for indices, gradients in chunks:
-        rows = gradients.to(th.float32 if gradients.device.type == "mps" else th.float64)
+        rows = precise(gradients)
         if not means:
             means, squares = [rows.new_zeros(rows.shape[1:]) for _ in counts], rows.new_zeros(rows.shape[1:])
         for half in (0, 1):

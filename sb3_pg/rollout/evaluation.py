@@ -8,6 +8,7 @@ from stable_baselines3.common.buffers import RolloutBuffer
 from stable_baselines3.common.policies import ActorCriticPolicy
 from stable_baselines3.common.utils import obs_as_tensor
 
+from sb3_pg.functional.precision import precise
 from sb3_pg.rollout.batch import Observations, RolloutBatch
 from sb3_pg.rollout.buffers import TrajectoryRolloutBuffer
 from sb3_pg.rollout.forward import CHUNK_SIZE, EntropyUse, evaluate, policy_actions, predict_log_probs, predict_values
@@ -43,11 +44,10 @@ def make_batch(
     """
     device = buffer.device
     # Double, since float32 gives equal returns at different steps a spread that normalizing would blow up.
-    precision = th.float32 if device.type == "mps" else th.float64
     batch = RolloutBatch(
         observations=obs_as_tensor(buffer.observations, device),
         actions=th.as_tensor(buffer.actions, device=device),
-        rewards=th.as_tensor(buffer.rewards, device=device).to(precision),
+        rewards=precise(th.as_tensor(buffer.rewards, device=device)),
         terminated=th.as_tensor(buffer.dones & ~buffer.truncated, device=device),
         truncated=th.as_tensor(buffer.truncated, device=device),
         timesteps=th.as_tensor(buffer.timesteps, device=device),
@@ -73,7 +73,7 @@ def make_batch(
     buffer.log_probs = batch.log_probs.cpu().numpy()
     if with_values:
         values = predict_values(policy, observations) if values is None else values.detach()
-        batch.values = batch.restore(values).to(precision)
+        batch.values = precise(batch.restore(values))
         if value_scale != 1:
             batch.values *= value_scale
         buffer.values = batch.values.float().cpu().numpy()
