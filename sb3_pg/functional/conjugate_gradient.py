@@ -45,7 +45,7 @@ def conjugate_gradient(
     :param matvec: v -> A v
     :param b: right-hand side, ``(n,)``, floating
     :param max_steps: most products with A
-    :param tolerance: relative residual that is small enough
+    :param tolerance: relative residual that is small enough; raised to the dtype's rounding error where it is below
     :return: the solution, and how it was found
     :raises ValueError: max_steps < 1, or a negative tolerance
     """
@@ -53,22 +53,25 @@ def conjugate_gradient(
         raise ValueError(f"max_steps must be at least 1, got {max_steps}")
     if not tolerance >= 0:
         raise ValueError(f"tolerance must be at least 0, got {tolerance}")
+    tolerance = max(tolerance, th.finfo(b.dtype).eps)
     largest = b.abs().amax()
-    scale = largest * (b / th.where(largest > 0, largest, 1.0)).norm()
-    r = th.where(scale > 0, b / scale, 0.0)
+    unit = b / th.where(largest > 0, largest, 1.0)
+    norm = unit.norm()
+    r = unit / th.where(norm > 0, norm, 1.0)
     x, p, rr = th.zeros_like(b), r, r.dot(r)
-    reason = th.where(scale > 0, _MAX_STEPS, _CONVERGED)
-    reason = th.where(scale.isfinite(), reason, _NONFINITE)
+    reason = th.where(norm > 0, _MAX_STEPS, _CONVERGED)
+    reason = th.where(norm.isfinite(), reason, _NONFINITE)
     n_iterations = th.zeros_like(reason)
     for _ in range(max_steps):
         if b.device.type == "cpu" and reason != _MAX_STEPS:
             break
         ap = matvec(p)
         curvature = p.dot(ap)
-        wrong = th.where(curvature.isfinite(), _CURVATURE, _NONFINITE)
-        reason = th.where((reason == _MAX_STEPS) & ~(curvature.isfinite() & (curvature > 0)), wrong, reason)
-        goes_on = reason == _MAX_STEPS
         alpha = rr / curvature
+        wrong = th.where(curvature.isfinite(), _CURVATURE, _NONFINITE)
+        usable = curvature.isfinite() & (curvature > 0) & alpha.isfinite()
+        reason = th.where((reason == _MAX_STEPS) & ~usable, wrong, reason)
+        goes_on = reason == _MAX_STEPS
         x = th.where(goes_on, x + alpha * p, x)
         r = th.where(goes_on, r - alpha * ap, r)
         previous, rr = rr, r.dot(r)
@@ -76,4 +79,5 @@ def conjugate_gradient(
         n_iterations = n_iterations + goes_on
         reason = th.where(goes_on & (rr.sqrt() <= tolerance), _CONVERGED, reason)
     n, code, residual = th.stack((n_iterations.to(rr), reason.to(rr), rr.sqrt())).tolist()
-    return Solution(x * scale, int(n), residual, _REASONS[int(code)])
+    solution = th.where(x == 0, 0.0, x * norm * largest)  # 0 where the norm is not finite, too
+    return Solution(solution, int(n), residual, _REASONS[int(code)])

@@ -66,7 +66,11 @@ def _made(distribution: Distribution, values: Iterator[th.Tensor]) -> Distributi
 def _names(distribution: Distribution) -> list[str]:
     kind: Callable[..., Distribution] = type(distribution)
     names = _constructor_names(kind)
-    known = [name for name in names if name in distribution.arg_constraints]
+    try:
+        constraints = distribution.arg_constraints
+    except NotImplementedError:  # torch's default
+        constraints = {}
+    known = [name for name in names if name in constraints]
     if not known:
         raise TypeError(f"{type(distribution).__name__} does not say in arg_constraints what it is made from")
     return known

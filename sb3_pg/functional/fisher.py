@@ -23,7 +23,8 @@ class FisherVectorProduct:
     Martens (2020), section 8 (the generalized Gauss-Newton form).
 
     A product is two reverse passes: J v is the derivative of the linear function u -> J^T u, whose graph is kept;
-    the network is never differentiated twice.
+    the network is never differentiated twice. (In the location of a Laplace distribution autograd finds no curvature:
+    torch writes that divergence with an absolute value.)
 
     :param distributions: what gives the actions' distributions of each chunk of states, with graph. Of a single chunk
         the graph is kept; of several it is made anew for every product, so that memory is that of one chunk
@@ -44,7 +45,7 @@ class FisherVectorProduct:
             raise ValueError("distributions must have at least one chunk, got none")
         self._distributions, self._parameters, self._damping = distributions, list(parameters), damping
         self._sizes = [parameter.numel() for parameter in parameters]
-        self._kept = _Linearized(distributions[0](), self._parameters) if len(distributions) == 1 else None
+        self._kept = _Linearized(distributions[0], self._parameters) if len(distributions) == 1 else None
 
     def __call__(self, vector: th.Tensor) -> th.Tensor:
         """F v.
@@ -60,7 +61,7 @@ class FisherVectorProduct:
         else:
             product, n_samples = th.zeros_like(vector), 0
             for distribution in self._distributions:
-                chunk = _Linearized(distribution(), self._parameters)
+                chunk = _Linearized(distribution, self._parameters)
                 product += chunk.product(parts)
                 n_samples += chunk.n_samples
         return product.div_(n_samples).add_(vector, alpha=self._damping)
@@ -69,8 +70,9 @@ class FisherVectorProduct:
 class _Linearized:
     """J and M at one chunk of states."""
 
-    def __init__(self, distribution: Distributions, parameters: list[th.Tensor]) -> None:
+    def __init__(self, make: Callable[[], Distributions], parameters: list[th.Tensor]) -> None:
         with th.enable_grad():
+            distribution = make()
             outputs = distribution_parameters(distribution)
             self.n_samples = len(outputs[0])
             self._parameters = parameters

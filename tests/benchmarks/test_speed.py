@@ -4,8 +4,11 @@ from collections.abc import Callable
 
 import pytest
 import speed
+import speed_cases
+import speed_timing
+import torch as th
 from bench_io import read_csv
-from speed import Sample
+from speed_timing import ROLLOUT, Sample
 
 
 def ticking() -> Callable[[], float]:
@@ -61,15 +64,18 @@ def test_sides_take_turns_and_the_row_is_their_arithmetic():
 
 def test_calls_are_timed_without_the_first_one():
     calls: list[None] = []
-    sample = speed.time_calls(lambda: calls.append(None), size=100, n_calls=5, clock=ticking())
+    sample = speed_timing.time_calls(lambda: calls.append(None), size=100, n_calls=5, clock=ticking())
     assert (sample.steps, sample.seconds, len(calls)) == (500, 1.0, 6)
     assert math.isnan(sample.update_seconds)
 
 
-@pytest.mark.parametrize("factory", [speed.a2c, speed.reinforce])
+FACTORIES = [getattr(speed_cases, name) for name in ("a2c", "reinforce", "trpo", "contrib_trpo", "kl_penalty", "ppo")]
+
+
+@pytest.mark.parametrize("factory", FACTORIES)
 def test_learning_is_timed_after_one_rollout(factory):
-    sample = speed.time_learning(factory, "CartPole-v1", 8, 256, 1, seed=0, steps=2 * speed.ROLLOUT, clock=ticking())
-    assert sample.steps == 2 * speed.ROLLOUT
+    sample = speed_timing.time_learning(factory, "CartPole-v1", 8, 256, 1, seed=0, steps=2 * ROLLOUT, clock=ticking())
+    assert sample.steps == 2 * ROLLOUT
     # ticks: start; start and end of each of the two updates; end
     assert (sample.seconds, sample.update_seconds) == (5.0, 2.0)
     assert 5 < sample.episode < 100
@@ -77,19 +83,49 @@ def test_learning_is_timed_after_one_rollout(factory):
 
 def test_both_sides_are_in_the_same_phase_of_training():
     ours, peer = (
-        speed.time_learning(factory, "CartPole-v1", 8, 256, 1, seed=0, steps=2 * speed.ROLLOUT)
-        for factory in (speed.reinforce, speed.a2c)
+        speed_timing.time_learning(factory, "CartPole-v1", 8, 256, 1, seed=0, steps=2 * ROLLOUT)
+        for factory in (speed_cases.reinforce, speed_cases.a2c)
     )
     assert ours.episode == pytest.approx(peer.episode, rel=0.1)
 
 
 def test_env_alone_takes_whole_vector_steps():
-    sample = speed.time_env("CartPole-v1", 8, seed=0, steps=20, clock=ticking())
+    sample = speed_timing.time_env("CartPole-v1", 8, seed=0, steps=20, clock=ticking())
     assert (sample.steps, sample.seconds) == (24, 1.0)
 
 
 def test_gae_case_compares_equals():
-    speed.build_gae(n_envs=3, seed=1)  # raises where the two disagree
+    speed_cases.build_gae(n_envs=3, seed=1)  # raises where the two disagree
+
+
+def test_fisher_case_compares_equals():
+    speed_cases.build_fisher(hidden=8, n_samples=50, seed=1)  # raises where the two disagree
+
+
+def test_update_case_times_one_update_again_and_again():
+    case = speed_cases.UpdateCase("update", 8)
+    ours, theirs = case.build(1)
+    speed_cases.make_updates_equal(ours, theirs)  # raises where they end up at two policies
+    assert 5 < ours.cg_max_steps <= 15
+    before = [p.clone() for p in ours.policy.parameters()]
+    sample = speed_cases.time_updates(ours, 2, clock=ticking())
+    assert (sample.steps, sample.seconds) == (2 * ROLLOUT, 2.0)
+    assert ours.logger.name_to_value["train/cg_iterations"] == ours.cg_max_steps
+    assert ours.logger.name_to_value["train/joint_kl"] > 0
+    assert all(th.equal(p, q) for p, q in zip(ours.policy.parameters(), before, strict=True))
+
+
+def test_units_are_converted_for_box_actions():
+    env = speed_cases.make_vec_env("Hopper-v4")
+    ours = speed_cases.trpo(env, 128, 0)
+    assert (ours.target_kl, ours.cg_damping) == (pytest.approx(0.03), pytest.approx(0.3))
+
+
+def test_update_case_refuses_updates_that_differ():
+    ours, theirs = speed_cases.UpdateCase("update", 8).build(1)
+    ours.target_kl *= 2
+    with pytest.raises(AssertionError, match="KL between"):
+        speed_cases.make_updates_equal(ours, theirs)
 
 
 def test_command_keeps_the_rows_of_other_cases(tmp_path, capsys):

@@ -1,0 +1,158 @@
+"""How one side of a comparison is timed, and the kinds of comparison; see speed.py for the protocol."""
+
+import gc
+import math
+import statistics
+import time
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Any, Protocol
+
+import numpy as np
+from stable_baselines3.common.base_class import BaseAlgorithm
+from stable_baselines3.common.env_util import make_vec_env
+from stable_baselines3.common.vec_env import VecEnv
+
+ROLLOUT = 2048  # env steps per rollout, over all envs
+Factory = Callable[[VecEnv, int, int], BaseAlgorithm]  # env, n_steps per env, seed
+Clock = Callable[[], float]
+
+
+@dataclass(frozen=True)
+class Sample:
+    """One timing: env steps, seconds; and where there is training, seconds in updates and mean episode length."""
+
+    steps: int
+    seconds: float
+    update_seconds: float = math.nan
+    episode: float = math.nan
+
+    @property
+    def rate(self) -> float:
+        """Env steps per second."""
+        return self.steps / self.seconds
+
+
+class Case(Protocol):
+    """A row of the table."""
+
+    @property
+    def name(self) -> str:
+        """What ``--cases`` takes."""
+
+    @property
+    def n_envs(self) -> int:
+        """Number of envs."""
+
+    @property
+    def ours_name(self) -> str:
+        """What is measured."""
+
+    @property
+    def peer_name(self) -> str:
+        """What it is measured against."""
+
+    def measures(self, repetition: int, steps: int) -> tuple[Callable[[], Sample], ...]:
+        """Ours, the peer, and (where there is one) the limit: to be called in turn."""
+
+
+@dataclass(frozen=True)
+class TrainingCase:
+    """``learn()`` of two algorithms on the same env."""
+
+    name: str
+    ours_name: str
+    ours: Factory
+    peer_name: str
+    peer: Factory
+    env: str
+    n_envs: int
+    n_steps: int | None = None  # per rollout and env; None: ROLLOUT of all envs
+    log_interval: int = 1
+
+    def measures(self, repetition: int, steps: int) -> tuple[Callable[[], Sample], ...]:
+        """Ours, the peer, and the env alone."""
+        n_steps = self.n_steps or ROLLOUT // self.n_envs
+        return (
+            lambda: time_learning(self.ours, self.env, self.n_envs, n_steps, self.log_interval, repetition, steps),
+            lambda: time_learning(self.peer, self.env, self.n_envs, n_steps, self.log_interval, repetition, steps),
+            lambda: time_env(self.env, self.n_envs, repetition, steps),
+        )
+
+
+@dataclass(frozen=True)
+class KernelCase:
+    """Two functions of the same data; ``build`` checks that they agree and returns them."""
+
+    name: str
+    ours_name: str
+    peer_name: str
+    build: Callable[[int], tuple[Callable[[], Any], Callable[[], Any]]]  # seed
+    size: int  # env steps that a call handles
+    n_envs: int = 1
+
+    def measures(self, repetition: int, steps: int) -> tuple[Callable[[], Sample], ...]:
+        """Ours and the peer, on data of this repetition."""
+        ours, peer = self.build(repetition)
+        n_calls = max(30, steps // self.size)
+        return (lambda: time_calls(ours, self.size, n_calls), lambda: time_calls(peer, self.size, n_calls))
+
+
+def time_learning(
+    factory: Factory,
+    env_id: str,
+    n_envs: int,
+    n_steps: int,
+    log_interval: int,
+    seed: int,
+    steps: int,
+    clock: Clock = time.perf_counter,
+) -> Sample:
+    """Time ``learn()`` of at least ``steps`` env steps, a whole number of rollouts, after a warm-up rollout."""
+    env = make_vec_env(env_id, n_envs=n_envs, seed=seed)
+    model = factory(env, n_steps, seed)
+    model.learn(ROLLOUT, log_interval=log_interval)
+    update_seconds = 0.0
+    train: Callable[..., None] = model.train  # type: ignore[attr-defined]
+
+    def timed_train(*args: Any, **kwargs: Any) -> None:
+        nonlocal update_seconds
+        start = clock()
+        train(*args, **kwargs)
+        update_seconds += clock() - start
+
+    model.train = timed_train  # type: ignore[attr-defined]
+    gc.collect()
+    before, start = model.num_timesteps, clock()
+    model.learn(steps, log_interval=log_interval, reset_num_timesteps=False)
+    seconds = clock() - start
+    env.close()
+    lengths = [info["l"] for info in model.ep_info_buffer or []]
+    episode = statistics.fmean(lengths) if lengths else math.nan
+    return Sample(model.num_timesteps - before, seconds, update_seconds, episode)
+
+
+def time_env(env_id: str, n_envs: int, seed: int, steps: int, clock: Clock = time.perf_counter) -> Sample:
+    """Time the bare VecEnv under random actions."""
+    env = make_vec_env(env_id, n_envs=n_envs, seed=seed)
+    env.action_space.seed(seed)
+    n_calls = math.ceil(steps / n_envs)
+    actions = np.array([[env.action_space.sample() for _ in range(n_envs)] for _ in range(n_calls)])
+    env.reset()
+    gc.collect()
+    start = clock()
+    for action in actions:
+        env.step(action)
+    seconds = clock() - start
+    env.close()
+    return Sample(n_calls * n_envs, seconds)
+
+
+def time_calls(function: Callable[[], Any], size: int, n_calls: int, clock: Clock = time.perf_counter) -> Sample:
+    """Time calls of a function that handles ``size`` env steps each."""
+    function()
+    gc.collect()
+    start = clock()
+    for _ in range(n_calls):
+        function()
+    return Sample(size * n_calls, clock() - start)
