@@ -10,6 +10,7 @@ from stable_baselines3.common.utils import obs_as_tensor
 
 from sb3_pg.algorithms import arguments as arg
 from sb3_pg.algorithms.base import PolicyGradientAlgorithm
+from sb3_pg.algorithms.first_order import FirstOrderAlgorithm
 from sb3_pg.algorithms.parameters import reachable_parameters
 from sb3_pg.algorithms.scores import functional_log_prob
 from sb3_pg.baselines import OptimalBaseline
@@ -166,7 +167,8 @@ def _measure(model: Any, batch: RolloutBatch, weights: th.Tensor, rows: th.Tenso
             actor = reachable_parameters(policy).actor
             parameters = {name: parameter.detach() for name, parameter in actor.items() if parameter.requires_grad}
             # The loss divides by the number of episodes, or of samples, and the mean over rows by that of rows.
-            scale = n_rows / (len(rows) if batch.n_episodes is None else batch.n_episodes)
+            n_episodes = batch.n_episodes if isinstance(model, FirstOrderAlgorithm) else None
+            scale = n_rows / (n_episodes or len(rows))
             gradients = episode_gradients(
                 log_prob,
                 parameters,

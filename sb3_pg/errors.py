@@ -1,6 +1,13 @@
 """Errors that name what went wrong and where."""
 
 
+class SingleStepError(ValueError, AssertionError):
+    """A batch is a single step, of which normalizing leaves nothing.
+
+    It is an AssertionError too, which is what sb3_contrib's TRPO raises.
+    """
+
+
 class NonFiniteError(FloatingPointError, ValueError):
     """A NaN or infinity where a number is needed; nothing was updated with it.
 

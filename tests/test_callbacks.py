@@ -6,8 +6,8 @@ from typing import Any
 import gymnasium as gym
 import numpy as np
 import pytest
+import sb3_contrib
 import torch as th
-from sb3_contrib import TRPO, RecurrentPPO
 from stable_baselines3 import A2C, DQN, PPO
 from stable_baselines3.common.buffers import RolloutBuffer
 from stable_baselines3.common.callbacks import BaseCallback
@@ -15,13 +15,14 @@ from stable_baselines3.common.env_util import make_vec_env
 from stable_baselines3.common.policies import ActorCriticPolicy
 from stable_baselines3.common.torch_layers import FlattenExtractor
 
-from sb3_pg import ActorCritic, GradientDiagnosticsCallback, Reinforce
+from sb3_pg import NPG, TRPO, ActorCritic, GradientDiagnosticsCallback, KLPenaltyPG, Reinforce
 from sb3_pg.algorithms.parameters import reachable_parameters
 from tests.helpers import ACTION_SPACES, OBSERVATION_SPACES, ScriptedEnv, vec
 
 Make = Callable[..., Any]
 #: Gradient of the policy's term alone, unclipped: what is left in ``grad`` is what the callback is to find.
 BARE: dict[str, Any] = {"ent_coef": 0.0, "vf_coef": 0.0, "max_grad_norm": 1e9}
+JOINT: dict[str, Any] = {"critic_learning_rate": None, "n_critic_updates": 1}
 PPO_ONCE: dict[str, Any] = {"n_steps": 16, "batch_size": 32, "n_epochs": 1, "normalize_advantage": True}
 MODELS: dict[str, Make] = {
     "a2c": lambda env, **k: A2C(k.pop("policy", "MlpPolicy"), env, **{"n_steps": 16, **k}),
@@ -47,6 +48,19 @@ MODELS: dict[str, Make] = {
     ),
     "foreign-buffer": lambda env, **k: Reinforce(
         k.pop("policy", "MlpPolicy"), env, **{"n_steps": 16, "rollout_buffer_class": RolloutBuffer, **k}
+    ),
+    "kl-penalty": lambda env, **k: KLPenaltyPG(
+        k.pop("policy", "MlpPolicy"), env, **{"n_steps": 16, "batch_size": 32, "n_epochs": 1, **JOINT, **k}
+    ),
+}
+#: They leave nothing in ``grad``.
+NATURAL: dict[str, Make] = {
+    "npg": lambda env, **k: NPG("MlpPolicy", env, **{"n_steps": 16, "batch_size": 32, **k}),
+    "trpo": lambda env, **k: TRPO("MlpPolicy", env, **{"n_steps": 16, "batch_size": 32, "fisher_subsample": 2, **k}),
+    "trpo-episodes": lambda env, **k: TRPO(
+        "MlpPolicy",
+        env,
+        **{"n_steps": None, "n_episodes": 4, "normalize_advantage": False, "state_discount": True, **k},
     ),
 }
 
@@ -86,11 +100,11 @@ def weights(model: Any) -> th.Tensor:
 
 
 @pytest.mark.parametrize("unit", ["episode", "sample"])
-@pytest.mark.parametrize("name", list(MODELS))
+@pytest.mark.parametrize("name", [*MODELS, *NATURAL])
 def test_training_does_not_notice(name: str, unit: str) -> None:
     def train(callback: BaseCallback | None) -> Any:
         env = make_vec_env("Pendulum-v1", 2, seed=0, env_kwargs={"max_episode_steps": 12})
-        model = MODELS[name](env, seed=0, device="cpu", use_sde=True, sde_sample_freq=5)
+        model = {**MODELS, **NATURAL}[name](env, seed=0, device="cpu", use_sde=True, sde_sample_freq=5)
         return model.learn(96, callback)
 
     callback = GradientDiagnosticsCallback(unit=unit)
@@ -128,6 +142,15 @@ def test_mean_is_the_gradient_that_the_update_takes(name: str, unit: str) -> Non
     expected = -th.cat([p.grad.flatten() for p in actor.values()])
     assert callback.diagnostics is not None
     th.testing.assert_close(callback.diagnostics.mean, expected.double(), rtol=1e-4, atol=1e-6 * expected.abs().max())
+
+
+@pytest.mark.parametrize("name", list(NATURAL))
+def test_mean_is_the_gradient_that_the_natural_step_begins_with(name: str) -> None:
+    callback = GradientDiagnosticsCallback()
+    model = NATURAL[name](make_vec_env("CartPole-v1", 2, seed=0), seed=0, device="cpu").learn(1, callback)
+    assert callback.diagnostics is not None
+    norm = float(callback.diagnostics.mean.norm())
+    assert norm == pytest.approx(model.logger.name_to_value["train/grad_norm"], rel=1e-4)
 
 
 @pytest.mark.parametrize("name", ["a2c", "segments", "foreign-buffer"])
@@ -199,7 +222,7 @@ def test_a_rollout_that_is_not_finite_is_left_out() -> None:
     ("observations", "actions"),
     [("vector", name) for name in ACTION_SPACES] + [(name, "box") for name in OBSERVATION_SPACES if name != "vector"],
 )
-@pytest.mark.parametrize("name", ["a2c", "segments", "episodes"])
+@pytest.mark.parametrize("name", ["a2c", "segments", "episodes", "kl-penalty"])
 def test_all_spaces(name: str, observations: str, actions: str) -> None:
     spaces = {"observation_space": OBSERVATION_SPACES[observations], "action_space": ACTION_SPACES[actions]}
     env = vec(ScriptedEnv(lengths=(3, 2), **spaces), ScriptedEnv(lengths=(4,), **spaces))
@@ -218,7 +241,7 @@ def test_all_spaces(name: str, observations: str, actions: str) -> None:
 
 def test_contrib_trpo() -> None:
     callback = GradientDiagnosticsCallback()
-    TRPO("MlpPolicy", "CartPole-v1", n_steps=64, batch_size=64, seed=0).learn(64, callback)
+    sb3_contrib.TRPO("MlpPolicy", "CartPole-v1", n_steps=64, batch_size=64, seed=0).learn(64, callback)
     assert callback.diagnostics is not None
     assert np.isfinite(float(callback.diagnostics.noise_scale))
 
@@ -242,7 +265,7 @@ def test_bad_arguments(kwargs: dict[str, Any], error: type[Exception], message: 
     ("make", "error", "message"),
     [
         (lambda: DQN("MlpPolicy", "CartPole-v1", buffer_size=100), TypeError, "DQN: it is not an on-policy"),
-        (lambda: RecurrentPPO("MlpLstmPolicy", "CartPole-v1"), ValueError, "RecurrentPPO with Recurrent"),
+        (lambda: sb3_contrib.RecurrentPPO("MlpLstmPolicy", "CartPole-v1"), ValueError, "RecurrentPPO with Recurrent"),
         (lambda: A2C(OwnForward, "CartPole-v1"), ValueError, "A2C with OwnForward"),
         (
             lambda: Reinforce("MlpPolicy", "CartPole-v1", baseline="optimal", baseline_kwargs={"component_wise": True}),

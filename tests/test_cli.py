@@ -11,7 +11,7 @@ import pytest
 import sb3_pg
 from sb3_pg.cli import COMMANDS, main
 from sb3_pg.extras import MissingExtraError
-from sb3_pg.zoo import scripts
+from sb3_pg.zoo import ALGORITHMS, scripts
 
 
 def test_help_lists_the_commands(capsys: pytest.CaptureFixture[str]) -> None:
@@ -63,7 +63,7 @@ def test_train_offers_ours_and_theirs(capsys: pytest.CaptureFixture[str]) -> Non
     with pytest.raises(SystemExit):
         main(["train", "--help"])
     choices = capsys.readouterr().out
-    assert all(name in choices for name in ("reinforce", "actor_critic", "ppo_lstm"))
+    assert all(name in choices for name in (*ALGORITHMS, "contrib_trpo", "ppo_lstm"))
 
 
 def test_command_gets_its_arguments_and_gives_its_code(monkeypatch: pytest.MonkeyPatch) -> None:

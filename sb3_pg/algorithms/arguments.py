@@ -3,7 +3,7 @@
 import difflib
 import inspect
 import math
-from collections.abc import Callable, Collection, Mapping
+from collections.abc import Callable, Mapping
 from numbers import Integral, Real
 from typing import Any
 
@@ -153,16 +153,19 @@ def check_arguments(values: Mapping[str, Any], checks: Mapping[str, Check]) -> N
             check(name, values[name])
 
 
-def known_arguments(cls: type, kwargs: Mapping[str, Any], but: Collection[str] = ()) -> dict[str, Any]:
+def known_arguments(cls: type, kwargs: Mapping[str, Any], but: Mapping[str, str] | None = None) -> dict[str, Any]:
     """``kwargs`` unchanged, if some ``__init__`` on the way from ``cls`` upwards has all of them.
 
     :param cls: the class that is constructed
     :param kwargs: what was given
-    :param but: names that ``cls`` has no use for
+    :param but: names that ``cls`` has no use for -> why
     :raises TypeError: naming the argument that does not exist and the closest one that does
     """
+    but = but or {}
     names = _argument_names(cls).difference(but)
     for name in kwargs:
+        if name in but:
+            raise TypeError(f"{cls.__name__} has no argument {name!r}: {but[name]}")
         if name not in names:
             close = difflib.get_close_matches(name, names, n=1)
             hint = f"; did you mean {close[0]!r}?" if close else f"; it has {sorted(names)}"
@@ -186,9 +189,9 @@ def _argument_names(cls: type) -> set[str]:
     return {
         name
         for base in cls.__mro__
-        if "__init__" in vars(base) and base is not object
+        if "__init__" in vars(base) and base is not object and not base.__module__.startswith("stable_baselines3.")
         for name, parameter in inspect.signature(base.__init__).parameters.items()  # type: ignore[misc]
-        if parameter.kind is not inspect.Parameter.VAR_KEYWORD and name != "self"
+        if parameter.kind not in (parameter.VAR_POSITIONAL, parameter.VAR_KEYWORD) and name != "self"
     }
 
 

@@ -8,6 +8,7 @@ import torch as th
 from sb3_pg.algorithms import arguments as arg
 from sb3_pg.algorithms.base import PolicyGradientAlgorithm
 from sb3_pg.algorithms.signature import CHECKS, NewArguments
+from sb3_pg.errors import SingleStepError
 from sb3_pg.functional import lambda_return, n_step_return, reward_to_go
 from sb3_pg.rollout import RolloutBatch
 
@@ -71,6 +72,11 @@ class CriticEstimates(PolicyGradientAlgorithm):
 
     def _check_combinations(self) -> None:
         super()._check_combinations()
+        if self.env is not None and self.normalize_advantage and self.n_steps == self.n_envs == 1:
+            raise SingleStepError(
+                "normalize_advantage=True leaves nothing of a single step's advantage, got n_steps=1 with one env: "
+                "more steps, or normalize_advantage=False"
+            )
         asked = (self.advantage, self.critic_target or "lambda", self.recompute_advantage)
         if self._has_foreign_buffer and asked != ("gae", "lambda", False):
             raise ValueError(

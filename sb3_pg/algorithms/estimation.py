@@ -68,6 +68,18 @@ class EstimatingAlgorithm(ConfiguredAlgorithm):
         weights = self._weights(batch)
         return advantages if weights is None else advantages * weights
 
+    def _distinguishing_credit(self, batch: RolloutBatch) -> th.Tensor:
+        """w_t A_t, ``(n_samples,)``; zeros where the advantages are nothing but rounding.
+
+        Where a step's length does not follow from the gradient's, rounding would make a full one.
+        """
+        assert batch.advantages is not None
+        advantages: th.Tensor = batch.select(batch.advantages)
+        several = len(advantages) > 1
+        size = advantages.std(correction=several) if self.normalize_advantage else advantages.abs().max()
+        credit: th.Tensor = batch.select(self._credit(batch))
+        return th.where(size <= rounding(batch), 0.0, credit)
+
     def _value_again(self, batch: RolloutBatch) -> None:
         """Replace what the old critic said by what the critic says now."""
         with evaluation_mode(self.policy):
@@ -124,8 +136,12 @@ class EstimatingAlgorithm(ConfiguredAlgorithm):
 
 
 def rounding(batch: RolloutBatch) -> th.Tensor:
-    """Rounding of the numbers that advantages are differences of: values come from a network in single precision."""
+    """Rounding of the numbers that advantages are differences of: values come from a network in single precision.
+
+    It is 0 where one of them is not finite, so that nothing passes for rounding then.
+    """
     returns, advantages = batch.returns, batch.advantages
     assert returns is not None
     assert advantages is not None
-    return th.maximum(returns.abs().amax(), (returns - advantages).abs().amax()) * th.finfo(th.float32).eps
+    largest = th.maximum(returns.abs().amax(), (returns - advantages).abs().amax())
+    return largest.where(largest.isfinite(), 0.0) * th.finfo(th.float32).eps

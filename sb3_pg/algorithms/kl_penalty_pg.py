@@ -114,6 +114,11 @@ class KLPenaltyPG(CriticEstimates):
             **arg.known_arguments(type(self), kwargs),
         )
 
+    def _check_combinations(self) -> None:
+        super()._check_combinations()
+        if self.dual_update == "multiplicative" and self.kl_coef == 0:
+            raise ValueError("dual_update='multiplicative' leaves kl_coef=0 at 0 for ever: start above 0")
+
     def _setup_model(self) -> None:
         super()._setup_model()
         require_known_divergence(self.policy)
@@ -136,11 +141,15 @@ class KLPenaltyPG(CriticEstimates):
         return self.kl_coef * (2.0 if kl > 1.5 * self.target_kl else 0.5 if kl < self.target_kl / 1.5 else 1.0)
 
     def _move_actor(self, batch: RolloutBatch) -> Metrics:
-        objective = SurrogateObjective(self.policy, batch, batch.select(self._credit(batch)), self.ent_coef)
-        with evaluation_mode(self.policy):
-            objective.remember()
+        objective = SurrogateObjective(self.policy, batch, self._distinguishing_credit(batch), self.ent_coef)
         actor = [parameter for parameter in self.parameter_sets.actor.values() if parameter.requires_grad]
         before = [parameter.detach().clone() for parameter in actor]
+        gradient = None
+        with evaluation_mode(self.policy):
+            if actor and self._explains():
+                gradient = objective.gradient(actor)
+            else:
+                objective.remember()
         metrics = self._ascend(batch, objective)
         if self._warms_up():
             return metrics
@@ -148,11 +157,14 @@ class KLPenaltyPG(CriticEstimates):
             effect = objective.effect()
         if not math.isfinite(effect.joint_kl):
             raise NonFiniteError("joint_kl", float(effect.joint_kl), hint="A smaller learning rate may help.")
+        changes = [now.detach() - then for now, then in zip(actor, before, strict=True)]
+        if gradient is not None:
+            metrics["surrogate_predicted"] = gradient.dot(th.cat([change.flatten() for change in changes]))
         return metrics | {
             **describe_policy(self.policy, objective.entropy),
             **effect.metrics(),
             "kl_coef": self.kl_coef,
-            "step_size": th.nn.utils.get_total_norm(th._foreach_sub([p.detach() for p in actor], before)),
+            "step_size": th.nn.utils.get_total_norm(changes),
         }
 
     def _ascend(self, batch: RolloutBatch, objective: SurrogateObjective) -> Metrics:

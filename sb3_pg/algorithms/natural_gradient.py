@@ -16,6 +16,12 @@ from sb3_pg.algorithms import arguments as arg
 from sb3_pg.algorithms.critic_estimates import CriticArguments
 from sb3_pg.algorithms.natural_step import NaturalStep
 
+#: Arguments that the others share -> why there is no use for them here.
+_OF_NO_USE = {
+    "max_grad_norm": "the length of the actor's step follows from target_kl, not from the gradient's",
+    "vf_coef": "the critic has steps of its own",
+}
+
 
 class NaturalGradientArguments(CriticArguments, total=False):
     """Keyword arguments that are passed on."""
@@ -139,12 +145,25 @@ class NaturalGradient(NaturalStep):
             seed=seed,
             device=device,
             _init_setup_model=_init_setup_model,
-            **arg.known_arguments(type(self), kwargs, but=("max_grad_norm", "vf_coef")),
+            **arg.known_arguments(type(self), kwargs, but=_OF_NO_USE),
         )
         if sub_sampling_factor > 1:
             warnings.warn(
                 f"sub_sampling_factor={sub_sampling_factor} thins the Fisher products alone here, as fisher_subsample "
                 "does: gradient and line search use the whole batch",
+                stacklevel=2,
+            )
+        self._warn_of_small_minibatch()
+
+    def _warn_of_small_minibatch(self) -> None:
+        if self.env is None or self.n_steps is None or self.batch_size is None or self.critic_batch_size is not None:
+            return
+        size = self.n_steps * self.n_envs
+        if size > self.batch_size and size % self.batch_size:
+            warnings.warn(
+                f"batch_size={self.batch_size} does not divide the {size} samples of a batch (n_steps={self.n_steps}, "
+                f"{self.n_envs} envs): the last of the critic's minibatches has {size % self.batch_size}, which count"
+                " as much as those of the others",
                 stacklevel=3,
             )
 
@@ -157,7 +176,7 @@ class NaturalGradient(NaturalStep):
         if from_contrib:
             self.max_grad_norm = None  # sb3_contrib's TRPO says 0 for what it has no use for
         super()._setup_model()
-        if from_contrib:
+        if from_contrib and not self._is_given_to_load("target_kl"):
             self._warn_of_units()
 
     def _warn_of_units(self) -> None:
@@ -169,15 +188,6 @@ class NaturalGradient(NaturalStep):
                 f"the joint KL here: load(..., target_kl={d * self.target_kl:g}, cg_damping={d * self.cg_damping:g}) "
                 "goes on with the same steps",
                 stacklevel=3,
-            )
-
-    def _check_combinations(self) -> None:
-        super()._check_combinations()
-        alone = self.n_steps == 1 and self.n_envs == 1
-        if self.env is not None and self.normalize_advantage and alone:
-            raise ValueError(
-                "normalize_advantage=True leaves nothing of a single step's advantage, got n_steps=1 with one env: "
-                "more steps, or normalize_advantage=False"
             )
 
     @property

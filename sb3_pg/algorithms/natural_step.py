@@ -8,11 +8,10 @@ from collections.abc import Callable
 import torch as th
 
 from sb3_pg.algorithms.critic_estimates import CriticEstimates
-from sb3_pg.algorithms.estimation import rounding
 from sb3_pg.algorithms.explanation import Metrics, describe_policy
 from sb3_pg.algorithms.guards import nonfinite_gradient
 from sb3_pg.algorithms.surrogate import Effect, SurrogateObjective, chunked_distributions, require_known_divergence
-from sb3_pg.functional import FisherVectorProduct, LineSearch, conjugate_gradient
+from sb3_pg.functional import FisherVectorProduct, LineSearch, Solution, conjugate_gradient
 from sb3_pg.functional.precision import precise
 from sb3_pg.rollout import RolloutBatch, evaluation_mode, split_observations
 
@@ -22,7 +21,7 @@ _ADVICE = {
     "no_improvement": "The objective gains less than predicted: larger batches, or a smaller target_kl.",
     "nonfinite": "A number overflows: look at the observations' and the log-probs' scale.",
     "curvature": "The Fisher matrix is singular to rounding: more cg_damping, or a smaller fisher_subsample.",
-    "zero_gradient": "All advantages are equal: the rewards do not tell one action from another.",
+    "zero_gradient": "All advantages are equal, which tells no action from another; or the actor is frozen.",
 }
 _FAILURES_TO_WARN = 3
 
@@ -86,47 +85,54 @@ class NaturalStep(CriticEstimates):
             self._conclude("nonfinite")
             raise nonfinite_gradient(self.policy, batch)
         metrics: Metrics = {"grad_norm": norm, **describe_policy(self.policy, objective.entropy)}
-        effect, predicted, step_size = Effect.of_nothing(), 0.0, 0.0
-        taken = LineSearch(0.0, 0, "zero_gradient")
+        step, taken, effect = None, LineSearch(0.0, 0, "zero_gradient"), Effect.of_nothing()
+        predicted_gain = step_size = 0.0
         if norm > 0:
             fisher = self._fisher(batch, objective, parameters)
             solution = conjugate_gradient(fisher, gradient / norm, self.cg_max_steps, self.cg_tolerance)
             metrics |= {"cg_iterations": solution.n_iterations, "cg_residual": solution.relative_residual}
-            curvature = float(solution.x.dot(fisher(solution.x)))
-            if solution.failed:
-                taken = taken._replace(reason=solution.stop_reason)
-            elif not (math.isfinite(curvature) and curvature > 0):
-                taken = taken._replace(reason="curvature" if math.isfinite(curvature) else "nonfinite")
-            else:
-                step = solution.x * self._step_length(curvature, norm)
-
-                def measure() -> th.Tensor:
-                    nonlocal effect
-                    effect = objective.effect()
-                    return th.stack([th.as_tensor(effect.joint_kl), th.as_tensor(effect.gain)])
-
-                predicted = norm * float((gradient / norm).dot(step))
-                sizes = [parameter.numel() for parameter in parameters]
-                parts = [part.view_as(p) for part, p in zip(step.split(sizes), parameters, strict=True)]
-                taken = self._take(parameters, parts, measure, predicted)
-                step_size = taken.fraction * float(step.norm())
+            step, reason = self._whole_step(solution, float(solution.x.dot(fisher(solution.x))), norm)
+            taken = taken._replace(reason=reason)
+        if step is not None:
+            predicted_gain = norm * float((gradient / norm).dot(step))
+            taken, effect = self._move_along(parameters, step, objective, predicted_gain)
+            step_size = float(step.norm())
         self._conclude(taken.reason)
+        if not taken.fraction:  # of a step that was not taken, the length may be infinite
+            effect, predicted_gain, step_size = Effect.of_nothing(), 0.0, 0.0
         return metrics | {
-            **(effect if taken.fraction else Effect.of_nothing()).metrics(),
-            "surrogate_predicted": taken.fraction * predicted,
-            "step_size": step_size,
+            **effect.metrics(),
+            "surrogate_predicted": taken.fraction * predicted_gain,
+            "step_size": taken.fraction * step_size,
             "line_search_steps": taken.n_steps,
         }
 
-    def _distinguishing_credit(self, batch: RolloutBatch) -> th.Tensor:
-        """w_t A_t, ``(n_samples,)``; zeros where the advantages are nothing but rounding.
+    def _whole_step(self, solution: Solution, curvature: float, norm: float) -> tuple[th.Tensor | None, str]:
+        """The whole step along the direction that was found, or why there is none."""
+        if solution.failed:
+            return None, solution.stop_reason
+        if not math.isfinite(curvature):
+            return None, "nonfinite"
+        return (solution.x * self._step_length(curvature, norm), "") if curvature > 0 else (None, "curvature")
 
-        The direction does not tell a large gradient from a small one, so that rounding would make a full step.
-        """
-        credit = batch.select(self._credit(batch))
-        advantages = batch.select(batch.advantages)
-        spread = advantages.max() - advantages.min() if self.normalize_advantage else advantages.abs().max()
-        return th.where(spread <= rounding(batch), 0.0, credit)
+    def _move_along(
+        self,
+        parameters: list[th.nn.Parameter],
+        step: th.Tensor,
+        objective: SurrogateObjective,
+        predicted_gain: float,
+    ) -> tuple[LineSearch, Effect]:
+        """Take the whole step, or a part of it, and see what it has done."""
+        effect = Effect.of_nothing()
+
+        def measure() -> th.Tensor:
+            nonlocal effect
+            effect = objective.effect()
+            return th.stack([th.as_tensor(effect.joint_kl), th.as_tensor(effect.gain)])
+
+        parts = step.split([parameter.numel() for parameter in parameters])
+        shaped = [part.view_as(parameter) for part, parameter in zip(parts, parameters, strict=True)]
+        return self._take(parameters, shaped, measure, predicted_gain), effect
 
     def _fisher(
         self, batch: RolloutBatch, objective: SurrogateObjective, parameters: list[th.nn.Parameter]

@@ -1,5 +1,7 @@
 """Natural policy gradient."""
 
+import inspect
+import warnings
 from collections.abc import Callable, Mapping
 from typing import Any, ClassVar
 
@@ -43,6 +45,10 @@ class NPG(NaturalGradient):
         self.step = step
         self.step_size = step_size
         super().__init__(*args, **kwargs)
+        arguments = inspect.signature(NaturalGradient.__init__).parameters
+        for name in ("line_search_shrinking_factor", "line_search_max_iter", "line_search_accept_ratio"):
+            if getattr(self, name) != arguments[name].default:
+                warnings.warn(f"NPG has no line search: {name}={getattr(self, name)} has no effect", stacklevel=2)
 
     def _step_length(self, curvature: float, gradient_norm: float) -> float:
         if self.step == "kl":

@@ -3,6 +3,7 @@
 import io
 import pathlib
 import warnings
+from collections.abc import Collection
 from contextvars import ContextVar
 from typing import Any, TypeVar
 
@@ -15,8 +16,8 @@ from stable_baselines3.common.type_aliases import GymEnv, TensorDict
 from sb3_pg.algorithms import arguments as arg
 
 SelfSaved = TypeVar("SelfSaved", bound="SavedAlgorithm")
-#: Whether parameters come from ``load``, which may change what has an optimizer of its own.
-_LOADING: ContextVar[bool] = ContextVar("loading", default=False)
+#: Names of the attributes that ``load`` was given; None while nothing is loaded.
+_LOADING: ContextVar[Collection[str] | None] = ContextVar("loading", default=None)
 #: Attributes that belong to a rollout or follow from the policy, and are neither saved nor copied.
 PASSING = ("_batch", "_collector", "_parameter_sets", "_surrogate")
 
@@ -69,7 +70,7 @@ class SavedAlgorithm(OnPolicyAlgorithm):
             if issubclass(saved.get("optimizer_class", object), th.optim.RMSprop):
                 optimizer = {name: saved[name] for name in ("optimizer_class", "optimizer_kwargs") if name in saved}
                 kwargs["policy_kwargs"] = {**kwargs["policy_kwargs"], **optimizer}
-        token = _LOADING.set(True)
+        token = _LOADING.set(tuple(kwargs))
         try:
             model = super().load(path, env, device, custom_objects, print_system_info, force_reset, **kwargs)
         finally:
@@ -84,14 +85,19 @@ class SavedAlgorithm(OnPolicyAlgorithm):
 
     @staticmethod
     def _is_loading() -> bool:
-        return _LOADING.get()
+        return _LOADING.get() is not None
+
+    @staticmethod
+    def _is_given_to_load(name: str) -> bool:
+        """Whether an attribute's value is not the one that was saved."""
+        return name in (_LOADING.get() or ())
 
     def set_parameters(
         self, load_path_or_dict: str | TensorDict, exact_match: bool = True, device: th.device | str = "auto"
     ) -> None:
         """As SB3's."""
         params: Any = load_path_or_dict
-        if _LOADING.get() and isinstance(params, dict):
+        if self._is_loading() and isinstance(params, dict):  # which may change what has an optimizer of its own
             params = dict(params)
             saved = params.pop("critic_optimizer", None)
             if self.critic_optimizer is not None:

@@ -142,7 +142,9 @@ class SurrogateObjective:
                     objective = objective + self._ent_coef * bonus.sum()
             whole = self._remember(distribution, log_prob, entropy)
             self.distribution = whole if single else None
-            gradients = th.autograd.grad(objective, parameters, retain_graph=single, materialize_grads=True)
+            gradients: Sequence[th.Tensor] = [objective.new_zeros(0)]  # where all of theta is frozen
+            if parameters:
+                gradients = th.autograd.grad(objective, parameters, retain_graph=single, materialize_grads=True)
             parts.append(th.cat([gradient.flatten() for gradient in gradients]))
         self._require_agreement()
         return th.stack(parts).sum(0) / len(self.actions)

@@ -2,11 +2,18 @@
 
 import functools
 import inspect
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any, Final
 
+import sb3_contrib
 from rl_zoo3.exp_manager import ExperimentManager
-from rl_zoo3.hyperparams_opt import HYPERPARAMS_CONVERTER, HYPERPARAMS_SAMPLER
+from rl_zoo3.hyperparams_opt import (
+    HYPERPARAMS_CONVERTER,
+    HYPERPARAMS_SAMPLER,
+    convert_onpolicy_params,
+    sample_trpo_params,
+)
 from rl_zoo3.utils import ALGOS
 from stable_baselines3.common.base_class import BaseAlgorithm
 
@@ -16,12 +23,7 @@ from sb3_pg.algorithms.kl_penalty_pg import KLPenaltyPG
 from sb3_pg.algorithms.npg import NPG
 from sb3_pg.algorithms.reinforce import Reinforce
 from sb3_pg.algorithms.trpo import TRPO
-from sb3_pg.zoo.samplers import (
-    convert_actor_critic_params,
-    convert_reinforce_params,
-    sample_actor_critic_params,
-    sample_reinforce_params,
-)
+from sb3_pg.zoo import samplers
 
 ALGORITHMS: Final[dict[str, type[BaseAlgorithm]]] = {
     "reinforce": Reinforce,
@@ -32,11 +34,35 @@ ALGORITHMS: Final[dict[str, type[BaseAlgorithm]]] = {
 }
 """Name on the command line to class."""
 
-RENAMED: Final = {"trpo": "contrib_trpo"}
-"""rl_zoo3's own name to the one that its entry has beside ours."""
+RENAMED: Final = {"contrib_trpo": "trpo"}
+"""Name that an algorithm of rl_zoo3's has beside ours to the name that it has without us."""
 
-_SAMPLERS: Final = {"reinforce": sample_reinforce_params, "actor_critic": sample_actor_critic_params}
-_CONVERTERS: Final = {"reinforce": convert_reinforce_params, "actor_critic": convert_actor_critic_params}
+# Each of rl_zoo3's tables, what we add to it, and its own entries that make room.
+_TABLES: Final[list[tuple[dict[str, Any], Mapping[str, Any], Mapping[str, Any]]]] = [
+    (ALGOS, ALGORITHMS, {"contrib_trpo": sb3_contrib.TRPO}),
+    (
+        HYPERPARAMS_SAMPLER,
+        {
+            "reinforce": samplers.sample_reinforce_params,
+            "actor_critic": samplers.sample_actor_critic_params,
+            "npg": samplers.sample_npg_params,
+            "trpo": samplers.sample_trpo_params,
+            "kl_penalty_pg": samplers.sample_kl_penalty_pg_params,
+        },
+        {"contrib_trpo": sample_trpo_params},
+    ),
+    (
+        HYPERPARAMS_CONVERTER,
+        {
+            "reinforce": samplers.convert_reinforce_params,
+            "actor_critic": samplers.convert_actor_critic_params,
+            "npg": samplers.convert_npg_params,
+            "trpo": samplers.convert_trpo_params,
+            "kl_penalty_pg": samplers.convert_kl_penalty_pg_params,
+        },
+        {"contrib_trpo": convert_onpolicy_params},
+    ),
+]
 
 
 def config_path(algo: str) -> Path:
@@ -57,34 +83,24 @@ def config_path(algo: str) -> Path:
 def register() -> None:
     """Add our algorithms to rl_zoo3's tables, in place; a second call changes nothing.
 
-    Where rl_zoo3 has an algorithm of the same name, its entries move to a name of their own, :data:`RENAMED`, under
-    which it keeps its class, its search and its hyperparameters.
+    An algorithm of rl_zoo3's that has the name of one of ours keeps its class, its search and its hyperparameters under
+    another name, :data:`RENAMED`.
 
-    :raises ValueError: rl_zoo3 has something else under one of our names
+    :raises ValueError: rl_zoo3 has something else under one of these names
     """
-    tables: list[tuple[dict[str, Any], dict[str, Any]]] = [
-        (ALGOS, ALGORITHMS),
-        (HYPERPARAMS_SAMPLER, _SAMPLERS),
-        (HYPERPARAMS_CONVERTER, _CONVERTERS),
-    ]
     # All checks come before the first change: a clash leaves rl_zoo3 as it was.
-    for table, ours in tables:
-        _refuse_clashes(table, ours)
-    for table, ours in tables:
-        for theirs, name in RENAMED.items():
-            table.setdefault(name, table[theirs])
-        table.update(ours)
+    for table, ours, renamed in _TABLES:
+        making_room = {RENAMED[name]: entry for name, entry in renamed.items()}
+        for name, entry in {**ours, **renamed}.items():
+            known = table.get(name, entry)
+            if known is not entry and known is not making_room.get(name):
+                raise ValueError(
+                    f"rl_zoo3 already has {known!r} under the name {name!r}, so that {entry!r} cannot be registered: "
+                    f"give the other one another name, or do not import sb3_pg.zoo"
+                )
+    for table, ours, renamed in _TABLES:
+        table.update({**ours, **renamed})
     _find_configs()
-
-
-def _refuse_clashes(table: dict[str, Any], ours: dict[str, Any]) -> None:
-    for name, entry in ours.items():
-        known = table.get(name, entry)
-        if known is not entry and not (name in RENAMED and RENAMED[name] not in table):
-            raise ValueError(
-                f"rl_zoo3 already has {known!r} under the name {name!r}, so that sb3_pg's {entry!r} cannot be "
-                f"registered: give the other one another name, or do not import sb3_pg.zoo"
-            )
 
 
 def _find_configs() -> None:
@@ -97,16 +113,15 @@ def _find_configs() -> None:
     if hasattr(original, "_sb3_pg_configs"):
         return
     signature = inspect.signature(original)
+    theirs = Path(inspect.getfile(ExperimentManager)).parent / "hyperparams"
+    configs = {algo: config_path(algo) for algo in ALGORITHMS}
+    configs |= {algo: theirs / f"{name}.yml" for algo, name in RENAMED.items()}
 
     @functools.wraps(original)
     def init(*args: Any, **kwargs: Any) -> None:
         arguments = signature.bind(*args, **kwargs).arguments
-        algo = arguments["algo"]
-        if algo in ALGORITHMS and not arguments.get("config"):
-            arguments["config"] = str(config_path(algo))
-        if algo in RENAMED.values() and not arguments.get("config"):
-            theirs = next(name for name, new in RENAMED.items() if new == algo)
-            arguments["config"] = str(Path(inspect.getfile(ExperimentManager)).parent / "hyperparams" / f"{theirs}.yml")
+        if not arguments.get("config") and arguments["algo"] in configs:
+            arguments["config"] = str(configs[arguments["algo"]])
         original(**arguments)
 
     init._sb3_pg_configs = True  # type: ignore[attr-defined]

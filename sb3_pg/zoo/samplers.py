@@ -29,7 +29,7 @@ def sample_reinforce_params(
     """
     del n_actions, additional_args
     params = {"baseline": trial.suggest_categorical("baseline", ["mean", "leave_one_out", "time", "linear", "value"])}
-    params |= _suggest_shared(trial, n_envs, n_steps_pow=(5, 11))
+    params |= _suggest_pseudo_loss(trial, n_envs, n_steps_pow=(5, 11))
     return _reported(trial, convert_reinforce_params(params))
 
 
@@ -65,7 +65,7 @@ def sample_actor_critic_params(
         "critic_fit": trial.suggest_categorical("critic_fit", ["after", "before"]),
         "use_rms_prop": trial.suggest_categorical("use_rms_prop", [False, True]),
     }
-    params |= _suggest_shared(trial, n_envs, n_steps_pow=(3, 11))
+    params |= _suggest_pseudo_loss(trial, n_envs, n_steps_pow=(3, 11))
     return _reported(trial, convert_actor_critic_params(params))
 
 
@@ -75,41 +75,145 @@ def convert_actor_critic_params(sampled_params: dict[str, Any]) -> dict[str, Any
     :param sampled_params: the parameters that :func:`sample_actor_critic_params` suggests, unchanged on return
     :return: keyword arguments
     """
-    params = dict(sampled_params)
-    # lambda means something for these alone, whatever a config file says
-    params |= {"gae_lambda": 1 - params.pop("one_minus_gae_lambda"), "advantage": "gae", "critic_target": None}
-    return _convert_shared(params)
+    return _convert_shared(sampled_params)
 
 
-def _suggest_shared(trial: optuna.Trial, n_envs: int, n_steps_pow: tuple[int, int]) -> dict[str, Any]:
-    """What every algorithm with a critic searches: batch, step sizes, discount and nets."""
-    return {
+def sample_npg_params(
+    trial: optuna.Trial, n_actions: int, n_envs: int, additional_args: dict[str, Any]
+) -> dict[str, Any]:
+    """Arguments of ``NPG`` for one trial; ``learning_rate`` is the critic's.
+
+    :param trial: Optuna's trial
+    :param n_actions: dimensions of the action space, of no use here
+    :param n_envs: number of environments, of no use here
+    :param additional_args: for off-policy algorithms, of no use here
+    :return: keyword arguments
+    """
+    del n_actions, n_envs, additional_args
+    return _reported(trial, convert_npg_params(_suggest_natural(trial)))
+
+
+def convert_npg_params(sampled_params: dict[str, Any]) -> dict[str, Any]:
+    """Arguments of ``NPG`` from a trial's parameters.
+
+    :param sampled_params: the parameters that :func:`sample_npg_params` suggests, unchanged on return
+    :return: keyword arguments
+    """
+    return convert_trpo_params(sampled_params) | {"step": "kl"}  # the one that target_kl means something for
+
+
+def sample_trpo_params(
+    trial: optuna.Trial, n_actions: int, n_envs: int, additional_args: dict[str, Any]
+) -> dict[str, Any]:
+    """Arguments of ``TRPO`` for one trial; ``learning_rate`` is the critic's.
+
+    :param trial: Optuna's trial
+    :param n_actions: dimensions of the action space, of no use here
+    :param n_envs: number of environments, of no use here
+    :param additional_args: for off-policy algorithms, of no use here
+    :return: keyword arguments
+    """
+    del n_actions, n_envs, additional_args
+    return _reported(trial, convert_trpo_params(_suggest_natural(trial)))
+
+
+def convert_trpo_params(sampled_params: dict[str, Any]) -> dict[str, Any]:
+    """Arguments of ``TRPO`` from a trial's parameters.
+
+    :param sampled_params: the parameters that :func:`sample_trpo_params` suggests, unchanged on return
+    :return: keyword arguments
+    """
+    return _convert_shared(sampled_params) | {"critic_learning_rate": None}
+
+
+def sample_kl_penalty_pg_params(
+    trial: optuna.Trial, n_actions: int, n_envs: int, additional_args: dict[str, Any]
+) -> dict[str, Any]:
+    """Arguments of ``KLPenaltyPG`` for one trial, with gradient steps of the dual.
+
+    :param trial: Optuna's trial
+    :param n_actions: dimensions of the action space, of no use here
+    :param n_envs: number of environments, of no use here
+    :param additional_args: for off-policy algorithms, of no use here
+    :return: keyword arguments
+    """
+    del n_actions, n_envs, additional_args
+    params = _suggest_trust_region(trial) | _suggest_gradient_steps(trial)
+    params |= {
+        "n_epochs": trial.suggest_int("n_epochs", 1, 20),
+        "dual_learning_rate": trial.suggest_float("dual_learning_rate", 1.0, 500.0, log=True),
+    }
+    return _reported(trial, convert_kl_penalty_pg_params(params))
+
+
+def convert_kl_penalty_pg_params(sampled_params: dict[str, Any]) -> dict[str, Any]:
+    """Arguments of ``KLPenaltyPG`` from a trial's parameters.
+
+    :param sampled_params: the parameters that :func:`sample_kl_penalty_pg_params` suggests, unchanged on return
+    :return: keyword arguments
+    """
+    return _convert_shared(sampled_params) | {"dual_update": "additive"}  # dual_learning_rate is of no other
+
+
+def _suggest_natural(trial: optuna.Trial) -> dict[str, Any]:
+    return _suggest_trust_region(trial) | {"cg_damping": trial.suggest_float("cg_damping", 1e-4, 0.3, log=True)}
+
+
+def _suggest_trust_region(trial: optuna.Trial) -> dict[str, Any]:
+    """What every algorithm with a limit of the KL searches; generalized advantages of segments."""
+    return _suggest_shared(trial, n_steps_pow=(5, 11)) | {
+        "one_minus_gae_lambda": trial.suggest_float("one_minus_gae_lambda", 0.005, 1.0, log=True),
+        "batch_size_pow": trial.suggest_int("batch_size_pow", 5, 10),
+        "target_kl": trial.suggest_float("target_kl", 1e-3, 0.2, log=True),
+    }
+
+
+def _suggest_pseudo_loss(trial: optuna.Trial, n_envs: int, n_steps_pow: tuple[int, int]) -> dict[str, Any]:
+    """What every algorithm with one gradient step per batch searches; complete episodes or segments."""
+    params = {
         "rollout": trial.suggest_categorical("rollout", ["episodes", "steps"]),
         "n_episodes": trial.suggest_categorical("n_episodes", _multiples(n_envs)),
+        "normalize_advantage": trial.suggest_categorical("normalize_advantage", [False, True]),
+    }
+    return params | _suggest_shared(trial, n_steps_pow) | _suggest_gradient_steps(trial)
+
+
+def _suggest_gradient_steps(trial: optuna.Trial) -> dict[str, Any]:
+    return {
+        "critic_learning_rate": trial.suggest_float("critic_learning_rate", 1e-4, 3e-2, log=True),
+        "ent_coef": trial.suggest_float("ent_coef", 1e-8, 0.1, log=True),
+        "max_grad_norm": trial.suggest_float("max_grad_norm", 0.3, 2.0),
+    }
+
+
+def _suggest_shared(trial: optuna.Trial, n_steps_pow: tuple[int, int]) -> dict[str, Any]:
+    """What every algorithm with a critic searches: batch, step size, discount and nets."""
+    return {
         "n_steps_pow": trial.suggest_int("n_steps_pow", *n_steps_pow),
         "one_minus_gamma": trial.suggest_float("one_minus_gamma", 1e-4, 0.1, log=True),
         "learning_rate": trial.suggest_float("learning_rate", 1e-4, 3e-2, log=True),
-        "critic_learning_rate": trial.suggest_float("critic_learning_rate", 1e-4, 3e-2, log=True),
         "n_critic_updates": trial.suggest_int("n_critic_updates", 1, 20),
-        "ent_coef": trial.suggest_float("ent_coef", 1e-8, 0.1, log=True),
-        "max_grad_norm": trial.suggest_float("max_grad_norm", 0.3, 2.0),
-        "normalize_advantage": trial.suggest_categorical("normalize_advantage", [False, True]),
         "net_arch": trial.suggest_categorical("net_arch", list(_NET_ARCH)),
         "activation_fn": trial.suggest_categorical("activation_fn", list(_ACTIVATION)),
     }
 
 
-def _convert_shared(params: dict[str, Any]) -> dict[str, Any]:
-    """Arguments in place of the parameters of :func:`_suggest_shared`, and the others as they are."""
-    params = dict(params)
+def _convert_shared(sampled_params: dict[str, Any]) -> dict[str, Any]:
+    """Arguments in place of the parameters that go by another name, and the others as they are."""
+    params = dict(sampled_params)
     params["gamma"] = 1 - params.pop("one_minus_gamma")
+    if "one_minus_gae_lambda" in params:
+        # lambda means something for these alone, whatever a config file says
+        params |= {"gae_lambda": 1 - params.pop("one_minus_gae_lambda"), "advantage": "gae", "critic_target": None}
+    if "batch_size_pow" in params:
+        params |= {"batch_size": 2 ** params.pop("batch_size_pow"), "critic_batch_size": None}
     net_arch = _NET_ARCH[params.pop("net_arch")]
     params["policy_kwargs"] = {
         "net_arch": {"pi": net_arch, "vf": net_arch},
         "activation_fn": _ACTIVATION[params.pop("activation_fn")],
     }
     n_steps = 2 ** params.pop("n_steps_pow")
-    in_steps = params.pop("rollout") == "steps"
+    in_steps = params.pop("rollout", "steps") == "steps"
     return params | ({"n_episodes": None, "n_steps": n_steps} if in_steps else {"n_steps": None})
 
 
@@ -118,7 +222,7 @@ def _reported(trial: optuna.Trial, hyperparams: dict[str, Any]) -> dict[str, Any
 
     Optuna reports the parameters, the user wants the arguments.
     """
-    for name in ("gamma", "gae_lambda", "n_episodes", "n_steps"):
+    for name in ("gamma", "gae_lambda", "batch_size", "n_episodes", "n_steps"):
         if name in hyperparams:
             trial.set_user_attr(name, hyperparams[name])
     return hyperparams

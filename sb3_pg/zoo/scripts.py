@@ -101,7 +101,8 @@ def _wrong_call(error: Exception) -> str | None:
         return f"""{error}: write KEY:VALUE with VALUE in Python, such as gamma:0.9 or baseline:"'mean'\""""
     # Our constructors refuse arguments, which rl_zoo3 takes from the config file and from --hyperparams.
     refused_by_us = _SETUP in frames and frames[-1][0].startswith("sb3_pg.") and not isinstance(error, AssertionError)
-    return str(error) if frames[-1] in _CHECKS or refused_by_us else None
+    unknown_to_theirs = frames[-1] == _SETUP and "unexpected keyword argument" in str(error)
+    return str(error) if frames[-1] in _CHECKS or refused_by_us or unknown_to_theirs else None
 
 
 def _remove_unused_run(error: BaseException) -> None:

@@ -9,10 +9,14 @@ import pytest
 from sb3_contrib.common.recurrent.policies import RecurrentActorCriticPolicy
 from stable_baselines3.common.buffers import RolloutBuffer
 
-from sb3_pg import Reinforce
+from sb3_pg import NPG, TRPO, ActorCritic, KLPenaltyPG, Reinforce
 from tests.helpers import ScriptedEnv, vec
 
 NAN, INF = float("nan"), float("inf")
+
+
+CLASSES = (Reinforce, ActorCritic, NPG, TRPO, KLPenaltyPG)
+each_class = pytest.mark.parametrize("cls", CLASSES)
 
 
 class Unsteppable(ScriptedEnv):
@@ -30,11 +34,6 @@ class Unsteppable(ScriptedEnv):
         *[("learning_rate", v, TypeError) for v in (None, True, [1e-3])],
         *[("critic_learning_rate", v, ValueError) for v in (-1e-3, NAN, "lin_")],
         ("critic_learning_rate", [1], TypeError),
-        *[("returns", v, ValueError) for v in ("rtg", "")],
-        ("returns", None, TypeError),
-        ("baseline", "median", ValueError),
-        ("baseline", 3, TypeError),
-        ("baseline_kwargs", [1], TypeError),
         *[("state_discount", v, TypeError) for v in (1, "yes", None)],
         *[("normalize_advantage", v, TypeError) for v in (1, None)],
         *[("n_steps", v, ValueError) for v in (0, -5)],
@@ -46,9 +45,6 @@ class Unsteppable(ScriptedEnv):
         *[("gae_lambda", v, ValueError) for v in (-0.1, 1.01)],
         *[("ent_coef", v, ValueError) for v in (-0.1, NAN, INF)],
         ("ent_coef", "auto", TypeError),
-        *[("vf_coef", v, ValueError) for v in (-0.1, NAN)],
-        *[("max_grad_norm", v, ValueError) for v in (0, -1, math.nan)],
-        ("max_grad_norm", "1", TypeError),
         ("truncation", "ignore", ValueError),
         ("truncation", True, TypeError),
         ("n_critic_updates", 0, ValueError),
@@ -74,10 +70,82 @@ class Unsteppable(ScriptedEnv):
         ("device", "gpu", ValueError),
     ],
 )
-def test_an_argument_is_named_with_its_value(argument: str, value: Any, error: type[Exception]) -> None:
-    env = vec(Unsteppable())
+@each_class
+def test_an_argument_of_all_is_named_with_its_value(
+    cls: Any, argument: str, value: Any, error: type[Exception]
+) -> None:
+    require_named(cls, argument, value, error)
+
+
+@pytest.mark.parametrize(
+    ("cls", "argument", "value", "error"),
+    [
+        *[(Reinforce, "returns", v, ValueError) for v in ("rtg", "")],
+        (Reinforce, "returns", None, TypeError),
+        (Reinforce, "baseline", "median", ValueError),
+        (Reinforce, "baseline", 3, TypeError),
+        (Reinforce, "baseline_kwargs", [1], TypeError),
+        *[
+            (cls, argument, value, error)
+            for cls in (Reinforce, ActorCritic, KLPenaltyPG)
+            for argument, value, error in (
+                *[("vf_coef", v, ValueError) for v in (-0.1, NAN)],
+                *[("max_grad_norm", v, ValueError) for v in (0, -1, math.nan)],
+                ("max_grad_norm", "1", TypeError),
+            )
+        ],
+        *[
+            (cls, argument, value, error)
+            for cls in (ActorCritic, NPG, TRPO, KLPenaltyPG)
+            for argument, value, error in (
+                ("advantage", "q", ValueError),
+                ("advantage", None, TypeError),
+                ("td_steps", 0, ValueError),
+                ("critic_target", "gae", ValueError),
+                ("recompute_advantage", 1, TypeError),
+            )
+        ],
+        *[
+            (cls, argument, value, error)
+            for cls in (NPG, TRPO)
+            for argument, value, error in (
+                ("batch_size", 0, ValueError),
+                ("batch_size", 64.0, TypeError),
+                *[("cg_max_steps", v, ValueError) for v in (0, -1)],
+                ("cg_max_steps", 2.5, TypeError),
+                *[("cg_damping", v, ValueError) for v in (-0.1, NAN, INF)],
+                ("cg_tolerance", -1e-9, ValueError),
+                *[("line_search_shrinking_factor", v, ValueError) for v in (0, 1, 1.5, NAN)],
+                ("line_search_max_iter", 0, ValueError),
+                *[("line_search_accept_ratio", v, ValueError) for v in (-0.1, 1.1)],
+                *[("target_kl", v, ValueError) for v in (0, -0.01, NAN, INF)],
+                *[("target_kl", v, TypeError) for v in (None, "0.01", True)],
+                ("sub_sampling_factor", 0, ValueError),
+                ("fisher_chunk_size", 0, ValueError),
+                ("fisher_subsample", 1.5, TypeError),
+            )
+        ],
+        (NPG, "step", "line_search", ValueError),
+        (NPG, "step", None, TypeError),
+        *[(NPG, "step_size", v, ValueError) for v in (-0.1, NAN, "fast")],
+        (NPG, "step_size", None, TypeError),
+        *[(KLPenaltyPG, "batch_size", v, TypeError) for v in (None, "64")],
+        *[(KLPenaltyPG, "n_epochs", v, ValueError) for v in (0, -1)],
+        *[(KLPenaltyPG, "target_kl", v, ValueError) for v in (0, -0.01, NAN)],
+        *[(KLPenaltyPG, "kl_coef", v, ValueError) for v in (-0.1, NAN, INF)],
+        (KLPenaltyPG, "dual_update", "exact", ValueError),
+        *[(KLPenaltyPG, "dual_learning_rate", v, ValueError) for v in (0, -1, NAN)],
+        (KLPenaltyPG, "dual_learning_rate", "lin_50", TypeError),
+        *[(KLPenaltyPG, "max_kl_ratio", v, ValueError) for v in (0, -1.5)],
+    ],
+)
+def test_an_argument_is_named_with_its_value(cls: Any, argument: str, value: Any, error: type[Exception]) -> None:
+    require_named(cls, argument, value, error)
+
+
+def require_named(cls: Any, argument: str, value: Any, error: type[Exception]) -> None:
     with pytest.raises(error) as caught:
-        Reinforce(**{"policy": "MlpPolicy", "env": env, argument: value})
+        cls(**{"policy": "MlpPolicy", "env": vec(Unsteppable()), argument: value})
     assert type(caught.value) is error
     assert argument in str(caught.value)
     assert repr(value) in str(caught.value)
@@ -114,6 +182,29 @@ def test_contradictions_are_explained(kwargs: dict[str, Any], message: str) -> N
         Reinforce("MlpPolicy", vec(Unsteppable(), Unsteppable()), **kwargs)
 
 
+@pytest.mark.parametrize("cls", [ActorCritic, NPG, TRPO, KLPenaltyPG])
+@pytest.mark.parametrize(
+    ("kwargs", "message"),
+    [
+        ({"n_episodes": 2}, r"n_steps=\d+ and n_episodes=2"),
+        ({"n_steps": None, "n_episodes": 3}, "multiple of the number of envs, 2.*got 3"),
+        ({"n_steps": None, "rollout_buffer_class": RolloutBuffer}, "rollout_buffer_class.*n_steps="),
+        ({"rollout_buffer_class": RolloutBuffer, "truncation": "terminal"}, "nor truncation='terminal'"),
+        ({"rollout_buffer_class": RolloutBuffer, "normalize_value_targets": True}, "nor normalize_value_targets"),
+        ({"rollout_buffer_class": RolloutBuffer, "advantage": "td"}, "itself, once: got advantage='td'"),
+    ],
+)
+def test_contradictions_of_a_critics_algorithms_are_explained(cls: Any, kwargs: dict[str, Any], message: str) -> None:
+    with pytest.raises(ValueError, match=message):
+        cls("MlpPolicy", vec(Unsteppable(), Unsteppable()), **kwargs)
+
+
+@pytest.mark.parametrize("cls", [ActorCritic, NPG, TRPO, KLPenaltyPG])
+def test_a_single_step_is_not_normalized(cls: Any) -> None:
+    with pytest.raises(ValueError, match="nothing of a single step's advantage, got n_steps=1"):
+        cls("MlpPolicy", vec(Unsteppable()), n_steps=1, normalize_advantage=True)
+
+
 @pytest.mark.parametrize(
     "kwargs",
     [
@@ -134,31 +225,54 @@ def test_total_with_state_discount_is_fine_without_discount() -> None:
 
 
 @pytest.mark.parametrize("policy", ["MlpLstmPolicy", RecurrentActorCriticPolicy])
-def test_recurrent_policies_are_refused(policy: Any) -> None:
+@each_class
+def test_recurrent_policies_are_refused(cls: Any, policy: Any) -> None:
     with pytest.raises(ValueError, match="no recurrent policies"):
-        Reinforce(policy, vec(Unsteppable()))
+        cls(policy, vec(Unsteppable()))
 
 
-def test_an_unknown_policy_name_lists_the_known() -> None:
+@each_class
+def test_an_unknown_policy_name_lists_the_known(cls: Any) -> None:
     with pytest.raises(ValueError, match=r"'MlpPolicy', 'CnnPolicy', 'MultiInputPolicy'\].*'MLPPolicy'"):
-        Reinforce("MLPPolicy", vec(Unsteppable()))
+        cls("MLPPolicy", vec(Unsteppable()))
 
 
-def test_no_env_is_an_error_at_construction() -> None:
+@each_class
+def test_no_env_is_an_error_at_construction(cls: Any) -> None:
     with pytest.raises(ValueError, match="env must be an environment"):
-        Reinforce("MlpPolicy", None)
+        cls("MlpPolicy", None)
 
 
-@pytest.mark.parametrize(("typo", "meant"), [("gama", "gamma"), ("n_episode", "n_episodes"), ("baselin", "baseline")])
-def test_a_mistyped_argument_is_corrected(typo: str, meant: str) -> None:
-    with pytest.raises(TypeError, match=rf"Reinforce has no argument '{typo}'; did you mean '{meant}'"):
-        Reinforce("MlpPolicy", vec(Unsteppable()), **{typo: 1})
+@pytest.mark.parametrize(
+    ("cls", "typo", "meant"),
+    [
+        *[(cls, *names) for cls in CLASSES for names in (("gama", "gamma"), ("n_episode", "n_episodes"))],
+        (Reinforce, "baselin", "baseline"),
+        (TRPO, "line_search_accept", "line_search_accept_ratio"),
+        (TRPO, "fisher_subsampling", "fisher_subsample"),
+        (NPG, "stepsize", "step_size"),
+        (KLPenaltyPG, "dual_rate", "dual_update"),
+        (KLPenaltyPG, "n_epoch", "n_epochs"),
+    ],
+)
+def test_a_mistyped_argument_is_corrected(cls: Any, typo: str, meant: str) -> None:
+    with pytest.raises(TypeError, match=rf"{cls.__name__} has no argument '{typo}'; did you mean '{meant}'"):
+        cls("MlpPolicy", vec(Unsteppable()), **{typo: 1})
 
 
-def test_arguments_given_to_load_are_checked_too(tmp_path: Any) -> None:
-    Reinforce("MlpPolicy", vec(ScriptedEnv()), device="cpu").save(tmp_path / "model")
+@each_class
+@pytest.mark.parametrize("internal", ["args", "kwargs", "monitor_wrapper", "supported_action_spaces"])
+def test_what_is_passed_on_inside_is_no_argument(cls: Any, internal: str) -> None:
+    with pytest.raises(TypeError, match=rf"{cls.__name__} has no argument '{internal}'") as caught:
+        cls("MlpPolicy", vec(Unsteppable()), **{internal: True})
+    assert "support_multi_env" not in str(caught.value)
+
+
+@each_class
+def test_arguments_given_to_load_are_checked_too(cls: Any, tmp_path: Any) -> None:
+    cls("MlpPolicy", vec(ScriptedEnv()), device="cpu").save(tmp_path / "model")
     with pytest.raises(ValueError, match=r"gamma must be a number.*got 2"):
-        Reinforce.load(tmp_path / "model", gamma=2)
+        cls.load(tmp_path / "model", gamma=2)
 
 
 def test_a_baseline_of_the_wrong_shape() -> None:

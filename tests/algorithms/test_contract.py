@@ -24,15 +24,18 @@ from stable_baselines3.common.policies import ActorCriticPolicy
 from stable_baselines3.common.torch_layers import BaseFeaturesExtractor
 from stable_baselines3.common.vec_env import VecNormalize
 
-from sb3_pg import ActorCritic, Reinforce
+from sb3_pg import NPG, TRPO, ActorCritic, KLPenaltyPG, Reinforce
+from sb3_pg.algorithms.natural_gradient import NaturalGradient
 from sb3_pg.baselines import ValueBaseline
 from sb3_pg.rollout import evaluate, policy_actions
 from tests.helpers import ACTION_SPACES, ScriptedEnv, vec
 
+pytestmark = pytest.mark.filterwarnings("ignore:batch_size=.* does not divide")  # rollouts are small here
 #: Actor and critic in one step, as in A2C.
 JOINT: dict[str, Any] = {"critic_learning_rate": None, "n_critic_updates": 1}
-#: name -> model on an env; later algorithms add their line.
 Make = Callable[..., Any]
+CLASSES = (Reinforce, ActorCritic, NPG, TRPO, KLPenaltyPG)
+#: name -> model on an env; later algorithms add their line.
 ALGORITHMS: dict[str, Make] = {
     "reinforce": lambda env, **k: Reinforce("MlpPolicy", env, **{"n_episodes": 4, "baseline": "leave_one_out", **k}),
     "reinforce-value": lambda env, **k: Reinforce("MlpPolicy", env, **{"n_steps": 16, **JOINT, **k}),
@@ -57,6 +60,43 @@ ALGORITHMS: dict[str, Make] = {
     ),
     "actor-critic-episodes": lambda env, **k: ActorCritic(
         "MlpPolicy", env, **{"n_steps": None, "n_episodes": 4, "advantage": "n_step", "state_discount": True, **k}
+    ),
+    "npg": lambda env, **k: NPG("MlpPolicy", env, **{"n_steps": 32, "batch_size": 32, "n_critic_updates": 2, **k}),
+    "npg-fixed": lambda env, **k: NPG(
+        "MlpPolicy",
+        env,
+        **{"n_steps": 32, "batch_size": None, "step": "fixed", "step_size": "lin_1e-2", "n_critic_updates": 2, **k},
+    ),
+    "trpo": lambda env, **k: TRPO("MlpPolicy", env, **{"n_steps": 32, "batch_size": 16, "n_critic_updates": 2, **k}),
+    "trpo-episodes": lambda env, **k: TRPO(
+        "MlpPolicy", env, **{"n_steps": None, "n_episodes": 4, "n_critic_updates": 2, "state_discount": True, **k}
+    ),
+    "trpo-own-critic": lambda env, **k: TRPO(
+        "MlpPolicy",
+        env,
+        **{
+            "n_steps": 32,
+            "ent_coef": 1e-3,
+            "critic_learning_rate": "lin_1e-2",
+            "critic_fit": "before",
+            "n_critic_updates": 2,
+            "normalize_value_targets": True,
+            "critic_batch_size": 12,
+            "cg_max_steps": 3,
+            "fisher_subsample": 2,
+            "fisher_chunk_size": 7,
+            **k,
+        },
+    ),
+    "kl-penalty": lambda env, **k: KLPenaltyPG(
+        "MlpPolicy",
+        env,
+        **{"n_steps": 32, "n_epochs": 2, "critic_learning_rate": "lin_1e-2", "n_critic_updates": 2, **k},
+    ),
+    "kl-penalty-joint": lambda env, **k: KLPenaltyPG(
+        "MlpPolicy",
+        env,
+        **{"n_steps": 32, "batch_size": 12, "n_epochs": 2, "dual_update": "multiplicative", **JOINT, **k},
     ),
 }
 
@@ -171,7 +211,6 @@ def test_normalized_envs(make: Make) -> None:
 
 #: Logged by every algorithm, with every update that is written to the log.
 EXPLANATION = (
-    "train/policy_loss",
     "train/entropy",
     "train/entropy_loss",
     "train/grad_norm",
@@ -185,20 +224,30 @@ EXPLANATION = (
     "train/std",
     "train/clipped_action_fraction",
     "train/learning_rate",
-    "rollout/valid_fraction",
-    "time/collect_seconds",
     "time/update_seconds",
 )
+#: Likewise; the log is written, and emptied, between them and the update.
+COLLECTED = {"rollout/valid_fraction", "time/collect_seconds"}
+#: Logged by the algorithms of a class, besides.
+OWN_EXPLANATION: dict[type, tuple[str, ...]] = {
+    Reinforce: ("train/policy_loss",),
+    ActorCritic: ("train/policy_loss",),
+    NaturalGradient: ("train/step_outcome", "train/cg_iterations", "train/cg_residual", "train/line_search_steps"),
+    KLPenaltyPG: ("train/policy_loss", "train/kl_coef", "train/n_epochs"),
+}
 
 
 def test_every_update_explains_itself(make: Make) -> None:
     model = make("Pendulum-v1").learn(900, log_interval=1)
-    logged = model.logger.name_to_value
-    for name in EXPLANATION:
+    logged = dict(model.logger.name_to_value)
+    own = {name for cls, names in OWN_EXPLANATION.items() if isinstance(model, cls) for name in names}
+    for name in {*EXPLANATION, *own} - {"train/step_outcome"}:
         assert np.isfinite(logged[name]), name
+    assert logged.get("train/step_outcome", "accepted") == "accepted"
     documented = (Path(__file__).parents[2] / "README.md").read_text()
     ours = {name for name in logged if name.startswith(("train/", "diagnostics/"))} - {"train/n_updates"}
-    assert all(f"`{name}`" in documented for name in {*ours, *EXPLANATION})
+    assert own <= ours
+    assert [name for name in {*ours, *EXPLANATION, *COLLECTED} if f"`{name}`" not in documented] == []
     if model._uses_critic():
         assert np.isfinite(logged["train/value_loss"])
     if model.critic_optimizer is not None:
@@ -208,7 +257,9 @@ def test_every_update_explains_itself(make: Make) -> None:
 def test_explanations_do_not_change_training(make: Make) -> None:
     plain, explained = (make("CartPole-v1").learn(300, log_interval=n) for n in (None, 1))
     assert th.equal(parameters(plain), parameters(explained))
-    assert "train/joint_kl" not in plain.logger.name_to_value
+    knows_anyway = isinstance(plain, NaturalGradient | KLPenaltyPG)
+    assert ("train/joint_kl" in plain.logger.name_to_value) == knows_anyway
+    assert "train/surrogate_predicted" in explained.logger.name_to_value
 
 
 def test_the_updates_that_are_logged_are_those_that_explain_themselves(make: Make) -> None:
@@ -220,14 +271,23 @@ def test_the_updates_that_are_logged_are_those_that_explain_themselves(make: Mak
     model.dump_logs = lambda *args: (written.append(set(model.logger.name_to_value)), dump(*args))[1]
     model.learn(1200, log_interval=3)
     assert len(written) > 1
-    assert all(set(EXPLANATION) - {"train/std"} <= names for names in written)
+    assert all({*EXPLANATION, *COLLECTED} - {"train/std"} <= names for names in written)
+
+
+SMALL_STEPS: dict[str, Make] = {
+    "actor-critic": lambda env, **k: ActorCritic("MlpPolicy", env, 1e-4, max_grad_norm=None, **k),
+    "npg": lambda env, **k: NPG("MlpPolicy", env, target_kl=1e-5, **k),
+    "trpo": lambda env, **k: TRPO("MlpPolicy", env, target_kl=1e-5, **k),
+    "kl-penalty": lambda env, **k: KLPenaltyPG("MlpPolicy", env, 1e-4, n_epochs=1, batch_size=256, **k),
+}
 
 
 @pytest.mark.parametrize("action_space", ACTION_SPACES)
-def test_explanations_of_a_small_step_agree(action_space: str) -> None:
+@pytest.mark.parametrize("name", SMALL_STEPS)
+def test_explanations_of_a_small_step_agree(name: str, action_space: str) -> None:
     """KL is a quadratic form of the step, its estimate agrees with it, and the surrogate gains what was predicted."""
     env = ScriptedEnv(lengths=(7,), action_space=ACTION_SPACES[action_space])
-    model = ActorCritic("MlpPolicy", vec(env), 1e-4, n_steps=256, max_grad_norm=None, seed=0, device="cpu")
+    model = SMALL_STEPS[name](vec(env), n_steps=256, seed=0, device="cpu")
     model.learn(256, log_interval=1)
     logged = model.logger.name_to_value
     old = model._batch.log_probs
@@ -253,10 +313,13 @@ def test_learning_rate_schedules(make: Make, schedule: Any) -> None:
     assert 0 <= model.policy.optimizer.param_groups[0]["lr"] < 5e-3
 
 
-def test_gradients_are_clipped_to_the_norm_or_not_at_all(make: Make) -> None:
-    kwargs = {"learning_rate": 1.0, "policy_kwargs": {"optimizer_class": th.optim.SGD}}
+@pytest.mark.parametrize("name", [name for name in ALGORITHMS if not name.startswith(("npg", "trpo"))])
+def test_gradients_are_clipped_to_the_norm_or_not_at_all(name: str) -> None:
+    kwargs = {"learning_rate": 1.0, "policy_kwargs": {"optimizer_class": th.optim.SGD}, "device": "cpu", "seed": 0}
+    if name.startswith("kl-penalty"):
+        kwargs |= {"batch_size": 32, "n_epochs": 1}  # a single step
     for norm in (None, 1e-3):
-        model = make("CartPole-v1", max_grad_norm=norm, **kwargs)
+        model = ALGORITHMS[name]("CartPole-v1", max_grad_norm=norm, **kwargs)
         actor = list(model.parameter_sets.actor.values())
         before = th.nn.utils.parameters_to_vector(actor).detach().clone()
         model.collect_rollouts(model.env, model._setup_learn(1000)[1], model.rollout_buffer, model.n_steps)
@@ -292,9 +355,10 @@ class OwnForward(ActorCriticPolicy):
         return super().forward(obs, deterministic)
 
 
-def test_a_policys_own_forward_is_called_at_every_step() -> None:
+@pytest.mark.parametrize("cls", CLASSES)
+def test_a_policys_own_forward_is_called_at_every_step(cls: Any) -> None:
     OwnForward.calls = 0
-    model = Reinforce(OwnForward, "CartPole-v1", n_steps=16, device="cpu").learn(32)
+    model = cls(OwnForward, "CartPole-v1", n_steps=16, device="cpu").learn(32)
     assert OwnForward.calls == 32
     batch = model._batch
     assert batch is not None
@@ -311,12 +375,16 @@ class CountingBuffer(RolloutBuffer):
         super().add(*args, **kwargs)
 
 
-def test_a_foreign_buffer_is_filled_step_by_step() -> None:
+@pytest.mark.parametrize("cls", CLASSES)
+def test_a_foreign_buffer_is_filled_step_by_step(cls: Any) -> None:
     CountingBuffer.added = 0
-    model = Reinforce("MlpPolicy", "CartPole-v1", n_steps=16, rollout_buffer_class=CountingBuffer, device="cpu")
-    model.learn(32)
+    model = cls("MlpPolicy", "CartPole-v1", n_steps=16, rollout_buffer_class=CountingBuffer, device="cpu")
+    before = parameters(model)
+    model.learn(32, log_interval=1)
     assert CountingBuffer.added == 32
     assert model._n_updates == 2
+    assert model.logger.name_to_value["train/joint_kl"] > 0
+    assert not th.equal(parameters(model), before)
 
 
 def test_with_a_foreign_buffer_one_update_is_a2cs() -> None:
@@ -338,8 +406,9 @@ def test_with_a_foreign_buffer_one_update_is_a2cs() -> None:
     assert th.allclose(parameters(ours), parameters(theirs), atol=1e-6)
 
 
-def test_critic_only_parameters_are_the_critic_optimizers_business() -> None:
-    model = Reinforce(
+@pytest.mark.parametrize("cls", [Reinforce, ActorCritic, KLPenaltyPG])
+def test_critic_only_parameters_are_the_critic_optimizers_business(cls: Any) -> None:
+    model = cls(
         "MlpPolicy", "CartPole-v1", n_steps=32, critic_learning_rate=1e-2, learning_rate=0.0, device="cpu", seed=0
     )
     actor, critic = model.parameter_sets
@@ -351,15 +420,32 @@ def test_critic_only_parameters_are_the_critic_optimizers_business() -> None:
         assert th.equal(p, before[name]) == (name in actor), name
 
 
+class LinearExtractor(BaseFeaturesExtractor):
+    def __init__(self, space: Any) -> None:
+        super().__init__(space, 4)
+        self.net = th.nn.Linear(4, 4)
+
+    def forward(self, x: th.Tensor) -> th.Tensor:
+        return self.net(x)
+
+
+@pytest.mark.parametrize("cls", [NPG, TRPO])
+@pytest.mark.parametrize("critic_learning_rate", [None, 1e-2])
+def test_the_natural_methods_leave_shared_features_to_the_actor(cls: Any, critic_learning_rate: float | None) -> None:
+    def train(n_critic_updates: int) -> Any:
+        policy_kwargs = {"features_extractor_class": LinearExtractor}
+        kwargs = {"n_critic_updates": n_critic_updates, "critic_learning_rate": critic_learning_rate}
+        return cls("MlpPolicy", "CartPole-v1", n_steps=32, policy_kwargs=policy_kwargs, device="cpu", seed=0, **kwargs)
+
+    few, many = train(1).learn(32), train(9).learn(32)
+    assert few._shares_features
+    assert set(few._critic_only()).isdisjoint(few.parameter_sets.actor)
+    for name, parameter in many.policy.named_parameters():
+        same = th.equal(parameter, few.policy.get_parameter(name))
+        assert same == (name in few.parameter_sets.actor), name
+
+
 def test_shared_features_are_trained_by_both_losses() -> None:
-    class Extractor(BaseFeaturesExtractor):
-        def __init__(self, space: Any) -> None:
-            super().__init__(space, 4)
-            self.net = th.nn.Linear(4, 4)
-
-        def forward(self, x: th.Tensor) -> th.Tensor:
-            return self.net(x)
-
     model = Reinforce(
         "MlpPolicy",
         "CartPole-v1",
@@ -367,7 +453,7 @@ def test_shared_features_are_trained_by_both_losses() -> None:
         critic_learning_rate=1e-2,
         device="cpu",
         seed=0,
-        policy_kwargs={"features_extractor_class": Extractor},
+        policy_kwargs={"features_extractor_class": LinearExtractor},
     )
     assert model._shares_features
     assert model.critic_optimizer is not None
@@ -395,14 +481,15 @@ def test_trains_on_cuda(make: Make) -> None:
     assert model.policy.device.type == "cuda"
 
 
-@pytest.mark.parametrize("first", [{}, {"n_critic_updates": 3}])
-@pytest.mark.parametrize("then", [{}, {"n_critic_updates": 3}])
+@pytest.mark.parametrize("cls", CLASSES)
+@pytest.mark.parametrize("first", [{}, {"critic_learning_rate": 1e-3}])
+@pytest.mark.parametrize("then", [{}, {"critic_learning_rate": 1e-3}])
 def test_a_model_can_be_loaded_with_or_without_a_critics_own_optimizer(
-    first: dict[str, int], then: dict[str, int], tmp_path: Path
+    cls: Any, first: dict[str, float], then: dict[str, float], tmp_path: Path
 ) -> None:
-    model = Reinforce("MlpPolicy", "CartPole-v1", n_steps=16, device="cpu", **{**JOINT, **first}).learn(32)
+    model = cls("MlpPolicy", "CartPole-v1", n_steps=16, device="cpu", **{**JOINT, **first}).learn(32)
     model.save(tmp_path / "model")
-    loaded = Reinforce.load(tmp_path / "model", env=model.get_env(), **{**JOINT, **then})
+    loaded = cls.load(tmp_path / "model", env=model.get_env(), **{**JOINT, **then})
     assert (loaded.critic_optimizer is not None) == bool(then)
     assert th.equal(parameters(model), parameters(loaded))
     loaded.learn(32)
@@ -428,9 +515,10 @@ def test_a_frozen_critic_or_extractor_trains_the_rest(make: Make) -> None:
     frozen = [p for name, p in model.policy.named_parameters() if "mlp_extractor" in name]
     for parameter in frozen:
         parameter.requires_grad_(False)
-    before = [p.detach().clone() for p in frozen]
+    before, head = [p.detach().clone() for p in frozen], model.policy.action_net.weight.detach().clone()
     model.learn(200)
     assert all(th.equal(a, b) for a, b in zip(before, frozen, strict=True))
+    assert not th.equal(head, model.policy.action_net.weight)
 
 
 class BatchNormExtractor(BaseFeaturesExtractor):
@@ -442,14 +530,15 @@ class BatchNormExtractor(BaseFeaturesExtractor):
         return self.norm(x)
 
 
-def test_a_critic_frozen_before_or_after_does_not_stop_the_actor() -> None:
+@pytest.mark.parametrize("cls", CLASSES)
+def test_a_critic_frozen_before_or_after_does_not_stop_the_actor(cls: Any) -> None:
     class FrozenCritic(ActorCriticPolicy):
         def _build(self, lr_schedule: Any) -> None:
             super()._build(lr_schedule)
             for parameter in (*self.value_net.parameters(), *self.mlp_extractor.value_net.parameters()):
                 parameter.requires_grad_(False)
 
-    model = Reinforce(FrozenCritic, "CartPole-v1", device="cpu", seed=0)
+    model = cls(FrozenCritic, "CartPole-v1", n_steps=50, device="cpu", seed=0)
     assert all(not p.requires_grad for p in model.policy.value_net.parameters())
     before = parameters(model)
     model.learn(100)
@@ -465,7 +554,8 @@ def test_a_frozen_head_under_the_component_wise_baseline() -> None:
     assert th.equal(head, model.policy.action_net.weight)
 
 
-def test_what_a_callback_writes_into_the_buffer_is_used() -> None:
+@pytest.mark.parametrize("cls", CLASSES)
+def test_what_a_callback_writes_into_the_buffer_is_used(cls: Any) -> None:
     class NoAdvantage(BaseCallback):
         def _on_step(self) -> bool:
             return True
@@ -473,11 +563,12 @@ def test_what_a_callback_writes_into_the_buffer_is_used() -> None:
         def _on_rollout_end(self) -> None:
             self.model.rollout_buffer.advantages[:] = 0.0
 
-    model = Reinforce("MlpPolicy", "CartPole-v1", n_steps=16, device="cpu", seed=0)
+    model = cls("MlpPolicy", "CartPole-v1", n_steps=16, device="cpu", seed=0)
     actor = list(model.parameter_sets.actor.values())
     before = th.nn.utils.parameters_to_vector(actor).detach().clone()
     model.learn(32, callback=NoAdvantage())
-    assert th.equal(before, th.nn.utils.parameters_to_vector(actor))
+    moved = (th.nn.utils.parameters_to_vector(actor) - before).abs().max()
+    assert moved <= (1e-4 if cls is KLPenaltyPG else 0)  # the divergence's gradient is 0 but for rounding
 
 
 def test_rounding_of_a_fitted_critic_is_not_normalized_to_full_size() -> None:
@@ -528,14 +619,10 @@ def test_only_the_update_trains_batch_norm(baseline: str) -> None:
     assert model.policy.features_extractor.norm.num_batches_tracked == 1
 
 
-def test_a_failed_update_restores_buffers_too() -> None:
-    model = Reinforce(
-        "MlpPolicy",
-        "CartPole-v1",
-        baseline="mean",
-        device="cpu",
-        policy_kwargs={"features_extractor_class": BatchNormExtractor},
-    ).learn(1)
+@pytest.mark.parametrize("cls", CLASSES)
+def test_a_failed_update_restores_buffers_too(cls: Any) -> None:
+    policy_kwargs = {"features_extractor_class": BatchNormExtractor}
+    model = cls("MlpPolicy", "CartPole-v1", n_steps=32, device="cpu", policy_kwargs=policy_kwargs).learn(1)
     before = copy.deepcopy(model.policy.state_dict())
     with th.no_grad():
         model.policy.action_net.weight[0, 0] = th.inf
@@ -584,8 +671,9 @@ def test_learning_without_an_env_or_a_number_is_explained(make: Make, tmp_path: 
         type(model).load(tmp_path / "model", gama=0.3)
 
 
-def test_set_parameters_still_wants_all_of_them() -> None:
-    model = Reinforce("MlpPolicy", "CartPole-v1", n_steps=16, device="cpu")
+@pytest.mark.parametrize("cls", CLASSES)
+def test_set_parameters_still_wants_all_of_them(cls: Any) -> None:
+    model = cls("MlpPolicy", "CartPole-v1", n_steps=16, critic_learning_rate=1e-3, device="cpu")
     params = model.get_parameters()
     del params["critic_optimizer"]
     with pytest.raises(ValueError, match="critic_optimizer"):

@@ -8,6 +8,7 @@ from typing import Any
 import gymnasium as gym
 import numpy as np
 import pytest
+import sb3_contrib
 import torch as th
 from gymnasium import spaces
 from stable_baselines3 import A2C
@@ -18,9 +19,11 @@ from stable_baselines3.common.policies import ActorCriticPolicy
 from stable_baselines3.common.torch_layers import BaseFeaturesExtractor
 from torch import nn
 
-from sb3_pg import ActorCritic, NonFiniteError, Reinforce
+from sb3_pg import NPG, TRPO, ActorCritic, KLPenaltyPG, NonFiniteError, Reinforce
 from sb3_pg.rollout import Snapshot
 from tests.helpers import FaultyEnv, vec
+
+trust_region = pytest.mark.parametrize("cls", [NPG, TRPO, KLPenaltyPG])
 
 
 class AtRolloutEnd(BaseCallback):
@@ -60,6 +63,26 @@ def test_own_forward_with_episodes_of_unequal_length(baseline: str) -> None:
     assert model._batch.mask is not None
 
 
+def train(cls: Any, policy: Any = "MlpPolicy", change: Callable[[Any], Any] | None = None, **kwargs: Any) -> Any:
+    """A model after three updates, whose last one has moved the actor and said by how much."""
+    defaults = {"n_steps": 32, "batch_size": 32, "seed": 0, "device": "cpu"}
+    model = cls(policy, make_vec_env("CartPole-v1", 2, seed=0), **{**defaults, **kwargs})
+    model.learn(129, callback=None if change is None else AtRolloutEnd(change))
+    assert all(parameter.isfinite().all() for parameter in model.policy.parameters())
+    assert model._n_updates == 3
+    assert model.logger.name_to_value["train/joint_kl"] > 0
+    return model
+
+
+@trust_region
+def test_own_forward_with_unequal_episodes_under_a_limit_of_the_divergence(cls: Any) -> None:
+    model = cls(OwnForward, make_vec_env("CartPole-v1", 4, seed=0), n_steps=None, n_episodes=4, seed=0, device="cpu")
+    model.learn(300)
+    assert model._batch is not None
+    assert model._batch.mask is not None
+    assert model.logger.name_to_value["train/joint_kl"] > 0
+
+
 class MixedPrecision(BaseFeaturesExtractor):
     def __init__(self, observation_space: spaces.Box) -> None:
         super().__init__(observation_space, 4)
@@ -82,6 +105,14 @@ def test_parameters_of_two_precisions() -> None:
     with pytest.raises(NonFiniteError):
         model.learn(5, reset_num_timesteps=False)
     assert all(th.equal(before[name], value) for name, value in model.policy.state_dict().items())
+
+
+@trust_region
+@pytest.mark.parametrize("kwargs", [{}, {"critic_learning_rate": 1e-3, "ent_coef": 0.01}], ids=["", "own-critic"])
+def test_parameters_of_two_precisions_under_a_limit_of_the_divergence(cls: Any, kwargs: dict[str, Any]) -> None:
+    policy_kwargs = {"features_extractor_class": MixedPrecision}
+    model = train(cls, policy_kwargs=policy_kwargs, **kwargs)
+    assert not th.equal(model.policy.features_extractor.scale, th.ones(4, dtype=th.float64))
 
 
 def test_a_single_parameter_is_restored_too() -> None:
@@ -109,6 +140,19 @@ def test_a_frozen_actor(kwargs: dict[str, Any]) -> None:
     model.learn(20, log_interval=1)
     moved = {name for name, value in model.policy.state_dict().items() if not th.equal(value, before[name])}
     assert moved == {name for name in before if "value" in name}
+
+
+@trust_region
+@pytest.mark.parametrize("kwargs", [{}, {"critic_learning_rate": None, "n_critic_updates": 1}], ids=["", "joint"])
+def test_a_frozen_actor_under_a_limit_of_the_divergence(cls: Any, kwargs: dict[str, Any]) -> None:
+    model = cls("MlpPolicy", "CartPole-v1", n_steps=32, batch_size=32, seed=0, device="cpu", **kwargs)
+    for parameter in model.parameter_sets.actor.values():
+        parameter.requires_grad_(False)
+    before = copy.deepcopy(model.policy.state_dict())
+    model.learn(64)
+    moved = {name for name, value in model.policy.state_dict().items() if not th.equal(value, before[name])}
+    assert moved == {name for name in before if "value" in name}
+    assert model.logger.name_to_value["train/joint_kl"] == pytest.approx(0, abs=1e-6)
 
 
 class OwnDistribution(CategoricalDistribution):
@@ -182,6 +226,12 @@ def test_unusual_policies_learn_as_under_a2c(policy: Any, use_rms_prop: bool) ->
     assert difference(policy, use_rms_prop=use_rms_prop) < 1e-5
 
 
+@trust_region
+@pytest.mark.parametrize("policy", [Normalized, ModeDependentHead, ValueOfHundred, Groups])
+def test_unusual_policies_learn_under_a_limit_of_the_divergence(cls: Any, policy: Any) -> None:
+    train(cls, policy)
+
+
 def test_step_hooks_run_once() -> None:
     model = ActorCritic("MlpPolicy", "CartPole-v1", device="cpu")
     calls: list[int] = []
@@ -223,6 +273,19 @@ def test_callbacks_may_change_the_model_as_under_a2c(change: Callable[[Any], Any
     assert difference("MlpPolicy", change=change, max_grad_norm=float("inf")) < 1e-5
 
 
+@trust_region
+@pytest.mark.parametrize("change", [halve, halve_in_place, replace_the_head, unfreeze, ask_for_entropy, copy.deepcopy])
+def test_callbacks_may_change_the_model_under_a_limit_of_the_divergence(cls: Any, change: Callable[[Any], Any]) -> None:
+    head = getattr(train(cls, change=change), "replaced", None)
+    assert head is (True if change is replace_the_head else None)
+
+
+@trust_region
+def test_copying_the_model_changes_nothing(cls: Any) -> None:
+    copied, plain = (train(cls, change=change) for change in (copy.deepcopy, None))
+    assert th.equal(*(nn.utils.parameters_to_vector(model.policy.parameters()) for model in (copied, plain)))
+
+
 def test_a_model_with_box_actions_may_be_copied_at_any_time() -> None:
     assert difference("MlpPolicy", "Pendulum-v1", change=copy.deepcopy) < 1e-5
 
@@ -255,6 +318,18 @@ def test_warm_up_begins_with_the_model_that_is_loaded(tmp_path: Path) -> None:
     model.learn(15, reset_num_timesteps=False)
     assert th.equal(before, model.policy.action_net.weight)
     model.learn(5, reset_num_timesteps=False)
+    assert not th.equal(before, model.policy.action_net.weight)
+
+
+@pytest.mark.parametrize("cls", [NPG, TRPO])
+def test_warm_up_begins_with_sb3_contribs_model_that_is_loaded(cls: Any, tmp_path: Path) -> None:
+    theirs = sb3_contrib.TRPO("MlpPolicy", "CartPole-v1", n_steps=64, batch_size=64, device="cpu").learn(64)
+    theirs.save(tmp_path / "trpo")
+    model = cls.load(tmp_path / "trpo", env=gym.make("CartPole-v1"), critic_warmup_updates=2)
+    before = copy.deepcopy(model.policy.action_net.weight)
+    model.learn(128, reset_num_timesteps=False)
+    assert th.equal(before, model.policy.action_net.weight)
+    model.learn(64, reset_num_timesteps=False)
     assert not th.equal(before, model.policy.action_net.weight)
 
 

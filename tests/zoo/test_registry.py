@@ -1,4 +1,4 @@
-"""rl_zoo3 knows our algorithms, keeps its own, and finds our configs."""
+"""rl_zoo3 knows our algorithms, keeps its own, one of them under another name, and finds the configs of both."""
 
 import inspect
 import subprocess
@@ -8,12 +8,15 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+import sb3_contrib
 import yaml
+from rl_zoo3 import hyperparams_opt
 from rl_zoo3.exp_manager import ExperimentManager
 from rl_zoo3.hyperparams_opt import HYPERPARAMS_CONVERTER, HYPERPARAMS_SAMPLER
 from rl_zoo3.utils import ALGOS
 from stable_baselines3 import A2C
 
+import sb3_pg
 from sb3_pg.zoo import ALGORITHMS, config_path, register
 
 CONFIGS: list[tuple[str, str]] = [
@@ -33,11 +36,17 @@ def python(*arguments: str, cwd: Path) -> str:
 def test_registered() -> None:
     for name, algorithm in ALGORITHMS.items():
         assert ALGOS[name] is algorithm
-        assert callable(HYPERPARAMS_SAMPLER[name])
-        assert callable(HYPERPARAMS_CONVERTER[name])
+        assert HYPERPARAMS_SAMPLER[name].__module__ == "sb3_pg.zoo.samplers"
+        assert HYPERPARAMS_CONVERTER[name].__module__ == "sb3_pg.zoo.samplers"
 
 
-def test_import_adds_ours_and_changes_nothing_else(tmp_path: Path) -> None:
+def test_trpo_is_ours_and_contrib_trpo_is_sb3_contribs() -> None:
+    assert (ALGOS["trpo"], ALGOS["contrib_trpo"]) == (sb3_pg.TRPO, sb3_contrib.TRPO)
+    assert HYPERPARAMS_SAMPLER["contrib_trpo"] is hyperparams_opt.sample_trpo_params
+    assert HYPERPARAMS_CONVERTER["contrib_trpo"] is hyperparams_opt.convert_onpolicy_params
+
+
+def test_import_adds_ours_and_changes_nothing_but_the_name_of_their_trpo(tmp_path: Path) -> None:
     script = """
 from rl_zoo3 import exp_manager, hyperparams_opt, train, utils
 tables = utils.ALGOS, hyperparams_opt.HYPERPARAMS_SAMPLER, hyperparams_opt.HYPERPARAMS_CONVERTER
@@ -45,8 +54,9 @@ before = [dict(table) for table in tables]
 import sb3_pg.zoo
 assert (train.ALGOS, exp_manager.HYPERPARAMS_SAMPLER, exp_manager.HYPERPARAMS_CONVERTER) == tables  # in place
 for table, old in zip(tables, before):
-    assert set(table) - set(old) == set(sb3_pg.zoo.ALGORITHMS), table
-    assert all(table[name] is entry for name, entry in old.items())
+    kept = {"contrib_trpo" if name == "trpo" else name: entry for name, entry in old.items()}
+    assert set(table) == set(kept) | set(sb3_pg.zoo.ALGORITHMS), table
+    assert all(table[name] is entry for name, entry in kept.items())
 print("compared", [len(old) for old in before])
 """
     compared = python("-c", script, cwd=tmp_path)
@@ -59,14 +69,19 @@ def test_registering_again_changes_nothing() -> None:
     assert (dict(ALGOS), dict(HYPERPARAMS_SAMPLER), dict(HYPERPARAMS_CONVERTER), ExperimentManager.__init__) == before
 
 
+@pytest.mark.parametrize("name", ["reinforce", "trpo", "contrib_trpo"])
 @pytest.mark.parametrize(
     "table", [ALGOS, HYPERPARAMS_SAMPLER, HYPERPARAMS_CONVERTER], ids=["class", "sampler", "converter"]
 )
-def test_foreign_entry_is_refused_and_kept(table: dict[str, Any], monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setitem(table, "reinforce", A2C)
-    with pytest.raises(ValueError, match=r"rl_zoo3 already has .*A2C.* under the name 'reinforce'"):
+def test_foreign_entry_is_refused_and_nothing_is_changed(
+    table: dict[str, Any], name: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.delitem(ALGOS, "npg")
+    monkeypatch.setitem(table, name, A2C)
+    with pytest.raises(ValueError, match=rf"rl_zoo3 already has .*A2C.* under the name '{name}'"):
         register()
-    assert table["reinforce"] is A2C
+    assert table[name] is A2C
+    assert "npg" not in ALGOS
 
 
 def test_our_config_is_the_default_for_ours_only(tmp_path: Path) -> None:
@@ -75,8 +90,20 @@ def test_our_config_is_the_default_for_ours_only(tmp_path: Path) -> None:
     assert manager("ppo", "CartPole-v1", tmp_path).config == str(ppo)
 
 
-def test_given_config_wins(tmp_path: Path) -> None:
-    assert manager("reinforce", "CartPole-v1", tmp_path, config="mine.yml").config == "mine.yml"
+@pytest.mark.parametrize("algo", ["reinforce", "contrib_trpo"])
+def test_given_config_wins(algo: str, tmp_path: Path) -> None:
+    assert manager(algo, "CartPole-v1", tmp_path, config="mine.yml").config == "mine.yml"
+
+
+def test_contrib_trpo_has_rl_zoo3s_hyperparameters(tmp_path: Path) -> None:
+    experiment = manager("contrib_trpo", "CartPole-v1", tmp_path)
+    assert experiment.config == str(Path(inspect.getfile(ExperimentManager)).parent / "hyperparams" / "trpo.yml")
+    experiment.args = Namespace()
+    result = experiment.setup_experiment()
+    assert result is not None
+    model, saved = result
+    assert type(model) is sb3_contrib.TRPO
+    assert (model.cg_damping, model.n_critic_updates, saved["n_envs"]) == (1e-3, 20, 2)
 
 
 def test_config_of_foreign_algorithm_is_refused() -> None:

@@ -9,9 +9,16 @@ from stable_baselines3.common.env_util import make_vec_env
 from torch import nn
 
 from sb3_pg.zoo import ALGORITHMS
-from sb3_pg.zoo.samplers import convert_actor_critic_params, convert_reinforce_params
+from sb3_pg.zoo.samplers import (
+    convert_actor_critic_params,
+    convert_kl_penalty_pg_params,
+    convert_npg_params,
+    convert_reinforce_params,
+    convert_trpo_params,
+)
 
 N_TRIALS = 60
+IN_EPISODES = ("reinforce", "actor_critic")
 every_algorithm = pytest.mark.parametrize("algo", ALGORITHMS)
 
 
@@ -29,13 +36,15 @@ def test_every_trial_makes_a_model(algo: str, n_envs: int) -> None:
     for _, hyperparams in sample(algo, n_envs):
         model = ALGORITHMS[algo]("MlpPolicy", env, device="cpu", **hyperparams)
         kinds.add((hyperparams.get("baseline"), hyperparams["n_steps"] is None))
-        assert all(getattr(model, name) == value for name, value in hyperparams.items() if name in ("gamma", "n_steps"))
+        assert model.lr_schedule(1.0) == hyperparams["learning_rate"]
+        names = {"gamma", "gae_lambda", "n_steps", "batch_size", "target_kl"} & hyperparams.keys()
+        assert all(getattr(model, name) == hyperparams[name] for name in names)
         if hyperparams["n_episodes"] is not None:
             assert hyperparams["n_episodes"] % n_envs == 0
             assert hyperparams["n_episodes"] >= 2
     # with n_steps goes nothing but a critic
     assert {baseline for baseline, in_episodes in kinds if not in_episodes} <= {None, "value"}
-    assert {in_episodes for _, in_episodes in kinds} == {True, False}
+    assert {in_episodes for _, in_episodes in kinds} == {False} | ({True} if algo in IN_EPISODES else set())
 
 
 @every_algorithm
@@ -55,16 +64,10 @@ def test_all_trials_share_one_search_space(algo: str) -> None:
 
 
 SHARED = {
-    "rollout": "steps",
-    "n_episodes": 16,
     "n_steps_pow": 7,
     "one_minus_gamma": 0.25,
     "learning_rate": 1e-3,
-    "critic_learning_rate": 2e-3,
     "n_critic_updates": 4,
-    "ent_coef": 0.0,
-    "max_grad_norm": 0.5,
-    "normalize_advantage": True,
     "net_arch": "tiny",
     "activation_fn": "relu",
 }
@@ -73,19 +76,18 @@ CONVERTED = {
     "n_steps": 128,
     "gamma": 0.75,
     "learning_rate": 1e-3,
-    "critic_learning_rate": 2e-3,
     "n_critic_updates": 4,
-    "ent_coef": 0.0,
-    "max_grad_norm": 0.5,
-    "normalize_advantage": True,
     "policy_kwargs": {"net_arch": {"pi": [32], "vf": [32]}, "activation_fn": nn.ReLU},
 }
+UNCHANGED = {"critic_learning_rate": 2e-3, "ent_coef": 0.0, "max_grad_norm": 0.5}
 EPISODES = {"n_episodes": 16, "n_steps": None}
+GAE = {"gae_lambda": 0.875, "advantage": "gae", "critic_target": None}
 
 
 def test_conversion_for_reinforce() -> None:
-    params = SHARED | {"baseline": "value"}
-    expected = CONVERTED | {"baseline": "value", "baseline_kwargs": None}
+    own = UNCHANGED | {"baseline": "value", "normalize_advantage": True}
+    params = SHARED | own | {"rollout": "steps", "n_episodes": 16}
+    expected = CONVERTED | own | {"baseline_kwargs": None}
     assert convert_reinforce_params(params) == expected
     assert convert_reinforce_params(params | {"rollout": "episodes"}) == expected | EPISODES
     no_critic = {"baseline": "mean", "critic_learning_rate": None, "n_critic_updates": 1, "truncation": None}
@@ -93,8 +95,26 @@ def test_conversion_for_reinforce() -> None:
 
 
 def test_conversion_for_actor_critic() -> None:
-    own = {"critic_fit": "before", "use_rms_prop": True}
-    params = SHARED | own | {"one_minus_gae_lambda": 0.125}
-    expected = CONVERTED | own | {"gae_lambda": 0.875, "advantage": "gae", "critic_target": None}
+    own = UNCHANGED | {"critic_fit": "before", "use_rms_prop": True, "normalize_advantage": False}
+    params = SHARED | own | {"rollout": "steps", "n_episodes": 16, "one_minus_gae_lambda": 0.125}
+    expected = CONVERTED | own | GAE
     assert convert_actor_critic_params(params) == expected
     assert convert_actor_critic_params(params | {"rollout": "episodes"}) == expected | EPISODES
+
+
+TRUST_REGION = SHARED | {"one_minus_gae_lambda": 0.125, "batch_size_pow": 6, "target_kl": 0.02}
+TRUST_REGION_CONVERTED = CONVERTED | GAE | {"batch_size": 64, "critic_batch_size": None, "target_kl": 0.02}
+
+
+def test_conversion_for_natural_gradients() -> None:
+    params = TRUST_REGION | {"cg_damping": 0.01}
+    # the learning rate is the critic's, whatever a config file says
+    expected = TRUST_REGION_CONVERTED | {"cg_damping": 0.01, "critic_learning_rate": None}
+    assert convert_trpo_params(params) == expected
+    assert convert_npg_params(params) == expected | {"step": "kl"}
+
+
+def test_conversion_for_kl_penalty_pg() -> None:
+    own = UNCHANGED | {"n_epochs": 5, "dual_learning_rate": 30.0}
+    expected = TRUST_REGION_CONVERTED | own | {"dual_update": "additive"}
+    assert convert_kl_penalty_pg_params(TRUST_REGION | own) == expected

@@ -6,12 +6,14 @@ from pathlib import Path
 import numpy as np
 import optuna
 import pytest
+import torch
 from rl_zoo3.utils import ALGOS
 
-from sb3_pg import Reinforce
+from sb3_pg import TRPO, Reinforce
 from sb3_pg.extras import MissingExtraError
 from sb3_pg.zoo import ALGORITHMS, scripts
 
+EVERY_ALGORITHM = [*ALGORITHMS, "contrib_trpo"]
 SHORT = ["--algo", "reinforce", "--env", "CartPole-v1", "--verbose", "0", "--num-threads", "1", "--device", "cpu"]
 
 
@@ -94,18 +96,34 @@ def test_resume(here: Path) -> None:
     assert all((old[name] - new[name]).abs().max() < 0.1 for name in before.parameter_sets.actor)
 
 
-@pytest.mark.parametrize("algo", ALGORITHMS)
-def test_every_algorithm_is_continued_with_its_own_configuration(
-    algo: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+@pytest.mark.parametrize("algo", EVERY_ALGORITHM)
+def test_every_algorithm_is_trained_watched_and_continued_with_its_own_configuration(
+    algo: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     monkeypatch.chdir(tmp_path)
-    call = ["--algo", algo, "--env", "CartPole-v1", "-n", "1000", "--eval-freq", "-1"]
+    call = [*SHORT, "--algo", algo, "-n", "1000", "--eval-freq", "-1"]
     scripts.train(call)
     first, second = (Path(f"logs/{algo}/CartPole-v1_{i}/CartPole-v1.zip") for i in (1, 2))
+    capsys.readouterr()
+    scripts.enjoy(["--algo", algo, "--env", "CartPole-v1", "--no-render", "-n", "20", "--device", "cpu"])
+    assert f"Loading {first}" in capsys.readouterr().out
     scripts.train([*call, "-i", str(first)])
-    before, after = (ALGORITHMS[algo].load(path, device="cpu") for path in (first, second))
+    before, after = (ALGOS[algo].load(path, device="cpu") for path in (first, second))
     assert after.num_timesteps >= before.num_timesteps
     assert type(after.policy.optimizer) is type(before.policy.optimizer)
+
+
+def test_resumed_trpo_goes_on_from_where_it_was(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(tmp_path)
+    call = [*SHORT, "--algo", "trpo", "-n", "512", "--eval-freq", "-1", "-params", "n_envs:2", "n_steps:256"]
+    scripts.train([*call, "target_kl:0.03"])
+    first, second = (Path(f"logs/trpo/CartPole-v1_{i}/CartPole-v1.zip") for i in (1, 2))
+    scripts.train([*call, "target_kl:0.001", "-i", str(first)])
+    before, after = (TRPO.load(path, device="cpu") for path in (first, second))
+    assert (before.target_kl, after.target_kl) == (0.03, 0.001)
+    observations = np.random.default_rng(0).uniform(-0.1, 0.1, (64, 4)).astype(np.float32)
+    old, new = (model.policy.get_distribution(torch.as_tensor(observations)).distribution for model in (before, after))
+    assert 0 < torch.distributions.kl_divergence(old, new).mean() < 0.01
 
 
 def test_foreign_algorithms_keep_their_config(
@@ -152,9 +170,11 @@ def test_optimize_then_train_a_trial(
     model = ALGORITHMS[algo].load(run / "CartPole-v1.zip", device="cpu")
     trial = study.trials[2]
     assert model.lr_schedule(1.0) == pytest.approx(trial.params["learning_rate"])
-    assert {name: getattr(model, name) for name in ("gamma", "n_episodes", "n_steps")} == {
-        name: trial.user_attrs[name] for name in ("gamma", "n_episodes", "n_steps")
-    }
+    assert {"gamma", "n_steps"} <= trial.user_attrs.keys()
+    assert {name: getattr(model, name) for name in trial.user_attrs} == trial.user_attrs
+    as_they_are = ("cg_damping", "dual_learning_rate", "ent_coef", "n_epochs", "target_kl")
+    searched = {name: trial.params[name] for name in as_they_are if name in trial.params}
+    assert {name: getattr(model, name) for name in searched} == searched
 
 
 @pytest.mark.parametrize(
@@ -169,6 +189,12 @@ def test_optimize_then_train_a_trial(
         ("--algo reinforce -params gamma=0.9", "write KEY:VALUE with VALUE in Python"),
         ("--algo reinforce -params gamma:2", "gamma must be a number in [0, 1], got 2"),
         ("--algo reinforce -i nowhere.zip", "must be a valid path to a .zip file"),
+        ("--algo trpo -params cg_damp:0.1", "TRPO has no argument 'cg_damp'; did you mean 'cg_damping'?"),
+        ("--algo trpo -params target_kl:0", "target_kl must be a finite number above 0, got 0"),
+        ("--algo npg -params step:'klx'", "step must be one of ['kl', 'fixed'], got 'klx'"),
+        ("--algo kl_penalty_pg -params n_epoch:3", "KLPenaltyPG has no argument 'n_epoch'; did you mean 'n_epochs'?"),
+        ("--algo contrib_trpo -params cg_damp:0.1", "unexpected keyword argument 'cg_damp'"),
+        ("--algo contrib-trpo", "'contrib_trpo'"),
     ],
 )
 def test_wrong_call_says_so_and_exits_with_two(
