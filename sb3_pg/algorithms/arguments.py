@@ -104,13 +104,15 @@ def instance(*types: type, optional: bool = False) -> Check:
     return check
 
 
-def schedule(*, optional: bool = False) -> Check:
+def schedule(*, optional: bool = False, above_0: bool = False) -> Check:
     """A learning rate: a number of at least 0, ``"lin_1e-3"``, or a function of the remaining progress."""
 
     def check(name: str, value: Any) -> None:
         if value is None and optional:
             return
-        to_schedule(value, name)
+        start = to_schedule(value, name)(1.0)
+        if above_0 and not start > 0:
+            raise ValueError(_message(name, value, "above 0 at the start", optional))
 
     return check
 

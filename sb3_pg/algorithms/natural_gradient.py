@@ -50,7 +50,8 @@ class NaturalGradient(NaturalStep):
     :param line_search_shrinking_factor: of TRPO; NPG, whose arguments are the same, takes the whole step
     :param line_search_max_iter: likewise
     :param line_search_accept_ratio: likewise: smallest gain that is accepted, as a share of the predicted one
-    :param target_kl: delta, the joint KL of a step, nats
+    :param target_kl: delta, the joint KL of a step, nats: a number, ``"lin_0.01"`` (falls linearly to 0), or a function
+        of the remaining progress
     :param sub_sampling_factor: sb3_contrib's name for ``fisher_subsample``. There it thins the gradient and the line
         search as well, which makes them noisier; here the Fisher products alone
     :param cg_tolerance: residual, as a share of the gradient's norm, at which the conjugate gradient may stop
@@ -72,7 +73,7 @@ class NaturalGradient(NaturalStep):
         "line_search_shrinking_factor": arg.fraction,
         "line_search_max_iter": arg.integer(1),
         "line_search_accept_ratio": arg.real(0, 1),
-        "target_kl": arg.positive(),
+        "target_kl": arg.schedule(above_0=True),
         "sub_sampling_factor": arg.integer(1),
         "fisher_chunk_size": arg.integer(1),
         "fisher_subsample": arg.integer(1),
@@ -97,7 +98,7 @@ class NaturalGradient(NaturalStep):
         rollout_buffer_class: type[RolloutBuffer] | None = None,
         rollout_buffer_kwargs: dict[str, Any] | None = None,
         normalize_advantage: bool = True,
-        target_kl: float = 0.01,
+        target_kl: float | str | Schedule = 0.01,
         sub_sampling_factor: int = 1,
         stats_window_size: int = 100,
         tensorboard_log: str | None = None,
@@ -176,16 +177,16 @@ class NaturalGradient(NaturalStep):
         if from_contrib:
             self.max_grad_norm = None  # sb3_contrib's TRPO says 0 for what it has no use for
         super()._setup_model()
-        if from_contrib and not self._is_given_to_load("target_kl"):
-            self._warn_of_units()
+        if from_contrib and isinstance(self.target_kl, float) and not self._is_given_to_load("target_kl"):
+            self._warn_of_units(self.target_kl)
 
-    def _warn_of_units(self) -> None:
+    def _warn_of_units(self, target_kl: float) -> None:
         space = self.action_space
         d = math.prod(space.shape or ()) if isinstance(space, spaces.Box | spaces.MultiBinary) else 1
         if d > 1:
             warnings.warn(
-                f"target_kl={self.target_kl} of sb3_contrib's model is averaged over the {d} action dimensions, and is "
-                f"the joint KL here: load(..., target_kl={d * self.target_kl:g}, cg_damping={d * self.cg_damping:g}) "
+                f"target_kl={target_kl} of sb3_contrib's model is averaged over the {d} action dimensions, and is "
+                f"the joint KL here: load(..., target_kl={d * target_kl:g}, cg_damping={d * self.cg_damping:g}) "
                 "goes on with the same steps",
                 stacklevel=3,
             )

@@ -6,7 +6,9 @@ from abc import abstractmethod
 from collections.abc import Callable
 
 import torch as th
+from stable_baselines3.common.type_aliases import Schedule
 
+from sb3_pg.algorithms import arguments as arg
 from sb3_pg.algorithms.critic_estimates import CriticEstimates
 from sb3_pg.algorithms.explanation import Metrics, describe_policy
 from sb3_pg.algorithms.guards import nonfinite_gradient
@@ -22,6 +24,7 @@ _ADVICE = {
     "nonfinite": "A number overflows: look at the observations' and the log-probs' scale.",
     "curvature": "The Fisher matrix is singular to rounding: more cg_damping, or a smaller fisher_subsample.",
     "zero_gradient": "All advantages are equal, which tells no action from another; or the actor is frozen.",
+    "zero_step": "The schedule of target_kl, or of NPG's step_size, has come to 0.",
 }
 _FAILURES_TO_WARN = 3
 
@@ -40,7 +43,7 @@ class NaturalStep(CriticEstimates):
     cg_max_steps: int
     cg_damping: float
     cg_tolerance: float
-    target_kl: float
+    target_kl: float | str | Schedule
     sub_sampling_factor: int
     fisher_chunk_size: int
     fisher_subsample: int
@@ -57,7 +60,11 @@ class NaturalStep(CriticEstimates):
         :param gradient_norm: |g|
         """
         del gradient_norm
-        return math.sqrt(2 * self.target_kl / curvature)
+        return math.sqrt(2 * self._now("target_kl") / curvature)
+
+    def _now(self, name: str) -> float:
+        """An argument that may be a schedule, at the present progress."""
+        return float(arg.to_schedule(getattr(self, name), name)(self._current_progress_remaining))
 
     @abstractmethod
     def _take(
@@ -113,7 +120,10 @@ class NaturalStep(CriticEstimates):
             return None, solution.stop_reason
         if not math.isfinite(curvature):
             return None, "nonfinite"
-        return (solution.x * self._step_length(curvature, norm), "") if curvature > 0 else (None, "curvature")
+        if curvature <= 0:
+            return None, "curvature"
+        length = self._step_length(curvature, norm)
+        return (solution.x * length, "") if length > 0 else (None, "zero_step")
 
     def _move_along(
         self,

@@ -53,7 +53,7 @@ class NPG(NaturalGradient):
     def _step_length(self, curvature: float, gradient_norm: float) -> float:
         if self.step == "kl":
             return super()._step_length(curvature, gradient_norm)
-        return float(arg.to_schedule(self.step_size, "step_size")(self._current_progress_remaining)) * gradient_norm
+        return self._now("step_size") * gradient_norm
 
     def _take(
         self,

@@ -41,7 +41,7 @@ class TRPO(NaturalGradient):
             step,
             measure,
             predicted_gain,
-            max_kl=self.target_kl,
+            max_kl=self._now("target_kl"),
             accept_ratio=self.line_search_accept_ratio,
             shrinking_factor=self.line_search_shrinking_factor,
             max_iter=self.line_search_max_iter,
