@@ -40,7 +40,8 @@ class NaturalGradient(NaturalStep):
 
     The actor moves in evaluation mode, as the policy that acts. Features that actor and critic share belong to the
     actor; the critic trains its own parameters, with ``policy.optimizer`` as in sb3_contrib, or with an optimizer of
-    its own if ``critic_learning_rate`` is given.
+    its own if ``critic_learning_rate`` is given. It does so in training mode, in which a BatchNorm in shared features goes
+    on to follow the observations, outside the trust region.
 
     :param policy: see :class:`~sb3_pg.algorithms.setup.ConfiguredAlgorithm`, as for all arguments but these
     :param learning_rate: of the critic; the actor's step follows from the trust region
@@ -160,7 +161,7 @@ class NaturalGradient(NaturalStep):
         if self.env is None or self.n_steps is None or self.batch_size is None or self.critic_batch_size is not None:
             return
         size = self.n_steps * self.n_envs
-        if size > self.batch_size and size % self.batch_size:
+        if size % self.batch_size:
             warnings.warn(
                 f"batch_size={self.batch_size} does not divide the {size} samples of a batch (n_steps={self.n_steps}, "
                 f"{self.n_envs} envs): the last of the critic's minibatches has {size % self.batch_size}, which count"
@@ -177,7 +178,7 @@ class NaturalGradient(NaturalStep):
         if from_contrib:
             self.max_grad_norm = None  # sb3_contrib's TRPO says 0 for what it has no use for
         super()._setup_model()
-        if from_contrib and isinstance(self.target_kl, float) and not self._is_given_to_load("target_kl"):
+        if from_contrib and isinstance(self.target_kl, int | float) and not self._is_given_to_load("target_kl"):
             self._warn_of_units(self.target_kl)
 
     def _warn_of_units(self, target_kl: float) -> None:

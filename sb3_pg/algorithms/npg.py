@@ -12,6 +12,8 @@ from sb3_pg.algorithms import arguments as arg
 from sb3_pg.algorithms.natural_gradient import NaturalGradient
 from sb3_pg.functional import LineSearch, line_search
 
+_OF_LINE_SEARCH = ("line_search_shrinking_factor", "line_search_max_iter", "line_search_accept_ratio")
+
 
 class NPG(NaturalGradient):
     r"""The whole step along the natural gradient.
@@ -45,10 +47,12 @@ class NPG(NaturalGradient):
         self.step = step
         self.step_size = step_size
         super().__init__(*args, **kwargs)
-        arguments = inspect.signature(NaturalGradient.__init__).parameters
-        for name in ("line_search_shrinking_factor", "line_search_max_iter", "line_search_accept_ratio"):
+        unused = dict.fromkeys(_OF_LINE_SEARCH, "NPG has no line search")
+        unused |= {"step_size": "step='kl'"} if step == "kl" else {"target_kl": "step='fixed'"}
+        arguments = {**inspect.signature(NaturalGradient).parameters, **inspect.signature(NPG).parameters}
+        for name, why in unused.items():
             if getattr(self, name) != arguments[name].default:
-                warnings.warn(f"NPG has no line search: {name}={getattr(self, name)} has no effect", stacklevel=2)
+                warnings.warn(f"{why}: {name}={getattr(self, name)} has no effect", stacklevel=2)
 
     def _step_length(self, curvature: float, gradient_norm: float) -> float:
         if self.step == "kl":

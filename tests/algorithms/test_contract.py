@@ -65,7 +65,7 @@ ALGORITHMS: dict[str, Make] = {
     "npg-fixed": lambda env, **k: NPG(
         "MlpPolicy",
         env,
-        **{"n_steps": 32, "batch_size": None, "step": "fixed", "step_size": "lin_1e-2", "n_critic_updates": 2, **k},
+        **{"n_steps": 32, "batch_size": None, "step": "fixed", "step_size": 1e-2, "n_critic_updates": 2, **k},
     ),
     "trpo": lambda env, **k: TRPO("MlpPolicy", env, **{"n_steps": 32, "batch_size": 16, "n_critic_updates": 2, **k}),
     "trpo-episodes": lambda env, **k: TRPO(
