@@ -33,12 +33,13 @@ from stable_baselines3.common.utils import set_random_seed
 
 OUTPUT = Path(__file__).resolve().parent / "results" / "race.csv"
 ENV = "CartPole-v1"
-OURS, PEERS = "actor_critic", ("ppo", "a2c", "trpo")
+REFERENCE = "actor_critic"
+ALGOS = (REFERENCE, "trpo", "ppo", "a2c", "contrib_trpo")
 SOLVED, EVERY, EPISODES = 475.0, 2_000, 24
 PACKAGES = ("sb3_pg", "stable_baselines3", "sb3_contrib", "rl_zoo3", "gymnasium", "torch", "numpy")
 KEY = ("algo", "seed")
 COLUMNS = (*KEY, "steps", "seconds", "evaluations", "limit", "cpu_count", "date", "versions")
-FIGURES = ("algo", "seeds", "solved", "median_seconds", "least", "greatest", "median_steps", "slower_than_ours")
+FIGURES = ("algo", "seeds", "solved", "median_seconds", "least", "greatest", "median_steps", f"slower_than_{REFERENCE}")
 
 
 def finish(points: Sequence[Point]) -> Point | None:
@@ -50,10 +51,10 @@ def finish(points: Sequence[Point]) -> Point | None:
 
 
 class Finish(Evaluations):
-    """Ends training when the race is over."""
+    """Ends training when the race is over, won or given up."""
 
     def _on_step(self) -> bool:
-        return super()._on_step() and finish(self.points[-2:]) is None
+        return super()._on_step() and finish(self.points[-2:]) is None and bool(self.due)
 
 
 def race(algo: str, seed: int, limit: int) -> dict[str, Any]:
@@ -88,7 +89,7 @@ def summarize(rows: Sequence[dict[str, Any]]) -> list[dict[str, Any]]:
     for row in rows:
         by_algo.setdefault(row["algo"], []).append(row)
     seconds = {algo: [row["seconds"] for row in runs] for algo, runs in by_algo.items()}
-    ours = statistics.median(seconds[OURS]) if OURS in seconds else math.nan
+    reference = statistics.median(seconds[REFERENCE]) if REFERENCE in seconds else math.nan
     return [
         {
             "algo": algo,
@@ -98,7 +99,7 @@ def summarize(rows: Sequence[dict[str, Any]]) -> list[dict[str, Any]]:
             "least": round(min(seconds[algo]), 3),
             "greatest": round(max(seconds[algo]), 3),
             "median_steps": statistics.median([row["steps"] for row in runs]),
-            "slower_than_ours": round(statistics.median(seconds[algo]) / ours, 2),
+            f"slower_than_{REFERENCE}": round(statistics.median(seconds[algo]) / reference, 2),
         }
         for algo, runs in by_algo.items()
     ]
@@ -110,7 +111,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     parser = argparse.ArgumentParser(
         description=description, epilog=details, formatter_class=argparse.RawDescriptionHelpFormatter
     )
-    parser.add_argument("--algo", nargs="+", default=[OURS, *PEERS], help="names in rl_zoo3")
+    parser.add_argument("--algo", nargs="+", default=list(ALGOS), help="names in rl_zoo3")
     parser.add_argument("--seeds", nargs="+", type=int, default=list(range(10)), help="default: 0 to 9")
     parser.add_argument("--limit", type=int, default=50_000, help="env steps after which a run is given up")
     parser.add_argument("--output", type=Path, default=OUTPUT)

@@ -40,8 +40,8 @@ class NaturalGradient(NaturalStep):
 
     The actor moves in evaluation mode, as the policy that acts. Features that actor and critic share belong to the
     actor; the critic trains its own parameters, with ``policy.optimizer`` as in sb3_contrib, or with an optimizer of
-    its own if ``critic_learning_rate`` is given. It does so in training mode, in which a BatchNorm in shared features goes
-    on to follow the observations, outside the trust region.
+    its own if ``critic_learning_rate`` is given. It does so in training mode, in which a BatchNorm in shared features
+    goes on to follow the observations, outside the trust region.
 
     :param policy: see :class:`~sb3_pg.algorithms.setup.ConfiguredAlgorithm`, as for all arguments but these
     :param learning_rate: of the critic; the actor's step follows from the trust region
