@@ -7,6 +7,7 @@ from stable_baselines3.common.running_mean_std import RunningMeanStd
 from torch.nn.functional import mse_loss
 
 from sb3_pg.algorithms.flat_step import with_fewer_operations
+from sb3_pg.functional.precision import precise
 from sb3_pg.rollout import Observations, split_observations, value_function
 
 
@@ -88,7 +89,7 @@ class ReturnScale:
 
         :param targets: reward units, one-dimensional
         """
-        variance, mean = th.var_mean(targets.double(), correction=0)
+        variance, mean = th.var_mean(precise(targets), correction=0)
         batch_variance, batch_mean = th.stack((variance, mean)).tolist()
         statistics = self._statistics.copy()
         statistics.update_from_moments(np.asarray(batch_mean), np.asarray(batch_variance), len(targets))

@@ -9,6 +9,7 @@ from sb3_pg.algorithms.critic import fit_critic
 from sb3_pg.algorithms.explanation import Metrics
 from sb3_pg.algorithms.setup import ConfiguredAlgorithm
 from sb3_pg.functional import normalize
+from sb3_pg.functional.precision import precise
 from sb3_pg.rollout import RolloutBatch, evaluation_mode, fill_bootstrap, predict_values
 
 
@@ -50,11 +51,16 @@ class EstimatingAlgorithm(ConfiguredAlgorithm):
             metrics |= self._fit_critic(batch)
         return metrics
 
+    @property
+    def _trained_actor(self) -> list[th.nn.Parameter]:
+        """The actor's parameters that are not frozen."""
+        return [parameter for parameter in self.parameter_sets.actor.values() if parameter.requires_grad]
+
     def _weights(self, batch: RolloutBatch) -> th.Tensor | None:
         """w_t, the discount of each step's state, ``(n_steps, n_envs)``; None for 1."""
         if not self.state_discount:
             return None
-        return (self.gamma ** batch.timesteps.double()).to(batch.rewards.dtype)
+        return (self.gamma ** precise(batch.timesteps)).to(batch.rewards.dtype)
 
     def _credit(self, batch: RolloutBatch) -> th.Tensor:
         """What each step's log-prob is multiplied with in the loss: w_t A_t, normalized where that is asked for.
@@ -67,18 +73,6 @@ class EstimatingAlgorithm(ConfiguredAlgorithm):
             advantages = normalize(advantages, batch.mask, tolerance=rounding(batch))
         weights = self._weights(batch)
         return advantages if weights is None else advantages * weights
-
-    def _distinguishing_credit(self, batch: RolloutBatch) -> th.Tensor:
-        """w_t A_t, ``(n_samples,)``; zeros where the advantages are nothing but rounding.
-
-        Where a step's length does not follow from the gradient's, rounding would make a full one.
-        """
-        assert batch.advantages is not None
-        advantages: th.Tensor = batch.select(batch.advantages)
-        several = len(advantages) > 1
-        size = advantages.std(correction=several) if self.normalize_advantage else advantages.abs().max()
-        credit: th.Tensor = batch.select(self._credit(batch))
-        return th.where(size <= rounding(batch), 0.0, credit)
 
     def _value_again(self, batch: RolloutBatch) -> None:
         """Replace what the old critic said by what the critic says now."""

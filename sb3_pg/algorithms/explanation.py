@@ -8,6 +8,7 @@ from gymnasium import spaces
 from stable_baselines3.common.policies import ActorCriticPolicy
 
 from sb3_pg.functional import joint_kl
+from sb3_pg.functional.precision import precise
 from sb3_pg.rollout import (
     Distributions,
     RolloutBatch,
@@ -57,7 +58,7 @@ def explain_step(
             log_prob = evaluate(policy, batch.flat_observations, actions, False).log_prob.detach()
         else:
             log_prob, distributions = predict_log_probs(policy, batch.flat_observations, actions)
-        log_ratio = (log_prob - batch.select(batch.log_probs)).double()
+        log_ratio = precise(log_prob - batch.select(batch.log_probs))
         ratio = log_ratio.exp()
         kl = ratio - 1 - log_ratio
         known = [(old, new) for old, new in zip(batch.distributions or (), distributions, strict=False) if old and new]

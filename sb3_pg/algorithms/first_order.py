@@ -61,7 +61,7 @@ class FirstOrderAlgorithm(PolicyGradientAlgorithm):
         if self._describes():
             metrics |= describe_policy(self.policy, -log_prob if entropy is None else entropy)
         if self._explains():
-            actor = [parameter for parameter in self.parameter_sets.actor.values() if parameter.requires_grad]
+            actor = self._trained_actor
             gradient: Any = (
                 th.autograd.grad(policy_loss, actor, retain_graph=True, materialize_grads=True) if actor else ()
             )

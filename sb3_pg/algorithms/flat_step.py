@@ -17,7 +17,7 @@ def clip_gradient(parameters: list[th.nn.Parameter], max_norm: float | None) -> 
     """
     gradients = [parameter.grad for parameter in parameters if parameter.grad is not None]
     if len({(gradient.dtype, gradient.device) for gradient in gradients}) != 1:  # none at all, or a mixture
-        return th.nn.utils.clip_grad_norm_(parameters, max_norm or th.inf)
+        return th.nn.utils.clip_grad_norm_(parameters, max_norm or th.inf).to(parameters[0].device)
     norm: th.Tensor = th.linalg.vector_norm(_flatten_dense_tensors(gradients))
     if max_norm is not None and max_norm < th.inf:
         th._foreach_mul_(gradients, (max_norm / (norm + 1e-6)).clamp(max=1.0))

@@ -10,11 +10,11 @@ from stable_baselines3.common.type_aliases import GymEnv, Schedule
 from torch.distributions import Distribution
 
 from sb3_pg.algorithms import arguments as arg
-from sb3_pg.algorithms.critic_estimates import CriticEstimates
 from sb3_pg.algorithms.explanation import Metrics, describe_policy
 from sb3_pg.algorithms.flat_step import clip_gradient
 from sb3_pg.algorithms.guards import nonfinite_gradient, require_finite_parameters
-from sb3_pg.algorithms.surrogate import SurrogateObjective, require_known_divergence, require_torch_distributions
+from sb3_pg.algorithms.surrogate import SurrogateObjective, require_torch_distributions
+from sb3_pg.algorithms.trust_region import TrustRegionAlgorithm
 from sb3_pg.errors import NonFiniteError
 from sb3_pg.functional import joint_kl, value_loss, with_parameters
 from sb3_pg.rollout import (
@@ -29,7 +29,7 @@ from sb3_pg.rollout import (
 )
 
 
-class KLPenaltyPG(CriticEstimates):
+class KLPenaltyPG(TrustRegionAlgorithm):
     r"""The surrogate objective under a limit of the KL, by dual gradient descent.
 
     .. math:: \mathcal L(\theta, \lambda) = L(\theta) - \lambda\, \big(\bar D_{KL}(\theta_{old}, \theta) - \epsilon\big)
@@ -40,12 +40,12 @@ class KLPenaltyPG(CriticEstimates):
 
     L is :class:`~sb3_pg.algorithms.surrogate.SurrogateObjective`, the KL that of old || new of the whole action vector,
     for step 2 measured on the whole batch. Source: the lecture's policy gradient with constraints (which prints the
-    divergence turned round); Boyd and Vandenberghe (2004), section 5.4, for the dual; Schulman et al. (2017), section
+    divergence turned round); Boyd et al. (2011), section 2.1, for dual ascent; Schulman et al. (2017), section
     4, for ``dual_update="multiplicative"``: lambda is doubled where the KL is above 1.5 epsilon, halved where it is
     below epsilon / 1.5.
 
-    At the optimum the KL is epsilon, or lambda is 0. lambda's scale is that of the advantages over epsilon: with
-    ``normalize_advantage`` about 1.
+    At the optimum the KL is epsilon, or lambda is 0. lambda's scale is that of the advantages over sqrt(epsilon), and
+    alpha's that of lambda over epsilon: the defaults are made for ``normalize_advantage``.
 
     :param policy: see :class:`~sb3_pg.algorithms.setup.ConfiguredAlgorithm`, as for all arguments but these
     :param batch_size: samples per gradient step, of the critic too unless ``critic_batch_size`` is given
@@ -63,8 +63,9 @@ class KLPenaltyPG(CriticEstimates):
     :raises TypeError: an argument of the wrong type, or an unknown one
     """
 
+    batch_size: int
     checks: ClassVar[Mapping[str, arg.Check]] = {
-        **CriticEstimates.checks,
+        **TrustRegionAlgorithm.checks,
         "batch_size": arg.integer(1),
         "n_epochs": arg.integer(1),
         "target_kl": arg.positive(),
@@ -119,14 +120,6 @@ class KLPenaltyPG(CriticEstimates):
         if self.dual_update == "multiplicative" and self.kl_coef == 0:
             raise ValueError("dual_update='multiplicative' leaves kl_coef=0 at 0 for ever: start above 0")
 
-    def _setup_model(self) -> None:
-        super()._setup_model()
-        require_known_divergence(self.policy)
-
-    @property
-    def _critic_minibatch_size(self) -> int | None:
-        return self.critic_batch_size or self.batch_size
-
     def _update(self, batch: RolloutBatch) -> Metrics:
         metrics = super()._update(batch)
         if "joint_kl" in metrics:
@@ -138,16 +131,17 @@ class KLPenaltyPG(CriticEstimates):
         """Step 2."""
         if self.dual_update == "additive":
             return max(0.0, self.kl_coef + self.dual_learning_rate * (kl - self.target_kl))
-        return self.kl_coef * (2.0 if kl > 1.5 * self.target_kl else 0.5 if kl < self.target_kl / 1.5 else 1.0)
+        factor = 2.0 if kl > 1.5 * self.target_kl else 0.5 if kl < self.target_kl / 1.5 else 1.0
+        return min(max(self.kl_coef * factor, 1e-8), 1e8)  # 0 and infinity would stay what they are
 
     def _move_actor(self, batch: RolloutBatch) -> Metrics:
         objective = SurrogateObjective(self.policy, batch, self._distinguishing_credit(batch), self.ent_coef)
-        actor = [parameter for parameter in self.parameter_sets.actor.values() if parameter.requires_grad]
+        actor = self._trained_actor
         before = [parameter.detach().clone() for parameter in actor]
         gradient = None
         with evaluation_mode(self.policy):
             if actor and self._explains():
-                gradient = objective.gradient(actor)
+                gradient = objective.gradient(actor, keep_graph=False)
             else:
                 objective.remember()
         metrics = self._ascend(batch, objective)
@@ -176,11 +170,11 @@ class KLPenaltyPG(CriticEstimates):
         kind, old = objective.old_distribution
         targets = self._critic_targets(batch) if self._critic_shares_step else objective.credit
         columns = (objective.actions, objective.credit.float(), objective.old_log_prob, targets, *old)
-        size, steps = self.batch_size, []
+        steps = []
         for _ in range(self.n_epochs):
             order = th.randperm(len(targets), device=targets.device)  # one gather per pass; minibatches are views
-            observations = split_observations(batch.flat_observations, size, order)
-            rows = zip(*[column[order].split(size) for column in columns], strict=True)
+            observations = split_observations(batch.flat_observations, self.batch_size, order)
+            rows = zip(*[column[order].split(self.batch_size) for column in columns], strict=True)
             epoch = [
                 self._minibatch_step(observation, action, credit, log_prob, target, with_parameters(kind, parameters))
                 for observation, (action, credit, log_prob, target, *parameters) in zip(observations, rows, strict=True)

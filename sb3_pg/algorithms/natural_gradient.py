@@ -40,24 +40,26 @@ class NaturalGradient(NaturalStep):
 
     The actor moves in evaluation mode, as the policy that acts. Features that actor and critic share belong to the
     actor; the critic trains its own parameters, with ``policy.optimizer`` as in sb3_contrib, or with an optimizer of
-    its own if ``critic_learning_rate`` is given. It does so in training mode, in which a BatchNorm in shared features
-    goes on to follow the observations, outside the trust region.
+    its own if ``critic_learning_rate`` is given. A BatchNorm in shared features keeps its running statistics: they
+    would move the policy outside the trust region.
 
     :param policy: see :class:`~sb3_pg.algorithms.setup.ConfiguredAlgorithm`, as for all arguments but these
-    :param learning_rate: of the critic; the actor's step follows from the trust region
+    :param learning_rate: of the critic, unless ``critic_learning_rate`` is given; the actor's step follows from the
+        trust region
+    :param n_critic_updates: passes of the critic over each batch
     :param batch_size: samples per step of the critic, None for all; ``critic_batch_size``, if given, says the same
     :param cg_max_steps: most steps of the conjugate gradient
     :param cg_damping: c, added to the Fisher matrix's diagonal
     :param line_search_shrinking_factor: of TRPO; NPG, whose arguments are the same, takes the whole step
     :param line_search_max_iter: likewise
     :param line_search_accept_ratio: likewise: smallest gain that is accepted, as a share of the predicted one
-    :param target_kl: delta, the joint KL of a step, nats: a number, ``"lin_0.01"`` (falls linearly to 0), or a function
-        of the remaining progress
+    :param target_kl: delta, the joint KL of a step, nats: a number, ``"lin_0.01"`` (falls linearly to 0, where the last
+        update takes no step), or a function of the remaining progress
     :param sub_sampling_factor: sb3_contrib's name for ``fisher_subsample``. There it thins the gradient and the line
         search as well, which makes them noisier; here the Fisher products alone
     :param cg_tolerance: residual, as a share of the gradient's norm, at which the conjugate gradient may stop
-    :param fisher_chunk_size: samples per forward with graph. A batch of no more keeps its graph, a larger one makes it
-        anew for each chunk and product, which bounds the memory
+    :param fisher_chunk_size: samples per forward with graph (images want fewer). A batch of no more keeps its graph, a
+        larger one makes it anew for each chunk and product, which bounds the memory
     :param fisher_subsample: k: one sample in k goes into the Fisher products, the same ones for all products of a step
     :param kwargs: of :class:`~sb3_pg.algorithms.critic_estimates.CriticEstimates`, and those that all algorithms share
     :raises ValueError: an argument out of range, arguments that contradict each other, or a policy whose distribution
@@ -169,10 +171,6 @@ class NaturalGradient(NaturalStep):
                 stacklevel=3,
             )
 
-    @property
-    def _critic_minibatch_size(self) -> int | None:
-        return self.critic_batch_size or self.batch_size
-
     def _setup_model(self) -> None:
         from_contrib = self._from_sb3
         if from_contrib:
@@ -180,6 +178,14 @@ class NaturalGradient(NaturalStep):
         super()._setup_model()
         if from_contrib and isinstance(self.target_kl, int | float) and not self._is_given_to_load("target_kl"):
             self._warn_of_units(self.target_kl)
+
+    def _check_combinations(self) -> None:
+        super()._check_combinations()
+        if self.fisher_subsample > 1 and self.sub_sampling_factor > 1:
+            raise ValueError(
+                f"sub_sampling_factor is another name for fisher_subsample: give one of them, got "
+                f"{self.sub_sampling_factor} and {self.fisher_subsample}"
+            )
 
     def _warn_of_units(self, target_kl: float) -> None:
         space = self.action_space

@@ -9,10 +9,11 @@ import torch as th
 from stable_baselines3.common.type_aliases import Schedule
 
 from sb3_pg.algorithms import arguments as arg
-from sb3_pg.algorithms.critic_estimates import CriticEstimates
 from sb3_pg.algorithms.explanation import Metrics, describe_policy
-from sb3_pg.algorithms.guards import nonfinite_gradient
-from sb3_pg.algorithms.surrogate import Effect, SurrogateObjective, chunked_distributions, require_known_divergence
+from sb3_pg.algorithms.guards import nonfinite_gradient, require_finite_parameters
+from sb3_pg.algorithms.surrogate import Effect, SurrogateObjective, chunked_distributions
+from sb3_pg.algorithms.trust_region import TrustRegionAlgorithm
+from sb3_pg.errors import NonFiniteError
 from sb3_pg.functional import FisherVectorProduct, LineSearch, Solution, conjugate_gradient
 from sb3_pg.functional.precision import precise
 from sb3_pg.rollout import RolloutBatch, evaluation_mode, split_observations
@@ -29,7 +30,7 @@ _ADVICE = {
 _FAILURES_TO_WARN = 3
 
 
-class NaturalStep(CriticEstimates):
+class NaturalStep(TrustRegionAlgorithm):
     r"""Direction x of the natural gradient, and the step s along it that the KL's quadratic model allows.
 
     .. math:: x = (F + c I)^{-1} \nabla L(\theta), \qquad s = \sqrt{\frac{2 \delta}{x^T (F + c I) x}}\; x
@@ -48,10 +49,7 @@ class NaturalStep(CriticEstimates):
     fisher_chunk_size: int
     fisher_subsample: int
     _n_failures = 0
-
-    def _setup_model(self) -> None:
-        super()._setup_model()
-        require_known_divergence(self.policy)
+    _outcome = ""
 
     def _step_length(self, curvature: float, gradient_norm: float) -> float:
         """How often the direction fits into the whole step.
@@ -63,8 +61,13 @@ class NaturalStep(CriticEstimates):
         return math.sqrt(2 * self._now("target_kl") / curvature)
 
     def _now(self, name: str) -> float:
-        """An argument that may be a schedule, at the present progress."""
-        return float(arg.to_schedule(getattr(self, name), name)(self._current_progress_remaining))
+        """An argument that may be a schedule, at the present progress.
+
+        :raises ValueError: the schedule is negative or not finite there
+        """
+        value = float(arg.to_schedule(getattr(self, name), name)(self._current_progress_remaining))
+        arg.real(0)(name, value)
+        return value
 
     @abstractmethod
     def _take(
@@ -76,20 +79,36 @@ class NaturalStep(CriticEstimates):
     ) -> LineSearch:
         """Move the parameters along the whole step, or a part of it; arguments of :func:`~functional.line_search`."""
 
+    def _update(self, batch: RolloutBatch) -> Metrics:
+        self._outcome = ""
+        try:
+            metrics = super()._update(batch)
+            require_finite_parameters(self.policy)
+        except NonFiniteError:
+            self._conclude("nonfinite")
+            raise
+        if self._outcome:  # not while the critic warms up
+            self._conclude(self._outcome)
+        return metrics
+
+    def _fit_critic(self, batch: RolloutBatch) -> Metrics:
+        if not self._shares_features:
+            return super()._fit_critic(batch)
+        with evaluation_mode(self.policy):  # the statistics of a BatchNorm in shared features are the actor's
+            return super()._fit_critic(batch)
+
     def _move_actor(self, batch: RolloutBatch) -> Metrics:
         credit = self._distinguishing_credit(batch)
         objective = SurrogateObjective(self.policy, batch, credit, self.ent_coef, self.fisher_chunk_size)
-        parameters = [parameter for parameter in self.parameter_sets.actor.values() if parameter.requires_grad]
         with evaluation_mode(self.policy):
-            return self._natural_step(batch, objective, parameters)
+            return self._natural_step(batch, objective, self._trained_actor)
 
     def _natural_step(
         self, batch: RolloutBatch, objective: SurrogateObjective, parameters: list[th.nn.Parameter]
     ) -> Metrics:
-        gradient = objective.gradient(parameters)
+        gradient = objective.gradient(parameters, keep_graph=self._subsampling == 1)
         norm = float(precise(gradient).norm())
         if not math.isfinite(norm):
-            self._conclude("nonfinite")
             raise nonfinite_gradient(self.policy, batch)
         metrics: Metrics = {"grad_norm": norm, **describe_policy(self.policy, objective.entropy)}
         step, taken, effect = None, LineSearch(0.0, 0, "zero_gradient"), Effect.of_nothing()
@@ -98,14 +117,17 @@ class NaturalStep(CriticEstimates):
             fisher = self._fisher(batch, objective, parameters)
             solution = conjugate_gradient(fisher, gradient / norm, self.cg_max_steps, self.cg_tolerance)
             metrics |= {"cg_iterations": solution.n_iterations, "cg_residual": solution.relative_residual}
-            step, reason = self._whole_step(solution, float(solution.x.dot(fisher(solution.x))), norm)
+            step, reason = self._whole_step(solution, fisher, norm)
             taken = taken._replace(reason=reason)
         if step is not None:
             predicted_gain = norm * float((gradient / norm).dot(step))
             taken, effect = self._move_along(parameters, step, objective, predicted_gain)
             step_size = float(step.norm())
-        self._conclude(taken.reason)
-        if not taken.fraction:  # of a step that was not taken, the length may be infinite
+        self._outcome = taken.reason
+        if not taken.fraction:
+            if step is not None:
+                metrics |= {"rejected_kl": effect.joint_kl, "rejected_gain": effect.gain}
+            # of a step that was not taken, the length may be infinite
             effect, predicted_gain, step_size = Effect.of_nothing(), 0.0, 0.0
         return metrics | {
             **effect.metrics(),
@@ -114,10 +136,11 @@ class NaturalStep(CriticEstimates):
             "line_search_steps": taken.n_steps,
         }
 
-    def _whole_step(self, solution: Solution, curvature: float, norm: float) -> tuple[th.Tensor | None, str]:
+    def _whole_step(self, solution: Solution, fisher: FisherVectorProduct, norm: float) -> tuple[th.Tensor | None, str]:
         """The whole step along the direction that was found, or why there is none."""
         if solution.failed:
             return None, solution.stop_reason
+        curvature = float(solution.x.dot(fisher(solution.x)))
         if not math.isfinite(curvature):
             return None, "nonfinite"
         if curvature <= 0:
@@ -144,10 +167,14 @@ class NaturalStep(CriticEstimates):
         shaped = [part.view_as(parameter) for part, parameter in zip(parts, parameters, strict=True)]
         return self._take(parameters, shaped, measure, predicted_gain), effect
 
+    @property
+    def _subsampling(self) -> int:
+        return max(self.fisher_subsample, self.sub_sampling_factor)
+
     def _fisher(
         self, batch: RolloutBatch, objective: SurrogateObjective, parameters: list[th.nn.Parameter]
     ) -> FisherVectorProduct:
-        k = max(self.fisher_subsample, self.sub_sampling_factor)
+        k = self._subsampling
         kept = objective.distribution
         if k == 1 and kept is not None:
             return FisherVectorProduct([lambda: kept], parameters, self.cg_damping)

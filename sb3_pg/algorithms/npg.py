@@ -22,12 +22,13 @@ class NPG(NaturalGradient):
               \alpha = \sqrt{\frac{2 \delta}{\nabla L^T (F + c I)^{-1} \nabla L}}
               \;\text{or a constant}
 
-    Source: Kakade (2001), eq. 5; the length that the KL allows: Peters and Schaal (2008), section 3; Rajeswaran et al.
-    (2017), eq. 5. The realized KL is near ``target_kl`` as far as the quadratic model holds; TRPO, which is NPG with a
+    Source: Kakade (2001), section 2; the length that the KL allows: Rajeswaran et al. (2017), eq. 5 (whose delta is
+    2 delta here). The realized KL is near ``target_kl`` as far as the quadratic model holds; TRPO, which is NPG with a
     line search, makes sure of it.
 
-    ``step="fixed"`` is the slides' form: alpha is then a rate whose scale is that of the rewards, or of nothing with
-    ``normalize_advantage``. A step after which the KL is not finite is taken back.
+    ``step="fixed"`` is the slides' form: alpha is then a rate, for advantages of unit size where
+    ``normalize_advantage`` is on. L is the mean over steps, of complete episodes as of segments, as F is. A step after
+    which KL or gain are not finite is taken back.
 
     :param args: see :class:`~sb3_pg.algorithms.natural_gradient.NaturalGradient`; those of sb3_contrib's TRPO
     :param step: "kl": alpha from ``target_kl``; "fixed": alpha is ``step_size``

@@ -1,5 +1,6 @@
 """Which of a policy's parameters the actor and the critic are made of."""
 
+import copy
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -55,6 +56,20 @@ def _reached(output: th.Tensor, named: dict[str, th.nn.Parameter]) -> dict[str, 
 def zero_observation(policy: ActorCriticPolicy) -> Any:
     """One observation of zeros, on the policy's device."""
     return obs_as_tensor(_zeros(policy.observation_space), policy.device)
+
+
+def example_observation(policy: ActorCriticPolicy) -> Any:
+    """One observation that is not zero, always the same, on the policy's device."""
+    return obs_as_tensor(_example(policy.observation_space), policy.device)
+
+
+def _example(space: spaces.Space[Any]) -> Any:
+    if isinstance(space, spaces.Dict):
+        return {key: _example(subspace) for key, subspace in space.spaces.items()}
+    space = copy.deepcopy(space)  # the random numbers of the space are somebody else's
+    space.seed(0)
+    sample = np.asarray(space.sample())[None]
+    return np.clip(sample, -1, 1) if np.issubdtype(sample.dtype, np.floating) else sample
 
 
 def _zeros(space: spaces.Space[Any]) -> Any:

@@ -8,7 +8,7 @@ from stable_baselines3.common.distributions import Distribution as SB3Distributi
 from stable_baselines3.common.policies import ActorCriticPolicy
 
 from sb3_pg.algorithms.explanation import Metrics
-from sb3_pg.algorithms.parameters import zero_observation
+from sb3_pg.algorithms.parameters import example_observation
 from sb3_pg.functional import distribution_parameters, joint_kl, with_parameters
 from sb3_pg.functional.precision import precise
 from sb3_pg.rollout import (
@@ -16,9 +16,9 @@ from sb3_pg.rollout import (
     Distributions,
     Observations,
     RolloutBatch,
+    action_dist_kept,
     action_distribution,
     evaluation_mode,
-    has_own_forward,
     policy_actions,
     split_observations,
     torch_distributions,
@@ -29,19 +29,18 @@ from sb3_pg.rollout import (
 class Effect(NamedTuple):
     """What a step has done to the policy, on the states and actions that it was made from; scalars.
 
-    ``gain`` is that of the objective, in reward units, of which ``surrogate`` is the part without entropy.
+    ``gain`` is that of the objective, entropy included, in reward units.
     """
 
     joint_kl: th.Tensor | float
     gain: th.Tensor | float
-    surrogate: th.Tensor | float
     largest_ratio: th.Tensor | float
     effective_sample_size: th.Tensor | float
 
     @classmethod
     def of_nothing(cls) -> "Effect":
         """Of no step."""
-        return cls(0.0, 0.0, 0.0, 1.0, 1.0)
+        return cls(0.0, 0.0, 1.0, 1.0)
 
     def metrics(self) -> Metrics:
         """Name -> number to log."""
@@ -76,8 +75,6 @@ class SurrogateObjective:
     :param credit: w_t A_t, reward units, ``(n_samples,)``
     :param ent_coef: c_ent
     :param chunk_size: samples per forward; of a single chunk the graph is kept
-    :raises ValueError: from its methods: the policy does not show its distribution, or shows another one than that
-        which it has drawn from
     """
 
     def __init__(
@@ -88,7 +85,7 @@ class SurrogateObjective:
         ent_coef: float = 0.0,
         chunk_size: int = CHUNK_SIZE,
     ) -> None:
-        self._policy, self._batch, self._ent_coef = policy, batch, ent_coef
+        self._policy, self._ent_coef = policy, ent_coef
         self.credit = credit
         self.actions = policy_actions(batch.select(batch.actions), policy.action_space)
         observations = split_observations(batch.flat_observations, chunk_size)
@@ -120,16 +117,16 @@ class SurrogateObjective:
             for observations, actions, _ in self._chunks:
                 distribution = action_distribution(self._policy, observations)
                 self._remember(distribution, distribution.log_prob(actions), distribution.entropy())
-        self._require_agreement()
 
-    def gradient(self, parameters: Sequence[th.Tensor]) -> th.Tensor:
+    def gradient(self, parameters: Sequence[th.Tensor], keep_graph: bool = True) -> th.Tensor:
         """Gradient at theta_old, which is what the policy's parameters are now; it is remembered.
 
         :param parameters: theta
+        :param keep_graph: whether ``distribution`` is wanted afterwards
         :return: ``(n_parameters,)``
         """
         self._old, parts = [], []
-        single = len(self._chunks) == 1
+        keep_graph &= len(self._chunks) == 1
         for observations, actions, credit in self._chunks:
             with th.enable_grad():
                 distribution = action_distribution(self._policy, observations)
@@ -141,12 +138,11 @@ class SurrogateObjective:
                     bonus = -log_prob.detach() * log_prob if entropy is None else entropy
                     objective = objective + self._ent_coef * bonus.sum()
             whole = self._remember(distribution, log_prob, entropy)
-            self.distribution = whole if single else None
+            self.distribution = whole if keep_graph else None
             gradients: Sequence[th.Tensor] = [objective.new_zeros(0)]  # where all of theta is frozen
             if parameters:
-                gradients = th.autograd.grad(objective, parameters, retain_graph=single, materialize_grads=True)
+                gradients = th.autograd.grad(objective, parameters, retain_graph=keep_graph, materialize_grads=True)
             parts.append(th.cat([gradient.flatten() for gradient in gradients]))
-        self._require_agreement()
         return th.stack(parts).sum(0) / len(self.actions)
 
     def _remember(self, distribution: SB3Distribution, log_prob: th.Tensor, entropy: th.Tensor | None) -> Distributions:
@@ -154,19 +150,6 @@ class SurrogateObjective:
         known = with_parameters(whole, [z.detach() for z in distribution_parameters(whole)])
         self._old.append(_Old(log_prob.detach(), (-log_prob if entropy is None else entropy).detach(), known))
         return whole
-
-    def _require_agreement(self) -> None:
-        """Check that a policy with methods of its own says the same by all of them."""
-        if not has_own_forward(self._policy):
-            return
-        assert self._batch.log_probs is not None
-        collected = self._batch.select(self._batch.log_probs)
-        difference = (self.old_log_prob - collected).abs()
-        if (difference > 1e-3 * (1 + collected.abs())).any():
-            raise ValueError(
-                f"policy must have a get_distribution that agrees with its forward and evaluate_actions: log-probs of "
-                f"{type(self._policy).__name__} differ by up to {float(difference.max()):.3g}"
-            )
 
     def effect(self) -> Effect:
         """Compare the policy as it is now with the one before the step; after :meth:`gradient`."""
@@ -188,7 +171,6 @@ class SurrogateObjective:
             return Effect(
                 joint_kl=precise(th.cat(kls)).mean(),
                 gain=surrogate + self._ent_coef * th.cat(bonuses).mean() if bonuses else surrogate,
-                surrogate=surrogate,
                 largest_ratio=ratio.max(),
                 effective_sample_size=ratio.sum().square() / ratio.square().sum() / len(ratio),
             )
@@ -222,13 +204,23 @@ def require_torch_distributions(policy: ActorCriticPolicy, distribution: SB3Dist
 def require_known_divergence(policy: ActorCriticPolicy) -> None:
     """Check that the divergence between two of the policy's action distributions can be had.
 
-    :raises ValueError: its distribution is not one of torch's, or torch knows no divergence of it
+    :raises ValueError: its distribution is not one of torch's, torch knows no divergence of it, or a policy with
+        methods of its own scores actions by another one than ``get_distribution`` shows
     """
+    observation = example_observation(policy)
     with evaluation_mode(policy), th.no_grad(), unvalidated_distributions():
-        distribution = require_torch_distributions(policy, action_distribution(policy, zero_observation(policy)))
+        shown = action_distribution(policy, observation)
+        distribution = require_torch_distributions(policy, shown)
         try:
             joint_kl(with_parameters(distribution, distribution_parameters(distribution)), distribution)
         except (NotImplementedError, TypeError) as error:
+            raise ValueError(f"policy must have action distributions of known divergence: {error}") from error
+        actions = shown.mode()
+        shown_log_prob = shown.log_prob(actions)
+        with action_dist_kept(policy):
+            _, log_prob, _ = policy.evaluate_actions(observation, actions)
+        if not th.allclose(log_prob, shown_log_prob, rtol=1e-3, atol=1e-3):
             raise ValueError(
-                f"policy must draw actions from a distribution with a known divergence: {error}"
-            ) from error
+                f"policy must have a get_distribution that agrees with evaluate_actions: {type(policy).__name__} gives "
+                f"an action the log-probs {shown_log_prob.tolist()} and {log_prob.tolist()}"
+            )

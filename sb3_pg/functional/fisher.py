@@ -19,7 +19,7 @@ class FisherVectorProduct:
 
     z_i are the few parameters of the action distribution at state i, J_i their Jacobian in theta. Since the divergence
     has gradient 0 at z_i, this is its Hessian in theta, and equals
-    :math:`E[\nabla\log\pi\, \nabla\log\pi^T]`. Source: Kakade (2001), eq. 4; Schulman et al. (2015), appendix C.1;
+    :math:`E[\nabla\log\pi\, \nabla\log\pi^T]`. Source: Kakade (2001), section 2; Schulman et al. (2015), appendix C.1;
     Martens (2020), section 8 (the generalized Gauss-Newton form).
 
     A product is two reverse passes: J v is the derivative of the linear function u -> J^T u, whose graph is kept;
@@ -30,7 +30,7 @@ class FisherVectorProduct:
         the graph is kept; of several it is made anew for every product, so that memory is that of one chunk
     :param parameters: theta; what the distributions do not depend on has zeros in the product
     :param damping: c
-    :raises ValueError: no chunk
+    :raises ValueError: no chunk, or distributions that depend on none of the parameters
     :raises TypeError: a distribution whose class does not say what it is made from
     :raises NotImplementedError: a distribution that torch knows no divergence of
     """
@@ -76,6 +76,8 @@ class _Linearized:
             outputs = distribution_parameters(distribution)
             self.n_samples = len(outputs[0])
             self._parameters = parameters
+            if not any(output.requires_grad for output in outputs):
+                raise ValueError("distributions must depend on at least one of the parameters, with gradient")
             leaves = [output.detach().requires_grad_(output.requires_grad) for output in outputs]
             self._outputs = [output for output in outputs if output.requires_grad]
             self._leaves = [leaf for leaf in leaves if leaf.requires_grad]

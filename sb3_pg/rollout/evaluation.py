@@ -13,6 +13,7 @@ from sb3_pg.rollout.batch import Observations, RolloutBatch
 from sb3_pg.rollout.buffers import TrajectoryRolloutBuffer
 from sb3_pg.rollout.forward import CHUNK_SIZE, EntropyUse, evaluate, policy_actions, predict_log_probs, predict_values
 from sb3_pg.rollout.samplers import ForwardSampler, Sampler
+from sb3_pg.rollout.structure import structure_of
 
 
 def make_batch(
@@ -65,6 +66,7 @@ def make_batch(
     elif gradient_of is not None and len(actions) <= CHUNK_SIZE:
         others = batch.bootstrap_observations[0] if batch.bootstrap_observations is not None else None
         batch.evaluation = evaluate(policy, observations, actions, gradient_of == "both", entropy, others)
+        batch.evaluation = batch.evaluation._replace(parameters=structure_of(policy).snapshot())
         log_probs, values = batch.evaluation.log_prob.detach(), batch.evaluation.values
         other_values, batch.distributions = batch.evaluation.other_values, [batch.evaluation.distribution]
     else:

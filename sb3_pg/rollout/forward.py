@@ -20,7 +20,6 @@ from sb3_pg.rollout.structure import (
     has_own_forward,
     has_own_head,
     overrides,
-    structure_of,
 )
 
 #: Samples per forward without gradient; bounds the memory of image policies.
@@ -143,7 +142,6 @@ def evaluate(
     :param entropy: "gradient" where it is to be differentiated, "value" where it is only to be known, or "none"
     :param other_observations: more observations, to be valued along with the others where that is one forward
     """
-    parameters = structure_of(policy).snapshot()
     layers = None if has_own_forward(policy) else plain_layers(policy)
     with th.enable_grad():
         if layers is None:
@@ -153,7 +151,7 @@ def evaluate(
             # an own predict_values may say something else than the layers do
             others = None if overrides(policy, "predict_values") else other_observations
             evaluation = _evaluate_plain(policy, layers, observations, actions, with_values, entropy, others)
-    return evaluation._replace(entropy_use=entropy, parameters=parameters)
+    return evaluation._replace(entropy_use=entropy)
 
 
 def _evaluate(

@@ -180,12 +180,13 @@ def set_training_mode(policy: ActorCriticPolicy, mode: bool) -> None:
 
 @contextmanager
 def evaluation_mode(policy: ActorCriticPolicy) -> Iterator[None]:
-    """Let the body of an update, which is in training mode, have the policy as it acts."""
+    """Let the body have the policy as it acts."""
+    before = policy.training
     set_training_mode(policy, False)
     try:
         yield
     finally:
-        set_training_mode(policy, True)
+        set_training_mode(policy, before)
 
 
 @contextmanager

@@ -313,3 +313,11 @@ def test_episodes_of_unequal_length() -> None:
     assert step.batch.mask is not None
     kl = own_joint_kl(step.old, step.new, step.batch.flat_observations)
     assert step.log["train/joint_kl"] == pytest.approx(kl, rel=1e-3)
+
+
+def test_a_multiplier_that_is_halved_for_ever_stays_above_0() -> None:
+    model = KLPenaltyPG("MlpPolicy", "CartPole-v1", dual_update="multiplicative", device="cpu")
+    for kl in (0.0, 1.0):
+        for _ in range(2000):
+            model.kl_coef = model._next_kl_coef(kl)
+        assert 0 < model.kl_coef < float("inf")

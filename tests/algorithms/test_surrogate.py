@@ -2,6 +2,7 @@
 
 from typing import Any
 
+import gymnasium as gym
 import numpy as np
 import pytest
 import torch as th
@@ -16,7 +17,7 @@ from stable_baselines3.common.policies import ActorCriticPolicy
 from sb3_pg import NPG, TRPO, KLPenaltyPG
 from sb3_pg.algorithms.surrogate import SurrogateObjective
 from sb3_pg.rollout import RolloutBatch
-from tests.algorithms.steps import own_joint_kl
+from tests.algorithms.steps import AtRolloutEnd, own_joint_kl, update
 from tests.helpers import ScriptedEnv, vec
 
 N = 40
@@ -86,7 +87,6 @@ def test_the_effect_of_a_step_by_its_definition(chunk_size: int) -> None:
     rho = (log_probs[0] - log_probs[1]).exp()
     surrogate = float(((rho - 1) * credit).mean())
     assert effect.joint_kl == pytest.approx(kl, rel=1e-4)
-    assert effect.surrogate == pytest.approx(surrogate, rel=1e-4)
     assert effect.gain == pytest.approx(surrogate + 0.5 * float(wider), rel=1e-4)
     assert effect.largest_ratio == pytest.approx(float(rho.max()), rel=1e-4)
     assert effect.effective_sample_size == pytest.approx(float(rho.sum() ** 2 / (rho**2).sum() / N), rel=1e-4)
@@ -150,7 +150,6 @@ def test_the_gain_of_a_squashed_gaussian_counts_its_entropy() -> None:
         policy.log_std -= 0.1
     after = entropy_of_squashed(mean, policy.log_std.detach().double(), z).sum()
     effect = objective.effect()
-    assert effect.surrogate == 0
     assert float(effect.gain) == pytest.approx(float(after - before), abs=5e-3)
 
 
@@ -191,11 +190,8 @@ class HiddenPolicy(ActorCriticPolicy):
 
 @pytest.mark.parametrize("cls", [TRPO, NPG, KLPenaltyPG])
 def test_a_policy_that_contradicts_itself_is_refused(cls: Any) -> None:
-    model = cls(Contradicting, vec(ScriptedEnv()), n_steps=16, batch_size=16, seed=0, device="cpu")
-    before = th.nn.utils.parameters_to_vector(model.policy.parameters()).detach()
-    with pytest.raises(ValueError, match=r"get_distribution that agrees with its forward.*Contradicting differ by"):
-        model.learn(16)
-    assert th.equal(before, th.nn.utils.parameters_to_vector(model.policy.parameters()))
+    with pytest.raises(ValueError, match=r"get_distribution that agrees with evaluate_actions.*Contradicting gives"):
+        cls(Contradicting, vec(ScriptedEnv()), device="cpu")
 
 
 @pytest.mark.parametrize("cls", [TRPO, NPG, KLPenaltyPG])
@@ -207,6 +203,13 @@ def test_a_policy_without_a_distribution_of_torchs_is_refused_at_once(cls: Any) 
 class OwnForward(ActorCriticPolicy):
     def forward(self, obs: Any, deterministic: bool = False) -> Any:
         return super().forward(obs, deterministic)
+
+
+def test_a_policy_with_methods_of_its_own_may_be_changed_between_rollout_and_update() -> None:
+    """As a callback does that lowers the noise."""
+    model = TRPO(OwnForward, vec(ScriptedEnv(action_space=gym.spaces.Box(-1, 1, (2,)))), n_steps=16, batch_size=16)
+    widen = AtRolloutEnd(lambda model: model.policy.log_std.data.sub_(0.3))
+    assert update(model, widen).log["train/step_outcome"] == "accepted"
 
 
 @pytest.mark.parametrize("cls", [TRPO, KLPenaltyPG])

@@ -15,6 +15,7 @@ from gymnasium import spaces
 from stable_baselines3.common.distributions import CategoricalDistribution, Distribution
 from stable_baselines3.common.env_util import make_vec_env
 from stable_baselines3.common.policies import ActorCriticPolicy
+from stable_baselines3.common.torch_layers import BaseFeaturesExtractor
 from torch import nn
 
 from sb3_pg import NPG, TRPO, NonFiniteError
@@ -570,3 +571,60 @@ def test_what_is_logged_is_complete() -> None:
     assert len(logs) == 4
     assert all({f"train/{name}" for name in names} <= log.keys() for log in logs)
     assert all(0 < log["train/effective_sample_size"] <= 1 < log["train/largest_ratio"] for log in logs)
+
+
+class Normalized(BaseFeaturesExtractor):
+    """Features with running statistics, which actor and critic share."""
+
+    def __init__(self, observation_space: spaces.Box) -> None:
+        super().__init__(observation_space, 8)
+        self.layers = nn.Sequential(nn.Linear(observation_space.shape[0], 8), nn.BatchNorm1d(8), nn.Tanh())
+
+    def forward(self, observations: th.Tensor) -> th.Tensor:
+        result: th.Tensor = self.layers(observations)
+        return result
+
+
+@pytest.mark.parametrize("critic_fit", ["before", "after"])
+def test_the_critic_does_not_move_the_policy_by_shared_statistics(critic_fit: str) -> None:
+    kwargs = {"features_extractor_class": Normalized}
+    model = TRPO("MlpPolicy", "CartPole-v1", n_steps=128, critic_fit=critic_fit, policy_kwargs=kwargs, seed=0)
+    for _ in range(3):
+        step = update(model)
+        assert step.log["train/step_outcome"] == "accepted"
+        for policy in (step.old, step.new):
+            policy.set_training_mode(False)
+        with th.no_grad():
+            realized = own_joint_kl(step.old, step.new, step.batch.flat_observations)
+        assert realized == pytest.approx(step.log["train/joint_kl"], rel=1e-3)
+
+
+def test_an_update_that_is_undone_is_no_success() -> None:
+    model = TRPO("MlpPolicy", "CartPole-v1", learning_rate=1e30, n_steps=32, batch_size=32, on_nonfinite="skip", seed=0)
+    with pytest.warns(UserWarning, match="Update skipped"):
+        step = update(model)
+    assert step.log["train/step_outcome"] == "nonfinite"
+    assert not step.moved
+
+
+@pytest.mark.parametrize("bad", [-0.01, float("nan")])
+def test_a_schedule_that_goes_wrong_is_named(bad: float) -> None:
+    model = TRPO("MlpPolicy", "CartPole-v1", n_steps=32, batch_size=32, target_kl=lambda p: 0.01 if p == 1 else bad)
+    before = copy.deepcopy(model.policy.state_dict())
+    with pytest.raises(ValueError, match="target_kl must be"):
+        model.learn(32)
+    assert all(th.equal(value, before[name]) for name, value in model.policy.state_dict().items())
+
+
+def test_a_rejected_step_is_told() -> None:
+    model = TRPO("MlpPolicy", "CartPole-v1", n_steps=64, batch_size=64, line_search_accept_ratio=1.0, seed=0)
+    model.line_search_max_iter, model.target_kl = 1, 50.0
+    log = update(model).log
+    assert log["train/step_outcome"] in ("kl", "no_improvement")
+    assert log["train/rejected_kl"] > 0
+    assert log["train/joint_kl"] == 0
+
+
+def test_two_names_of_one_argument_are_not_given_both() -> None:
+    with pytest.raises(ValueError, match="give one of them"):
+        TRPO("MlpPolicy", "CartPole-v1", sub_sampling_factor=2, fisher_subsample=2)

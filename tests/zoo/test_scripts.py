@@ -190,7 +190,7 @@ def test_optimize_then_train_a_trial(
         ("--algo reinforce -params gamma:2", "gamma must be a number in [0, 1], got 2"),
         ("--algo reinforce -i nowhere.zip", "must be a valid path to a .zip file"),
         ("--algo trpo -params cg_damp:0.1", "TRPO has no argument 'cg_damp'; did you mean 'cg_damping'?"),
-        ("--algo trpo -params target_kl:0", "target_kl must be a finite number above 0, got 0"),
+        ("--algo trpo -params cg_damping:-1", "cg_damping must be a finite number of at least 0, got -1"),
         ("--algo npg -params step:'klx'", "step must be one of ['kl', 'fixed'], got 'klx'"),
         ("--algo kl_penalty_pg -params n_epoch:3", "KLPenaltyPG has no argument 'n_epoch'; did you mean 'n_epochs'?"),
         ("--algo contrib_trpo -params cg_damp:0.1", "unexpected keyword argument 'cg_damp'"),
