@@ -3,7 +3,7 @@
 import math
 import warnings
 from abc import abstractmethod
-from collections.abc import Callable
+from typing import Any
 
 import torch as th
 from stable_baselines3.common.type_aliases import Schedule
@@ -14,7 +14,7 @@ from sb3_pg.algorithms.guards import nonfinite_gradient, require_finite_paramete
 from sb3_pg.algorithms.surrogate import Effect, SurrogateObjective, chunked_distributions
 from sb3_pg.algorithms.trust_region import TrustRegionAlgorithm
 from sb3_pg.errors import NonFiniteError
-from sb3_pg.functional import FisherVectorProduct, LineSearch, Solution, conjugate_gradient
+from sb3_pg.functional import FisherVectorProduct, LineSearch, Solution, conjugate_gradient, line_search
 from sb3_pg.functional.precision import precise
 from sb3_pg.rollout import RolloutBatch, evaluation_mode, split_observations
 
@@ -70,14 +70,8 @@ class NaturalStep(TrustRegionAlgorithm):
         return value
 
     @abstractmethod
-    def _take(
-        self,
-        parameters: list[th.nn.Parameter],
-        step: list[th.Tensor],
-        measure: Callable[[], th.Tensor],
-        predicted_gain: float,
-    ) -> LineSearch:
-        """Move the parameters along the whole step, or a part of it; arguments of :func:`~functional.line_search`."""
+    def _line_search(self) -> dict[str, Any]:
+        """What a step has to keep to: arguments of :func:`~sb3_pg.functional.line_search`."""
 
     def _update(self, batch: RolloutBatch) -> Metrics:
         self._outcome = ""
@@ -165,7 +159,7 @@ class NaturalStep(TrustRegionAlgorithm):
 
         parts = step.split([parameter.numel() for parameter in parameters])
         shaped = [part.view_as(parameter) for part, parameter in zip(parts, parameters, strict=True)]
-        return self._take(parameters, shaped, measure, predicted_gain), effect
+        return line_search(parameters, shaped, measure, predicted_gain, **self._line_search()), effect
 
     @property
     def _subsampling(self) -> int:

@@ -2,15 +2,13 @@
 
 import inspect
 import warnings
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 from typing import Any, ClassVar
 
-import torch as th
 from stable_baselines3.common.type_aliases import Schedule
 
 from sb3_pg.algorithms import arguments as arg
 from sb3_pg.algorithms.natural_gradient import NaturalGradient
-from sb3_pg.functional import LineSearch, line_search
 
 _OF_LINE_SEARCH = ("line_search_shrinking_factor", "line_search_max_iter", "line_search_accept_ratio")
 
@@ -60,11 +58,5 @@ class NPG(NaturalGradient):
             return super()._step_length(curvature, gradient_norm)
         return self._now("step_size") * gradient_norm
 
-    def _take(
-        self,
-        parameters: list[th.nn.Parameter],
-        step: list[th.Tensor],
-        measure: Callable[[], th.Tensor],
-        predicted_gain: float,
-    ) -> LineSearch:
-        return line_search(parameters, step, measure, predicted_gain, accept_ratio=None, max_iter=1)
+    def _line_search(self) -> dict[str, Any]:
+        return {"accept_ratio": None, "max_iter": 1}

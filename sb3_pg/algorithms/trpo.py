@@ -1,11 +1,8 @@
 """Trust region policy optimization."""
 
-from collections.abc import Callable
-
-import torch as th
+from typing import Any
 
 from sb3_pg.algorithms.natural_gradient import NaturalGradient
-from sb3_pg.functional import LineSearch, line_search
 
 
 class TRPO(NaturalGradient):
@@ -29,20 +26,10 @@ class TRPO(NaturalGradient):
     :raises TypeError: an argument of the wrong type, or an unknown one
     """
 
-    def _take(
-        self,
-        parameters: list[th.nn.Parameter],
-        step: list[th.Tensor],
-        measure: Callable[[], th.Tensor],
-        predicted_gain: float,
-    ) -> LineSearch:
-        return line_search(
-            parameters,
-            step,
-            measure,
-            predicted_gain,
-            max_kl=self._now("target_kl"),
-            accept_ratio=self.line_search_accept_ratio,
-            shrinking_factor=self.line_search_shrinking_factor,
-            max_iter=self.line_search_max_iter,
-        )
+    def _line_search(self) -> dict[str, Any]:
+        return {
+            "max_kl": self._now("target_kl"),
+            "accept_ratio": self.line_search_accept_ratio,
+            "shrinking_factor": self.line_search_shrinking_factor,
+            "max_iter": self.line_search_max_iter,
+        }
