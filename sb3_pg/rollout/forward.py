@@ -108,7 +108,7 @@ class Evaluation(NamedTuple):
 
     ``entropy`` is None where the distribution has none in closed form, ``values`` where they were not asked for, and
     ``distribution`` where only the policy itself knows it. ``other_values`` are those of other observations, if they
-    came along.
+    came along. ``parameters`` are those that it was made with, where somebody has noted them.
     """
 
     log_prob: th.Tensor

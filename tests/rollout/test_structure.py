@@ -138,8 +138,10 @@ def test_the_entropy_is_differentiated_only_where_it_is_to_be(use: str) -> None:
 
 def test_an_evaluation_knows_when_the_policy_has_changed() -> None:
     policy = make_policy()
-    evaluation = evaluate(policy, th.ones(2, 3), th.zeros(2).long(), True, "value")
     structure = structure_of(policy)
+    evaluation = evaluate(policy, th.ones(2, 3), th.zeros(2).long(), True, "value")
+    assert not evaluation.serves(structure.snapshot(), "value")  # nobody has said what it was made with
+    evaluation = evaluation._replace(parameters=structure.snapshot())
     assert evaluation.serves(structure.snapshot(), "value")
     assert evaluation.serves(structure.snapshot(), "none")
     assert not evaluation.serves(structure.snapshot(), "gradient")
