@@ -12,6 +12,8 @@ from torch import nn
 _NET_ARCH: dict[str, list[int]] = {"tiny": [32], "small": [64, 64], "medium": [256, 256]}
 _ACTIVATION: dict[str, type[nn.Module]] = {"tanh": nn.Tanh, "relu": nn.ReLU}
 
+_NPG: dict[str, Any] = {"step": "kl"}  # the one that target_kl means something for
+
 
 def sample_reinforce_params(
     trial: optuna.Trial, n_actions: int, n_envs: int, additional_args: dict[str, Any]
@@ -83,14 +85,11 @@ def sample_npg_params(
 ) -> dict[str, Any]:
     """Arguments of ``NPG`` for one trial; ``learning_rate`` is the critic's.
 
-    :param trial: Optuna's trial
-    :param n_actions: dimensions of the action space, of no use here
-    :param n_envs: number of environments, of no use here
-    :param additional_args: for off-policy algorithms, of no use here
+    The parameters are those of :func:`sample_trpo_params`.
+
     :return: keyword arguments
     """
-    del n_actions, n_envs, additional_args
-    return _reported(trial, convert_npg_params(_suggest_natural(trial)))
+    return sample_trpo_params(trial, n_actions, n_envs, additional_args) | _NPG
 
 
 def convert_npg_params(sampled_params: dict[str, Any]) -> dict[str, Any]:
@@ -99,7 +98,7 @@ def convert_npg_params(sampled_params: dict[str, Any]) -> dict[str, Any]:
     :param sampled_params: the parameters that :func:`sample_npg_params` suggests, unchanged on return
     :return: keyword arguments
     """
-    return convert_trpo_params(sampled_params) | {"step": "kl"}  # the one that target_kl means something for
+    return convert_trpo_params(sampled_params) | _NPG
 
 
 def sample_trpo_params(
@@ -114,7 +113,8 @@ def sample_trpo_params(
     :return: keyword arguments
     """
     del n_actions, n_envs, additional_args
-    return _reported(trial, convert_trpo_params(_suggest_natural(trial)))
+    params = _suggest_trust_region(trial) | {"cg_damping": trial.suggest_float("cg_damping", 1e-4, 0.3, log=True)}
+    return _reported(trial, convert_trpo_params(params))
 
 
 def convert_trpo_params(sampled_params: dict[str, Any]) -> dict[str, Any]:
@@ -153,10 +153,6 @@ def convert_kl_penalty_pg_params(sampled_params: dict[str, Any]) -> dict[str, An
     :return: keyword arguments
     """
     return _convert_shared(sampled_params) | {"dual_update": "additive"}  # dual_learning_rate is of no other
-
-
-def _suggest_natural(trial: optuna.Trial) -> dict[str, Any]:
-    return _suggest_trust_region(trial) | {"cg_damping": trial.suggest_float("cg_damping", 1e-4, 0.3, log=True)}
 
 
 def _suggest_trust_region(trial: optuna.Trial) -> dict[str, Any]:
