@@ -1,61 +1,141 @@
 """The template of all on-policy algorithms: collect a rollout, update from it, log what happened."""
 
-import math
 import time
-import warnings
-from collections.abc import Mapping
 from typing import Any, TypeVar
 
 import numpy as np
 import torch as th
-from stable_baselines3.common.buffers import RolloutBuffer
+from gymnasium import spaces
+from stable_baselines3.common.buffers import DictRolloutBuffer, RolloutBuffer
 from stable_baselines3.common.callbacks import BaseCallback
-from stable_baselines3.common.type_aliases import MaybeCallback
-from stable_baselines3.common.utils import update_learning_rate
+from stable_baselines3.common.on_policy_algorithm import OnPolicyAlgorithm
+from stable_baselines3.common.policies import ActorCriticPolicy
+from stable_baselines3.common.type_aliases import GymEnv, MaybeCallback, Schedule
 from stable_baselines3.common.vec_env import VecEnv
+from typing_extensions import Unpack
 
 from sb3_pg.algorithms import arguments as arg
-from sb3_pg.algorithms.estimation import EstimatingAlgorithm
-from sb3_pg.algorithms.explanation import Metrics, clipped_action_fraction, explain_step, explained_variance
-from sb3_pg.algorithms.flat_step import clip_gradient
-from sb3_pg.algorithms.guards import forget_nonfinite, nonfinite_gradient, require_finite_parameters, unchanged_on_error
+from sb3_pg.algorithms.signature import CriticFitArguments
+from sb3_pg.algorithms.update import UpdatingAlgorithm
 from sb3_pg.errors import NonFiniteError
 from sb3_pg.extras import extra_hints
 from sb3_pg.rollout import (
     Collector,
-    EntropyUse,
-    NormalizationGuard,
+    DictTrajectoryRolloutBuffer,
     RolloutBatch,
     TrajectoryRolloutBuffer,
     batch_from_foreign_buffer,
     make_batch,
-    set_training_mode,
-    structure_of,
-    unvalidated_distributions,
 )
 
 SelfPolicyGradient = TypeVar("SelfPolicyGradient", bound="PolicyGradientAlgorithm")
+#: Complete episodes per update where neither ``n_episodes`` nor ``n_steps`` is given (rounded up to whole envs).
+DEFAULT_N_EPISODES = 8
 
 
-class PolicyGradientAlgorithm(EstimatingAlgorithm):
+class PolicyGradientAlgorithm(UpdatingAlgorithm, OnPolicyAlgorithm):
     """Collects, updates and logs. A subclass adds its arguments, ``_estimate`` and ``_move_actor``.
 
-    Its arguments are those of :class:`~sb3_pg.algorithms.setup.ConfiguredAlgorithm`.
+    :param policy: see :class:`~sb3_pg.algorithms.setup.ConfiguredAlgorithm`, as for all arguments but these
+    :param env: likewise
+    :param learning_rate: likewise
+    :param n_steps: steps per env and update: segments, cut and bootstrapped with the critic's value
+    :param n_episodes: complete episodes per update, a multiple of the number of envs; exclusive with ``n_steps``.
+        Neither: 8, rounded up to a multiple
+    :param gae_lambda: lambda of generalized advantage estimation, in [0, 1], where an algorithm or a foreign buffer
+        uses it
+    :param rollout_buffer_class: buffer class; one that is not ours is filled step by step, by SB3's own contract
+    :param rollout_buffer_kwargs: arguments of the buffer
+    :param kwargs: arguments that all algorithms share
+    :raises ValueError: an argument out of range, or arguments that contradict each other
+    :raises TypeError: an argument of the wrong type, or an unknown one
     """
 
+    n_steps: int | None  # type: ignore[assignment]  # None: complete episodes
+    max_grad_norm: float | None  # type: ignore[assignment]
     _batch: RolloutBatch | None = None
-    _collector: Collector | None = None
-    _n_skipped = 0
-    _estimate_seconds = 0.0
-    _log_interval: int | None = 1
-    _iteration = 0
-    _is_observed = False
-    #: of an update that is explained: w_t A_t, and the surrogate objective's gradient before the step
-    _surrogate: tuple[th.Tensor, Mapping[th.nn.Parameter, th.Tensor]] | None = None
 
-    def _gradient_of(self) -> str | None:
-        """What the batch's forward keeps the graph of: "actor", "both", or None."""
-        return None
+    def __init__(
+        self,
+        policy: str | type[ActorCriticPolicy],
+        env: GymEnv | str | None,
+        learning_rate: float | str | Schedule,
+        n_steps: int | None = None,
+        n_episodes: int | None = None,
+        gae_lambda: float = 1.0,
+        rollout_buffer_class: type[RolloutBuffer] | None = None,
+        rollout_buffer_kwargs: dict[str, Any] | None = None,
+        **kwargs: Unpack[CriticFitArguments],
+    ) -> None:
+        self.n_steps = n_steps
+        self.n_episodes = n_episodes
+        self.gae_lambda = gae_lambda
+        self.rollout_buffer_class = rollout_buffer_class
+        self.rollout_buffer_kwargs = rollout_buffer_kwargs  # type: ignore[assignment]
+        super().__init__(policy, env, learning_rate, **kwargs)
+
+    def _sb3_arguments(self) -> dict[str, Any]:
+        coefficients = ("gamma", "gae_lambda", "ent_coef", "vf_coef", "max_grad_norm")
+        names = ("n_steps", *coefficients, "rollout_buffer_class", "rollout_buffer_kwargs")
+        return {name: getattr(self, name) for name in names} | {"_init_setup_model": False}
+
+    # ---------------------------------------------------------------- arguments
+
+    def _prepare(self) -> None:
+        # SB3's zips name the buffer class that SB3 chose; here that means the default, not a foreign buffer.
+        if self._from_sb3 and self.rollout_buffer_class in (RolloutBuffer, DictRolloutBuffer):
+            self.rollout_buffer_class = None
+        self._from_sb3 = False
+        super()._prepare()
+        self._episodes_per_env()
+        if self.rollout_buffer_class is None:
+            is_dict = isinstance(self.observation_space, spaces.Dict)
+            self.rollout_buffer_class = DictTrajectoryRolloutBuffer if is_dict else TrajectoryRolloutBuffer
+
+    def _check_combinations(self) -> None:
+        if self.n_steps is not None and self.n_episodes is not None:
+            raise ValueError(
+                f"n_steps and n_episodes exclude each other, got n_steps={self.n_steps} and "
+                f"n_episodes={self.n_episodes}: segments of fixed length, or complete episodes; set the other to None"
+            )
+        if self.n_steps is not None and not self._uses_critic():
+            raise ValueError(
+                f"n_steps={self.n_steps} cuts episodes, which takes a critic to value the cut: use baseline='value', "
+                "or complete episodes with n_episodes="
+            )
+        super()._check_combinations()
+        if self._has_foreign_buffer and self.n_steps is None:
+            raise ValueError(
+                f"rollout_buffer_class={self.rollout_buffer_class} is filled by SB3's own contract, which has segments "
+                "only: give n_steps="
+            )
+        if self._has_foreign_buffer and (self.critic_fit == "before" or self.truncation == "terminal"):
+            raise ValueError(
+                f"rollout_buffer_class={self.rollout_buffer_class} computes advantages itself, once, and bootstraps "
+                f"truncated episodes: it takes neither critic_fit='before' nor truncation='terminal'"
+            )
+        if self._has_foreign_buffer and (self.state_discount or self.normalize_value_targets):
+            raise ValueError(
+                f"rollout_buffer_class={self.rollout_buffer_class} knows neither each step's index nor a scale of the "
+                "critic's values: it takes neither state_discount nor normalize_value_targets"
+            )
+
+    @property
+    def _has_foreign_buffer(self) -> bool:
+        cls = self.rollout_buffer_class
+        return cls is not None and not issubclass(cls, TrajectoryRolloutBuffer)
+
+    def _episodes_per_env(self) -> int | None:
+        if self.n_steps is not None:
+            return None
+        if self.n_episodes is None:
+            return -(-DEFAULT_N_EPISODES // self.n_envs)
+        if self.n_episodes % self.n_envs:
+            raise ValueError(
+                f"n_episodes must be a multiple of the number of envs, {self.n_envs}, so that every env contributes "
+                f"equally many episodes; got {self.n_episodes}"
+            )
+        return self.n_episodes // self.n_envs
 
     # ---------------------------------------------------------------- collecting
 
@@ -90,19 +170,6 @@ class PolicyGradientAlgorithm(EstimatingAlgorithm):
                 reset_num_timesteps,
                 progress_bar,
             )
-
-    def _setup_learn(self, *args: Any, **kwargs: Any) -> tuple[int, BaseCallback]:
-        """As SB3's, which resets the env; a NaN in it must not get into a VecNormalize's statistics."""
-        assert self.env is not None
-        guard = NormalizationGuard(self.env)
-        with guard.statistics_kept():
-            result = super()._setup_learn(*args, **kwargs)
-            try:
-                guard.check_reset()
-            except NonFiniteError:
-                self._last_obs = None
-                raise
-        return result
 
     def collect_rollouts(
         self, env: VecEnv, callback: BaseCallback, rollout_buffer: RolloutBuffer, n_rollout_steps: int
@@ -158,114 +225,31 @@ class PolicyGradientAlgorithm(EstimatingAlgorithm):
         self.logger.record("time/collect_seconds", time.perf_counter() - began - self._estimate_seconds)
         return True
 
-    # ---------------------------------------------------------------- updating
+    def _on_new_estimates(self, batch: RolloutBatch) -> None:
+        self._publish(batch, self.rollout_buffer)
 
-    def _update_current_progress_remaining(self, num_timesteps: int, total_timesteps: int) -> None:
-        """As SB3's, but never below 0: the last rollout may overshoot, and a linear schedule would turn negative."""
-        super()._update_current_progress_remaining(min(num_timesteps, total_timesteps), total_timesteps)
+    @staticmethod
+    def _publish(batch: RolloutBatch, buffer: RolloutBuffer) -> dict[str, bytes]:
+        """Write the estimates where SB3's users look for them.
+
+        :return: name -> what was written
+        """
+        for name in ("returns", "advantages"):
+            setattr(buffer, name, getattr(batch, name).float().cpu().numpy())
+        return {name: getattr(buffer, name).tobytes() for name in ("returns", "advantages")}
+
+    @staticmethod
+    def _take_back(batch: RolloutBatch, buffer: RolloutBuffer, written: dict[str, bytes]) -> None:
+        """Use what a callback has changed at the end of the rollout, as SB3's algorithms do."""
+        for name, before in written.items():
+            ours, now = getattr(batch, name), getattr(buffer, name)
+            if now.shape == ours.shape and now.tobytes() != before:
+                setattr(batch, name, th.as_tensor(now).to(ours))
 
     def train(self) -> None:
         """One update from the rollout that was collected last; parameters stay as they were if it fails.
 
         :raises NonFiniteError: a gradient or a parameter would not be finite
         """
-        if self._batch is None:
-            return
-        began, batch, scale = time.perf_counter(), self._batch, self._return_scale
-        set_training_mode(self.policy, True)
-        self._update_learning_rate(self.policy.optimizer)
-        if self.critic_optimizer is not None:
-            rate = self.critic_lr_schedule(self._current_progress_remaining)
-            update_learning_rate(self.critic_optimizer, rate)
-            self.logger.record("train/critic_learning_rate", rate)
-        try:
-            with unchanged_on_error(self.policy) as before, unvalidated_distributions():
-                if batch.evaluation is not None and not batch.evaluation.serves(before, self._entropy_use()):
-                    batch.evaluation = None  # somebody has changed the policy since, or what is asked of it
-                if self.normalize_value_targets:
-                    assert batch.returns is not None
-                    self._return_scale = scale.updated(batch.select(batch.returns))
-                metrics = self._describe(batch) if self._describes() else {}
-                metrics |= self._update(batch)
-                require_finite_parameters(self.policy)
-                if self._explains():
-                    metrics |= self._explain(batch, before.values())
-        except BaseException as error:
-            self._return_scale, self._surrogate = scale, None
-            for optimizer in (self.policy.optimizer, self.critic_optimizer):
-                forget_nonfinite(optimizer)
-            if not isinstance(error, NonFiniteError):
-                raise
-            self._skip_or_raise(error)
-            return
-        self._n_warmed_up += self._warms_up()
-        self._n_updates += 1
-        self._record(metrics)
-        self.logger.record("train/n_updates", self._n_updates, exclude="tensorboard")
-        self.logger.record("time/update_seconds", time.perf_counter() - began + self._estimate_seconds)
-
-    def _describe(self, batch: RolloutBatch) -> Metrics:
-        """The batch as it was collected."""
-        return {
-            "explained_variance": explained_variance(batch),
-            "clipped_action_fraction": clipped_action_fraction(batch, self.policy),
-        }
-
-    def _explain(self, batch: RolloutBatch, before: Mapping[th.Tensor, th.Tensor]) -> Metrics:
-        """The actor's step, if it took one: what it takes another forward to tell."""
-        if self._surrogate is None:
-            return {}
-        (credit, gradient), self._surrogate = self._surrogate, None
-        changes = {p: p.detach() - before[p] for p in self.parameter_sets.actor.values()}
-        return explain_step(self.policy, batch, credit, changes, gradient)
-
-    def _explains(self) -> bool:
-        """Whether this update is among those that are written to the log, before which SB3 collects once more."""
-        return self._log_interval is not None and (self._iteration + 1) % self._log_interval == 0
-
-    def _describes(self) -> bool:
-        """Whether somebody may read what this update logs: it is written to the log, or there are callbacks."""
-        return self._is_observed or self._explains()
-
-    def _entropy_use(self) -> EntropyUse:
-        if self.ent_coef > 0:
-            return "gradient"
-        return "value" if self._describes() else "none"
-
-    def _backward(self, loss: th.Tensor) -> None:
-        """Set the parameters' ``grad``, for :meth:`_gradient_step`, to the gradient of the loss."""
-        for parameter in structure_of(self.policy).parameters:
-            parameter.grad = None
-        if not self._warms_up():
-            if loss.requires_grad:  # not all of it is frozen
-                loss.backward()
-        elif trained := [parameter for parameter in self._critic_only().values() if parameter.requires_grad]:
-            loss.backward(inputs=trained)
-        if self._critic_is_separate:
-            for parameter in self._critic_only().values():
-                parameter.grad = None  # its own optimizer's business
-
-    def _gradient_step(self, batch: RolloutBatch) -> th.Tensor:
-        """Clip the gradient that was accumulated, and take a step of ``policy.optimizer``.
-
-        :return: the gradient's norm before clipping
-        :raises NonFiniteError: the gradient is not finite
-        """
-        norm = clip_gradient(structure_of(self.policy).parameters, self.max_grad_norm)
-        if not math.isfinite(norm):
-            raise nonfinite_gradient(self.policy, batch)
-        self.policy.optimizer.step()
-        return norm
-
-    def _skip_or_raise(self, error: NonFiniteError) -> None:
-        if self.on_nonfinite == "raise":
-            raise error
-        self._n_skipped += 1
-        warnings.warn(f"Update skipped: {error}", stacklevel=2)
-        self.logger.record("train/n_skipped", self._n_skipped)
-
-    def _record(self, metrics: Metrics) -> None:
-        """Log numbers under ``train/``, with one transfer from the device."""
-        values = th.stack([th.as_tensor(v, device=self.device).detach().float() for v in metrics.values()]).tolist()
-        for name, value in zip(metrics, values, strict=True):
-            self.logger.record(f"train/{name}", value)
+        if self._batch is not None:
+            self._update_from(self._batch)

@@ -3,7 +3,6 @@
 from abc import abstractmethod
 
 import torch as th
-from stable_baselines3.common.buffers import RolloutBuffer
 
 from sb3_pg.algorithms.critic import fit_critic
 from sb3_pg.algorithms.explanation import Metrics
@@ -45,11 +44,14 @@ class EstimatingAlgorithm(ConfiguredAlgorithm):
             if self._warms_up():
                 return metrics
             self._value_again(batch)
-            self._publish(batch, self.rollout_buffer)
+            self._on_new_estimates(batch)
         metrics |= self._move_actor(batch)
         if self._critic_is_separate and self.critic_fit == "after":
             metrics |= self._fit_critic(batch)
         return metrics
+
+    def _on_new_estimates(self, batch: RolloutBatch) -> None:
+        """Called when returns and advantages have been estimated anew, before the actor moves."""
 
     @property
     def _trained_actor(self) -> list[th.nn.Parameter]:
@@ -81,24 +83,6 @@ class EstimatingAlgorithm(ConfiguredAlgorithm):
             batch.values = values.to(batch.rewards) * self.value_scale
             fill_bootstrap(self.policy, batch, self.value_scale)
             batch.returns, batch.advantages = self._estimate(batch)
-
-    @staticmethod
-    def _publish(batch: RolloutBatch, buffer: RolloutBuffer) -> dict[str, bytes]:
-        """Write the estimates where SB3's users look for them.
-
-        :return: name -> what was written
-        """
-        for name in ("returns", "advantages"):
-            setattr(buffer, name, getattr(batch, name).float().cpu().numpy())
-        return {name: getattr(buffer, name).tobytes() for name in ("returns", "advantages")}
-
-    @staticmethod
-    def _take_back(batch: RolloutBatch, buffer: RolloutBuffer, written: dict[str, bytes]) -> None:
-        """Use what a callback has changed at the end of the rollout, as SB3's algorithms do."""
-        for name, before in written.items():
-            ours, now = getattr(batch, name), getattr(buffer, name)
-            if now.shape == ours.shape and now.tobytes() != before:
-                setattr(batch, name, th.as_tensor(now).to(ours))
 
     def _critic_targets(self, batch: RolloutBatch) -> th.Tensor:
         """What the policy's critic is trained on, ``(n_samples,)``: returns, in units of ``value_scale``."""

@@ -4,13 +4,13 @@ from typing import Any
 
 import torch as th
 
-from sb3_pg.algorithms.base import PolicyGradientAlgorithm
 from sb3_pg.algorithms.explanation import Metrics, describe_policy
+from sb3_pg.algorithms.update import UpdatingAlgorithm
 from sb3_pg.functional import policy_gradient_loss, reduce_actor, value_loss
 from sb3_pg.rollout import Evaluation, RolloutBatch, evaluate, has_own_head, policy_actions, structure_of
 
 
-class FirstOrderAlgorithm(PolicyGradientAlgorithm):
+class FirstOrderAlgorithm(UpdatingAlgorithm):
     r"""One step of gradient ascent per batch.
 
     .. math:: L(\theta, \phi) = -\hat E[w_t \log \pi_\theta(a_t|s_t) \hat A_t]

@@ -1,24 +1,19 @@
 """REINFORCE: the Monte-Carlo policy gradient."""
 
-from collections.abc import Mapping
-from typing import Any, ClassVar
+from typing import Any
 
-import torch as th
 from stable_baselines3.common.policies import ActorCriticPolicy
 from stable_baselines3.common.type_aliases import GymEnv, Schedule
 from typing_extensions import Unpack
 
 from sb3_pg.algorithms import arguments as arg
-from sb3_pg.algorithms.explanation import Metrics
-from sb3_pg.algorithms.first_order import FirstOrderAlgorithm
-from sb3_pg.algorithms.scores import functional_log_prob
-from sb3_pg.algorithms.signature import CHECKS, OnPolicyArguments
-from sb3_pg.baselines import Baseline, OptimalBaseline, ValueBaseline, make_baseline
-from sb3_pg.functional import episode_gradients, policy_gradient_loss, reward_to_go, total_return
-from sb3_pg.rollout import RolloutBatch, policy_actions
+from sb3_pg.algorithms.base import PolicyGradientAlgorithm
+from sb3_pg.algorithms.monte_carlo import MonteCarloAlgorithm
+from sb3_pg.algorithms.signature import OnPolicyArguments
+from sb3_pg.baselines import Baseline, ValueBaseline, make_baseline
 
 
-class Reinforce(FirstOrderAlgorithm):
+class Reinforce(MonteCarloAlgorithm, PolicyGradientAlgorithm):
     r"""Monte-Carlo policy gradient with any return, discount form and baseline.
 
     .. math:: \nabla_\theta J \approx \frac{1}{N} \sum_{i=1}^N \sum_t w_t
@@ -51,13 +46,6 @@ class Reinforce(FirstOrderAlgorithm):
     :raises TypeError: an argument of the wrong type, or an unknown one
     """
 
-    checks: ClassVar[Mapping[str, arg.Check]] = {
-        **CHECKS,
-        "returns": arg.choice("reward_to_go", "total"),
-        "baseline_kwargs": arg.instance(dict, optional=True),
-        "baseline": lambda _, value: None if isinstance(value, str) else (make_baseline(value), None)[1],
-    }
-
     def __init__(
         self,
         policy: str | type[ActorCriticPolicy],
@@ -70,141 +58,28 @@ class Reinforce(FirstOrderAlgorithm):
         n_critic_updates: int = 10,
         **kwargs: Unpack[OnPolicyArguments],
     ) -> None:
-        self.returns = returns
-        self.baseline = baseline
-        self.baseline_kwargs = baseline_kwargs
-        self._baseline: Baseline | None = None
-        self._baseline_of: Any = None
         super().__init__(
             policy,
             env,
             learning_rate,
+            returns=returns,
+            baseline=baseline,
+            baseline_kwargs=baseline_kwargs,
             critic_learning_rate=critic_learning_rate,
             n_critic_updates=n_critic_updates,
             **arg.known_arguments(type(self), kwargs),
         )
 
-    # ---------------------------------------------------------------- arguments
-
-    def _uses_critic(self) -> bool:
-        return self.baseline == "value" or bool(getattr(self.baseline, "uses_critic", False))
-
-    @property
-    def _bootstraps_truncated(self) -> bool:
-        return self.returns != "total" and super()._bootstraps_truncated
-
     def _check_combinations(self) -> None:
-        if self.returns == "total":
-            if self.state_discount and self.gamma < 1:
-                raise ValueError(
-                    f"state_discount=True with returns='total' and gamma={self.gamma} would discount twice: the total "
-                    "return is discounted from the episode's start already"
-                )
-            if self.truncation == "bootstrap":
-                raise ValueError("truncation='bootstrap' has no place in returns='total', the reward that was received")
-            if self.n_steps is not None:
-                raise ValueError(f"returns='total' takes complete episodes, got n_steps={self.n_steps}")
+        if self.returns == "total" and self.n_steps is not None:
+            raise ValueError(f"returns='total' takes complete episodes, got n_steps={self.n_steps}")
         super()._check_combinations()
         baseline = make_baseline(self.baseline, self.baseline_kwargs, observation_space=self.observation_space)
-        if isinstance(baseline, OptimalBaseline) and baseline.component_wise and self.normalize_advantage:
-            raise ValueError("normalize_advantage has no single advantage to normalize with a component-wise baseline")
         if self._has_foreign_buffer and type(baseline) is not ValueBaseline:
             raise ValueError(
                 f"rollout_buffer_class={self.rollout_buffer_class} subtracts the critic's values itself: "
                 f"it takes baseline='value', got {self.baseline!r}"
             )
 
-    def _setup_model(self) -> None:
-        super()._setup_model()
-        self._require_several_episodes()
-        asked_for = (self.baseline, self.baseline_kwargs, self.returns)
-        # A loaded model brings its fitted baseline along, unless load() was asked for another one.
-        if not isinstance(self.baseline, str):
-            self._baseline = self.baseline
-        elif self._baseline is None or self._baseline_of != asked_for:
-            self._baseline = make_baseline(
-                self.baseline, self.baseline_kwargs, self.returns == "total", self.observation_space
-            )
-            self._baseline_of = asked_for
-
-    def _require_several_episodes(self) -> None:
-        """One episode is all of its own average, and nothing is left of the advantage.
-
-        :raises ValueError: for baselines that take the batch's other episodes
-        """
-        averages = {"leave_one_out", "time"} | ({"mean", "optimal"} if self.returns == "total" else set())
-        component_wise = self.baseline == "optimal" and bool((self.baseline_kwargs or {}).get("component_wise"))
-        alone = self.n_envs * (self._episodes_per_env() or 1) == 1
-        if alone and self.env is not None and (component_wise or self.baseline in averages):
-            raise ValueError(f"baseline={self.baseline!r} needs at least 2 episodes per update, got n_episodes=1")
-
-    # ---------------------------------------------------------------- the formula
-
-    def _estimate(self, batch: RolloutBatch) -> tuple[th.Tensor, th.Tensor]:
-        returns = self._returns(batch)
-        return returns, self._advantages(batch, returns)
-
-    def _returns(self, batch: RolloutBatch) -> th.Tensor:
-        if self.returns == "total":
-            return total_return(batch.rewards, batch.ends, self.gamma, batch.mask)
-        return reward_to_go(batch.rewards, batch.ends, self.gamma, batch.bootstrap, batch.mask)
-
-    def _advantages(self, batch: RolloutBatch, returns: th.Tensor) -> th.Tensor:
-        baseline = self._baseline
-        assert baseline is not None
-        own_batch = getattr(baseline, "fits_own_batch", False) or self.critic_fit == "before"
-        if isinstance(baseline, OptimalBaseline):
-            self._accumulate_episodes(batch, returns, baseline)
-        if own_batch:
-            baseline.fit(batch, returns)
-        if isinstance(baseline, OptimalBaseline) and baseline.component_wise:
-            return th.where(batch.valid, returns - baseline.center, 0.0)
-        expected = th.as_tensor(baseline.predict(batch), dtype=returns.dtype, device=returns.device)
-        if expected.dim() and expected.shape != returns.shape:
-            raise ValueError(
-                f"baseline.predict must return a scalar or shape {tuple(returns.shape)}, (n_steps, n_envs), got "
-                f"{tuple(expected.shape)} from {baseline!r}"
-            )
-        if not own_batch:
-            baseline.fit(batch, returns)
-        return th.where(batch.valid, returns - expected.detach(), 0.0)
-
-    def _accumulate_gradient(self, batch: RolloutBatch) -> Metrics:
-        metrics = super()._accumulate_gradient(batch)
-        baseline = self._baseline
-        if isinstance(baseline, OptimalBaseline) and baseline.component_wise:
-            # What is there is mean X', of the centered returns; from it goes (b - center) * mean Y.
-            log_prob = self._evaluation(batch).log_prob
-            weights = batch.select(self._score_weights(batch)).to(log_prob.dtype)
-            parameters = list(self._trained_by_actor().values())
-            loss = policy_gradient_loss(log_prob, weights, n_episodes=batch.n_episodes)
-            gradients = th.autograd.grad(loss, parameters, materialize_grads=True)
-            sizes = [parameter.numel() for parameter in parameters]
-            for parameter, score, constant in zip(parameters, gradients, baseline.constant.split(sizes), strict=True):
-                assert parameter.grad is not None
-                parameter.grad -= constant.view_as(parameter) * score
-        return metrics
-
-    def _trained_by_actor(self) -> dict[str, th.nn.Parameter]:
-        return {name: parameter for name, parameter in self.parameter_sets.actor.items() if parameter.requires_grad}
-
-    def _score_weights(self, batch: RolloutBatch) -> th.Tensor:
-        weights = self._weights(batch)
-        return th.ones_like(batch.rewards) if weights is None else weights
-
-    def _accumulate_episodes(self, batch: RolloutBatch, returns: th.Tensor, baseline: OptimalBaseline) -> None:
-        """Gradients of each episode by itself, X with centered returns and Y without, for the optimal baseline."""
-        weights = self._score_weights(batch)
-        center = batch.select(returns).mean()
-        baseline.reset(center)
-        with functional_log_prob(self.policy) as log_prob:
-            chunks = episode_gradients(
-                log_prob,
-                {name: parameter.detach() for name, parameter in self._trained_by_actor().items()},
-                batch.flat_observations,
-                policy_actions(batch.select(batch.actions), self.action_space),
-                th.stack((batch.select(weights * (returns - center)), batch.select(weights))).float(),
-                batch.select(batch.episodes),
-            )
-            for _, gradients in chunks:
-                baseline.accumulate(gradients)
+    def _n_episodes_at_least(self) -> int:
+        return self.n_envs * (self._episodes_per_env() or 1)

@@ -8,8 +8,8 @@ from contextvars import ContextVar
 from typing import Any, TypeVar
 
 import torch as th
-from stable_baselines3.common.buffers import DictRolloutBuffer, RolloutBuffer
-from stable_baselines3.common.on_policy_algorithm import OnPolicyAlgorithm
+from stable_baselines3.common.base_class import BaseAlgorithm
+from stable_baselines3.common.policies import ActorCriticPolicy
 from stable_baselines3.common.save_util import load_from_zip_file
 from stable_baselines3.common.type_aliases import GymEnv, TensorDict
 
@@ -22,9 +22,10 @@ _LOADING: ContextVar[Collection[str] | None] = ContextVar("loading", default=Non
 PASSING = ("_batch", "_collector", "_parameter_sets", "_surrogate")
 
 
-class SavedAlgorithm(OnPolicyAlgorithm):
-    """An on-policy algorithm whose critic may have an optimizer of its own, and whose zips may be those of SB3."""
+class SavedAlgorithm(BaseAlgorithm):
+    """An algorithm whose critic may have an optimizer of its own, and whose zips may be those of SB3."""
 
+    policy: ActorCriticPolicy
     critic_optimizer: th.optim.Optimizer | None = None
     _from_sb3: bool
 
@@ -38,12 +39,6 @@ class SavedAlgorithm(OnPolicyAlgorithm):
     def _get_torch_save_params(self) -> tuple[list[str], list[str]]:
         state_dicts, variables = super()._get_torch_save_params()
         return state_dicts + ([] if self.critic_optimizer is None else ["critic_optimizer"]), variables
-
-    def _forget_sb3_buffer(self) -> None:
-        """SB3's zips name the buffer class that SB3 chose; here that means the default, not a foreign buffer."""
-        if self._from_sb3 and self.rollout_buffer_class in (RolloutBuffer, DictRolloutBuffer):
-            self.rollout_buffer_class = None
-        self._from_sb3 = False
 
     @classmethod
     def load(

@@ -1,12 +1,12 @@
 """Constructing, checking and setting up: all that happens before training."""
 
+from abc import abstractmethod
 from collections.abc import Mapping
 from typing import Any, ClassVar
 
 import torch as th
 from gymnasium import spaces
 from stable_baselines3 import A2C
-from stable_baselines3.common.buffers import RolloutBuffer
 from stable_baselines3.common.policies import ActorCriticPolicy, BasePolicy
 from stable_baselines3.common.type_aliases import GymEnv, Schedule
 
@@ -17,25 +17,19 @@ from sb3_pg.algorithms.parameters import ParameterSets, reachable_parameters
 from sb3_pg.algorithms.saving import SavedAlgorithm
 from sb3_pg.algorithms.signature import CHECKS
 from sb3_pg.extras import extra_hints
-from sb3_pg.rollout import DictTrajectoryRolloutBuffer, Structure, TrajectoryRolloutBuffer, structure_of
-
-#: Complete episodes per update where neither ``n_episodes`` nor ``n_steps`` is given (rounded up to whole envs).
-DEFAULT_N_EPISODES = 8
+from sb3_pg.rollout import Structure, structure_of
 
 
 class ConfiguredAlgorithm(SavedAlgorithm):
-    """Arguments that all on-policy algorithms share, and what follows from them.
+    """Arguments that all algorithms with an actor and maybe a critic share, and what follows from them.
+
+    It stands before one of SB3's two bases in the order of bases, on-policy or off-policy.
 
     :param policy: "MlpPolicy", "CnnPolicy", "MultiInputPolicy", or a subclass of SB3's ActorCriticPolicy
     :param env: environment, vectorized environment, or the id of a registered one
     :param learning_rate: step size of ``policy.optimizer``: a number, ``"lin_1e-3"``, or a function of the remaining
         progress (1 to 0)
-    :param n_steps: steps per env and update: segments, cut and bootstrapped with the critic's value
-    :param n_episodes: complete episodes per update, a multiple of the number of envs; exclusive with ``n_steps``.
-        Neither: 8, rounded up to a multiple
     :param gamma: discount per env step, in [0, 1]
-    :param gae_lambda: lambda of generalized advantage estimation, in [0, 1], where an algorithm or a foreign buffer
-        uses it
     :param ent_coef: weight of the entropy bonus, nats
     :param vf_coef: weight of the critic's loss where actor and critic are trained by one optimizer or share features
     :param max_grad_norm: largest norm of the gradient that ``policy.optimizer`` steps along, None for no clipping
@@ -56,8 +50,6 @@ class ConfiguredAlgorithm(SavedAlgorithm):
     :param on_nonfinite: "raise" a :class:`~sb3_pg.NonFiniteError`, or "skip" the update with a warning
     :param use_sde: generalized state-dependent exploration
     :param sde_sample_freq: steps between new gSDE noise, -1 for once per rollout
-    :param rollout_buffer_class: buffer class; one that is not ours is filled step by step, by SB3's own contract
-    :param rollout_buffer_kwargs: arguments of the buffer
     :param stats_window_size: episodes that the logged means are taken over
     :param tensorboard_log: folder of TensorBoard logs
     :param policy_kwargs: arguments of the policy
@@ -69,8 +61,7 @@ class ConfiguredAlgorithm(SavedAlgorithm):
     """
 
     policy_aliases: ClassVar[dict[str, type[BasePolicy]]] = A2C.policy_aliases
-    n_steps: int | None  # type: ignore[assignment]  # None: complete episodes
-    max_grad_norm: float | None  # type: ignore[assignment]
+    max_grad_norm: float | None
     checks: ClassVar[Mapping[str, arg.Check]] = CHECKS
     _parameter_sets: tuple[Structure, ParameterSets] | None = None
 
@@ -79,10 +70,7 @@ class ConfiguredAlgorithm(SavedAlgorithm):
         policy: str | type[ActorCriticPolicy],
         env: GymEnv | str | None,
         learning_rate: float | str | Schedule,
-        n_steps: int | None = None,
-        n_episodes: int | None = None,
         gamma: float = 0.99,
-        gae_lambda: float = 1.0,
         ent_coef: float = 0.0,
         vf_coef: float = 0.5,
         max_grad_norm: float | None = 0.5,
@@ -99,8 +87,6 @@ class ConfiguredAlgorithm(SavedAlgorithm):
         on_nonfinite: str = "raise",
         use_sde: bool = False,
         sde_sample_freq: int = -1,
-        rollout_buffer_class: type[RolloutBuffer] | None = None,
-        rollout_buffer_kwargs: dict[str, Any] | None = None,
         stats_window_size: int = 100,
         tensorboard_log: str | None = None,
         policy_kwargs: dict[str, Any] | None = None,
@@ -110,7 +96,10 @@ class ConfiguredAlgorithm(SavedAlgorithm):
         _init_setup_model: bool = True,
     ) -> None:
         arg.check_arguments({**vars(self), **locals()}, self.checks)
-        self.n_episodes = n_episodes
+        self.gamma = gamma
+        self.ent_coef = ent_coef
+        self.vf_coef = vf_coef
+        self.max_grad_norm = max_grad_norm
         self.state_discount = state_discount
         self.normalize_advantage = normalize_advantage
         self.truncation = truncation
@@ -127,18 +116,10 @@ class ConfiguredAlgorithm(SavedAlgorithm):
         with extra_hints():
             super().__init__(
                 policy,
-                env,  # type: ignore[arg-type]
+                env,
                 learning_rate=learning_rate,  # type: ignore[arg-type]
-                n_steps=n_steps,  # type: ignore[arg-type]
-                gamma=gamma,
-                gae_lambda=gae_lambda,
-                ent_coef=ent_coef,
-                vf_coef=vf_coef,
-                max_grad_norm=max_grad_norm,  # type: ignore[arg-type]
                 use_sde=use_sde,
                 sde_sample_freq=sde_sample_freq,
-                rollout_buffer_class=rollout_buffer_class,
-                rollout_buffer_kwargs=rollout_buffer_kwargs,
                 stats_window_size=stats_window_size,
                 tensorboard_log=tensorboard_log,
                 policy_kwargs=policy_kwargs,
@@ -146,10 +127,14 @@ class ConfiguredAlgorithm(SavedAlgorithm):
                 seed=seed,
                 device=device,
                 supported_action_spaces=(spaces.Box, spaces.Discrete, spaces.MultiDiscrete, spaces.MultiBinary),
-                _init_setup_model=False,
+                **self._sb3_arguments(),
             )
         if _init_setup_model:
             self._setup_model()
+
+    @abstractmethod
+    def _sb3_arguments(self) -> dict[str, Any]:
+        """What SB3's own base class takes besides what all of them take."""
 
     def _uses_critic(self) -> bool:
         """Whether values are part of the estimate."""
@@ -160,35 +145,10 @@ class ConfiguredAlgorithm(SavedAlgorithm):
 
         :raises ValueError: naming those that do not
         """
-        if self.n_steps is not None and self.n_episodes is not None:
-            raise ValueError(
-                f"n_steps and n_episodes exclude each other, got n_steps={self.n_steps} and "
-                f"n_episodes={self.n_episodes}: segments of fixed length, or complete episodes; set the other to None"
-            )
-        if self.n_steps is not None and not self._uses_critic():
-            raise ValueError(
-                f"n_steps={self.n_steps} cuts episodes, which takes a critic to value the cut: use baseline='value', "
-                "or complete episodes with n_episodes="
-            )
         if self.truncation == "bootstrap" and not self._uses_critic():
             raise ValueError(
                 "truncation='bootstrap' takes a critic to value truncated episodes: use baseline='value', or "
                 "truncation='terminal'"
-            )
-        if self._has_foreign_buffer and self.n_steps is None:
-            raise ValueError(
-                f"rollout_buffer_class={self.rollout_buffer_class} is filled by SB3's own contract, which has segments "
-                "only: give n_steps="
-            )
-        if self._has_foreign_buffer and (self.critic_fit == "before" or self.truncation == "terminal"):
-            raise ValueError(
-                f"rollout_buffer_class={self.rollout_buffer_class} computes advantages itself, once, and bootstraps "
-                f"truncated episodes: it takes neither critic_fit='before' nor truncation='terminal'"
-            )
-        if self._has_foreign_buffer and (self.state_discount or self.normalize_value_targets):
-            raise ValueError(
-                f"rollout_buffer_class={self.rollout_buffer_class} knows neither each step's index nor a scale of the "
-                "critic's values: it takes neither state_discount nor normalize_value_targets"
             )
         if self.critic_batch_size is not None and self._uses_critic() and not self._critic_is_separate:
             raise ValueError(
@@ -197,11 +157,6 @@ class ConfiguredAlgorithm(SavedAlgorithm):
             )
         if (self.normalize_value_targets or self.critic_warmup_updates) and not self._uses_critic():
             raise ValueError("normalize_value_targets and critic_warmup_updates are for a critic, and none is in use")
-
-    @property
-    def _has_foreign_buffer(self) -> bool:
-        cls = self.rollout_buffer_class
-        return cls is not None and not issubclass(cls, TrajectoryRolloutBuffer)
 
     @property
     def _bootstraps_truncated(self) -> bool:
@@ -223,18 +178,6 @@ class ConfiguredAlgorithm(SavedAlgorithm):
         """Whether the critic's steps are those of an optimizer of its own."""
         return self._critic_is_separate
 
-    def _episodes_per_env(self) -> int | None:
-        if self.n_steps is not None:
-            return None
-        if self.n_episodes is None:
-            return -(-DEFAULT_N_EPISODES // self.n_envs)
-        if self.n_episodes % self.n_envs:
-            raise ValueError(
-                f"n_episodes must be a multiple of the number of envs, {self.n_envs}, so that every env contributes "
-                f"equally many episodes; got {self.n_episodes}"
-            )
-        return self.n_episodes // self.n_envs
-
     def _get_policy_from_name(self, policy_name: str) -> type[BasePolicy]:
         if policy_name in self.policy_aliases:
             return self.policy_aliases[policy_name]
@@ -242,6 +185,13 @@ class ConfiguredAlgorithm(SavedAlgorithm):
         if "lstm" in policy_name.lower() or "recurrent" in policy_name.lower():
             hint = f"; {type(self).__name__} has no recurrent policies"
         raise ValueError(f"policy must be one of {list(self.policy_aliases)} or a class, got {policy_name!r}{hint}")
+
+    def _prepare(self) -> None:
+        """Look at the arguments together, before buffers and policy are made.
+
+        :raises ValueError: some of them contradict each other
+        """
+        self._check_combinations()
 
     def _setup_lr_schedule(self) -> None:
         self.lr_schedule = arg.to_schedule(self.learning_rate)
@@ -252,13 +202,8 @@ class ConfiguredAlgorithm(SavedAlgorithm):
         # Again, since load() replaces attributes after the constructor.
         values = {name: value for name, value in vars(self).items() if name not in ("policy", "env")}
         arg.check_arguments(values, self.checks)
-        self._forget_sb3_buffer()
-        self._check_combinations()
-        self._episodes_per_env()
-        if self.rollout_buffer_class is None:
-            is_dict = isinstance(self.observation_space, spaces.Dict)
-            self.rollout_buffer_class = DictTrajectoryRolloutBuffer if is_dict else TrajectoryRolloutBuffer
-        super()._setup_model()
+        self._prepare()
+        super()._setup_model()  # type: ignore[safe-super]  # SB3's on- or off-policy base has it
         self.policy.optimizer = with_fewer_operations(self.policy.optimizer)
         self._parameter_sets = None
         self.critic_optimizer = None

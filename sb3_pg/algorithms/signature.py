@@ -1,4 +1,4 @@
-"""The arguments that every on-policy algorithm has, as a type and as a table of checks.
+"""The arguments that every algorithm has, as a type and as a table of checks.
 
 Their meaning and defaults stand in one place, :class:`sb3_pg.algorithms.setup.ConfiguredAlgorithm`.
 """
@@ -10,15 +10,15 @@ from typing import Any, TypedDict
 import gymnasium as gym
 import torch as th
 from stable_baselines3.common.buffers import RolloutBuffer
+from stable_baselines3.common.type_aliases import Schedule
 from stable_baselines3.common.vec_env import VecEnv
 
 from sb3_pg.algorithms import arguments as arg
 
 
-class NewArguments(TypedDict, total=False):
-    """Keyword arguments of every on-policy algorithm that SB3's A2C does not have."""
+class NewSharedArguments(TypedDict, total=False):
+    """Keyword arguments of every algorithm that SB3's A2C does not have."""
 
-    n_episodes: int | None
     state_discount: bool
     truncation: str | None
     critic_batch_size: int | None
@@ -29,20 +29,22 @@ class NewArguments(TypedDict, total=False):
     on_nonfinite: str
 
 
-class OnPolicyArguments(NewArguments, total=False):
-    """Keyword arguments that every on-policy algorithm passes on to its base class."""
+class NewArguments(NewSharedArguments, total=False):
+    """Keyword arguments of every on-policy algorithm that SB3's A2C does not have."""
 
-    n_steps: int | None
+    n_episodes: int | None
+
+
+class CommonArguments(NewSharedArguments, total=False):
+    """Keyword arguments that every algorithm passes on to its base class."""
+
     gamma: float
-    gae_lambda: float
     ent_coef: float
     vf_coef: float
     max_grad_norm: float | None
     normalize_advantage: bool
     use_sde: bool
     sde_sample_freq: int
-    rollout_buffer_class: type[RolloutBuffer] | None
-    rollout_buffer_kwargs: dict[str, Any] | None
     stats_window_size: int
     tensorboard_log: str | None
     policy_kwargs: dict[str, Any] | None
@@ -50,6 +52,23 @@ class OnPolicyArguments(NewArguments, total=False):
     seed: int | None
     device: th.device | str
     _init_setup_model: bool
+
+
+class CriticFitArguments(CommonArguments, total=False):
+    """Those, where an algorithm has no defaults of its own for the critic's training."""
+
+    critic_learning_rate: float | str | Schedule | None
+    n_critic_updates: int
+
+
+class OnPolicyArguments(CommonArguments, total=False):
+    """Keyword arguments that every on-policy algorithm passes on to its base class."""
+
+    n_steps: int | None
+    n_episodes: int | None
+    gae_lambda: float
+    rollout_buffer_class: type[RolloutBuffer] | None
+    rollout_buffer_kwargs: dict[str, Any] | None
 
 
 CHECKS: dict[str, arg.Check] = {

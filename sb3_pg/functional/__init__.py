@@ -10,10 +10,20 @@ from sb3_pg.functional.distributions import distribution_parameters, with_parame
 from sb3_pg.functional.divergence import joint_kl
 from sb3_pg.functional.episode_gradients import episode_gradients
 from sb3_pg.functional.fisher import FisherVectorProduct
+from sb3_pg.functional.importance import (
+    effective_sample_size,
+    importance_weights,
+    log_importance_ratio,
+    log_weights,
+    per_decision_return,
+    self_normalize,
+    truncate,
+)
 from sb3_pg.functional.line_search import LineSearch, line_search
 from sb3_pg.functional.losses import policy_gradient_loss, reduce_actor, value_loss
 from sb3_pg.functional.returns import lambda_return, n_step_return, reward_to_go, total_return
 from sb3_pg.functional.scan import scan
+from sb3_pg.functional.traces import retrace, vtrace
 
 __all__ = [
     "FisherVectorProduct",
@@ -22,20 +32,29 @@ __all__ = [
     "Solution",
     "conjugate_gradient",
     "distribution_parameters",
+    "effective_sample_size",
     "episode_gradients",
     "gae",
     "gradient_diagnostics",
+    "importance_weights",
     "joint_kl",
     "lambda_return",
     "line_search",
+    "log_importance_ratio",
+    "log_weights",
     "n_step_return",
     "normalize",
+    "per_decision_return",
     "policy_gradient_loss",
     "reduce_actor",
+    "retrace",
     "reward_to_go",
     "scan",
+    "self_normalize",
     "td_residual",
     "total_return",
+    "truncate",
     "value_loss",
+    "vtrace",
     "with_parameters",
 ]

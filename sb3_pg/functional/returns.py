@@ -16,10 +16,13 @@ from sb3_pg.functional._check import check_fraction, check_shapes
 from sb3_pg.functional.scan import scan
 
 
-def _rewards_and_decay(
+def rewards_and_decay(
     rewards: th.Tensor, ends: th.Tensor, gamma: float, bootstrap: th.Tensor | None, mask: th.Tensor | None
 ) -> tuple[th.Tensor, th.Tensor]:
-    """r_t + gamma b_t, and gamma (1 - e_t): the two sequences every return is a recurrence of."""
+    """r_t + gamma b_t, and gamma (1 - e_t): the two sequences every return is a recurrence of.
+
+    :raises ValueError: unequal shapes, or gamma outside [0, 1]
+    """
     check_shapes(rewards=rewards, ends=ends, bootstrap=bootstrap, mask=mask)
     check_fraction("gamma", gamma)
     if bootstrap is not None:
@@ -29,7 +32,8 @@ def _rewards_and_decay(
     return rewards, gamma * (~ends.bool()).to(rewards.dtype)
 
 
-def _zero_padding(values: th.Tensor, mask: th.Tensor | None) -> th.Tensor:
+def zero_padding(values: th.Tensor, mask: th.Tensor | None) -> th.Tensor:
+    """The values, with 0 wherever the mask is False."""
     return values if mask is None else th.where(mask, values, 0.0)
 
 
@@ -54,8 +58,8 @@ def reward_to_go(
     :return: G_t, reward units; shape, dtype and device of ``rewards``; 0 in the padding
     :raises ValueError: unequal shapes, or gamma outside [0, 1]
     """
-    x, decay = _rewards_and_decay(rewards, ends, gamma, bootstrap, mask)
-    return _zero_padding(scan(x, decay), mask)
+    x, decay = rewards_and_decay(rewards, ends, gamma, bootstrap, mask)
+    return zero_padding(scan(x, decay), mask)
 
 
 def total_return(rewards: th.Tensor, ends: th.Tensor, gamma: float, mask: th.Tensor | None = None) -> th.Tensor:
@@ -78,7 +82,7 @@ def total_return(rewards: th.Tensor, ends: th.Tensor, gamma: float, mask: th.Ten
     starts = th.cat((th.ones_like(ended[:1]), ended[:-1]))
     # The value at the episode's start is carried forwards: the same recurrence on the flipped time axis.
     carried = scan(th.where(starts, to_go, 0.0).flip(0), (~starts).to(to_go.dtype).flip(0)).flip(0)
-    return _zero_padding(carried, mask)
+    return zero_padding(carried, mask)
 
 
 def n_step_return(
@@ -111,7 +115,7 @@ def n_step_return(
     check_shapes(rewards=rewards, values=values)
     if n < 1:
         raise ValueError(f"n must be at least 1, got {n}")
-    x, decay = _rewards_and_decay(rewards, ends, gamma, bootstrap, mask)
+    x, decay = rewards_and_decay(rewards, ends, gamma, bootstrap, mask)
     decay = th.cat((decay[:-1], th.zeros_like(decay[-1:])))
     # Windows of length 2^k, composed along the binary digits of n (nothing changes beyond the whole rollout).
     result, result_decay = th.zeros_like(x), th.ones_like(x)
@@ -119,17 +123,17 @@ def n_step_return(
     window, window_decay, window_length = x, decay, 1
     while n:
         if n & 1:
-            result = result + result_decay * _shift(window, length)
-            result_decay = result_decay * _shift(window_decay, length)
+            result = result + result_decay * shift(window, length)
+            result_decay = result_decay * shift(window_decay, length)
             length += window_length
-        window = window + window_decay * _shift(window, window_length)
-        window_decay = window_decay * _shift(window_decay, window_length)
+        window = window + window_decay * shift(window, window_length)
+        window_decay = window_decay * shift(window_decay, window_length)
         window_length *= 2
         n >>= 1
-    return _zero_padding(result + result_decay * _shift(_zero_padding(values, mask), length), mask)
+    return zero_padding(result + result_decay * shift(zero_padding(values, mask), length), mask)
 
 
-def _shift(x: th.Tensor, n: int) -> th.Tensor:
+def shift(x: th.Tensor, n: int) -> th.Tensor:
     """x_{t+n}, with zeros beyond the end."""
     if n == 0:
         return x
@@ -166,6 +170,6 @@ def lambda_return(
     check_fraction("gae_lambda", gae_lambda)
     if gae_lambda == 1:
         return reward_to_go(rewards, ends, gamma, bootstrap, mask)
-    x, decay = _rewards_and_decay(rewards, ends, gamma, bootstrap, mask)
-    next_values = _shift(_zero_padding(values, mask), 1)
-    return _zero_padding(scan(x + (1.0 - gae_lambda) * decay * next_values, gae_lambda * decay), mask)
+    x, decay = rewards_and_decay(rewards, ends, gamma, bootstrap, mask)
+    next_values = shift(zero_padding(values, mask), 1)
+    return zero_padding(scan(x + (1.0 - gae_lambda) * decay * next_values, gae_lambda * decay), mask)

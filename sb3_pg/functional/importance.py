@@ -1,0 +1,212 @@
+r"""Importance weights: what a sample of the behavior policy counts for under the target policy.
+
+Conventions are those of :mod:`sb3_pg.functional.returns`. :math:`\rho_t = \pi(a_t|s_t) / \mu(a_t|s_t)`, where
+:math:`\mu` is the policy that chose the action. Weights stay logarithms until :func:`importance_weights` turns them
+into numbers: a product over a thousand steps has no room in single precision. All of them are constants, without
+gradient.
+
+============== =================================== ==================================================================
+ratio          weight of step t                    the gradient estimate sum_t W_t score_t (G_t - b) is
+============== =================================== ==================================================================
+per_step       :math:`\rho_t`                      biased: of the states that the behavior visits (the slides'
+                                                   first-order approximation)
+prefix         :math:`\prod_{t' \le t} \rho_{t'}`  biased: the slides' "ignore this part", the later ratios inside the
+                                                   reward-to-go
+per_decision   as prefix                           unbiased: each reward in G_t has the ratios up to its own step
+                                                   (Precup et al. 2000), see :func:`per_decision_return`
+trajectory     :math:`\prod_{t'} \rho_{t'}`        unbiased: the whole episode's product
+============== =================================== ==================================================================
+
+Under gSDE with noise that is kept for several steps, the steps of an episode are not independent given the states,
+and products of their ratios are approximate.
+"""
+
+import math
+
+import torch as th
+
+from sb3_pg.functional._check import check_shapes
+from sb3_pg.functional.precision import precise
+from sb3_pg.functional.returns import reward_to_go
+from sb3_pg.functional.scan import scan
+
+#: The forms of :func:`log_weights`.
+RATIOS = ("per_step", "prefix", "per_decision", "trajectory")
+
+# The logarithm that stands for a ratio of 0: its exponential is 0, and sums of it stay finite, unlike those of -inf.
+_LOG_ZERO = -1e6
+
+
+def log_importance_ratio(log_prob: th.Tensor, behavior_log_prob: th.Tensor, mask: th.Tensor | None = None) -> th.Tensor:
+    r"""Log rho_t, the logarithm of each action's importance ratio.
+
+    :param log_prob: log pi(a_t|s_t) of the target policy, nats, floating, ``(n_steps, n_envs)``; -inf where it cannot
+        take the action
+    :param behavior_log_prob: log mu(a_t|s_t) of the policy that took it, same shape
+    :param mask: True where a step is valid, same shape
+    :return: same shape, double precision; 0 in the padding
+    :raises ValueError: unequal shapes, or a ratio that is undefined: the behavior policy has probability 0 for what it
+        did, or a log-prob is not a number or infinitely large
+    """
+    check_shapes(log_prob=log_prob, behavior_log_prob=behavior_log_prob, mask=mask)
+    log_prob, behavior_log_prob = precise(log_prob.detach()), precise(behavior_log_prob.detach())
+    undefined = log_prob.isnan() | log_prob.isposinf() | ~behavior_log_prob.isfinite()
+    if mask is not None:
+        undefined &= mask
+    if undefined.any():
+        step, env = (int(i) for i in undefined.nonzero()[0][:2])
+        raise ValueError(
+            f"importance ratio undefined at step {step} of column {env}: log_prob={log_prob[step, env].item()}, "
+            f"behavior_log_prob={behavior_log_prob[step, env].item()}. The behavior policy must give every action "
+            "that it takes a positive, finite probability"
+        )
+    log_ratio = (log_prob - behavior_log_prob).clamp(min=_LOG_ZERO)
+    return log_ratio if mask is None else th.where(mask, log_ratio, 0.0)
+
+
+def log_weights(
+    log_ratio: th.Tensor, ends: th.Tensor, ratio: str = "per_step", mask: th.Tensor | None = None
+) -> th.Tensor:
+    """Log W_t of the table above.
+
+    :param log_ratio: log rho_t of :func:`log_importance_ratio`, ``(n_steps, n_envs)``
+    :param ends: e_t, True where step t is the last of its episode, same shape
+    :param ratio: "per_step", "prefix", "per_decision" or "trajectory"
+    :param mask: True where a step is valid, same shape
+    :return: same shape, double precision; 0 in the padding
+    :raises ValueError: unequal shapes, or an unknown ratio
+    """
+    check_shapes(log_ratio=log_ratio, ends=ends, mask=mask)
+    if ratio not in RATIOS:
+        raise ValueError(f"ratio must be one of {list(RATIOS)}, got {ratio!r}")
+    logs = precise(log_ratio.detach())
+    if mask is not None:
+        logs = th.where(mask, logs, 0.0)
+    if ratio != "per_step":
+        starts = episode_starts(ends)
+        # Running sums are the recurrence on the flipped time axis.
+        logs = scan(logs.flip(0), (~starts).to(logs).flip(0)).flip(0)
+    if ratio == "trajectory":
+        # The last of an episode's running sums, carried back to its first step.
+        last = ends.bool().clone()
+        last[-1] = True
+        if mask is not None:
+            last |= th.cat((mask[:-1] & ~mask[1:], last[-1:]))
+        logs = scan(th.where(last, logs, 0.0), (~last).to(logs))
+    return logs if mask is None else th.where(mask, logs, 0.0)
+
+
+def episode_starts(ends: th.Tensor) -> th.Tensor:
+    """True where a step is the first of its episode, or of the column."""
+    ended = ends.bool()
+    return th.cat((th.ones_like(ended[:1]), ended[:-1]))
+
+
+def truncate(log_weights: th.Tensor, max_ratio: float | None) -> th.Tensor:
+    r"""min(W_t, c): less variance for a bias towards the behavior policy (Ionides 2008).
+
+    :param log_weights: any shape
+    :param max_ratio: c, positive; None for no truncation
+    :raises ValueError: max_ratio is not positive
+    """
+    if max_ratio is None:
+        return log_weights
+    if not max_ratio > 0:
+        raise ValueError(f"max_ratio must be positive, got {max_ratio}")
+    return log_weights.clamp(max=math.log(max_ratio))
+
+
+def self_normalize(log_weights: th.Tensor, ends: th.Tensor, mask: th.Tensor | None = None) -> th.Tensor:
+    r"""Weights divided by their mean over the N episodes at the same step within the episode.
+
+    .. math:: \tilde W^i_t = W^i_t \Big/ \frac{1}{N} \sum_{j=1}^N W^j_{\min(t, T_j - 1)}
+
+    Weights of episodes that have finished stay at their last value, so that the denominator is over all N at every
+    step and its expectation is 1: biased by O(1/N), and consistent (Precup et al. 2000, section 3; Thomas 2015,
+    section 3.7). A denominator over the episodes still running would not be.
+
+    :param log_weights: log W_t, ``(n_steps, n_envs)``
+    :param ends: True where step t is the last of its episode, same shape
+    :param mask: True where a step is valid, same shape
+    :return: logarithms, same shape; 0 in the padding
+    :raises ValueError: unequal shapes
+    """
+    check_shapes(log_weights=log_weights, ends=ends, mask=mask)
+    valid = th.ones_like(ends, dtype=th.bool) if mask is None else mask
+    starts = episode_starts(ends) & valid
+    # Column by column, so that an episode's steps lie one behind the other.
+    logs, kept = log_weights.T[valid.T], valid.T
+    episode = starts.T[kept].cumsum(0) - 1
+    first = starts.T[kept].nonzero().flatten()
+    step = th.arange(len(logs), device=logs.device) - first[episode]
+    lengths = th.bincount(episode, minlength=len(first))
+    rows = th.arange(int(lengths.max()), device=logs.device).unsqueeze(1).minimum(lengths - 1)
+    frozen = logs[first + rows]  # (longest episode, n_episodes)
+    log_mean = frozen.logsumexp(1) - math.log(len(first))
+    normalized = th.zeros_like(log_weights.T)
+    normalized[kept] = logs - log_mean[step]
+    return normalized.T
+
+
+def importance_weights(log_weights: th.Tensor) -> th.Tensor:
+    """W_t as numbers.
+
+    :param log_weights: ``(n_steps, n_envs)``, double precision
+    :return: same shape and precision
+    :raises OverflowError: a weight is too large to be represented
+    """
+    weights: th.Tensor = log_weights.exp()
+    if not weights.isfinite().all():
+        step, env = (int(i) for i in (~weights.isfinite()).nonzero()[0][:2])
+        raise OverflowError(
+            f"importance weight exp({log_weights[step, env].item():.6g}) at step {step} of column {env} cannot be "
+            "represented: truncate it with max_ratio, or use ratio='per_step'"
+        )
+    return weights
+
+
+def effective_sample_size(log_weights: th.Tensor, mask: th.Tensor | None = None) -> th.Tensor:
+    r"""How many samples of equal weight say as much as these, between 1 and their number.
+
+    .. math:: \mathrm{ESS} = \Big(\sum_i w_i\Big)^2 \Big/ \sum_i w_i^2
+
+    Source: Kish (1965); as a measure of importance sampling, Kong (1992). By logsumexp, so that no weight overflows.
+
+    :param log_weights: log w_i, any shape
+    :param mask: True where a weight counts, same shape
+    :return: a scalar
+    :raises ValueError: unequal shapes
+    """
+    check_shapes(log_weights=log_weights, mask=mask)
+    logs = log_weights.flatten() if mask is None else log_weights[mask]
+    return (2 * logs.logsumexp(0) - (2 * logs).logsumexp(0)).exp().clamp(1, len(logs))
+
+
+def per_decision_return(
+    rewards: th.Tensor,
+    weights: th.Tensor,
+    ends: th.Tensor,
+    gamma: float,
+    bootstrap: th.Tensor | None = None,
+    mask: th.Tensor | None = None,
+) -> th.Tensor:
+    r"""The reward-to-go in which each reward is weighted with the ratios up to its own step.
+
+    .. math:: W_t \sum_{t' \ge t} \gamma^{t'-t} r_{t'} \prod_{t''=t+1}^{t'} \rho_{t''}
+              = \sum_{t' \ge t} \gamma^{t'-t} W_{t'} r_{t'}, \qquad W_t = \prod_{t' \le t} \rho_{t'}
+
+    Source: Precup et al. (2000), eq. 3. (The lecture's slides print the inner product from t''=t, which counts rho_t
+    twice; t+1 is right.) Ratios of one give the reward-to-go.
+
+    :param rewards: r_t, reward units, ``(n_steps, n_envs)``
+    :param weights: W_t, of the "per_decision" form, truncated or normalized or as they are; same shape
+    :param ends: e_t, same shape
+    :param gamma: discount per env step, in [0, 1]
+    :param bootstrap: b_t, the value that follows step t, reward units, same shape
+    :param mask: True where a step is valid, same shape
+    :return: the weighted return, W_t included, reward units; same shape; 0 in the padding
+    :raises ValueError: unequal shapes, or gamma outside [0, 1]
+    """
+    check_shapes(rewards=rewards, weights=weights, bootstrap=bootstrap)
+    weighted = None if bootstrap is None else bootstrap * weights
+    return reward_to_go(rewards * weights, ends, gamma, weighted, mask)

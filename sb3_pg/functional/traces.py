@@ -1,0 +1,103 @@
+r"""Off-policy targets of critics: multi-step returns whose traces are cut where the policies differ.
+
+Conventions are those of :mod:`sb3_pg.functional.returns`; :math:`\rho_t = \pi(a_t|s_t) / \mu(a_t|s_t)` comes as a
+logarithm, as :func:`sb3_pg.functional.importance.log_importance_ratio` gives it.
+"""
+
+import torch as th
+
+from sb3_pg.functional._check import check_fraction, check_shapes
+from sb3_pg.functional.returns import rewards_and_decay, shift, zero_padding
+from sb3_pg.functional.scan import scan
+
+
+def _truncated(name: str, log_ratio: th.Tensor, largest: float, dtype: th.dtype) -> th.Tensor:
+    if not largest > 0:
+        raise ValueError(f"{name} must be positive, got {largest}")
+    return log_ratio.detach().exp().clamp(max=largest).to(dtype)
+
+
+def vtrace(
+    rewards: th.Tensor,
+    values: th.Tensor,
+    log_ratio: th.Tensor,
+    ends: th.Tensor,
+    gamma: float,
+    gae_lambda: float = 1.0,
+    max_rho: float = 1.0,
+    max_c: float = 1.0,
+    bootstrap: th.Tensor | None = None,
+    mask: th.Tensor | None = None,
+) -> th.Tensor:
+    r"""V-trace target of V(s_t).
+
+    .. math:: v_t = V(s_t) + \rho_t \delta_t + \gamma (1 - e_t) \lambda c_t \left(v_{t+1} - V(s_{t+1})\right)
+
+    with :math:`\rho_t = \min(\bar\rho, \pi/\mu)`, :math:`c_t = \min(\bar c, \pi/\mu)` and the TD residual
+    :math:`\delta_t = r_t + \gamma b_t + \gamma (1 - e_t) V(s_{t+1}) - V(s_t)`. Source: Espeholt et al. (2018), eq. 1
+    and remark 1 (lambda from remark 2). Its fixed point is the value of a policy between mu and pi, of pi itself
+    where :math:`\bar\rho` is infinite; with equal policies and both bounds at least 1 it is the lambda-return.
+
+    :param rewards: r_t, reward units, floating, ``(n_steps, n_envs)``
+    :param values: V(s_t), reward units, same shape
+    :param log_ratio: log(pi / mu) of the action taken, same shape
+    :param ends: e_t, same shape
+    :param gamma: discount per env step, in [0, 1]
+    :param gae_lambda: lambda, in [0, 1]
+    :param max_rho: positive; what it converges to
+    :param max_c: positive; how fast, and with how much variance
+    :param bootstrap: b_t, reward units, same shape
+    :param mask: True where a step is valid, same shape
+    :return: v_t, reward units; shape and dtype of ``rewards``; 0 in the padding
+    :raises ValueError: unequal shapes, gamma or lambda outside [0, 1], a bound that is not positive
+    """
+    check_shapes(rewards=rewards, values=values, log_ratio=log_ratio)
+    check_fraction("gae_lambda", gae_lambda)
+    rho = _truncated("max_rho", log_ratio, max_rho, rewards.dtype)
+    c = _truncated("max_c", log_ratio, max_c, rewards.dtype)
+    x, decay = rewards_and_decay(rewards, ends, gamma, bootstrap, mask)
+    values = zero_padding(values, mask)
+    residual = x + decay * shift(values, 1) - values
+    return zero_padding(values + scan(rho * residual, gae_lambda * decay * c), mask)
+
+
+def retrace(
+    rewards: th.Tensor,
+    q_values: th.Tensor,
+    expected_q_values: th.Tensor,
+    log_ratio: th.Tensor,
+    ends: th.Tensor,
+    gamma: float,
+    gae_lambda: float = 1.0,
+    max_c: float = 1.0,
+    bootstrap: th.Tensor | None = None,
+    mask: th.Tensor | None = None,
+) -> th.Tensor:
+    r"""Retrace(lambda) target of Q(s_t, a_t).
+
+    .. math:: y_t = Q(s_t, a_t) + \delta_t + \gamma (1 - e_t) c_{t+1} \left(y_{t+1} - Q(s_{t+1}, a_{t+1})\right),
+              \qquad c_t = \lambda \min(\bar c, \pi / \mu)
+
+    with :math:`\delta_t = r_t + \gamma b_t + \gamma (1 - e_t) E_\pi Q(s_{t+1}, \cdot) - Q(s_t, a_t)`. Source: Munos
+    et al. (2016), eq. 3 and 4. With equal policies it is Q^pi(lambda) of Harutyunyan et al. (2016).
+
+    :param rewards: r_t, reward units, floating, ``(n_steps, n_envs)``
+    :param q_values: Q(s_t, a_t), reward units, same shape
+    :param expected_q_values: E_pi Q(s_t, .), reward units, same shape
+    :param log_ratio: log(pi / mu) of the action taken, same shape
+    :param ends: e_t, same shape
+    :param gamma: discount per env step, in [0, 1]
+    :param gae_lambda: lambda, in [0, 1]
+    :param max_c: positive; 1 is Retrace, infinity the whole ratio
+    :param bootstrap: b_t, E_pi Q of the state that follows a truncated or cut-off step, reward units, same shape
+    :param mask: True where a step is valid, same shape
+    :return: y_t, reward units; shape and dtype of ``rewards``; 0 in the padding
+    :raises ValueError: unequal shapes, gamma or lambda outside [0, 1], a bound that is not positive
+    """
+    check_shapes(rewards=rewards, q_values=q_values, expected_q_values=expected_q_values, log_ratio=log_ratio)
+    check_fraction("gae_lambda", gae_lambda)
+    c = gae_lambda * _truncated("max_c", log_ratio, max_c, rewards.dtype)
+    x, decay = rewards_and_decay(rewards, ends, gamma, bootstrap, mask)
+    q_values, expected_q_values = zero_padding(q_values, mask), zero_padding(expected_q_values, mask)
+    residual = x + decay * shift(expected_q_values, 1) - q_values
+    return zero_padding(q_values + scan(residual, decay * shift(c, 1)), mask)
