@@ -9,9 +9,8 @@ from typing import Any
 
 import torch as th
 from sb3_contrib.common.recurrent.policies import RecurrentActorCriticPolicy
-from stable_baselines3.common.buffers import RolloutBuffer
 from stable_baselines3.common.policies import ActorCriticPolicy
-from stable_baselines3.common.type_aliases import Schedule
+from stable_baselines3.common.type_aliases import Schedule, TrainFrequencyUnit
 from stable_baselines3.common.utils import FloatSchedule, LinearSchedule
 
 Check = Callable[[str, Any], None]
@@ -127,10 +126,40 @@ def policy(name: str, value: Any) -> None:
         raise ValueError(f"{name} must not be recurrent, there are no recurrent policies here; got {value!r}")
 
 
-def buffer_class(name: str, value: Any) -> None:
-    """A subclass of SB3's RolloutBuffer, or None."""
-    if value is not None and not (inspect.isclass(value) and issubclass(value, RolloutBuffer)):
-        raise TypeError(_message(name, value, "a subclass of stable_baselines3's RolloutBuffer", True))
+def subclass(base: type) -> Check:
+    """A subclass of ``base``, or None."""
+
+    def check(name: str, value: Any) -> None:
+        if value is not None and not (inspect.isclass(value) and issubclass(value, base)):
+            raise TypeError(_message(name, value, f"a subclass of {base.__name__}", True))
+
+    return check
+
+
+def function(name: str, value: Any) -> None:
+    """Something to call, or None."""
+    if value is not None and not callable(value):
+        raise TypeError(_message(name, value, "callable", True))
+
+
+def nothing(reason: str) -> Check:
+    """None, for a reason."""
+
+    def check(name: str, value: Any) -> None:
+        if value is not None:
+            raise ValueError(f"{name} must be None, got {value!r}: {reason}")
+
+    return check
+
+
+def train_freq(name: str, value: Any) -> None:
+    """Steps per env, ``(n, "step")`` or ``(n, "episode")``; SB3's TrainFreq is one of these."""
+    given = value if isinstance(value, tuple | list) else (value, "step")
+    if len(given) != 2:
+        raise ValueError(_message(name, value, 'n, (n, "step") or (n, "episode")', False))
+    integer(1)(f"{name}[0]", given[0])
+    unit = given[1].value if isinstance(given[1], TrainFrequencyUnit) else given[1]
+    choice("step", "episode")(f"{name}[1]", unit)
 
 
 def device(name: str, value: Any) -> None:

@@ -14,11 +14,9 @@ from stable_baselines3.common.type_aliases import GymEnv, MaybeCallback, Schedul
 from stable_baselines3.common.vec_env import VecEnv
 from typing_extensions import Unpack
 
-from sb3_pg.algorithms import arguments as arg
 from sb3_pg.algorithms.signature import CriticFitArguments
 from sb3_pg.algorithms.update import UpdatingAlgorithm
 from sb3_pg.errors import NonFiniteError
-from sb3_pg.extras import extra_hints
 from sb3_pg.rollout import (
     Collector,
     DictTrajectoryRolloutBuffer,
@@ -157,19 +155,7 @@ class PolicyGradientAlgorithm(UpdatingAlgorithm, OnPolicyAlgorithm):
         :raises ValueError: negative ``total_timesteps``, or a model without env
         :raises TypeError: ``total_timesteps`` is not a number
         """
-        arg.real(0)("total_timesteps", total_timesteps)
-        if self.env is None:
-            raise ValueError("learn() needs an environment: call set_env(env), or load(path, env=env)")
-        self._log_interval, self._iteration, self._is_observed = log_interval, 0, bool(callback)
-        with extra_hints():
-            return super().learn(
-                total_timesteps,
-                callback,
-                log_interval,  # type: ignore[arg-type]
-                tb_log_name or type(self).__name__,
-                reset_num_timesteps,
-                progress_bar,
-            )
+        return self._learn(total_timesteps, callback, log_interval, tb_log_name, reset_num_timesteps, progress_bar)
 
     def collect_rollouts(
         self, env: VecEnv, callback: BaseCallback, rollout_buffer: RolloutBuffer, n_rollout_steps: int

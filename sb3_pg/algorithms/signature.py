@@ -95,7 +95,7 @@ CHECKS: dict[str, arg.Check] = {
     "on_nonfinite": arg.choice("raise", "skip"),
     "use_sde": arg.instance(bool),
     "sde_sample_freq": arg.integer(-1),
-    "rollout_buffer_class": arg.buffer_class,
+    "rollout_buffer_class": arg.subclass(RolloutBuffer),
     "rollout_buffer_kwargs": arg.instance(dict, optional=True),
     "stats_window_size": arg.integer(1),
     "tensorboard_log": arg.instance(str, PathLike, optional=True),

@@ -4,17 +4,20 @@ import math
 import time
 import warnings
 from collections.abc import Mapping
-from typing import Any
+from typing import Any, TypeVar
 
 import torch as th
 from stable_baselines3.common.callbacks import BaseCallback
+from stable_baselines3.common.type_aliases import MaybeCallback
 from stable_baselines3.common.utils import update_learning_rate
 
+from sb3_pg.algorithms import arguments as arg
 from sb3_pg.algorithms.estimation import EstimatingAlgorithm
 from sb3_pg.algorithms.explanation import Metrics, clipped_action_fraction, explain_step, explained_variance
 from sb3_pg.algorithms.flat_step import clip_gradient
 from sb3_pg.algorithms.guards import forget_nonfinite, nonfinite_gradient, require_finite_parameters, unchanged_on_error
 from sb3_pg.errors import NonFiniteError
+from sb3_pg.extras import extra_hints
 from sb3_pg.rollout import (
     Collector,
     EntropyUse,
@@ -24,6 +27,8 @@ from sb3_pg.rollout import (
     structure_of,
     unvalidated_distributions,
 )
+
+SelfUpdating = TypeVar("SelfUpdating", bound="UpdatingAlgorithm")
 
 
 class UpdatingAlgorithm(EstimatingAlgorithm):
@@ -44,6 +49,25 @@ class UpdatingAlgorithm(EstimatingAlgorithm):
     def _gradient_of(self) -> str | None:
         """What the batch's forward keeps the graph of: "actor", "both", or None."""
         return None
+
+    def _learn(
+        self: SelfUpdating,
+        total_timesteps: int,
+        callback: MaybeCallback,
+        log_interval: int | None,
+        tb_log_name: str | None,
+        *arguments: Any,
+    ) -> SelfUpdating:
+        """SB3's ``learn``, of arguments that have been looked at."""
+        arg.real(0)("total_timesteps", total_timesteps)
+        if self.env is None:
+            raise ValueError("learn() needs an environment: call set_env(env), or load(path, env=env)")
+        self._log_interval, self._iteration, self._is_observed = log_interval, 0, bool(callback)
+        with extra_hints():
+            name = tb_log_name or type(self).__name__
+            learn: Any = super().learn  # type: ignore[safe-super]  # SB3's on- or off-policy base has it
+            learn(total_timesteps, callback, log_interval, name, *arguments)
+        return self
 
     def _setup_learn(self, *args: Any, **kwargs: Any) -> tuple[int, BaseCallback]:
         """As SB3's, which resets the env; a NaN in it must not get into a VecNormalize's statistics."""

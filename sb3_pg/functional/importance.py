@@ -27,7 +27,7 @@ import torch as th
 
 from sb3_pg.functional._check import check_shapes
 from sb3_pg.functional.precision import precise
-from sb3_pg.functional.returns import reward_to_go
+from sb3_pg.functional.returns import rewards_and_decay, shift, zero_padding
 from sb3_pg.functional.scan import scan
 
 #: The forms of :func:`log_weights`.
@@ -184,29 +184,32 @@ def effective_sample_size(log_weights: th.Tensor, mask: th.Tensor | None = None)
 
 def per_decision_return(
     rewards: th.Tensor,
-    weights: th.Tensor,
+    log_weights: th.Tensor,
     ends: th.Tensor,
     gamma: float,
     bootstrap: th.Tensor | None = None,
     mask: th.Tensor | None = None,
 ) -> th.Tensor:
-    r"""The reward-to-go in which each reward is weighted with the ratios up to its own step.
+    r"""The reward-to-go in which each reward is weighted with the ratios that follow step t, up to its own.
 
-    .. math:: W_t \sum_{t' \ge t} \gamma^{t'-t} r_{t'} \prod_{t''=t+1}^{t'} \rho_{t''}
-              = \sum_{t' \ge t} \gamma^{t'-t} W_{t'} r_{t'}, \qquad W_t = \prod_{t' \le t} \rho_{t'}
+    .. math:: G^\rho_t = \sum_{t' \ge t} \gamma^{t'-t} r_{t'} \prod_{t''=t+1}^{t'} \rho_{t''}
+              = r_t + \gamma b_t + \gamma (1 - e_t) \frac{W_{t+1}}{W_t} G^\rho_{t+1}
 
-    Source: Precup et al. (2000), eq. 3. (The lecture's slides print the inner product from t''=t, which counts rho_t
-    twice; t+1 is right.) Ratios of one give the reward-to-go.
+    Source: Precup et al. (2000), section 3. (The lecture's slides print the inner product from t''=t, which counts
+    rho_t twice, since the score's weight W_t has it already; t+1 is right.) Ratios of one give the reward-to-go.
 
     :param rewards: r_t, reward units, ``(n_steps, n_envs)``
-    :param weights: W_t, of the "per_decision" form, truncated or normalized or as they are; same shape
+    :param log_weights: log W_t of the "per_decision" form, truncated or normalized or as they are; same shape
     :param ends: e_t, same shape
     :param gamma: discount per env step, in [0, 1]
     :param bootstrap: b_t, the value that follows step t, reward units, same shape
     :param mask: True where a step is valid, same shape
-    :return: the weighted return, W_t included, reward units; same shape; 0 in the padding
+    :return: reward units, W_t not included; same shape and dtype; 0 in the padding
     :raises ValueError: unequal shapes, or gamma outside [0, 1]
+    :raises OverflowError: a product of ratios is too large to be represented
     """
-    check_shapes(rewards=rewards, weights=weights, bootstrap=bootstrap)
-    weighted = None if bootstrap is None else bootstrap * weights
-    return reward_to_go(rewards * weights, ends, gamma, weighted, mask)
+    check_shapes(rewards=rewards, log_weights=log_weights)
+    x, decay = rewards_and_decay(rewards, ends, gamma, bootstrap, mask)
+    logs = zero_padding(log_weights, mask)
+    later = importance_weights(th.where(ends.bool(), 0.0, shift(logs, 1) - logs)).to(decay)
+    return zero_padding(scan(x, decay * later), mask)

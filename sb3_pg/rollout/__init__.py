@@ -1,10 +1,13 @@
 """From env steps to a batch: sampling, collecting, storing, evaluating."""
 
 from sb3_pg.rollout.batch import Observations, RolloutBatch
+from sb3_pg.rollout.behavior import BehaviorPolicy, BehaviorSampler, uniform_behavior
 from sb3_pg.rollout.buffers import DictTrajectoryRolloutBuffer, TrajectoryRolloutBuffer
 from sb3_pg.rollout.collector import Collector
 from sb3_pg.rollout.evaluation import (
+    action_log_probs,
     batch_from_foreign_buffer,
+    evaluate_batch,
     fill_bootstrap,
     make_batch,
 )
@@ -24,7 +27,8 @@ from sb3_pg.rollout.forward import (
 )
 from sb3_pg.rollout.plain import value_function
 from sb3_pg.rollout.progress import EndlessEpisodeError
-from sb3_pg.rollout.samplers import make_sampler, unvalidated_distributions
+from sb3_pg.rollout.replay import DictTrajectoryReplayBuffer, TrajectoryReplayBuffer
+from sb3_pg.rollout.samplers import Sampler, make_sampler, unvalidated_distributions
 from sb3_pg.rollout.structure import (
     Snapshot,
     Structure,
@@ -35,10 +39,14 @@ from sb3_pg.rollout.structure import (
     set_training_mode,
     structure_of,
 )
+from sb3_pg.rollout.trajectories import Pieces, Trajectory
 
 __all__ = [
     "CHUNK_SIZE",
+    "BehaviorPolicy",
+    "BehaviorSampler",
     "Collector",
+    "DictTrajectoryReplayBuffer",
     "DictTrajectoryRolloutBuffer",
     "Distributions",
     "EndlessEpisodeError",
@@ -46,14 +54,20 @@ __all__ = [
     "Evaluation",
     "NormalizationGuard",
     "Observations",
+    "Pieces",
     "RolloutBatch",
+    "Sampler",
     "Snapshot",
     "Structure",
+    "Trajectory",
+    "TrajectoryReplayBuffer",
     "TrajectoryRolloutBuffer",
     "action_dist_kept",
     "action_distribution",
+    "action_log_probs",
     "batch_from_foreign_buffer",
     "evaluate",
+    "evaluate_batch",
     "evaluation_mode",
     "fill_bootstrap",
     "has_own_forward",
@@ -68,6 +82,7 @@ __all__ = [
     "split_observations",
     "structure_of",
     "torch_distributions",
+    "uniform_behavior",
     "unvalidated_distributions",
     "value_function",
 ]

@@ -23,6 +23,7 @@ class RolloutBatch:
     :param bootstrap: value of the state that follows a truncated or cut-off step, 0 elsewhere
     :param values: V(s_t) of the policy's critic, None where no critic is in use
     :param log_probs: log pi(a_t|s_t) of the policy that collected, nats
+    :param log_ratio: logarithm of each action's importance ratio: its log-prob now, less ``log_probs``; None on-policy
     :param n_episodes: number of complete episodes in the batch, None for segments of fixed length
     :param bootstrap_observations: the states behind ``bootstrap``, and their places in it (step * n_envs + env), for
         critics that are refitted
@@ -42,6 +43,7 @@ class RolloutBatch:
     bootstrap: th.Tensor | None = None
     values: th.Tensor | None = None
     log_probs: th.Tensor | None = None
+    log_ratio: th.Tensor | None = None
     n_episodes: int | None = None
     bootstrap_observations: tuple[Observations, th.Tensor] | None = None
     advantages: th.Tensor | None = None

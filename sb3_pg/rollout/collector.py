@@ -4,12 +4,13 @@ Values, log-probabilities and returns come from one batched forward after it (:m
 """
 
 from collections.abc import Callable
-from typing import Any
+from typing import Any, cast
 
 import numpy as np
 from gymnasium import spaces
+from stable_baselines3.common.base_class import BaseAlgorithm
 from stable_baselines3.common.callbacks import BaseCallback
-from stable_baselines3.common.on_policy_algorithm import OnPolicyAlgorithm
+from stable_baselines3.common.policies import ActorCriticPolicy
 from stable_baselines3.common.vec_env import VecEnv
 
 from sb3_pg.rollout.buffers import TrajectoryRolloutBuffer
@@ -35,13 +36,17 @@ class Collector:
     :param env: its environments
     """
 
-    def __init__(self, model: OnPolicyAlgorithm, env: VecEnv) -> None:
+    def __init__(self, model: BaseAlgorithm, env: VecEnv) -> None:
         self.model, self.env = model, env
         self.normalization = NormalizationGuard(env)
         self.to_env = _action_transform(model)
         #: steps since each env's episode began; kept with the model, whose ``_last_obs`` may be one of an old episode
         kept: np.ndarray = getattr(model, "_timesteps", np.zeros(0, dtype=np.int64))
         self.timesteps = kept.copy() if len(kept) == env.num_envs else np.zeros(env.num_envs, dtype=np.int64)
+
+    @property
+    def _policy(self) -> ActorCriticPolicy:
+        return cast(ActorCriticPolicy, self.model.policy)
 
     def collect(
         self,
@@ -50,6 +55,7 @@ class Collector:
         n_steps: int | None,
         episodes_per_env: int | None,
         max_episode_steps: int,
+        sampler: Sampler | None = None,
     ) -> Sampler | None:
         """Collect one rollout.
 
@@ -60,6 +66,7 @@ class Collector:
         :param n_steps: steps per env
         :param episodes_per_env: complete episodes per env
         :param max_episode_steps: longest episode that is waited for
+        :param sampler: what acts; None for the policy
         :return: the sampler that was used, or None if the callback stopped training
         :raises EndlessEpisodeError: an episode exceeds ``max_episode_steps`` in complete-episode mode
         :raises NonFiniteError: a reward or an observation is not finite
@@ -67,11 +74,12 @@ class Collector:
         model = self.model
         buffer.reset()
         if model.use_sde:
-            model.policy.reset_noise(self.env.num_envs)
+            self._policy.reset_noise(self.env.num_envs)
         callback.on_rollout_start()
-        set_training_mode(model.policy, False)
+        set_training_mode(self._policy, False)
         try:
-            sampler = make_sampler(model.policy, model.device, self.env.num_envs)
+            if sampler is None:
+                sampler = make_sampler(self._policy, model.device, self.env.num_envs)
             progress = RolloutProgress(self.env.num_envs, n_steps, episodes_per_env, max_episode_steps)
             with self.normalization.statistics_kept():
                 self._reset_if_needed(complete=episodes_per_env is not None)
@@ -107,14 +115,14 @@ class Collector:
         complete = False
         while not complete:
             if model.use_sde and model.sde_sample_freq > 0 and progress.n_steps % model.sde_sample_freq == 0:
-                model.policy.reset_noise(n_envs)
+                self._policy.reset_noise(n_envs)
             try:
                 actions = sampler(obs)
                 clipped_actions = to_env(actions)
                 new_obs, rewards, at_start, infos = env.step(clipped_actions)
             except Exception as error:
                 require_finite_step("observation", obs, progress.n_steps, cause=error)
-                require_finite_policy(model.policy, error)
+                require_finite_policy(self._policy, error)
                 raise
             model.num_timesteps += n_envs
             self.normalization.check(progress.n_steps)
@@ -176,7 +184,7 @@ class Collector:
             buffer.final_observations[buffer.pos - 1, int(i)] = cut
 
 
-def _action_transform(model: OnPolicyAlgorithm) -> Callable[[np.ndarray], np.ndarray]:
+def _action_transform(model: BaseAlgorithm) -> Callable[[np.ndarray], np.ndarray]:
     """From the policy's actions to the env's."""
     space = model.action_space
     if not isinstance(space, spaces.Box):

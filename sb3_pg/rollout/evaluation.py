@@ -55,14 +55,53 @@ def make_batch(
         mask=None if buffer.mask.all() else th.as_tensor(buffer.mask, device=device),
         n_episodes=n_episodes,
     )
-    observations = batch.flat_observations
-    actions = policy_actions(batch.select(batch.actions), buffer.action_space)
     if with_values:
         batch.bootstrap_observations = _bootstrap_observations(buffer, bootstrap_truncated)
+    known: tuple[th.Tensor, th.Tensor] | None = None
+    if isinstance(sampler, ForwardSampler):
+        known = batch.select(th.stack(sampler.log_probs)), batch.select(th.stack(sampler.values))
+    batch.log_probs = evaluate_batch(
+        policy,
+        batch,
+        with_values=with_values,
+        value_scale=value_scale,
+        gradient_of=gradient_of,
+        entropy=entropy,
+        known=known,
+    )
+    buffer.log_probs = batch.log_probs.cpu().numpy()
+    if batch.values is not None:
+        buffer.values = batch.values.float().cpu().numpy()
+    return batch
+
+
+def evaluate_batch(
+    policy: ActorCriticPolicy,
+    batch: RolloutBatch,
+    *,
+    with_values: bool,
+    value_scale: float = 1.0,
+    gradient_of: str | None = None,
+    entropy: EntropyUse = "gradient",
+    known: tuple[th.Tensor, th.Tensor] | None = None,
+) -> th.Tensor:
+    """Evaluate a batch with a policy: its log-probs, and into the batch values, ``bootstrap`` and what is kept of them.
+
+    :param policy: in eval mode
+    :param batch: with ``bootstrap_observations`` where the states that follow are to be valued
+    :param with_values: as in :func:`make_batch`, like the three that follow
+    :param value_scale: likewise
+    :param gradient_of: likewise
+    :param entropy: likewise
+    :param known: log-probs and values, where they need no forward
+    :return: log pi(a_t|s_t), nats, ``(n_steps, n_envs)``, 0 in the padding
+    """
+    observations = batch.flat_observations
+    actions = policy_actions(batch.select(batch.actions), policy.action_space)
     values: th.Tensor | None = None
     other_values: th.Tensor | None = None
-    if isinstance(sampler, ForwardSampler):
-        log_probs, values = batch.select(th.stack(sampler.log_probs)), batch.select(th.stack(sampler.values))
+    if known is not None:
+        log_probs, values = known
     elif gradient_of is not None and len(actions) <= CHUNK_SIZE:
         others = batch.bootstrap_observations[0] if batch.bootstrap_observations is not None else None
         batch.evaluation = evaluate(policy, observations, actions, gradient_of == "both", entropy, others)
@@ -71,16 +110,34 @@ def make_batch(
         other_values, batch.distributions = batch.evaluation.other_values, [batch.evaluation.distribution]
     else:
         log_probs, batch.distributions = predict_log_probs(policy, observations, actions)
-    batch.log_probs = batch.restore(log_probs)
-    buffer.log_probs = batch.log_probs.cpu().numpy()
     if with_values:
         values = predict_values(policy, observations) if values is None else values.detach()
         batch.values = precise(batch.restore(values))
         if value_scale != 1:
             batch.values *= value_scale
-        buffer.values = batch.values.float().cpu().numpy()
         fill_bootstrap(policy, batch, value_scale, other_values)
-    return batch
+    return batch.restore(log_probs)
+
+
+def action_log_probs(policy: ActorCriticPolicy, buffer: TrajectoryRolloutBuffer, sampler: Sampler) -> np.ndarray:
+    """Log-probs of the actions in a finished buffer, of what drew them.
+
+    :param policy: in eval mode
+    :param buffer: finished
+    :param sampler: what drew the actions; one that has log-probs already, or one that draws from the policy
+    :return: nats, ``(n_steps, n_envs)``
+    """
+    known = getattr(sampler, "log_probs", None)
+    if known is not None:
+        result: np.ndarray = th.stack(known).cpu().numpy()
+        return result
+    observations: Any = buffer.observations
+    parts = observations if isinstance(observations, dict) else {"": observations}
+    rows = {key: array.reshape(-1, *array.shape[2:]) for key, array in parts.items()}
+    actions = th.as_tensor(buffer.actions.reshape(-1, *buffer.actions.shape[2:]), device=buffer.device)
+    flat = obs_as_tensor(rows if isinstance(observations, dict) else rows[""], buffer.device)
+    log_probs, _ = predict_log_probs(policy, flat, policy_actions(actions, buffer.action_space))
+    return log_probs.view(buffer.rewards.shape).cpu().numpy()
 
 
 def fill_bootstrap(

@@ -1,0 +1,302 @@
+"""The template of algorithms that replay trajectories: collect episodes, update several times from those kept."""
+
+import time
+from abc import abstractmethod
+from collections.abc import Iterable, Mapping
+from types import SimpleNamespace
+from typing import Any, ClassVar, TypeVar
+
+import numpy as np
+from gymnasium import spaces
+from stable_baselines3.common.buffers import ReplayBuffer
+from stable_baselines3.common.callbacks import BaseCallback
+from stable_baselines3.common.noise import ActionNoise
+from stable_baselines3.common.off_policy_algorithm import OffPolicyAlgorithm
+from stable_baselines3.common.policies import ActorCriticPolicy
+from stable_baselines3.common.type_aliases import (
+    GymEnv,
+    MaybeCallback,
+    RolloutReturn,
+    Schedule,
+    TrainFreq,
+    TrainFrequencyUnit,
+)
+from stable_baselines3.common.vec_env import VecEnv
+from typing_extensions import Unpack
+
+from sb3_pg.algorithms import arguments as arg
+from sb3_pg.algorithms.signature import CHECKS, CommonArguments, CriticFitArguments
+from sb3_pg.algorithms.update import UpdatingAlgorithm
+from sb3_pg.errors import NonFiniteError
+from sb3_pg.rollout import (
+    BehaviorPolicy,
+    BehaviorSampler,
+    Collector,
+    DictTrajectoryReplayBuffer,
+    DictTrajectoryRolloutBuffer,
+    Pieces,
+    RolloutBatch,
+    Sampler,
+    Trajectory,
+    TrajectoryReplayBuffer,
+    TrajectoryRolloutBuffer,
+    action_log_probs,
+    uniform_behavior,
+)
+
+SelfReplaying = TypeVar("SelfReplaying", bound="ReplayingAlgorithm")
+
+
+class ReplayingArguments(CommonArguments, total=False):
+    """Keyword arguments of every algorithm that replays trajectories."""
+
+    buffer_size: int
+    buffer_trajectories: int
+    learning_starts: int
+    batch_size: int | None
+    train_freq: int | tuple[int, str]
+    gradient_steps: int
+    replay_buffer_class: type[ReplayBuffer] | None
+    replay_buffer_kwargs: dict[str, Any] | None
+    optimize_memory_usage: bool
+    action_noise: ActionNoise | None
+    behavior_policy: BehaviorPolicy | None
+
+
+class ReplayingAlgorithm(UpdatingAlgorithm, OffPolicyAlgorithm):
+    """Keeps trajectories with the log-probs of the policies that acted. A subclass says what a gradient step takes.
+
+    :param policy: see :class:`~sb3_pg.algorithms.setup.ConfiguredAlgorithm`, as for all arguments but these
+    :param env: likewise
+    :param learning_rate: likewise
+    :param buffer_size: transitions that the replay buffer has room for
+    :param buffer_trajectories: trajectories that are kept at most, the newest
+    :param learning_starts: env steps before the first update; rollouts that begin before it draw actions uniformly
+    :param batch_size: trajectories per gradient step, the newest among them; None for all that are kept
+    :param train_freq: what is collected between updates: ``(n, "episode")``, complete episodes from a fresh reset, a
+        multiple of the number of envs; ``(n, "step")`` or n, steps per env, whose unfinished episodes go on with the
+        next policy
+    :param gradient_steps: per update; -1 for as many as steps were taken
+    :param replay_buffer_class: a subclass of :class:`~sb3_pg.rollout.TrajectoryReplayBuffer`
+    :param replay_buffer_kwargs: its arguments
+    :param optimize_memory_usage: must be False
+    :param action_noise: must be None: the log-prob of a noisy action would be unknown
+    :param behavior_policy: what acts instead of the policy: a callable from observations, ``(n_envs, ...)``, to actions
+        (as the policy samples them) and their log-probs, ``(n_envs,)``
+    :param kwargs: arguments that all algorithms share
+    :raises ValueError: an argument out of range, or arguments that contradict each other
+    :raises TypeError: an argument of the wrong type, or an unknown one
+    """
+
+    checks: ClassVar[Mapping[str, arg.Check]] = {
+        **CHECKS,
+        "buffer_size": arg.integer(1),
+        "buffer_trajectories": arg.integer(1),
+        "learning_starts": arg.integer(0),
+        "batch_size": arg.integer(1, optional=True),
+        "train_freq": arg.train_freq,
+        "gradient_steps": arg.integer(-1),
+        "replay_buffer_class": arg.subclass(TrajectoryReplayBuffer),
+        "replay_buffer_kwargs": arg.instance(dict, optional=True),
+        "optimize_memory_usage": arg.instance(bool),
+        "action_noise": arg.nothing("the log-prob of a noisy action would be unknown"),
+        "behavior_policy": arg.function,
+    }
+    replay_buffer: TrajectoryReplayBuffer | None
+    batch_size: int | None  # type: ignore[assignment]
+    _pieces: Pieces | None = None
+    _explains_next = False
+
+    def __init__(
+        self,
+        policy: str | type[ActorCriticPolicy],
+        env: GymEnv | str | None,
+        learning_rate: float | str | Schedule,
+        buffer_size: int = 100_000,
+        buffer_trajectories: int = 32,
+        learning_starts: int = 0,
+        batch_size: int | None = None,
+        train_freq: int | tuple[int, str] = (8, "episode"),
+        gradient_steps: int = 4,
+        replay_buffer_class: type[ReplayBuffer] | None = None,
+        replay_buffer_kwargs: dict[str, Any] | None = None,
+        optimize_memory_usage: bool = False,
+        action_noise: ActionNoise | None = None,
+        behavior_policy: BehaviorPolicy | None = None,
+        **kwargs: Unpack[CriticFitArguments],
+    ) -> None:
+        self.buffer_size = buffer_size
+        self.buffer_trajectories = buffer_trajectories
+        self.learning_starts = learning_starts
+        self.batch_size = batch_size
+        self.train_freq = train_freq
+        self.gradient_steps = gradient_steps
+        self.replay_buffer_class = replay_buffer_class
+        self.replay_buffer_kwargs = replay_buffer_kwargs or {}
+        self.optimize_memory_usage = optimize_memory_usage
+        self.action_noise = action_noise
+        self.behavior_policy = behavior_policy
+        super().__init__(policy, env, learning_rate, **kwargs)
+
+    def _sb3_arguments(self) -> dict[str, Any]:
+        ours = {"buffer_trajectories", "behavior_policy"}
+        names = ReplayingArguments.__annotations__.keys() - CommonArguments.__annotations__ - ours
+        return {name: getattr(self, name) for name in names} | {"gamma": self.gamma, "support_multi_env": True}
+
+    # ---------------------------------------------------------------- arguments
+
+    def _check_combinations(self) -> None:
+        super()._check_combinations()
+        if self.optimize_memory_usage:
+            raise ValueError("optimize_memory_usage=True loses the ends of trajectories: it must be False")
+        if self.learning_starts and self.behavior_policy is None:
+            uniform_behavior(self.action_space, self._is_squashed())
+        self._episodes_per_env()
+
+    def _is_squashed(self) -> bool:
+        return bool((self.policy_kwargs or {}).get("squash_output", False))
+
+    def _prepare(self) -> None:
+        super()._prepare()
+        if self.replay_buffer_class is None:
+            is_dict = isinstance(self.observation_space, spaces.Dict)
+            self.replay_buffer_class = DictTrajectoryReplayBuffer if is_dict else TrajectoryReplayBuffer
+        self.replay_buffer_kwargs = {"max_trajectories": self.buffer_trajectories, **self.replay_buffer_kwargs}
+
+    def _setup_model(self) -> None:
+        super()._setup_model()
+        buffer = DictTrajectoryRolloutBuffer if isinstance(self.observation_space, spaces.Dict) else None
+        self._rollout = (buffer or TrajectoryRolloutBuffer)(
+            None, self.observation_space, self.action_space, self.device, n_envs=self.n_envs
+        )
+
+    def _frequency(self) -> TrainFreq:
+        given: Any = self.train_freq
+        if isinstance(given, TrainFreq):
+            return given
+        n, unit = given if isinstance(given, tuple | list) else (given, "step")
+        return TrainFreq(n, TrainFrequencyUnit(unit))
+
+    def _episodes_per_env(self) -> int | None:
+        frequency = self._frequency()
+        if frequency.unit == TrainFrequencyUnit.STEP:
+            return None
+        if frequency.frequency % self.n_envs:
+            raise ValueError(
+                f"train_freq=({frequency.frequency}, 'episode') must be a multiple of the number of envs, "
+                f"{self.n_envs}, so that every env contributes equally many episodes"
+            )
+        return frequency.frequency // self.n_envs
+
+    # ---------------------------------------------------------------- collecting
+
+    def learn(
+        self: SelfReplaying,
+        total_timesteps: int,
+        callback: MaybeCallback = None,
+        log_interval: int | None = 4,
+        tb_log_name: str | None = None,
+        reset_num_timesteps: bool = True,
+        progress_bar: bool = False,
+    ) -> SelfReplaying:
+        """As SB3's; ``log_interval`` counts episodes, and the TensorBoard run is named after the class.
+
+        :raises ValueError: negative ``total_timesteps``, or a model without env
+        :raises TypeError: ``total_timesteps`` is not a number
+        """
+        return self._learn(total_timesteps, callback, log_interval, tb_log_name, reset_num_timesteps, progress_bar)
+
+    def add_trajectories(self, trajectories: Iterable[Trajectory]) -> None:
+        """Put logged episodes into the replay buffer, as the oldest that there are.
+
+        :param trajectories: complete, with the log-probs of what acted
+        :raises ValueError: one is not complete, its arrays do not fit each other, or a log-prob is not finite
+        """
+        assert self.replay_buffer is not None
+        for trajectory in trajectories:
+            self.replay_buffer.add_trajectory(trajectory, self._n_updates)
+
+    def collect_rollouts(  # type: ignore[override]
+        self,
+        env: VecEnv,
+        callback: BaseCallback,
+        train_freq: TrainFreq,
+        replay_buffer: TrajectoryReplayBuffer,
+        action_noise: ActionNoise | None = None,
+        learning_starts: int = 0,
+        log_interval: int | None = None,
+    ) -> RolloutReturn:
+        """Collect with the current policy, and keep the episodes that have ended.
+
+        :return: steps of all envs, episodes, and whether to go on
+        :raises NonFiniteError: a reward or an observation is not finite
+        """
+        began, steps_before = time.perf_counter(), self.num_timesteps
+        self._iteration += 1
+        if self._collector is None or self._collector.env is not env:
+            self._collector, self._pieces = Collector(self, env), Pieces(env.num_envs)
+        assert self._pieces is not None
+        per_env = self._episodes_per_env()
+        n_steps = train_freq.frequency if per_env is None else None
+        found: list[Trajectory] = []
+        try:
+            sampler = self._collector.collect(
+                callback, self._rollout, n_steps, per_env, self.max_episode_steps, self._behavior(learning_starts)
+            )
+            if sampler is None:
+                return RolloutReturn(self.num_timesteps - steps_before, 0, continue_training=False)
+            self._rollout.log_probs = action_log_probs(self.policy, self._rollout, sampler)
+            found = self._pieces.complete(self._rollout)
+            for trajectory in found:
+                replay_buffer.add_trajectory(trajectory, self._n_updates)
+        except NonFiniteError as error:
+            if self.num_timesteps == steps_before:
+                raise  # skipping what takes no step would go on for ever
+            self._skip_or_raise(error)
+        self.logger.record("rollout/valid_fraction", float(np.mean(self._rollout.mask)))
+        self._update_current_progress_remaining(self.num_timesteps, self._total_timesteps)
+        callback.on_rollout_end()
+        self.logger.record("time/collect_seconds", time.perf_counter() - began)
+        logged = log_interval is not None and (self._episode_num + len(found)) // log_interval > (
+            self._episode_num // log_interval
+        )
+        self._episode_num += len(found)
+        if logged:
+            self.dump_logs()
+        return RolloutReturn(self.num_timesteps - steps_before, len(found), continue_training=True)
+
+    def _behavior(self, learning_starts: int) -> Sampler | None:
+        """What acts in the next rollout; None for the policy."""
+        if self.behavior_policy is not None:
+            return BehaviorSampler(self.behavior_policy, self.action_space)
+        if self.num_timesteps < learning_starts:
+            return BehaviorSampler(uniform_behavior(self.action_space, self.policy.squash_output), self.action_space)
+        return None
+
+    @property
+    def actor(self) -> Any:  # type: ignore[override]
+        """What SB3's log asks for the standard deviation under gSDE."""
+        return SimpleNamespace(get_std=self.policy.log_std.exp)
+
+    # ---------------------------------------------------------------- updating
+
+    @abstractmethod
+    def _next_batch(self, batch_size: int | None) -> RolloutBatch | None:
+        """What the next gradient step is taken from, evaluated and estimated; None for no step."""
+
+    def train(self, gradient_steps: int, batch_size: int | None) -> None:
+        """Gradient steps from the trajectories that are kept; parameters stay as they were where one fails.
+
+        :param gradient_steps: how many
+        :param batch_size: trajectories per step, None for all
+        :raises NonFiniteError: a gradient or a parameter would not be finite
+        """
+        for step in range(gradient_steps):
+            self._explains_next = step == gradient_steps - 1
+            batch = self._next_batch(batch_size)
+            if batch is None:
+                return
+            self._update_from(batch)
+
+    def _explains(self) -> bool:
+        return self._log_interval is not None and self._explains_next

@@ -1,0 +1,109 @@
+"""Trajectories: whole episodes of one env, and how a rollout's columns are cut into them."""
+
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+
+from sb3_pg.rollout.buffers import TrajectoryRolloutBuffer
+
+
+@dataclass(frozen=True)
+class Trajectory:
+    """An episode of T steps, or a piece of one, as a policy has lived it.
+
+    :param observations: as acted upon (normalized, stacked, ...), ``(T, *obs_shape)``, or a dict of those
+    :param actions: as sampled, before clipping or rescaling to the environment's bounds, ``(T, *action_shape)``
+    :param rewards: r_t, reward units, ``(T,)``
+    :param log_probs: log mu(a_t|s_t) of the policy that acted, nats, ``(T,)``
+    :param terminated: whether it ended in a terminal state
+    :param truncated: whether a time limit cut it, and it is not terminal; a piece that goes on is neither
+    :param final_observation: what followed the last step, ``obs_shape``; may be None unless it is truncated
+    """
+
+    observations: Any
+    actions: np.ndarray
+    rewards: np.ndarray
+    log_probs: np.ndarray
+    terminated: bool
+    truncated: bool = False
+    final_observation: Any = None
+
+    def __len__(self) -> int:
+        return len(self.rewards)
+
+    @property
+    def is_complete(self) -> bool:
+        """Whether the episode has ended."""
+        return self.terminated or self.truncated
+
+    def followed_by(self, rest: "Trajectory") -> "Trajectory":
+        """A piece and the next one of the same episode as one."""
+        return Trajectory(
+            _joined(self.observations, rest.observations),
+            np.concatenate((self.actions, rest.actions)),
+            np.concatenate((self.rewards, rest.rewards)),
+            np.concatenate((self.log_probs, rest.log_probs)),
+            rest.terminated,
+            rest.truncated,
+            rest.final_observation,
+        )
+
+
+def _joined(first: Any, second: Any) -> Any:
+    if isinstance(first, dict):
+        return {key: np.concatenate((first[key], second[key])) for key in first}
+    return np.concatenate((first, second))
+
+
+class Pieces:
+    """Puts together episodes that span several rollouts, one open piece per env."""
+
+    def __init__(self, n_envs: int) -> None:
+        self._open: list[Trajectory | None] = [None] * n_envs
+
+    def complete(self, buffer: TrajectoryRolloutBuffer) -> list[Trajectory]:
+        """Cut a finished rollout at the ends of its episodes.
+
+        :param buffer: finished, with the log-probs of its actions
+        :return: the episodes that have ended, in the order of their ends. One whose beginning nobody has kept (an
+            interrupted rollout) is left out
+        """
+        finished: list[tuple[int, Trajectory]] = []
+        for env in range(buffer.n_envs):
+            before, self._open[env] = self._open[env], None
+            first = 0
+            length = int(buffer.mask[:, env].sum())
+            whole = buffer.first_timesteps[env] == (0 if before is None else len(before))
+            while first < length:
+                ends = np.flatnonzero(buffer.dones[first:length, env])
+                last = first + int(ends[0]) if len(ends) else length - 1
+                piece = _cut(buffer, env, first, last)
+                if before is not None and whole:
+                    piece = before.followed_by(piece)
+                if whole and piece.is_complete:
+                    finished.append((last, piece))
+                elif whole:
+                    self._open[env] = piece
+                first, before, whole = last + 1, None, True
+        return [trajectory for _, trajectory in sorted(finished, key=lambda found: found[0])]
+
+
+def _cut(buffer: TrajectoryRolloutBuffer, env: int, first: int, last: int) -> Trajectory:
+    """Rows ``first`` to ``last`` of one env's column, as copies."""
+
+    def rows(array: Any) -> Any:
+        if isinstance(array, dict):
+            return {key: rows(value) for key, value in array.items()}
+        return array[first : last + 1, env].copy()
+
+    done, truncated = bool(buffer.dones[last, env]), bool(buffer.truncated[last, env])
+    return Trajectory(
+        rows(buffer.observations),
+        rows(buffer.actions),
+        rows(buffer.rewards),
+        rows(buffer.log_probs),
+        done and not truncated,
+        truncated,
+        buffer.final_observations.get((last, env)),
+    )
