@@ -41,6 +41,20 @@ def nonfinite_gradient(policy: ActorCriticPolicy, batch: RolloutBatch) -> NonFin
     return NonFiniteError("gradient norm", th.inf, hint="The gradient's squares overflow: scale the rewards.")
 
 
+def require_log_probs(policy: ActorCriticPolicy, log_probs: th.Tensor, valid: th.Tensor) -> None:
+    """Check what a policy says of actions: numbers, or -inf where it would not take them.
+
+    :param log_probs: nats, ``(n_steps, n_envs)``
+    :param valid: True where one counts, same shape
+    :raises NonFiniteError: naming the parameter that is not finite, or the first log-prob that is none
+    """
+    bad = ((log_probs.isnan() | log_probs.isposinf()) & valid).nonzero()
+    if len(bad):
+        require_finite_policy(policy)
+        step, env = bad[0].tolist()
+        raise NonFiniteError("log_prob", float(log_probs[step, env]), env, step)
+
+
 def require_finite_parameters(policy: ActorCriticPolicy) -> None:
     """Check the parameters after a step.
 

@@ -12,6 +12,7 @@ from typing_extensions import Unpack
 
 from sb3_pg.algorithms import arguments as arg
 from sb3_pg.algorithms.explanation import Metrics
+from sb3_pg.algorithms.guards import require_log_probs
 from sb3_pg.algorithms.monte_carlo import MonteCarloAlgorithm
 from sb3_pg.algorithms.replaying import ReplayingAlgorithm, ReplayingArguments
 from sb3_pg.baselines import Baseline
@@ -136,6 +137,7 @@ class OffPolicyPG(MonteCarloAlgorithm, ReplayingAlgorithm):
                     gradient_of=self._gradient_of(),
                     entropy=self._entropy_use(),
                 )
+                require_log_probs(self.policy, log_prob, batch.valid)
                 assert batch.log_probs is not None
                 batch.log_ratio = log_importance_ratio(log_prob, batch.log_probs, batch.mask)
                 if self._effective_share(batch) >= self.min_ess:

@@ -7,6 +7,7 @@ from types import SimpleNamespace
 from typing import Any, ClassVar, TypeVar
 
 import numpy as np
+import torch as th
 from gymnasium import spaces
 from stable_baselines3.common.buffers import ReplayBuffer
 from stable_baselines3.common.callbacks import BaseCallback
@@ -25,6 +26,7 @@ from stable_baselines3.common.vec_env import VecEnv
 from typing_extensions import Unpack
 
 from sb3_pg.algorithms import arguments as arg
+from sb3_pg.algorithms.guards import require_log_probs
 from sb3_pg.algorithms.signature import CHECKS, CommonArguments, CriticFitArguments
 from sb3_pg.algorithms.update import UpdatingAlgorithm
 from sb3_pg.errors import NonFiniteError
@@ -177,8 +179,8 @@ class ReplayingAlgorithm(UpdatingAlgorithm, OffPolicyAlgorithm):
         n, unit = given if isinstance(given, tuple | list) else (given, "step")
         return TrainFreq(n, TrainFrequencyUnit(unit))
 
-    def _episodes_per_env(self) -> int | None:
-        frequency = self._frequency()
+    def _episodes_per_env(self, frequency: TrainFreq | None = None) -> int | None:
+        frequency = frequency or self._frequency()
         if frequency.unit == TrainFrequencyUnit.STEP:
             return None
         if frequency.frequency % self.n_envs:
@@ -236,7 +238,7 @@ class ReplayingAlgorithm(UpdatingAlgorithm, OffPolicyAlgorithm):
         if self._collector is None or self._collector.env is not env:
             self._collector, self._pieces = Collector(self, env), Pieces(env.num_envs)
         assert self._pieces is not None
-        per_env = self._episodes_per_env()
+        per_env = self._episodes_per_env(train_freq)
         n_steps = train_freq.frequency if per_env is None else None
         found: list[Trajectory] = []
         try:
@@ -245,7 +247,9 @@ class ReplayingAlgorithm(UpdatingAlgorithm, OffPolicyAlgorithm):
             )
             if sampler is None:
                 return RolloutReturn(self.num_timesteps - steps_before, 0, continue_training=False)
-            self._rollout.log_probs = action_log_probs(self.policy, self._rollout, sampler)
+            log_probs = action_log_probs(self.policy, self._rollout, sampler)
+            require_log_probs(self.policy, log_probs, th.as_tensor(self._rollout.mask, device=log_probs.device))
+            self._rollout.log_probs = log_probs.cpu().numpy()
             found = self._pieces.complete(self._rollout)
             for trajectory in found:
                 replay_buffer.add_trajectory(trajectory, self._n_updates)
@@ -293,7 +297,11 @@ class ReplayingAlgorithm(UpdatingAlgorithm, OffPolicyAlgorithm):
         """
         for step in range(gradient_steps):
             self._explains_next = step == gradient_steps - 1
-            batch = self._next_batch(batch_size)
+            try:
+                batch = self._next_batch(batch_size)
+            except NonFiniteError as error:
+                self._skip_or_raise(error)
+                return
             if batch is None:
                 return
             self._update_from(batch)

@@ -119,7 +119,7 @@ def evaluate_batch(
     return batch.restore(log_probs)
 
 
-def action_log_probs(policy: ActorCriticPolicy, buffer: TrajectoryRolloutBuffer, sampler: Sampler) -> np.ndarray:
+def action_log_probs(policy: ActorCriticPolicy, buffer: TrajectoryRolloutBuffer, sampler: Sampler) -> th.Tensor:
     """Log-probs of the actions in a finished buffer, of what drew them.
 
     :param policy: in eval mode
@@ -129,15 +129,14 @@ def action_log_probs(policy: ActorCriticPolicy, buffer: TrajectoryRolloutBuffer,
     """
     known = getattr(sampler, "log_probs", None)
     if known is not None:
-        result: np.ndarray = th.stack(known).cpu().numpy()
-        return result
+        return th.stack(known)
     observations: Any = buffer.observations
     parts = observations if isinstance(observations, dict) else {"": observations}
     rows = {key: array.reshape(-1, *array.shape[2:]) for key, array in parts.items()}
     actions = th.as_tensor(buffer.actions.reshape(-1, *buffer.actions.shape[2:]), device=buffer.device)
     flat = obs_as_tensor(rows if isinstance(observations, dict) else rows[""], buffer.device)
     log_probs, _ = predict_log_probs(policy, flat, policy_actions(actions, buffer.action_space))
-    return log_probs.view(buffer.rewards.shape).cpu().numpy()
+    return log_probs.view(buffer.rewards.shape)
 
 
 def fill_bootstrap(

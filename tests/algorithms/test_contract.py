@@ -22,9 +22,10 @@ from stable_baselines3.common.callbacks import (
 from stable_baselines3.common.env_util import make_vec_env
 from stable_baselines3.common.policies import ActorCriticPolicy
 from stable_baselines3.common.torch_layers import BaseFeaturesExtractor
+from stable_baselines3.common.type_aliases import TrainFreq, TrainFrequencyUnit
 from stable_baselines3.common.vec_env import VecNormalize
 
-from sb3_pg import NPG, TRPO, ActorCritic, KLPenaltyPG, Reinforce
+from sb3_pg import NPG, TRPO, ActorCritic, KLPenaltyPG, OffPolicyPG, Reinforce
 from sb3_pg.algorithms.natural_gradient import NaturalGradient
 from sb3_pg.baselines import ValueBaseline
 from sb3_pg.rollout import evaluate, policy_actions
@@ -97,6 +98,24 @@ ALGORITHMS: dict[str, Make] = {
         "MlpPolicy",
         env,
         **{"n_steps": 32, "batch_size": 12, "n_epochs": 2, "dual_update": "multiplicative", **JOINT, **k},
+    ),
+    "off-policy": lambda env, **k: OffPolicyPG(
+        "MlpPolicy", env, **{"train_freq": (4, "episode"), "buffer_trajectories": 8, "gradient_steps": 2, **k}
+    ),
+    "off-policy-steps": lambda env, **k: OffPolicyPG(
+        "MlpPolicy",
+        env,
+        **{
+            "train_freq": 16,
+            "batch_size": 3,
+            "gradient_steps": 2,
+            "ratio": "per_decision",
+            "max_ratio": 2.0,
+            "self_normalize": True,
+            "min_ess": 0.1,
+            **JOINT,
+            **k,
+        },
     ),
 }
 
@@ -270,6 +289,7 @@ def test_the_updates_that_are_logged_are_those_that_explain_themselves(make: Mak
     dump = model.dump_logs
     model.dump_logs = lambda *args: (written.append(set(model.logger.name_to_value)), dump(*args))[1]
     model.learn(1200, log_interval=3)
+    written = [names for names in written if "train/learning_rate" in names]  # after the first update
     assert len(written) > 1
     assert all({*EXPLANATION, *COLLECTED} - {"train/std"} <= names for names in written)
 
@@ -322,8 +342,13 @@ def test_gradients_are_clipped_to_the_norm_or_not_at_all(name: str) -> None:
         model = ALGORITHMS[name]("CartPole-v1", max_grad_norm=norm, **kwargs)
         actor = list(model.parameter_sets.actor.values())
         before = th.nn.utils.parameters_to_vector(actor).detach().clone()
-        model.collect_rollouts(model.env, model._setup_learn(1000)[1], model.rollout_buffer, model.n_steps)
-        model.train()
+        callback = model._setup_learn(1000)[1]
+        if isinstance(model, OffPolicyPG):
+            model.collect_rollouts(model.env, callback, TrainFreq(4, TrainFrequencyUnit.EPISODE), model.replay_buffer)
+            model.train(1, None)
+        else:
+            model.collect_rollouts(model.env, callback, model.rollout_buffer, model.n_steps)
+            model.train()
         step = (th.nn.utils.parameters_to_vector(actor) - before).norm().item()
         assert step > 1e-2 if norm is None else step <= 1e-3 * (1 + 1e-3)
 
