@@ -14,7 +14,8 @@ from sb3_pg.algorithms import arguments as arg
 from sb3_pg.algorithms.explanation import Metrics
 from sb3_pg.algorithms.guards import require_log_probs
 from sb3_pg.algorithms.monte_carlo import MonteCarloAlgorithm
-from sb3_pg.algorithms.replaying import ReplayingAlgorithm, ReplayingArguments
+from sb3_pg.algorithms.replaying import ReplayingAlgorithm
+from sb3_pg.algorithms.signature import ReplayingArguments
 from sb3_pg.baselines import Baseline
 from sb3_pg.functional import (
     effective_sample_size,

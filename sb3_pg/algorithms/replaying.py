@@ -27,7 +27,13 @@ from typing_extensions import Unpack
 
 from sb3_pg.algorithms import arguments as arg
 from sb3_pg.algorithms.guards import require_log_probs
-from sb3_pg.algorithms.signature import CHECKS, CommonArguments, CriticFitArguments
+from sb3_pg.algorithms.signature import (
+    CHECKS,
+    REPLAYING_CHECKS,
+    CommonArguments,
+    CriticFitArguments,
+    ReplayingArguments,
+)
 from sb3_pg.algorithms.update import UpdatingAlgorithm
 from sb3_pg.errors import NonFiniteError
 from sb3_pg.rollout import (
@@ -47,22 +53,6 @@ from sb3_pg.rollout import (
 )
 
 SelfReplaying = TypeVar("SelfReplaying", bound="ReplayingAlgorithm")
-
-
-class ReplayingArguments(CommonArguments, total=False):
-    """Keyword arguments of every algorithm that replays trajectories."""
-
-    buffer_size: int
-    buffer_trajectories: int
-    learning_starts: int
-    batch_size: int | None
-    train_freq: int | tuple[int, str]
-    gradient_steps: int
-    replay_buffer_class: type[ReplayBuffer] | None
-    replay_buffer_kwargs: dict[str, Any] | None
-    optimize_memory_usage: bool
-    action_noise: ActionNoise | None
-    behavior_policy: BehaviorPolicy | None
 
 
 class ReplayingAlgorithm(UpdatingAlgorithm, OffPolicyAlgorithm):
@@ -90,20 +80,7 @@ class ReplayingAlgorithm(UpdatingAlgorithm, OffPolicyAlgorithm):
     :raises TypeError: an argument of the wrong type, or an unknown one
     """
 
-    checks: ClassVar[Mapping[str, arg.Check]] = {
-        **CHECKS,
-        "buffer_size": arg.integer(1),
-        "buffer_trajectories": arg.integer(1),
-        "learning_starts": arg.integer(0),
-        "batch_size": arg.integer(1, optional=True),
-        "train_freq": arg.train_freq,
-        "gradient_steps": arg.integer(-1),
-        "replay_buffer_class": arg.subclass(TrajectoryReplayBuffer),
-        "replay_buffer_kwargs": arg.instance(dict, optional=True),
-        "optimize_memory_usage": arg.instance(bool),
-        "action_noise": arg.nothing("the log-prob of a noisy action would be unknown"),
-        "behavior_policy": arg.function,
-    }
+    checks: ClassVar[Mapping[str, arg.Check]] = CHECKS | REPLAYING_CHECKS
     replay_buffer: TrajectoryReplayBuffer | None
     batch_size: int | None  # type: ignore[assignment]
     _pieces: Pieces | None = None

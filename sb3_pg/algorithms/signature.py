@@ -9,11 +9,13 @@ from typing import Any, TypedDict
 
 import gymnasium as gym
 import torch as th
-from stable_baselines3.common.buffers import RolloutBuffer
+from stable_baselines3.common.buffers import ReplayBuffer, RolloutBuffer
+from stable_baselines3.common.noise import ActionNoise
 from stable_baselines3.common.type_aliases import Schedule
 from stable_baselines3.common.vec_env import VecEnv
 
 from sb3_pg.algorithms import arguments as arg
+from sb3_pg.rollout import BehaviorPolicy, TrajectoryReplayBuffer
 
 
 class NewSharedArguments(TypedDict, total=False):
@@ -71,6 +73,22 @@ class OnPolicyArguments(CommonArguments, total=False):
     rollout_buffer_kwargs: dict[str, Any] | None
 
 
+class ReplayingArguments(CommonArguments, total=False):
+    """Keyword arguments of every algorithm that replays trajectories."""
+
+    buffer_size: int
+    buffer_trajectories: int
+    learning_starts: int
+    batch_size: int | None
+    train_freq: int | tuple[int, str]
+    gradient_steps: int
+    replay_buffer_class: type[ReplayBuffer] | None
+    replay_buffer_kwargs: dict[str, Any] | None
+    optimize_memory_usage: bool
+    action_noise: ActionNoise | None
+    behavior_policy: BehaviorPolicy | None
+
+
 CHECKS: dict[str, arg.Check] = {
     "policy": arg.policy,
     "env": arg.instance(str, gym.Env, VecEnv, optional=True),
@@ -103,4 +121,18 @@ CHECKS: dict[str, arg.Check] = {
     "verbose": arg.unless(True, False, check=arg.integer(0)),
     "seed": arg.integer(0, optional=True),
     "device": arg.device,
+}
+
+REPLAYING_CHECKS: dict[str, arg.Check] = {
+    "buffer_size": arg.integer(1),
+    "buffer_trajectories": arg.integer(1),
+    "learning_starts": arg.integer(0),
+    "batch_size": arg.integer(1, optional=True),
+    "train_freq": arg.train_freq,
+    "gradient_steps": arg.integer(-1),
+    "replay_buffer_class": arg.subclass(TrajectoryReplayBuffer),
+    "replay_buffer_kwargs": arg.instance(dict, optional=True),
+    "optimize_memory_usage": arg.instance(bool),
+    "action_noise": arg.nothing("the log-prob of a noisy action would be unknown"),
+    "behavior_policy": arg.function,
 }
