@@ -1,7 +1,7 @@
 """Policy gradients for Stable-Baselines3."""
 
 from sb3_pg import functional
-from sb3_pg.algorithms import NPG, TRPO, ActorCritic, KLPenaltyPG, OffPolicyPG, Reinforce
+from sb3_pg.algorithms import NPG, TRPO, ActorCritic, KLPenaltyPG, OffPAC, OffPolicyPG, Reinforce
 from sb3_pg.callbacks import GradientDiagnosticsCallback
 from sb3_pg.errors import NonFiniteError
 
@@ -14,6 +14,7 @@ __all__ = [
     "GradientDiagnosticsCallback",
     "KLPenaltyPG",
     "NonFiniteError",
+    "OffPAC",
     "OffPolicyPG",
     "Reinforce",
     "__version__",

@@ -4,7 +4,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 
 import torch as th
-from stable_baselines3.common.policies import ActorCriticPolicy
+from stable_baselines3.common.policies import ActorCriticPolicy, BasePolicy
 
 from sb3_pg.errors import NonFiniteError
 from sb3_pg.rollout import RolloutBatch, Snapshot, require_finite_policy, structure_of
@@ -23,6 +23,40 @@ def unchanged_on_error(policy: ActorCriticPolicy) -> Iterator[Snapshot]:
             for tensor, value in before.values().items():
                 tensor.copy_(value)
         raise
+
+
+@contextmanager
+def unchanged_if_nonfinite(policy: BasePolicy, *optimizers: th.optim.Optimizer) -> Iterator[None]:
+    """Put parameters and buffers back as they were if the body raises, or leaves one of them not finite.
+
+    :raises NonFiniteError: naming the first parameter that is not finite
+    """
+    tensors = list(policy.state_dict().values())
+    before = [tensor.clone() for tensor in tensors]
+    try:
+        yield
+        if not bool(th.stack(th._foreach_norm(list(policy.parameters()))).isfinite().all()):
+            require_finite_policy(policy, hint=f"It was finite before the update. {_SMALLER_STEP}")
+    except BaseException:
+        with th.no_grad():
+            for tensor, value in zip(tensors, before, strict=True):
+                tensor.copy_(value)
+        for optimizer in optimizers:
+            forget_nonfinite(optimizer)
+        raise
+
+
+@contextmanager
+def frozen(module: th.nn.Module) -> Iterator[None]:
+    """Differentiate by no parameter of a module."""
+    trained = [parameter for parameter in module.parameters() if parameter.requires_grad]
+    for parameter in trained:
+        parameter.requires_grad_(False)
+    try:
+        yield
+    finally:
+        for parameter in trained:
+            parameter.requires_grad_(True)
 
 
 def nonfinite_gradient(policy: ActorCriticPolicy, batch: RolloutBatch) -> NonFiniteError:

@@ -11,7 +11,7 @@ from sb3_pg.rollout.evaluation import (
     fill_bootstrap,
     make_batch,
 )
-from sb3_pg.rollout.finite import NormalizationGuard, require_finite_policy
+from sb3_pg.rollout.finite import NormalizationGuard, require_finite_policy, require_finite_step
 from sb3_pg.rollout.forward import (
     CHUNK_SIZE,
     Distributions,
@@ -40,12 +40,16 @@ from sb3_pg.rollout.structure import (
     structure_of,
 )
 from sb3_pg.rollout.trajectories import Pieces, Trajectory
+from sb3_pg.rollout.transitions import BehaviorReplayBuffer, BehaviorSamples, DictBehaviorReplayBuffer
 
 __all__ = [
     "CHUNK_SIZE",
     "BehaviorPolicy",
+    "BehaviorReplayBuffer",
     "BehaviorSampler",
+    "BehaviorSamples",
     "Collector",
+    "DictBehaviorReplayBuffer",
     "DictTrajectoryReplayBuffer",
     "DictTrajectoryRolloutBuffer",
     "Distributions",
@@ -78,6 +82,7 @@ __all__ = [
     "predict_log_probs",
     "predict_values",
     "require_finite_policy",
+    "require_finite_step",
     "set_training_mode",
     "split_observations",
     "structure_of",

@@ -6,7 +6,7 @@ from contextlib import contextmanager
 from typing import Any
 
 import numpy as np
-from stable_baselines3.common.policies import ActorCriticPolicy
+from stable_baselines3.common.policies import BasePolicy
 from stable_baselines3.common.vec_env import VecEnv, VecNormalize, unwrap_vec_normalize
 
 from sb3_pg.errors import NonFiniteError
@@ -69,7 +69,7 @@ def require_finite_rollout(buffer: TrajectoryRolloutBuffer) -> None:
                 raise NonFiniteError(name, float(values[~np.isfinite(values)].flat[0]), env, step, _FROM_ENV)
 
 
-def require_finite_policy(policy: ActorCriticPolicy, cause: Exception | None = None, hint: str = "") -> None:
+def require_finite_policy(policy: BasePolicy, cause: Exception | None = None, hint: str = "") -> None:
     """Check a policy's parameters.
 
     :param policy: the policy
