@@ -63,7 +63,8 @@ class DiscreteActor(BasePolicy):
         return actions
 
     def _predict(self, observation: PyTorchObs, deterministic: bool = False) -> th.Tensor:
-        return self(observation, deterministic)
+        actions: th.Tensor = self(observation, deterministic)
+        return actions
 
 
 class ContinuousActor(Actor):
@@ -72,7 +73,8 @@ class ContinuousActor(Actor):
     def distribution(self, obs: PyTorchObs) -> Distribution:
         """The policy's distribution at each observation."""
         mean, log_std, kwargs = self.get_action_dist_params(obs)
-        return self.action_dist.proba_distribution(mean, log_std, **kwargs)
+        distribution: Distribution = self.action_dist.proba_distribution(mean, log_std, **kwargs)
+        return distribution
 
 
 class Critic(ContinuousCritic):

@@ -142,13 +142,6 @@ class ReplayingAlgorithm(UpdatingAlgorithm, OffPolicyAlgorithm):
             self.replay_buffer_class = DictTrajectoryReplayBuffer if is_dict else TrajectoryReplayBuffer
         self.replay_buffer_kwargs = {"max_trajectories": self.buffer_trajectories, **self.replay_buffer_kwargs}
 
-    def _setup_model(self) -> None:
-        super()._setup_model()
-        buffer = DictTrajectoryRolloutBuffer if isinstance(self.observation_space, spaces.Dict) else None
-        self._rollout = (buffer or TrajectoryRolloutBuffer)(
-            None, self.observation_space, self.action_space, self.device, n_envs=self.n_envs
-        )
-
     def _frequency(self) -> TrainFreq:
         given: Any = self.train_freq
         if isinstance(given, TrainFreq):
@@ -217,24 +210,28 @@ class ReplayingAlgorithm(UpdatingAlgorithm, OffPolicyAlgorithm):
         assert self._pieces is not None
         per_env = self._episodes_per_env(train_freq)
         n_steps = train_freq.frequency if per_env is None else None
+        is_dict = isinstance(self.observation_space, spaces.Dict)
+        rollout = (DictTrajectoryRolloutBuffer if is_dict else TrajectoryRolloutBuffer)(
+            n_steps, self.observation_space, self.action_space, self.device, n_envs=env.num_envs
+        )
         found: list[Trajectory] = []
         try:
             sampler = self._collector.collect(
-                callback, self._rollout, n_steps, per_env, self.max_episode_steps, self._behavior(learning_starts)
+                callback, rollout, n_steps, per_env, self.max_episode_steps, self._behavior(learning_starts)
             )
             if sampler is None:
                 return RolloutReturn(self.num_timesteps - steps_before, 0, continue_training=False)
-            log_probs = action_log_probs(self.policy, self._rollout, sampler)
-            require_log_probs(self.policy, log_probs, th.as_tensor(self._rollout.mask, device=log_probs.device))
-            self._rollout.log_probs = log_probs.cpu().numpy()
-            found = self._pieces.complete(self._rollout)
+            log_probs = action_log_probs(self.policy, rollout, sampler)
+            require_log_probs(self.policy, log_probs, th.as_tensor(rollout.mask, device=log_probs.device))
+            rollout.log_probs = log_probs.cpu().numpy()
+            found = self._pieces.complete(rollout)
             for trajectory in found:
                 replay_buffer.add_trajectory(trajectory, self._n_updates)
         except NonFiniteError as error:
             if self.num_timesteps == steps_before:
                 raise  # skipping what takes no step would go on for ever
             self._skip_or_raise(error)
-        self.logger.record("rollout/valid_fraction", float(np.mean(self._rollout.mask)))
+        self.logger.record("rollout/valid_fraction", float(np.mean(rollout.mask)))
         self._update_current_progress_remaining(self.num_timesteps, self._total_timesteps)
         callback.on_rollout_end()
         self.logger.record("time/collect_seconds", time.perf_counter() - began)

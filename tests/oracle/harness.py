@@ -12,13 +12,15 @@ import torch as th
 
 from sb3_pg.algorithms.first_order import FirstOrderAlgorithm
 from sb3_pg.rollout import RolloutBatch
-from tests.oracle.mdp import Array, Spaces, TabularMDP, graph_mdp, pack
+from tests.oracle.mdp import Array, Enumeration, Spaces, TabularMDP, graph_mdp, pack
 
 if TYPE_CHECKING:
     from collections.abc import Iterable, Iterator, Sequence
 
 ATOL = 1e-5
 MDP, THETA = graph_mdp()
+#: Of a policy that acts in place of THETA's: ratios between 0.54 and 1.46, and products of up to 2.9.
+BEHAVIOR = np.array([0.2, 0.1, -0.1, 0.3, 0.4, 0.2, 0.2, 0.1])
 CRITIC = np.array([0.8, -1.1, 2.3])  # V(s) of a critic that knows nothing
 #: That critic as a table over times and states: behind the time limit nothing is worth anything.
 CRITIC_TABLE = np.concatenate([np.tile(CRITIC, (MDP.horizon, 1)), np.zeros((1, MDP.n_states))])
@@ -79,3 +81,20 @@ def batches_of(mdp: TabularMDP, index: Iterable[Sequence[int]], values: Array = 
     fields = fields_of(mdp, [[i] for i in range(len(mdp.trajectories()))], mdp.horizon + 1, values)
     for i in index:
         yield RolloutBatch(**{name: x[:, i] for name, x in fields.items()}, n_episodes=len(i))
+
+
+def columns_of(oracle: Enumeration, policy: Array, behavior: Array) -> dict[str, th.Tensor]:
+    """Every trajectory in a column of its own, (H, M), double precision; what follows its end is not a number.
+
+    :param policy: pi(a | s), (S, A)
+    :param behavior: mu(a | s), (S, A)
+    """
+    mask, taken = oracle.mask.T.astype(bool), (oracle.state.T, oracle.action.T)
+    numbers = {
+        "rewards": oracle.reward.T,
+        "log_prob": np.log(policy[taken]),
+        "behavior_log_prob": np.log(behavior[taken]),
+    }
+    fields = {name: np.where(mask, x, np.nan) for name, x in numbers.items()}
+    ends = mask & ~np.concatenate([mask[1:], np.zeros_like(mask[:1])])
+    return {name: th.as_tensor(x) for name, x in {**fields, "mask": mask, "ends": ends}.items()}

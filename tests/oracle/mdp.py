@@ -165,13 +165,17 @@ class TabularMDP:
         """sum_t w_t E[score_t Q_gamma(s_t, a_t)]; with ``state_discount`` w_t = gamma^t, and it is grad J_gamma."""
         return self.credited_gradient(theta, self.q_values(theta, gamma), gamma if state_discount else 1.0)
 
-    def credited_gradient(self, theta: Array, credit: Array, state_discount: float) -> Array:
+    def credited_gradient(
+        self, theta: Array, credit: Array, state_discount: float, occupancy: Array | None = None
+    ) -> Array:
         """sum_t w_t E[score_t credit(t, s_t, a_t)] with w_t = state_discount^t, a sum over times, states and actions.
 
         :param credit: what an action is credited with, (H, S, A)
+        :param occupancy: how often a state is met at each time, (H, S); that of theta if None
         """
         weight = state_discount ** np.arange(self.horizon)
-        occupancy, pi, score = self.occupancy(theta), self.policy(theta), self.scores(theta)
+        occupancy = self.occupancy(theta) if occupancy is None else occupancy
+        pi, score = self.policy(theta), self.scores(theta)
         return np.einsum("t,ts,sa,tsa,sap->p", weight, occupancy, pi, credit, score)
 
     def finite_difference_gradient(self, theta: Array, gamma: float, step: float = 1e-5) -> Array:
@@ -185,27 +189,37 @@ class Enumeration:
     """All trajectories of an MDP under one policy, and every estimator of the gradient on every batch of them.
 
     Arrays over trajectories and steps are zero past the end of an episode. ``returns``, ``gamma`` and
-    ``state_discount`` mean what they mean in the library; G is (M, H), U = w_t score_t is (M, H, P).
+    ``state_discount`` mean what they mean in the library; G is (M, H), U = w_t score_t is (M, H, P). ``behavior`` are
+    the parameters of the policy that acts, where it is not the one whose scores these are.
     """
 
-    def __init__(self, mdp: TabularMDP, theta: Array, returns: str, gamma: float, state_discount: bool) -> None:
+    def __init__(
+        self,
+        mdp: TabularMDP,
+        theta: Array,
+        returns: str,
+        gamma: float,
+        state_discount: bool,
+        behavior: Array | None = None,
+    ) -> None:
         self.trajectories = mdp.trajectories()
         self.total = returns == "total"
         shape = (len(self.trajectories), mdp.horizon)
-        pi, score = mdp.policy(theta), mdp.scores(theta)
+        acting, score = mdp.policy(theta if behavior is None else behavior), mdp.scores(theta)
         self.gamma = gamma
         self.mask, self.state = np.zeros(shape), np.zeros(shape, dtype=np.int64)
-        self.reward = np.zeros(shape)
+        self.action, self.reward = np.zeros(shape, dtype=np.int64), np.zeros(shape)
         self.probability = np.array([tau.dynamics for tau in self.trajectories])
         self.G, self.U = np.zeros(shape), np.zeros((*shape, mdp.n_parameters))
         for i, tau in enumerate(self.trajectories):
             length = len(tau.rewards)
             self.mask[i, :length] = 1
             self.state[i, :length] = tau.states
+            self.action[i, :length] = tau.actions
             self.reward[i, :length] = tau.rewards
             for t, (s, a) in enumerate(zip(tau.states, tau.actions, strict=True)):
                 first = 0 if self.total else t
-                self.probability[i] *= pi[s, a]
+                self.probability[i] *= acting[s, a]
                 self.G[i, t] = sum(gamma ** (k - first) * tau.rewards[k] for k in range(first, length))
                 self.U[i, t] = (gamma**t if state_discount else 1.0) * score[s, a]
         self.X = np.einsum("itp,it->ip", self.U, self.G)  # the estimate of one episode, without a baseline
