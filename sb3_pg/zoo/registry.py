@@ -21,9 +21,11 @@ import sb3_pg
 from sb3_pg.algorithms.actor_critic import ActorCritic
 from sb3_pg.algorithms.kl_penalty_pg import KLPenaltyPG
 from sb3_pg.algorithms.npg import NPG
+from sb3_pg.algorithms.off_pac import OffPAC
+from sb3_pg.algorithms.off_policy_pg import OffPolicyPG
 from sb3_pg.algorithms.reinforce import Reinforce
 from sb3_pg.algorithms.trpo import TRPO
-from sb3_pg.zoo import samplers
+from sb3_pg.zoo import off_policy_samplers, samplers
 
 ALGORITHMS: Final[dict[str, type[BaseAlgorithm]]] = {
     "reinforce": Reinforce,
@@ -31,6 +33,8 @@ ALGORITHMS: Final[dict[str, type[BaseAlgorithm]]] = {
     "npg": NPG,
     "trpo": TRPO,
     "kl_penalty_pg": KLPenaltyPG,
+    "off_policy_pg": OffPolicyPG,
+    "off_pac": OffPAC,
 }
 """Name on the command line to class."""
 
@@ -48,6 +52,8 @@ _TABLES: Final[list[tuple[dict[str, Any], Mapping[str, Any], Mapping[str, Any]]]
             "npg": samplers.sample_npg_params,
             "trpo": samplers.sample_trpo_params,
             "kl_penalty_pg": samplers.sample_kl_penalty_pg_params,
+            "off_policy_pg": off_policy_samplers.sample_off_policy_pg_params,
+            "off_pac": off_policy_samplers.sample_off_pac_params,
         },
         {"contrib_trpo": sample_trpo_params},
     ),
@@ -59,6 +65,8 @@ _TABLES: Final[list[tuple[dict[str, Any], Mapping[str, Any], Mapping[str, Any]]]
             "npg": samplers.convert_npg_params,
             "trpo": samplers.convert_trpo_params,
             "kl_penalty_pg": samplers.convert_kl_penalty_pg_params,
+            "off_policy_pg": off_policy_samplers.convert_off_policy_pg_params,
+            "off_pac": off_policy_samplers.convert_off_pac_params,
         },
         {"contrib_trpo": convert_onpolicy_params},
     ),

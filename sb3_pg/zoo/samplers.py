@@ -9,7 +9,7 @@ from typing import Any
 import optuna
 from torch import nn
 
-_NET_ARCH: dict[str, list[int]] = {"tiny": [32], "small": [64, 64], "medium": [256, 256]}
+NET_ARCH: dict[str, list[int]] = {"tiny": [32], "small": [64, 64], "medium": [256, 256]}
 _ACTIVATION: dict[str, type[nn.Module]] = {"tanh": nn.Tanh, "relu": nn.ReLU}
 
 _NPG: dict[str, Any] = {"step": "kl"}  # the one that target_kl means something for
@@ -32,7 +32,7 @@ def sample_reinforce_params(
     del n_actions, additional_args
     params = {"baseline": trial.suggest_categorical("baseline", ["mean", "leave_one_out", "time", "linear", "value"])}
     params |= _suggest_pseudo_loss(trial, n_envs, n_steps_pow=(5, 11))
-    return _reported(trial, convert_reinforce_params(params))
+    return reported(trial, convert_reinforce_params(params))
 
 
 def convert_reinforce_params(sampled_params: dict[str, Any]) -> dict[str, Any]:
@@ -68,7 +68,7 @@ def sample_actor_critic_params(
         "use_rms_prop": trial.suggest_categorical("use_rms_prop", [False, True]),
     }
     params |= _suggest_pseudo_loss(trial, n_envs, n_steps_pow=(3, 11))
-    return _reported(trial, convert_actor_critic_params(params))
+    return reported(trial, convert_actor_critic_params(params))
 
 
 def convert_actor_critic_params(sampled_params: dict[str, Any]) -> dict[str, Any]:
@@ -114,7 +114,7 @@ def sample_trpo_params(
     """
     del n_actions, n_envs, additional_args
     params = _suggest_trust_region(trial) | {"cg_damping": trial.suggest_float("cg_damping", 1e-4, 0.3, log=True)}
-    return _reported(trial, convert_trpo_params(params))
+    return reported(trial, convert_trpo_params(params))
 
 
 def convert_trpo_params(sampled_params: dict[str, Any]) -> dict[str, Any]:
@@ -143,7 +143,7 @@ def sample_kl_penalty_pg_params(
         "n_epochs": trial.suggest_int("n_epochs", 1, 20),
         "dual_learning_rate": trial.suggest_float("dual_learning_rate", 1.0, 500.0, log=True),
     }
-    return _reported(trial, convert_kl_penalty_pg_params(params))
+    return reported(trial, convert_kl_penalty_pg_params(params))
 
 
 def convert_kl_penalty_pg_params(sampled_params: dict[str, Any]) -> dict[str, Any]:
@@ -168,7 +168,7 @@ def _suggest_pseudo_loss(trial: optuna.Trial, n_envs: int, n_steps_pow: tuple[in
     """What every algorithm with one gradient step per batch searches; complete episodes or segments."""
     params = {
         "rollout": trial.suggest_categorical("rollout", ["episodes", "steps"]),
-        "n_episodes": trial.suggest_categorical("n_episodes", _multiples(n_envs)),
+        "n_episodes": trial.suggest_categorical("n_episodes", multiples(n_envs)),
         "normalize_advantage": trial.suggest_categorical("normalize_advantage", [False, True]),
     }
     return params | _suggest_shared(trial, n_steps_pow) | _suggest_gradient_steps(trial)
@@ -189,41 +189,51 @@ def _suggest_shared(trial: optuna.Trial, n_steps_pow: tuple[int, int]) -> dict[s
         "one_minus_gamma": trial.suggest_float("one_minus_gamma", 1e-4, 0.1, log=True),
         "learning_rate": trial.suggest_float("learning_rate", 1e-4, 3e-2, log=True),
         "n_critic_updates": trial.suggest_int("n_critic_updates", 1, 20),
-        "net_arch": trial.suggest_categorical("net_arch", list(_NET_ARCH)),
+    } | suggest_nets(trial)
+
+
+def suggest_nets(trial: optuna.Trial) -> dict[str, Any]:
+    """Size and activation of actor and critic."""
+    return {
+        "net_arch": trial.suggest_categorical("net_arch", list(NET_ARCH)),
         "activation_fn": trial.suggest_categorical("activation_fn", list(_ACTIVATION)),
     }
 
 
 def _convert_shared(sampled_params: dict[str, Any]) -> dict[str, Any]:
     """Arguments in place of the parameters that go by another name, and the others as they are."""
-    params = dict(sampled_params)
-    params["gamma"] = 1 - params.pop("one_minus_gamma")
+    params = with_nets(sampled_params)
     if "one_minus_gae_lambda" in params:
         # lambda means something for these alone, whatever a config file says
         params |= {"gae_lambda": 1 - params.pop("one_minus_gae_lambda"), "advantage": "gae", "critic_target": None}
     if "batch_size_pow" in params:
         params |= {"batch_size": 2 ** params.pop("batch_size_pow"), "critic_batch_size": None}
-    net_arch = _NET_ARCH[params.pop("net_arch")]
-    params["policy_kwargs"] = {
-        "net_arch": {"pi": net_arch, "vf": net_arch},
-        "activation_fn": _ACTIVATION[params.pop("activation_fn")],
-    }
     n_steps = 2 ** params.pop("n_steps_pow")
     in_steps = params.pop("rollout", "steps") == "steps"
     return params | ({"n_episodes": None, "n_steps": n_steps} if in_steps else {"n_steps": None})
 
 
-def _reported(trial: optuna.Trial, hyperparams: dict[str, Any]) -> dict[str, Any]:
+def with_nets(sampled_params: dict[str, Any]) -> dict[str, Any]:
+    """The parameters, with gamma and ``policy_kwargs`` in place of those that they are made of."""
+    params = dict(sampled_params)
+    params["gamma"] = 1 - params.pop("one_minus_gamma")
+    net_arch = NET_ARCH[params.pop("net_arch")]
+    activation = _ACTIVATION[params.pop("activation_fn")]
+    params["policy_kwargs"] = {"net_arch": {"pi": net_arch, "vf": net_arch}, "activation_fn": activation}
+    return params
+
+
+def reported(trial: optuna.Trial, hyperparams: dict[str, Any]) -> dict[str, Any]:
     """The same; those that go by another name in the trial are written beside its parameters.
 
     Optuna reports the parameters, the user wants the arguments.
     """
-    for name in ("gamma", "gae_lambda", "batch_size", "n_episodes", "n_steps"):
+    for name in ("gamma", "gae_lambda", "batch_size", "n_episodes", "n_steps", "train_freq", "buffer_trajectories"):
         if name in hyperparams:
             trial.set_user_attr(name, hyperparams[name])
     return hyperparams
 
 
-def _multiples(n_envs: int) -> list[int]:
+def multiples(n_envs: int) -> list[int]:
     """Batches of about 8 to 64 episodes that ``n_envs`` divides; at least two, for what leaves one out."""
     return sorted({-(-target // n_envs) * n_envs for target in (8, 16, 32, 64)})

@@ -36,8 +36,9 @@ def python(*arguments: str, cwd: Path) -> str:
 def test_registered() -> None:
     for name, algorithm in ALGORITHMS.items():
         assert ALGOS[name] is algorithm
-        assert HYPERPARAMS_SAMPLER[name].__module__ == "sb3_pg.zoo.samplers"
-        assert HYPERPARAMS_CONVERTER[name].__module__ == "sb3_pg.zoo.samplers"
+        assert HYPERPARAMS_SAMPLER[name].__name__ == f"sample_{name}_params"
+        assert HYPERPARAMS_CONVERTER[name].__name__ == f"convert_{name}_params"
+        assert HYPERPARAMS_SAMPLER[name].__module__.startswith("sb3_pg.zoo.")
 
 
 def test_trpo_is_ours_and_contrib_trpo_is_sb3_contribs() -> None:

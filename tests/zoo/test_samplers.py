@@ -18,7 +18,7 @@ from sb3_pg.zoo.samplers import (
 )
 
 N_TRIALS = 60
-IN_EPISODES = ("reinforce", "actor_critic")
+IN_EPISODES = ("reinforce", "actor_critic", "off_policy_pg")
 every_algorithm = pytest.mark.parametrize("algo", ALGORITHMS)
 
 
@@ -35,16 +35,21 @@ def test_every_trial_makes_a_model(algo: str, n_envs: int) -> None:
     kinds = set()
     for _, hyperparams in sample(algo, n_envs):
         model = ALGORITHMS[algo]("MlpPolicy", env, device="cpu", **hyperparams)
-        kinds.add((hyperparams.get("baseline"), hyperparams["n_steps"] is None))
         assert model.lr_schedule(1.0) == hyperparams["learning_rate"]
-        names = {"gamma", "gae_lambda", "n_steps", "batch_size", "target_kl"} & hyperparams.keys()
+        names = {"gamma", "gae_lambda", "n_steps", "batch_size", "target_kl", "tau"} & hyperparams.keys()
         assert all(getattr(model, name) == hyperparams[name] for name in names)
-        if hyperparams["n_episodes"] is not None:
-            assert hyperparams["n_episodes"] % n_envs == 0
-            assert hyperparams["n_episodes"] >= 2
+        n_episodes = hyperparams.get("n_episodes")
+        if algo == "off_policy_pg":
+            n_episodes, _ = hyperparams["train_freq"]
+            assert hyperparams["buffer_trajectories"] % n_episodes == 0
+        if n_episodes is not None:
+            assert n_episodes % n_envs == 0
+            assert n_episodes >= 2
+        kinds.add((hyperparams.get("baseline"), n_episodes is not None))
     # with n_steps goes nothing but a critic
     assert {baseline for baseline, in_episodes in kinds if not in_episodes} <= {None, "value"}
-    assert {in_episodes for _, in_episodes in kinds} == {False} | ({True} if algo in IN_EPISODES else set())
+    segments = set() if algo == "off_policy_pg" else {False}
+    assert {in_episodes for _, in_episodes in kinds} == segments | ({True} if algo in IN_EPISODES else set())
 
 
 @every_algorithm
@@ -53,7 +58,8 @@ def test_reloaded_trial_is_what_ran(algo: str) -> None:
         params = dict(trial.params)
         assert HYPERPARAMS_CONVERTER[algo](trial.params) == hyperparams
         assert trial.params == params
-        assert {"gamma", "n_episodes", "n_steps"} <= trial.user_attrs.keys()
+        renamed = {"off_policy_pg": {"train_freq", "buffer_trajectories"}, "off_pac": {"batch_size"}}
+        assert {"gamma", *renamed.get(algo, {"n_episodes", "n_steps"})} <= trial.user_attrs.keys()
         assert all(trial.user_attrs[name] == hyperparams[name] for name in trial.user_attrs)
 
 
