@@ -1,0 +1,167 @@
+"""Does replay pay? Env steps until a threshold, ``OffPolicyPG`` with replayed trajectories against fresh ones alone.
+
+    python benchmarks/replay.py                                   # both envs, seeds 0 to 4: table, CSV, figure
+    python benchmarks/replay.py --tune --output /tmp/tune.csv     # the learning rates of each arm, seeds 100 to 104
+
+Protocol
+--------
+- Both arms take the same settings (``zoo_configs/off_policy_pg.yml``), collect the same episodes per update and take
+  the same number of gradient steps from them. They differ in ``buffer_trajectories``: what is kept is several updates'
+  episodes, or one's. The learning rate is each arm's own best of ``RATES``, by ``--tune``: least mean of the steps
+  (a run that does not arrive counts with the whole budget).
+- At every 1/50 of the budget (at the first step at or past it) the deterministic policy plays 24 episodes. Two means in
+  a row at or above the threshold end the run; ``steps`` is that of the first of the two.
+- A run that is not there at the end of the budget counts as infinitely many steps (it is in the median, not dropped).
+"""
+
+import argparse
+import contextlib
+import itertools
+import math
+import multiprocessing
+import statistics
+import sys
+import tempfile
+import time
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from bench_io import format_table, limit_threads, merge_csv, read_csv, versions
+
+RESULTS = Path(__file__).resolve().parent / "results"
+RATES = (1e-3, 3e-3, 1e-2, 3e-2)
+EPISODES, EVALUATIONS = 24, 50
+PACKAGES = ("sb3_pg", "stable_baselines3", "rl_zoo3", "gymnasium", "torch", "numpy")
+KEY = ("env", "arm", "learning_rate", "seed")
+COLUMNS = (*KEY, "steps", "evaluations", "budget", "date", "versions")
+FIGURES = ("env", "arm", "learning_rate", "seeds", "solved", "median_steps", "least", "greatest", "times_fewer")
+
+
+@dataclass(frozen=True)
+class Task:
+    """An env, when it counts as solved, and how long a run may take."""
+
+    threshold: float
+    budget: int
+    rates: dict[str, float]  # of each arm, as --tune found them
+
+
+TASKS = {
+    "CartPole-v1": Task(475.0, 100_000, {"replay": 3e-3, "fresh": 3e-3}),
+    "LunarLander-v3": Task(200.0, 500_000, {"replay": 3e-3, "fresh": 3e-3}),
+}
+ARMS = ("replay", "fresh")
+
+
+def arrival(points: Sequence[tuple[int, float]], threshold: float) -> float:
+    """Steps at the first of two evaluations in a row that are good enough; infinite if there are none."""
+    for (steps, first), (_, second) in itertools.pairwise(points):
+        if min(first, second) >= threshold:
+            return steps
+    return math.inf
+
+
+def run(job: tuple[str, str, float, int]) -> dict[str, Any]:
+    """One run, up to its arrival or the end of the budget."""
+    limit_threads()
+    from learning_run import (  # noqa: PLC0415 (after the limits)
+        EVALUATION_SEED,
+        Evaluations,
+        evaluation_env,
+        make_manager,
+        resolve_hyperparams,
+    )
+    from stable_baselines3.common.utils import set_random_seed  # noqa: PLC0415
+
+    env, arm, rate, seed = job
+    task = TASKS[env]
+
+    class UntilArrival(Evaluations):
+        def _on_step(self) -> bool:
+            latest = [point[:2] for point in self.points[-2:]]
+            return super()._on_step() and arrival(latest, task.threshold) == math.inf
+
+    with tempfile.TemporaryDirectory() as folder, contextlib.redirect_stdout(None):
+        set_random_seed(seed)
+        overrides: dict[str, Any] = {"learning_rate": rate}
+        if arm == "fresh":
+            train_freq = resolve_hyperparams("off_policy_pg", env, {}, None)["train_freq"]
+            overrides["buffer_trajectories"] = train_freq[0]
+        manager = make_manager("off_policy_pg", env, seed, task.budget, overrides, None, folder)
+        experiment = manager.setup_experiment()
+        assert experiment is not None
+        evaluated_on = evaluation_env(manager, EPISODES, EVALUATION_SEED + 1000 * seed)
+        callback = UntilArrival(evaluated_on, task.budget, EVALUATIONS, EPISODES, True, lambda _: None)
+        experiment[0].learn(task.budget, callback=[callback, *manager.callbacks], log_interval=None)
+        evaluated_on.close()
+    points = [point[:2] for point in callback.points]
+    return {
+        "env": env,
+        "arm": arm,
+        "learning_rate": rate,
+        "seed": seed,
+        "steps": arrival(points, task.threshold),
+        "evaluations": " ".join(f"{steps}:{mean:.1f}" for steps, mean in points),
+        "budget": task.budget,
+    }
+
+
+def summarize(rows: Sequence[dict[str, Any]]) -> list[dict[str, Any]]:
+    """One line per env, arm and learning rate; ``times_fewer`` compares medians with the fresh arm's, same env."""
+    groups: dict[tuple[str, str, float], list[float]] = {}
+    for row in rows:
+        key = (row["env"], row["arm"], float(row["learning_rate"]))
+        groups.setdefault(key, []).append(float(row["steps"]))
+    fresh = {env: statistics.median(steps) for (env, arm, _), steps in groups.items() if arm == "fresh"}
+    return [
+        {
+            "env": env,
+            "arm": arm,
+            "learning_rate": rate,
+            "seeds": len(steps),
+            "solved": sum(map(math.isfinite, steps)),
+            "median_steps": statistics.median(steps),
+            "least": min(steps),
+            "greatest": max(steps),
+            "times_fewer": round(fresh.get(env, math.nan) / statistics.median(steps), 2),
+        }
+        for (env, arm, rate), steps in sorted(groups.items())
+    ]
+
+
+def main(arguments: Sequence[str] | None = None) -> int:
+    """Run, save each run, print the table, draw the figure."""
+    description, _, details = (__doc__ or "").partition("\n\n")
+    parser = argparse.ArgumentParser(
+        description=description, epilog=details, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
+    parser.add_argument("--env", nargs="+", choices=TASKS, default=list(TASKS))
+    parser.add_argument("--seeds", nargs="+", type=int)
+    parser.add_argument("--tune", action="store_true", help="every learning rate, on seeds from 100 up")
+    parser.add_argument("--jobs", type=int, default=2, help="runs at a time")
+    parser.add_argument("--output", type=Path, default=RESULTS / "replay.csv")
+    options = parser.parse_args(arguments)
+    seeds = options.seeds or (range(100, 105) if options.tune else range(5))
+    if options.tune != (min(seeds) >= 100) or (options.tune and options.output.parent == RESULTS):
+        parser.error("seeds from 100 up are for --tune, which writes to another file than the report")
+    jobs = [
+        (env, arm, rate, seed)
+        for env in options.env
+        for seed in seeds
+        for arm in ARMS
+        for rate in (RATES if options.tune else [TASKS[env].rates[arm]])
+    ]
+    stamps = {"date": time.strftime("%Y-%m-%d", time.gmtime()), "versions": versions(*PACKAGES)}
+    with multiprocessing.get_context("spawn").Pool(options.jobs, maxtasksperchild=1) as pool:
+        for row in pool.imap_unordered(run, jobs):
+            print(" ".join(str(row[name]) for name in (*KEY, "steps")), file=sys.stderr, flush=True)
+            merge_csv(options.output, [row | stamps], COLUMNS, KEY)
+    rows = [dict(row) for row in read_csv(options.output)]
+    print(format_table(summarize(rows), FIGURES))
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())
