@@ -8,7 +8,7 @@ gradient.
 ============== =================================== ==================================================================
 ratio          weight of step t                    the gradient estimate sum_t W_t score_t (G_t - b) is
 ============== =================================== ==================================================================
-per_step       :math:`\rho_t`                      biased: of the states that the behavior visits (the slides'
+per_step       :math:`\rho_t`                      biased: states and later rewards are the behavior's (the slides'
                                                    first-order approximation)
 prefix         :math:`\prod_{t' \le t} \rho_{t'}`  biased: the slides' "ignore this part", the later ratios inside the
                                                    reward-to-go
@@ -122,8 +122,9 @@ def self_normalize(log_weights: th.Tensor, ends: th.Tensor, mask: th.Tensor | No
     .. math:: \tilde W^i_t = W^i_t \Big/ \frac{1}{N} \sum_{j=1}^N W^j_{\min(t, T_j - 1)}
 
     Weights of episodes that have finished stay at their last value, so that the denominator is over all N at every
-    step and its expectation is 1: biased by O(1/N), and consistent (Precup et al. 2000, section 3; Thomas 2015,
-    section 3.7). A denominator over the episodes still running would not be.
+    step. Of products its expectation is 1: biased by O(1/N), and consistent, which a denominator over the episodes
+    still running would not be (Thomas 2015, chapter 3, the consistent weighted per-decision estimator). Single ratios
+    ("per_step") are correlated with the episode's end: theirs is only near 1. Weights that are all 0 stay 0.
 
     :param log_weights: log W_t, ``(n_steps, n_envs)``
     :param ends: True where step t is the last of its episode, same shape
@@ -143,6 +144,7 @@ def self_normalize(log_weights: th.Tensor, ends: th.Tensor, mask: th.Tensor | No
     rows = th.arange(int(lengths.max()), device=logs.device).unsqueeze(1).minimum(lengths - 1)
     frozen = logs[first + rows]  # (longest episode, n_episodes)
     log_mean = frozen.logsumexp(1) - math.log(len(first))
+    log_mean = log_mean.where(log_mean > _LOG_ZERO / 2, 0.0)  # all of them are 0, and stay so
     normalized = th.zeros_like(log_weights.T)
     normalized[kept] = logs - log_mean[step]
     return normalized.T
@@ -165,6 +167,23 @@ def importance_weights(log_weights: th.Tensor) -> th.Tensor:
     return weights
 
 
+def require_representable(name: str, result: th.Tensor, given: th.Tensor) -> th.Tensor:
+    """The result, if it is finite or what it was made of is not.
+
+    :param name: what errors call it
+    :param result: ``(n_steps, n_envs)``
+    :param given: the numbers that were weighted, same shape
+    :raises OverflowError: finite numbers have come out infinite
+    """
+    if not result.isfinite().all() and given.isfinite().all():
+        step, env = (int(i) for i in (~result.isfinite()).nonzero()[0][:2])
+        raise OverflowError(
+            f"{name} at step {step} of column {env} cannot be represented: the importance ratios that follow are too "
+            "large. Bound them, or use ratio='per_step'"
+        )
+    return result
+
+
 def effective_sample_size(log_weights: th.Tensor, mask: th.Tensor | None = None) -> th.Tensor:
     r"""How many samples of equal weight say as much as these, between 1 and their number.
 
@@ -178,7 +197,7 @@ def effective_sample_size(log_weights: th.Tensor, mask: th.Tensor | None = None)
     :raises ValueError: unequal shapes
     """
     check_shapes(log_weights=log_weights, mask=mask)
-    logs = log_weights.flatten() if mask is None else log_weights[mask]
+    logs = precise(log_weights.flatten() if mask is None else log_weights[mask])
     return (2 * logs.logsumexp(0) - (2 * logs).logsumexp(0)).exp().clamp(1, len(logs))
 
 
@@ -195,7 +214,7 @@ def per_decision_return(
     .. math:: G^\rho_t = \sum_{t' \ge t} \gamma^{t'-t} r_{t'} \prod_{t''=t+1}^{t'} \rho_{t''}
               = r_t + \gamma b_t + \gamma (1 - e_t) \frac{W_{t+1}}{W_t} G^\rho_{t+1}
 
-    Source: Precup et al. (2000), section 3. (The lecture's slides print the inner product from t''=t, which counts
+    Source: Precup et al. (2000). (The lecture's slides print the inner product from t''=t, which counts
     rho_t twice, since the score's weight W_t has it already; t+1 is right.) Ratios of one give the reward-to-go.
 
     :param rewards: r_t, reward units, ``(n_steps, n_envs)``
@@ -209,7 +228,12 @@ def per_decision_return(
     :raises OverflowError: a product of ratios is too large to be represented
     """
     check_shapes(rewards=rewards, log_weights=log_weights)
-    x, decay = rewards_and_decay(rewards, ends, gamma, bootstrap, mask)
-    logs = zero_padding(log_weights, mask)
-    later = importance_weights(th.where(ends.bool(), 0.0, shift(logs, 1) - logs)).to(decay)
-    return zero_padding(scan(x, decay * later), mask)
+    x, decay = rewards_and_decay(precise(rewards), ends, gamma, bootstrap, mask)
+    follows = ~ends.bool()
+    follows[-1] = False
+    if mask is not None:
+        follows[:-1] &= mask[1:]
+    logs = zero_padding(precise(log_weights), mask)
+    later = importance_weights(th.where(follows, shift(logs, 1) - logs, 0.0))
+    returns = zero_padding(scan(x, decay * later), mask)
+    return require_representable("per-decision return", returns.to(rewards.dtype), x)

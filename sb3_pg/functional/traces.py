@@ -7,14 +7,16 @@ logarithm, as :func:`sb3_pg.functional.importance.log_importance_ratio` gives it
 import torch as th
 
 from sb3_pg.functional._check import check_fraction, check_shapes
+from sb3_pg.functional.importance import importance_weights, require_representable, truncate
+from sb3_pg.functional.precision import precise
 from sb3_pg.functional.returns import rewards_and_decay, shift, zero_padding
 from sb3_pg.functional.scan import scan
 
 
-def _truncated(name: str, log_ratio: th.Tensor, largest: float, dtype: th.dtype) -> th.Tensor:
+def _truncated(name: str, log_ratio: th.Tensor, largest: float, mask: th.Tensor | None) -> th.Tensor:
     if not largest > 0:
         raise ValueError(f"{name} must be positive, got {largest}")
-    return log_ratio.detach().exp().clamp(max=largest).to(dtype)
+    return importance_weights(truncate(precise(zero_padding(log_ratio.detach(), mask)), largest))
 
 
 def vtrace(
@@ -35,8 +37,9 @@ def vtrace(
 
     with :math:`\rho_t = \min(\bar\rho, \pi/\mu)`, :math:`c_t = \min(\bar c, \pi/\mu)` and the TD residual
     :math:`\delta_t = r_t + \gamma b_t + \gamma (1 - e_t) V(s_{t+1}) - V(s_t)`. Source: Espeholt et al. (2018), eq. 1
-    and remark 1 (lambda from remark 2). Its fixed point is the value of a policy between mu and pi, of pi itself
-    where :math:`\bar\rho` is infinite; with equal policies and both bounds at least 1 it is the lambda-return.
+    and remark 1 (lambda from remark 2), for :math:`\bar\rho \ge \bar c`. Its fixed point is the value of a policy
+    between mu and pi (eq. 3), of pi itself where :math:`\bar\rho` is infinite; with equal policies and both bounds at
+    least 1 it is the lambda-return.
 
     :param rewards: r_t, reward units, floating, ``(n_steps, n_envs)``
     :param values: V(s_t), reward units, same shape
@@ -50,15 +53,17 @@ def vtrace(
     :param mask: True where a step is valid, same shape
     :return: v_t, reward units; shape and dtype of ``rewards``; 0 in the padding
     :raises ValueError: unequal shapes, gamma or lambda outside [0, 1], a bound that is not positive
+    :raises OverflowError: a product of ratios is too large to be represented
     """
     check_shapes(rewards=rewards, values=values, log_ratio=log_ratio)
     check_fraction("gae_lambda", gae_lambda)
-    rho = _truncated("max_rho", log_ratio, max_rho, rewards.dtype)
-    c = _truncated("max_c", log_ratio, max_c, rewards.dtype)
-    x, decay = rewards_and_decay(rewards, ends, gamma, bootstrap, mask)
+    rho = _truncated("max_rho", log_ratio, max_rho, mask)
+    c = _truncated("max_c", log_ratio, max_c, mask)
+    x, decay = rewards_and_decay(precise(rewards), ends, gamma, bootstrap, mask)
     values = zero_padding(values, mask)
     residual = x + decay * shift(values, 1) - values
-    return zero_padding(values + scan(rho * residual, gae_lambda * decay * c), mask)
+    targets = zero_padding(values + scan(rho * residual, gae_lambda * decay * c), mask)
+    return require_representable("V-trace target", targets.to(rewards.dtype), residual)
 
 
 def retrace(
@@ -79,7 +84,7 @@ def retrace(
               \qquad c_t = \lambda \min(\bar c, \pi / \mu)
 
     with :math:`\delta_t = r_t + \gamma b_t + \gamma (1 - e_t) E_\pi Q(s_{t+1}, \cdot) - Q(s_t, a_t)`. Source: Munos
-    et al. (2016), eq. 3 and 4. With equal policies it is Q^pi(lambda) of Harutyunyan et al. (2016).
+    et al. (2016), eq. 3. With equal policies it is Q^pi(lambda) of Harutyunyan et al. (2016).
 
     :param rewards: r_t, reward units, floating, ``(n_steps, n_envs)``
     :param q_values: Q(s_t, a_t), reward units, same shape
@@ -93,11 +98,13 @@ def retrace(
     :param mask: True where a step is valid, same shape
     :return: y_t, reward units; shape and dtype of ``rewards``; 0 in the padding
     :raises ValueError: unequal shapes, gamma or lambda outside [0, 1], a bound that is not positive
+    :raises OverflowError: a product of ratios is too large to be represented
     """
     check_shapes(rewards=rewards, q_values=q_values, expected_q_values=expected_q_values, log_ratio=log_ratio)
     check_fraction("gae_lambda", gae_lambda)
-    c = gae_lambda * _truncated("max_c", log_ratio, max_c, rewards.dtype)
-    x, decay = rewards_and_decay(rewards, ends, gamma, bootstrap, mask)
+    c = gae_lambda * _truncated("max_c", log_ratio, max_c, mask)
+    x, decay = rewards_and_decay(precise(rewards), ends, gamma, bootstrap, mask)
     q_values, expected_q_values = zero_padding(q_values, mask), zero_padding(expected_q_values, mask)
     residual = x + decay * shift(expected_q_values, 1) - q_values
-    return zero_padding(q_values + scan(residual, decay * shift(c, 1)), mask)
+    targets = zero_padding(q_values + scan(residual, decay * shift(c, 1)), mask)
+    return require_representable("Retrace target", targets.to(rewards.dtype), residual)
