@@ -37,19 +37,21 @@ def unchanged_if_nonfinite(policy: BasePolicy, *optimizers: th.optim.Optimizer) 
         yield
         if not bool(th.stack(th._foreach_norm(list(policy.parameters()))).isfinite().all()):
             require_finite_policy(policy, hint=f"It was finite before the update. {_SMALLER_STEP}")
-    except BaseException:
+    except BaseException as error:
         with th.no_grad():
             for tensor, value in zip(tensors, before, strict=True):
                 tensor.copy_(value)
         for optimizer in optimizers:
             forget_nonfinite(optimizer)
+        if isinstance(error, NonFiniteError):
+            require_finite_policy(policy, error)  # it was so before
         raise
 
 
 @contextmanager
-def frozen(module: th.nn.Module) -> Iterator[None]:
-    """Differentiate by no parameter of a module."""
-    trained = [parameter for parameter in module.parameters() if parameter.requires_grad]
+def frozen(optimizer: th.optim.Optimizer) -> Iterator[None]:
+    """Differentiate by none of an optimizer's parameters."""
+    trained = [p for group in optimizer.param_groups for p in group["params"] if p.requires_grad]
     for parameter in trained:
         parameter.requires_grad_(False)
     try:

@@ -13,19 +13,16 @@ from stable_baselines3.common.utils import update_learning_rate
 from torch.nn.functional import mse_loss
 
 from sb3_pg.algorithms import arguments as arg
-from sb3_pg.algorithms.actor_gradients import ACTOR_LOSSES, Scene, default_actor_gradient, state_values
+from sb3_pg.algorithms.actor_gradients import ACTOR_LOSSES, Scene, default_actor_gradient, entropies, state_values
 from sb3_pg.algorithms.explanation import Metrics
-from sb3_pg.algorithms.flat_step import with_fewer_operations
 from sb3_pg.algorithms.guards import frozen, unchanged_if_nonfinite
 from sb3_pg.algorithms.q_policies import OffPACCnnPolicy, OffPACMultiInputPolicy, OffPACPolicy
-from sb3_pg.algorithms.signature import CHECKS, REPLAYING_CHECKS
 from sb3_pg.algorithms.transition_replay import TransitionAlgorithm
 from sb3_pg.extras import extra_hints
 from sb3_pg.rollout import (
     BehaviorReplayBuffer,
     BehaviorSamples,
-    DictBehaviorReplayBuffer,
-    uniform_behavior,
+    policy_actions,
     unvalidated_distributions,
 )
 
@@ -95,14 +92,10 @@ class OffPAC(TransitionAlgorithm):
         "MultiInputPolicy": OffPACMultiInputPolicy,
     }
     checks: ClassVar[Mapping[str, arg.Check]] = {
-        **{name: check for name, check in CHECKS.items() if name != "policy"},
-        **REPLAYING_CHECKS,
+        **TransitionAlgorithm.checks,
         "actor_gradient": arg.choice(*ACTOR_LOSSES, optional=True),
         "n_actions": arg.integer(2),
         "max_ratio": arg.positive(optional=True),
-        "batch_size": arg.integer(1),
-        "tau": arg.real(0, 1),
-        "replay_buffer_class": arg.subclass(ReplayBuffer),
     }
 
     def __init__(
@@ -174,10 +167,7 @@ class OffPAC(TransitionAlgorithm):
     # ---------------------------------------------------------------- arguments
 
     def _check_combinations(self) -> None:
-        """Require arguments that agree with each other and with the spaces.
-
-        :raises ValueError: naming those that do not
-        """
+        super()._check_combinations()
         kind, space = self._gradient, self.action_space
         if kind == "expected" and not isinstance(space, spaces.Discrete):
             raise ValueError(f"actor_gradient='expected' sums over the actions of a Discrete space, got {space}")
@@ -189,25 +179,10 @@ class OffPAC(TransitionAlgorithm):
                 f"actor_gradient='importance' takes the behavior's log-probs from the buffer: replay_buffer_class must "
                 f"be a BehaviorReplayBuffer, got {cls.__name__}"
             )
-        if isinstance(space, spaces.Box):
-            uniform_behavior(space, squashed=False)  # actions are scaled by the bounds
 
     @property
     def _gradient(self) -> str:
         return self.actor_gradient or default_actor_gradient(self.action_space)
-
-    def _setup_model(self) -> None:
-        if not hasattr(self, "observation_space"):
-            raise ValueError("env must be an environment or the id of a registered one, got None")
-        values = {name: value for name, value in vars(self).items() if name not in ("policy", "env")}
-        arg.check_arguments(values, self.checks)
-        self._check_combinations()
-        if self.replay_buffer_class is None:
-            is_dict = isinstance(self.observation_space, spaces.Dict)
-            self.replay_buffer_class = DictBehaviorReplayBuffer if is_dict else BehaviorReplayBuffer
-        super()._setup_model()
-        for module in (self.policy.actor, self.policy.critic):
-            module.optimizer = with_fewer_operations(module.optimizer)
 
     # ---------------------------------------------------------------- updating
 
@@ -218,62 +193,53 @@ class OffPAC(TransitionAlgorithm):
         :param batch_size: transitions per step
         :raises NonFiniteError: a parameter would not be finite
         """
-        policy = self.policy
+        policy, buffer, progress = self.policy, self.replay_buffer, self._current_progress_remaining
+        assert buffer is not None
         policy.set_training_mode(True)
-        progress = self._current_progress_remaining
-        rate = self.lr_schedule(progress)
-        update_learning_rate(policy.actor.optimizer, rate)
+        rate = critic_rate = self.lr_schedule(progress)
         if self.critic_learning_rate is not None:
-            rate = arg.to_schedule(self.critic_learning_rate, "critic_learning_rate")(progress)
-        update_learning_rate(policy.critic.optimizer, rate)
-        assert self.replay_buffer is not None
-        metrics: Metrics = {}
+            critic_rate = arg.to_schedule(self.critic_learning_rate, "critic_learning_rate")(progress)
+            self.logger.record("train/critic_learning_rate", critic_rate)
+        update_learning_rate(policy.actor.optimizer, rate)
+        update_learning_rate(policy.critic.optimizer, critic_rate)
+        steps: list[Metrics] = []
         with (
             unchanged_if_nonfinite(policy, policy.actor.optimizer, policy.critic.optimizer),
             unvalidated_distributions(),
         ):
             for _ in range(gradient_steps):
-                samples: Any = self.replay_buffer.sample(batch_size, env=self._vec_normalize_env)
-                if self.use_sde:
-                    policy.reset_noise()
-                metrics = self._fit_critic(samples) | self._move_actor(samples)
+                samples: Any = buffer.sample(batch_size, env=self._vec_normalize_env)
+                steps.append(self._fit_critic(samples) | self._move_actor(samples))
                 self._move_target()
         self._n_updates += gradient_steps
         self.logger.record("train/n_updates", self._n_updates, exclude="tensorboard")
-        self.logger.record("train/learning_rate", self.lr_schedule(progress))
-        for name, value in metrics.items():
-            self.logger.record(f"train/{name}", float(value))
+        self.logger.record("train/learning_rate", rate)
+        for name in steps[0] if steps else ():
+            values = th.stack([th.as_tensor(metrics[name]) for metrics in steps])
+            self.logger.record(f"train/{name}", float(values.max() if name == "largest_weight" else values.mean()))
 
     def _fit_critic(self, samples: BehaviorSamples) -> Metrics:
         critic = self.policy.critic
         with th.no_grad():
             following = self.policy.actor.distribution(samples.next_observations)
             next_values = state_values(self.policy.critic_target, samples.next_observations, following)
-            rewards, going_on = samples.rewards.squeeze(1), 1 - samples.dones.squeeze(1)
-            targets = rewards + self.gamma * going_on * next_values
-        q_values = critic.q_values(samples.observations, samples.actions)
+            discounts = self.gamma if samples.discounts is None else samples.discounts.squeeze(1)  # of n steps
+            targets = samples.rewards.squeeze(1) + discounts * (1 - samples.dones.squeeze(1)) * next_values
+        q_values = critic.q_values(samples.observations, policy_actions(samples.actions, self.action_space))
         loss = mse_loss(q_values, targets.expand_as(q_values)) * (0.5 * len(q_values))
-        critic.optimizer.zero_grad()
-        loss.backward()
-        critic.optimizer.step()
+        _descend(loss, critic.optimizer)
         return {"critic_loss": loss.detach(), "q_value": q_values.detach().mean()}
 
     def _move_actor(self, samples: BehaviorSamples) -> Metrics:
         actor, critic = self.policy.actor, self.policy.critic
-        with frozen(critic):
+        with frozen(critic.optimizer):
             distribution = actor.distribution(samples.observations)
             scene = Scene(samples, distribution, critic, self.n_actions, self.max_ratio)
             loss, metrics = ACTOR_LOSSES[self._gradient](scene)
-            metrics["actor_loss"] = loss.detach()
-            entropy = distribution.entropy()
-            if entropy is None:  # pathwise, where there is no closed form
-                entropy = -distribution.log_prob(distribution.sample())
-            metrics["entropy"] = entropy.detach().mean()
-            if self.ent_coef:
-                loss = loss - self.ent_coef * entropy.mean()
-            actor.optimizer.zero_grad()
-            loss.backward()
-        actor.optimizer.step()
+        with th.set_grad_enabled(self.ent_coef > 0):
+            entropy = entropies(distribution).mean()
+        metrics |= {"actor_loss": loss.detach(), "entropy": entropy.detach()}
+        _descend(loss - self.ent_coef * entropy, actor.optimizer)
         return metrics
 
     def _move_target(self) -> None:
@@ -282,3 +248,10 @@ class OffPAC(TransitionAlgorithm):
             th._foreach_lerp_(list(target.parameters()), list(critic.parameters()), self.tau)
             for theirs, ours in zip(target.buffers(), critic.buffers(), strict=True):  # BatchNorm's statistics
                 theirs.copy_(ours)
+
+
+def _descend(loss: th.Tensor, optimizer: th.optim.Optimizer) -> None:
+    optimizer.zero_grad()
+    if loss.requires_grad:  # not all of it is frozen
+        loss.backward()
+    optimizer.step()

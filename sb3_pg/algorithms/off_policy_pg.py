@@ -187,8 +187,13 @@ class OffPolicyPG(MonteCarloAlgorithm, ReplayingAlgorithm):
             return returns, advantages
         assert batch.values is not None
         assert batch.log_ratio is not None
-        sequences = (batch.rewards, batch.values, batch.log_ratio, batch.ends)
-        return vtrace(*sequences, self.gamma, bootstrap=batch.bootstrap, mask=batch.mask), advantages
+        rewards, gamma = batch.rewards, self.gamma
+        if self.returns == "total":  # what the critic predicts then: one reward, at the end
+            rewards, gamma = th.where(batch.ends, super()._returns(batch), 0.0), 1.0
+        targets = vtrace(
+            rewards, batch.values, batch.log_ratio, batch.ends, gamma, bootstrap=batch.bootstrap, mask=batch.mask
+        )
+        return targets, advantages
 
     def _explain(self, batch: RolloutBatch, before: Mapping[th.Tensor, th.Tensor]) -> Metrics:
         """What the step has done to the policy that took it, rather than to those that acted."""

@@ -1,19 +1,18 @@
 """Stochastic actors with Q critics for every action space; SB3 has them for Box alone, in SAC."""
 
+import copy
 from typing import Any
 
 import torch as th
 from gymnasium import spaces
-from stable_baselines3.common.distributions import (
-    Distribution,
-    StateDependentNoiseDistribution,
-    make_proba_distribution,
-)
+from stable_baselines3.common.distributions import Distribution, make_proba_distribution
 from stable_baselines3.common.policies import BasePolicy, ContinuousCritic
 from stable_baselines3.common.torch_layers import BaseFeaturesExtractor, CombinedExtractor, NatureCNN, create_mlp
 from stable_baselines3.common.type_aliases import PyTorchObs
 from stable_baselines3.sac.policies import Actor, SACPolicy
 from torch import nn
+
+from sb3_pg.rollout import policy_actions
 
 
 class DiscreteActor(BasePolicy):
@@ -73,7 +72,8 @@ class ContinuousActor(Actor):
     def distribution(self, obs: PyTorchObs) -> Distribution:
         """The policy's distribution at each observation."""
         mean, log_std, kwargs = self.get_action_dist_params(obs)
-        distribution: Distribution = self.action_dist.proba_distribution(mean, log_std, **kwargs)
+        own = copy.copy(self.action_dist)  # SB3's objects are changed in place
+        distribution: Distribution = own.proba_distribution(mean, log_std, **kwargs)
         return distribution
 
 
@@ -120,14 +120,13 @@ class Critic(ContinuousCritic):
         """Q(s, a), reward units.
 
         :param obs: one row per state
-        :param actions: one per state, or several: ``([n_actions,] n_samples, action_dim)``, as they are stored
+        :param actions: as the actor draws them, one per state or several: ``([n_actions,] n_samples[, action_dim])``
         :return: ``(n_critics, [n_actions,] n_samples)``
         """
         if isinstance(self.action_space, spaces.Discrete):
             values = self.all_q_values(obs)
-            index = actions.long().reshape(-1, values.shape[1]).T.expand(self.n_critics, -1, -1)
-            chosen = values.gather(2, index).transpose(1, 2)
-            return chosen if actions.dim() == 3 else chosen[:, 0]
+            index = actions.reshape(-1, values.shape[1]).T.expand(self.n_critics, -1, -1)
+            return values.gather(2, index).transpose(1, 2).reshape(-1, *actions.shape)
         features, encoded = self._features(obs), self._encode(actions)
         if encoded.dim() == 3:
             features = features.expand(len(encoded), -1, -1)
@@ -135,8 +134,8 @@ class Critic(ContinuousCritic):
         return th.stack([network(rows).squeeze(-1) for network in self.q_networks])
 
     def forward(self, obs: th.Tensor, actions: th.Tensor) -> tuple[th.Tensor, ...]:
-        """As SB3's: one column per network."""
-        return tuple(q.unsqueeze(1) for q in self.q_values(obs, actions))
+        """As SB3's: one column per network, for actions as they are stored."""
+        return tuple(q.unsqueeze(1) for q in self.q_values(obs, policy_actions(actions, self.action_space)))
 
     def _features(self, obs: PyTorchObs) -> th.Tensor:
         # shared features are trained by the actor's loss alone, as in SB3
@@ -168,12 +167,6 @@ class OffPACPolicy(SACPolicy):
     def make_critic(self, features_extractor: BaseFeaturesExtractor | None = None) -> Critic:
         """The critic for the action space."""
         return Critic(**self._update_features_extractor(self.critic_kwargs, features_extractor)).to(self.device)
-
-    def get_std(self) -> th.Tensor:
-        """Standard deviation under gSDE."""
-        assert isinstance(self.actor, ContinuousActor)
-        assert isinstance(self.actor.action_dist, StateDependentNoiseDistribution)
-        return self.actor.get_std()
 
 
 class OffPACCnnPolicy(OffPACPolicy):

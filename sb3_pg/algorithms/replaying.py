@@ -129,18 +129,18 @@ class ReplayingAlgorithm(UpdatingAlgorithm, OffPolicyAlgorithm):
         if self.optimize_memory_usage:
             raise ValueError("optimize_memory_usage=True loses the ends of trajectories: it must be False")
         if self.learning_starts and self.behavior_policy is None:
-            uniform_behavior(self.action_space, self._is_squashed())
+            uniform_behavior(self.action_space, squashed=False)  # whether it has a density
         self._episodes_per_env()
-
-    def _is_squashed(self) -> bool:
-        return bool((self.policy_kwargs or {}).get("squash_output", False))
 
     def _prepare(self) -> None:
         super()._prepare()
         if self.replay_buffer_class is None:
             is_dict = isinstance(self.observation_space, spaces.Dict)
             self.replay_buffer_class = DictTrajectoryReplayBuffer if is_dict else TrajectoryReplayBuffer
-        self.replay_buffer_kwargs = {"max_trajectories": self.buffer_trajectories, **self.replay_buffer_kwargs}
+        self.replay_buffer_kwargs = {**self.replay_buffer_kwargs, "max_trajectories": self.buffer_trajectories}
+
+    def _convert_train_freq(self) -> None:
+        self.train_freq = self._frequency()  # type: ignore[assignment]  # as SB3 does
 
     def _frequency(self) -> TrainFreq:
         given: Any = self.train_freq
@@ -159,6 +159,10 @@ class ReplayingAlgorithm(UpdatingAlgorithm, OffPolicyAlgorithm):
                 f"{self.n_envs}, so that every env contributes equally many episodes"
             )
         return frequency.frequency // self.n_envs
+
+    def _get_torch_save_params(self) -> tuple[list[str], list[str]]:
+        state_dicts, variables = super()._get_torch_save_params()
+        return [*state_dicts, "policy.optimizer"], variables
 
     # ---------------------------------------------------------------- collecting
 
@@ -179,14 +183,14 @@ class ReplayingAlgorithm(UpdatingAlgorithm, OffPolicyAlgorithm):
         return self._learn(total_timesteps, callback, log_interval, tb_log_name, reset_num_timesteps, progress_bar)
 
     def add_trajectories(self, trajectories: Iterable[Trajectory]) -> None:
-        """Put logged episodes into the replay buffer, as the oldest that there are.
+        """Put logged episodes into the replay buffer, as if they had just been collected.
 
         :param trajectories: complete, with the log-probs of what acted
-        :raises ValueError: one is not complete, its arrays do not fit each other, or a log-prob is not finite
+        :raises ValueError: one is not complete, or has arrays of other shapes or with numbers that are not finite; none
+            is added then
         """
         assert self.replay_buffer is not None
-        for trajectory in trajectories:
-            self.replay_buffer.add_trajectory(trajectory, self._n_updates)
+        self.replay_buffer.add_trajectories(trajectories, self._n_updates)
 
     def collect_rollouts(  # type: ignore[override]
         self,
@@ -206,8 +210,8 @@ class ReplayingAlgorithm(UpdatingAlgorithm, OffPolicyAlgorithm):
         began, steps_before = time.perf_counter(), self.num_timesteps
         self._iteration += 1
         if self._collector is None or self._collector.env is not env:
-            self._collector, self._pieces = Collector(self, env), Pieces(env.num_envs)
-        assert self._pieces is not None
+            self._collector, self._pieces = Collector(self, env), None
+        pieces, self._pieces = self._pieces or Pieces(env.num_envs), None  # an interruption loses them
         per_env = self._episodes_per_env(train_freq)
         n_steps = train_freq.frequency if per_env is None else None
         is_dict = isinstance(self.observation_space, spaces.Dict)
@@ -224,9 +228,9 @@ class ReplayingAlgorithm(UpdatingAlgorithm, OffPolicyAlgorithm):
             log_probs = action_log_probs(self.policy, rollout, sampler)
             require_log_probs(self.policy, log_probs, th.as_tensor(rollout.mask, device=log_probs.device))
             rollout.log_probs = log_probs.cpu().numpy()
-            found = self._pieces.complete(rollout)
-            for trajectory in found:
-                replay_buffer.add_trajectory(trajectory, self._n_updates)
+            found = pieces.complete(rollout)
+            self._pieces = pieces
+            replay_buffer.add_trajectories(found, self._n_updates)
         except NonFiniteError as error:
             if self.num_timesteps == steps_before:
                 raise  # skipping what takes no step would go on for ever

@@ -1,36 +1,94 @@
 """The template of algorithms that replay transitions: acting with known log-probs, storing them, saving."""
 
-from typing import Any
+import inspect
+import math
+from collections.abc import Mapping
+from typing import Any, ClassVar
 
 import numpy as np
 import torch as th
 from gymnasium import spaces
 from stable_baselines3.common.buffers import ReplayBuffer
+from stable_baselines3.common.callbacks import BaseCallback
 from stable_baselines3.common.noise import ActionNoise
 from stable_baselines3.common.off_policy_algorithm import OffPolicyAlgorithm
-from stable_baselines3.common.type_aliases import MaybeCallback, RolloutReturn
+from stable_baselines3.common.type_aliases import MaybeCallback, RolloutReturn, TrainFrequencyUnit
 from stable_baselines3.common.utils import obs_as_tensor
 from typing_extensions import Self
 
 from sb3_pg.algorithms import arguments as arg
-from sb3_pg.algorithms.q_policies import OffPACPolicy
+from sb3_pg.algorithms.flat_step import with_fewer_operations
+from sb3_pg.algorithms.q_policies import Critic, OffPACPolicy
+from sb3_pg.algorithms.signature import CHECKS, REPLAYING_CHECKS
+from sb3_pg.errors import NonFiniteError
 from sb3_pg.extras import extra_hints
 from sb3_pg.rollout import (
     BehaviorReplayBuffer,
+    DictBehaviorReplayBuffer,
     NormalizationGuard,
+    require_finite_policy,
     require_finite_step,
     uniform_behavior,
     unvalidated_distributions,
 )
 
 
+def _check_policy(name: str, value: Any) -> None:
+    if not (isinstance(value, str) or (inspect.isclass(value) and issubclass(value, OffPACPolicy))):
+        raise TypeError(f"{name} must be a name or a subclass of OffPACPolicy, got {value!r}")
+
+
+def _check_train_freq(name: str, value: Any) -> None:
+    try:
+        arg.train_freq(name, value)
+    except TypeError as error:  # SB3's off-policy algorithms call every mistake in it a ValueError
+        raise ValueError(str(error)) from error
+
+
 class TransitionAlgorithm(OffPolicyAlgorithm):
     """Acts with a stochastic actor, and keeps how probable each action was."""
 
+    checks: ClassVar[Mapping[str, arg.Check]] = {
+        **CHECKS,
+        **REPLAYING_CHECKS,
+        "policy": _check_policy,
+        "train_freq": _check_train_freq,
+        "batch_size": arg.integer(1),
+        "tau": arg.real(0, 1),
+        "replay_buffer_class": arg.subclass(ReplayBuffer),
+    }
     policy: OffPACPolicy
     _log_probs: np.ndarray | None = None
     _n_collected = 0
-    _guard: NormalizationGuard | None = None
+
+    def _check_combinations(self) -> None:
+        """Require arguments that agree with each other and with the spaces.
+
+        :raises ValueError: naming those that do not
+        """
+        space = self.action_space
+        if isinstance(space, spaces.Box) and not (space.low < space.high).all():
+            raise ValueError(f"actions are scaled by the bounds, which must differ, got {space}")
+        if isinstance(space, spaces.Discrete) and space.start:
+            raise ValueError(f"actions are counted from 0, got {space}")
+        self._convert_train_freq()
+        frequency: Any = self.train_freq
+        if self.n_envs > 1 and frequency.unit == TrainFrequencyUnit.EPISODE:
+            raise ValueError(f"train_freq in episodes takes one env, got {self.n_envs} envs: give it in steps")
+
+    def _setup_model(self) -> None:
+        if not hasattr(self, "observation_space"):
+            raise ValueError("env must be an environment or the id of a registered one, got None")
+        # Again, since load() replaces attributes after the constructor.
+        values = {name: value for name, value in vars(self).items() if name not in ("policy", "env")}
+        arg.check_arguments(values, self.checks)
+        self._check_combinations()
+        if self.replay_buffer_class is None:
+            is_dict = isinstance(self.observation_space, spaces.Dict)
+            self.replay_buffer_class = DictBehaviorReplayBuffer if is_dict else BehaviorReplayBuffer
+        super()._setup_model()
+        for module in (self.policy.actor, self.policy.critic):
+            module.optimizer = with_fewer_operations(module.optimizer)
 
     def _setup_lr_schedule(self) -> None:
         self.lr_schedule = arg.to_schedule(self.learning_rate)
@@ -40,8 +98,34 @@ class TransitionAlgorithm(OffPolicyAlgorithm):
         """The policy's actor."""
         return self.policy.actor
 
+    @property
+    def critic(self) -> Critic:
+        """The policy's critic."""
+        return self.policy.critic
+
+    @property
+    def critic_target(self) -> Critic:
+        """What follows the critic slowly."""
+        return self.policy.critic_target
+
+    # ---------------------------------------------------------------- saving
+
+    def _excluded_save_params(self) -> list[str]:
+        return [*super()._excluded_save_params(), "_log_probs", "_n_collected"]
+
     def _get_torch_save_params(self) -> tuple[list[str], list[str]]:
-        return ["policy", "policy.actor.optimizer", "policy.critic.optimizer"], []
+        return ["policy", "actor.optimizer", "critic.optimizer"], []
+
+    @classmethod
+    def load(cls, *args: Any, **kwargs: Any) -> Self:
+        """As SB3's; ``kwargs`` replace attributes, and arguments of the constructor are checked as there.
+
+        :raises TypeError: an argument that is misspelled
+        """
+        arg.no_typos(cls, kwargs)
+        return super().load(*args, **kwargs)
+
+    # ---------------------------------------------------------------- acting
 
     def _sample_action(
         self, learning_starts: int, action_noise: ActionNoise | None = None, n_envs: int = 1
@@ -49,19 +133,34 @@ class TransitionAlgorithm(OffPolicyAlgorithm):
         """Draw actions, and keep their log-probs.
 
         :return: actions for the env, and as they are stored
+        :raises NonFiniteError: naming the observation, or the policy's parameter, that makes it impossible
         """
         if self.num_timesteps < learning_starts:
             actions, self._log_probs = uniform_behavior(self.action_space, squashed=True)(self._last_obs)
         else:
-            with th.no_grad(), unvalidated_distributions():
-                obs: Any = self._last_obs
-                distribution = self.policy.actor.distribution(obs_as_tensor(obs, self.device))
-                drawn = distribution.sample()
-                self._log_probs = distribution.log_prob(drawn).cpu().numpy()
-            actions = drawn.cpu().numpy().reshape(n_envs, *(self.action_space.shape or ()))
+            actions, self._log_probs = self._draw()
+            actions = actions.reshape(n_envs, *(self.action_space.shape or ()))
         if isinstance(self.action_space, spaces.Box):
             return self.policy.unscale_action(actions), actions
         return actions, actions
+
+    def _draw(self) -> tuple[np.ndarray, np.ndarray]:
+        obs: Any = self._last_obs
+        cause: Exception | None = None
+        try:
+            with th.no_grad(), unvalidated_distributions():
+                distribution = self.actor.distribution(obs_as_tensor(obs, self.device))
+                drawn = distribution.sample()
+                actions, log_probs = drawn.cpu().numpy(), distribution.log_prob(drawn).cpu().numpy()
+            if np.isfinite(log_probs).all():
+                return actions, log_probs
+        except RuntimeError as error:  # what torch says of probabilities that are none
+            cause = error
+        require_finite_step("observation", obs, self._n_collected, cause=cause)
+        require_finite_policy(self.policy, cause)
+        raise cause or NonFiniteError("log_prob", math.nan, step=self._n_collected)
+
+    # ---------------------------------------------------------------- collecting
 
     def _store_transition(
         self,
@@ -72,10 +171,13 @@ class TransitionAlgorithm(OffPolicyAlgorithm):
         dones: np.ndarray,
         infos: list[dict[str, Any]],
     ) -> None:
-        if self._guard is not None:
-            self._guard.check(self._n_collected)
-        require_finite_step("reward", reward, self._n_collected)
-        require_finite_step("observation", new_obs, self._n_collected)
+        step, hint = self._n_collected, f"The env returned it, at time step {self.num_timesteps}."
+        assert self.env is not None
+        NormalizationGuard(self.env).check(step)
+        require_finite_step("reward", reward, step, hint)
+        require_finite_step("observation", new_obs, step, hint)
+        for env in np.flatnonzero(dones):
+            _require_finite_end(infos[env].get("terminal_observation"), int(env), step, hint)
         self._n_collected += 1
         super()._store_transition(replay_buffer, buffer_action, new_obs, reward, dones, infos)
         if isinstance(replay_buffer, BehaviorReplayBuffer):
@@ -88,9 +190,34 @@ class TransitionAlgorithm(OffPolicyAlgorithm):
         :raises NonFiniteError: a reward or an observation is not finite
         """
         assert self.env is not None
-        self._n_collected, self._guard = 0, NormalizationGuard(self.env)
-        with self._guard.statistics_kept():
-            return super().collect_rollouts(*args, **kwargs)
+        self._n_collected = 0
+        try:
+            with NormalizationGuard(self.env).statistics_kept():
+                return super().collect_rollouts(*args, **kwargs)
+        except BaseException:
+            self._last_obs = None  # the env is in an unknown state: it is reset before the next rollout
+            raise
+
+    def _setup_learn(self, *args: Any, **kwargs: Any) -> tuple[int, BaseCallback]:
+        """As SB3's, which resets the env.
+
+        :raises NonFiniteError: the observation is not finite
+        """
+        assert self.env is not None
+        guard = NormalizationGuard(self.env)
+        with guard.statistics_kept():
+            result = super()._setup_learn(*args, **kwargs)
+            try:
+                guard.check_reset()
+                require_finite_step("observation", self._last_obs, 0, "The env's reset returned it.")
+            except NonFiniteError:
+                self._last_obs = None
+                raise
+        return result
+
+    def _update_current_progress_remaining(self, num_timesteps: int, total_timesteps: int) -> None:
+        """As SB3's, but never below 0: the last rollout may overshoot, and a linear schedule would turn negative."""
+        super()._update_current_progress_remaining(min(num_timesteps, total_timesteps), total_timesteps)
 
     def learn(
         self,
@@ -112,3 +239,12 @@ class TransitionAlgorithm(OffPolicyAlgorithm):
         name = tb_log_name or type(self).__name__
         with extra_hints():
             return super().learn(total_timesteps, callback, log_interval, name, reset_num_timesteps, progress_bar)  # type: ignore[arg-type]
+
+
+def _require_finite_end(final: Any, env: int, step: int, hint: str) -> None:
+    """Check the observation that an episode ended with, which SB3 keeps in the env's info."""
+    for key, part in (final if isinstance(final, dict) else {"": final}).items():
+        values = np.asarray(part)
+        if values.dtype.kind == "f" and not np.isfinite(values).all():
+            name = "observation at the end" + (f"['{key}']" if key else "")
+            raise NonFiniteError(name, float(values[~np.isfinite(values)][0]), env, step, hint)

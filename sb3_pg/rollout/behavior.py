@@ -56,7 +56,7 @@ def uniform_behavior(space: spaces.Space[Any], squashed: bool) -> BehaviorPolicy
 
     :param space: Discrete, MultiDiscrete, MultiBinary, or a bounded Box
     :param squashed: whether the policy's actions are those of [-1, 1], to be rescaled to the bounds
-    :raises ValueError: a Box without bounds, which has no uniform density
+    :raises ValueError: a Box without bounds, or without volume, which has no uniform density
     """
     log_prob = -_log_size(space, squashed)
 
@@ -74,7 +74,7 @@ def _log_size(space: spaces.Space[Any], squashed: bool) -> float:
     """Logarithm of the number of actions, or of their volume as the policy sees it."""
     if isinstance(space, spaces.Box):
         width = space.high.astype(np.float64) - space.low
-        if not np.isfinite(width).all():
+        if not (np.isfinite(width) & (width > 0)).all():
             raise ValueError(
                 f"learning_starts > 0 draws the first actions uniformly, which takes bounds, got {space}: set it to 0"
             )

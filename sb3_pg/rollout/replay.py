@@ -19,8 +19,9 @@ class Stored(NamedTuple):
 
     start: int  # row, counted from the first that was ever written
     length: int
-    collected: int  # number of updates taken before it was collected
     terminated: bool
+    collected: int  # number of updates taken before it was collected
+    group: int  # the same for those that were added together, higher for later ones
 
 
 class TrajectoryReplayBuffer(ReplayBuffer):
@@ -77,26 +78,38 @@ class TrajectoryReplayBuffer(ReplayBuffer):
 
         :raises TypeError: always
         """
-        raise TypeError("TrajectoryReplayBuffer takes whole trajectories with their log-probs: call add_trajectory")
+        raise TypeError("TrajectoryReplayBuffer takes whole trajectories with their log-probs: call add_trajectories")
+
+    def add_trajectories(self, trajectories: Iterable[Trajectory], collected: int = 0) -> None:
+        """Append whole episodes, over the oldest ones where the ring is full.
+
+        :param trajectories: of one origin: they are the newest together, and leave together once they are the oldest
+        :param collected: number of updates taken before they were collected
+        :raises ValueError: one is empty, not complete, longer than the buffer, or has arrays of other shapes or with
+            numbers that are not finite; none is added then
+        """
+        trajectories = list(trajectories)
+        for trajectory in trajectories:
+            self._check(trajectory)
+        group = self.trajectories[-1].group + 1 if self.trajectories else 0
+        for trajectory in trajectories:
+            self._append(trajectory, collected, group)
 
     def add_trajectory(self, trajectory: Trajectory, collected: int = 0) -> None:
-        """Append a whole episode, over the oldest ones where the ring is full.
+        """Append one, by itself, as :meth:`add_trajectories` does."""
+        self.add_trajectories([trajectory], collected)
 
-        :param trajectory: complete
-        :param collected: number of updates taken before it was collected
-        :raises ValueError: it is empty, not complete, longer than the buffer, or its arrays do not fit each other
-        """
+    def _append(self, trajectory: Trajectory, collected: int, group: int) -> None:
         length = len(trajectory)
-        self._check(trajectory)
         rows = np.arange(self._n_written, self._n_written + length) % self.buffer_size
         self._write_observations(rows, trajectory)
-        self.actions[rows, 0] = trajectory.actions.reshape(length, self.action_dim)
+        self.actions[rows, 0] = np.reshape(trajectory.actions, (length, self.action_dim))
         self.rewards[rows, 0] = trajectory.rewards
         self.log_probs[rows, 0] = trajectory.log_probs
         self.dones[rows, 0] = self.timeouts[rows, 0] = 0
         self.dones[rows[-1], 0] = 1
         self.timeouts[rows[-1], 0] = trajectory.truncated
-        stored = Stored(self._n_written, length, collected, trajectory.terminated)
+        stored = Stored(self._n_written, length, trajectory.terminated, collected, group)
         self._n_written += length
         self.full = self._n_written >= self.buffer_size
         self.pos = self._n_written % self.buffer_size
@@ -105,23 +118,23 @@ class TrajectoryReplayBuffer(ReplayBuffer):
         self.trajectories = kept if self.max_trajectories is None else kept[-self.max_trajectories :]
 
     def drop_oldest(self) -> bool:
-        """Forget the trajectories that were collected first, unless nothing would be left.
+        """Forget the trajectories that were added first, unless nothing would be left.
 
         :return: whether there were others
         """
-        newer = [t for t in self.trajectories if t.collected > self.trajectories[0].collected]
+        newer = [t for t in self.trajectories if t.group > self.trajectories[0].group]
         self.trajectories = newer or self.trajectories
         return bool(newer)
 
     def choose(self, n: int | None) -> list[Stored]:
-        """Those collected last, and others at random; of them alone, the newest where they are too many.
+        """Those added last, and others at random; of them alone, the newest where they are too many.
 
         :param n: how many, None for all
         """
         everything = self.trajectories
         if n is None or n >= len(everything):
             return list(everything)
-        n_newest = sum(t.collected == everything[-1].collected for t in everything)
+        n_newest = sum(t.group == everything[-1].group for t in everything)
         if n_newest >= n:
             return everything[-n:]
         older = len(everything) - n_newest
@@ -173,18 +186,30 @@ class TrajectoryReplayBuffer(ReplayBuffer):
                 "a trajectory must be a whole episode, terminated or truncated, got "
                 f"terminated={trajectory.terminated}, truncated={trajectory.truncated}"
             )
-        observations: Any = trajectory.observations
-        parts = observations if isinstance(observations, dict) else {"observations": observations}
-        named = {**parts, "actions": trajectory.actions, "log_probs": trajectory.log_probs}
-        for name, array in named.items():
-            if len(array) != length:
-                raise ValueError(f"{name} must have one row per reward, {length}, got {len(array)}")
-        bad = np.flatnonzero(~np.isfinite(trajectory.log_probs))
-        if len(bad):
-            raise ValueError(
-                f"log_probs must be finite, got {trajectory.log_probs[bad[0]]} at step {bad[0]}: an importance ratio "
-                "is undefined where the behavior policy has probability 0 for what it did"
-            )
+        if trajectory.truncated and trajectory.final_observation is None:
+            raise ValueError("final_observation is None: a truncated trajectory must have the one that followed it")
+        _check_array("rewards", trajectory.rewards, (length,))
+        _check_array(
+            "actions", trajectory.actions, (length, *(self.action_space.shape or ())), (length, self.action_dim)
+        )
+        behind = ": an importance ratio is undefined where the behavior policy has probability 0 for what it did"
+        _check_array("log_probs", trajectory.log_probs, (length,), hint=behind)
+        self._check_observations("observations", trajectory.observations, (length,))
+        if trajectory.final_observation is not None:
+            self._check_observations("final_observation", trajectory.final_observation, ())
+
+    def _check_observations(self, name: str, observations: Any, rows: tuple[int, ...]) -> None:
+        stored: Any = self.observations
+        space: Any = self.observation_space
+        if not isinstance(stored, dict):
+            _check_array(name, observations, (*rows, *(space.shape or ())), (*rows, *stored.shape[2:]))
+            return
+        given = sorted(observations) if isinstance(observations, dict) else type(observations)
+        if not (isinstance(observations, dict) and observations.keys() >= stored.keys()):
+            raise ValueError(f"{name} must be a dict with the keys {sorted(stored)}, got {given}")
+        for key, array in stored.items():
+            shapes = (*rows, *(space[key].shape or ())), (*rows, *array.shape[2:])
+            _check_array(f"{name}[{key!r}]", observations[key], *shapes)
 
     def _write_observations(self, rows: np.ndarray, trajectory: Trajectory) -> None:
         _write(self.observations, self.next_observations, rows, trajectory.observations, trajectory.final_observation)
@@ -201,6 +226,16 @@ class TrajectoryReplayBuffer(ReplayBuffer):
     def _normalize_reward(reward: np.ndarray, _env: Any = None) -> np.ndarray:
         """They are stored as they came."""
         return reward
+
+
+def _check_array(name: str, values: Any, *shapes: tuple[int, ...], hint: str = "") -> None:
+    """Require one of these shapes, and finite numbers."""
+    values = np.asarray(values)
+    if values.shape not in shapes:
+        raise ValueError(f"{name} must have the shape {shapes[0]}, got {values.shape}")
+    bad = np.argwhere(~np.isfinite(values)).tolist()
+    if bad:
+        raise ValueError(f"{name} must be finite, got {values[tuple(bad[0])]} at {bad[0]}{hint}")
 
 
 def _write(array: np.ndarray, following: np.ndarray, rows: np.ndarray, values: Any, final: Any) -> None:

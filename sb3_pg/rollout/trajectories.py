@@ -66,15 +66,15 @@ class Pieces:
         """Cut a finished rollout at the ends of its episodes.
 
         :param buffer: finished, with the log-probs of its actions
-        :return: the episodes that have ended, in the order of their ends. One whose beginning nobody has kept (an
-            interrupted rollout) is left out
+        :return: the episodes that have ended, in the order of their ends. One whose beginning or end nobody has kept
+            (an interrupted rollout, a reset) is left out
         """
         finished: list[tuple[int, Trajectory]] = []
         for env in range(buffer.n_envs):
-            before, self._open[env] = self._open[env], None
-            first = 0
+            first, began = 0, int(buffer.first_timesteps[env])
+            before, self._open[env] = self._open[env] if began else None, None
             length = int(buffer.mask[:, env].sum())
-            whole = buffer.first_timesteps[env] == (0 if before is None else len(before))
+            whole = began == (0 if before is None else len(before))
             while first < length:
                 ends = np.flatnonzero(buffer.dones[first:length, env])
                 last = first + int(ends[0]) if len(ends) else length - 1
@@ -97,7 +97,9 @@ def _cut(buffer: TrajectoryRolloutBuffer, env: int, first: int, last: int) -> Tr
             return {key: rows(value) for key, value in array.items()}
         return array[first : last + 1, env].copy()
 
-    done, truncated = bool(buffer.dones[last, env]), bool(buffer.truncated[last, env])
+    final = buffer.final_observations.get((last, env))
+    # Where nobody says what followed, nothing can be bootstrapped: it counts as the end.
+    done, truncated = bool(buffer.dones[last, env]), bool(buffer.truncated[last, env]) and final is not None
     return Trajectory(
         rows(buffer.observations),
         rows(buffer.actions),
@@ -105,5 +107,5 @@ def _cut(buffer: TrajectoryRolloutBuffer, env: int, first: int, last: int) -> Tr
         rows(buffer.log_probs),
         done and not truncated,
         truncated,
-        buffer.final_observations.get((last, env)),
+        final,
     )

@@ -4,6 +4,7 @@ from typing import Any, NamedTuple
 
 import numpy as np
 import torch as th
+from gymnasium import spaces
 from stable_baselines3.common.buffers import DictReplayBuffer, ReplayBuffer
 
 
@@ -26,6 +27,8 @@ class BehaviorReplayBuffer(ReplayBuffer):
 
     def __init__(self, *args: Any, **kwargs: Any) -> None:
         super().__init__(*args, **kwargs)
+        if isinstance(self.action_space, spaces.Box):  # rescaled to [-1, 1], where integers are few
+            self.actions = self.actions.astype(np.float32, copy=False)
         self.log_probs = np.zeros((self.buffer_size, self.n_envs), dtype=np.float32)
 
     def record_log_probs(self, log_probs: np.ndarray) -> None:

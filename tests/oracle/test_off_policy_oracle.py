@@ -1,0 +1,167 @@
+"""OffPolicyPG's loss against the enumeration of a tabular MDP in which another policy acts."""
+
+from __future__ import annotations
+
+from functools import cache
+from typing import Any, NamedTuple
+
+import numpy as np
+import pytest
+import torch as th
+from stable_baselines3.common.logger import Logger
+
+from sb3_pg import OffPolicyPG
+from sb3_pg.functional import log_importance_ratio
+from sb3_pg.rollout import RolloutBatch, Trajectory
+from tests.oracle.harness import ATOL, BEHAVIOR, CRITIC_TABLE, MDP, THETA, ascent, batches_of, oracle_model
+from tests.oracle.mdp import Array, Enumeration, graph_mdp
+
+
+class Form(NamedTuple):
+    ratio: str
+    returns: str
+    gamma: float
+    state_discount: bool
+
+
+#: What each form is the gradient of: of the policy's own states and rewards, or of what the behavior makes of them.
+UNBIASED = [
+    Form(ratio, *form)
+    for ratio in ("per_decision", "trajectory")
+    for form in (
+        ("total", 1.0, False),
+        ("total", 0.9, False),
+        ("reward_to_go", 1.0, False),
+        ("reward_to_go", 0.9, False),
+        ("reward_to_go", 0.9, True),
+    )
+]
+BIASED = [
+    Form(ratio, "reward_to_go", 0.9, state_discount)
+    for ratio in ("per_step", "prefix")
+    for state_discount in (False, True)
+]
+FORMS = UNBIASED + BIASED
+BASELINES = {"none": 1, "value": 1, "leave_one_out": 2}  # and how many episodes it takes
+
+
+def named(form: Form) -> str:
+    return "-".join(map(str, form))
+
+
+@cache
+def enumeration(form: Form) -> Enumeration:
+    return Enumeration(MDP, THETA, *form[1:], behavior=BEHAVIOR)
+
+
+def make(form: Form, **arguments: Any) -> OffPolicyPG:
+    plain = {"gradient_steps": 1, "buffer_trajectories": 99, "learning_rate": 0.0}
+    return oracle_model(OffPolicyPG, MDP, THETA, **{**plain, **form._asdict(), **arguments})
+
+
+def log_probs(theta: Array, batch: RolloutBatch) -> th.Tensor:
+    """Of the enumeration's policy, and no number at all in the padding."""
+    observations: Any = batch.observations
+    states, actions = (x.long().squeeze(-1).numpy() for x in (observations, batch.actions))
+    found = th.as_tensor(np.log(MDP.policy(theta)[states, actions]), dtype=th.float32)
+    return found.where(batch.valid, th.nan)
+
+
+def estimates(form: Form, baseline: str, **arguments: Any) -> tuple[Array, Array]:
+    """What the loss makes of every batch of the behavior's episodes, (B, P), and how probable each is, (B,)."""
+    model = make(form, baseline=baseline, **arguments)
+    index, probability = enumeration(form).batches(BASELINES[baseline])
+    found = []
+    for batch in batches_of(MDP, index):
+        batch.log_probs = log_probs(BEHAVIOR, batch)
+        batch.log_ratio = log_importance_ratio(log_probs(THETA, batch), batch.log_probs, batch.mask)
+        found.append(ascent(model, batch))
+    return np.stack(found), probability
+
+
+def target(form: Form) -> Array:
+    """The policy's own gradient; where they are not weighted, of the behavior's states and of what it does later."""
+    values = MDP.q_values(THETA if form in UNBIASED else BEHAVIOR, form.gamma)
+    states = MDP.occupancy(BEHAVIOR if form.ratio == "per_step" else THETA)
+    discount = form.gamma if form.state_discount or form.returns == "total" else 1.0
+    return MDP.credited_gradient(THETA, values, discount, states)
+
+
+@pytest.mark.parametrize("baseline", BASELINES)
+@pytest.mark.parametrize("form", FORMS, ids=named)
+def test_expectation(form: Form, baseline: str) -> None:
+    found, probability = estimates(form, baseline)
+    assert np.abs(probability @ found - target(form)).max() < ATOL
+
+
+@pytest.mark.parametrize("form", BIASED, ids=named)
+def test_what_is_called_biased_is_biased(form: Form) -> None:
+    true = MDP.policy_gradient(THETA, form.gamma, form.state_discount)
+    assert np.abs(target(form) - true).max() > 1e-2
+
+
+@pytest.mark.parametrize("form", FORMS, ids=named)
+def test_stored_and_replayed_they_give_the_same(form: Form) -> None:
+    """All trajectories at once, each as a user would hand it in."""
+    oracle, model = enumeration(form), make(form, baseline="none")
+    acting = np.log(MDP.policy(BEHAVIOR))
+    model.add_trajectories(
+        Trajectory(
+            np.array(tau.states),
+            np.array(tau.actions),
+            np.array(tau.rewards),
+            acting[list(tau.states), list(tau.actions)],
+            tau.terminated,
+            not tau.terminated,
+            np.int64(tau.last_state),
+        )
+        for tau in oracle.trajectories
+    )
+    model.set_logger(Logger(None, []))
+    batch = model._next_batch(None)
+    assert batch is not None
+    found, _ = estimates(form, "none")
+    assert np.abs(ascent(model, batch) - found.mean(0)).max() < ATOL
+
+
+@pytest.mark.parametrize("form", [f for f in UNBIASED if f.returns == "reward_to_go"], ids=named)
+def test_a_critic_that_values_what_the_time_limit_cuts_off(form: Form) -> None:
+    """The expectation is of the rewards seen and that value, by backward induction."""
+    mdp, _ = graph_mdp(continues=True)
+    oracle = Enumeration(mdp, THETA, *form[1:], behavior=BEHAVIOR)
+    model = oracle_model(OffPolicyPG, mdp, THETA, learning_rate=0.0, truncation="bootstrap", **form._asdict())
+    values = np.tile(CRITIC_TABLE[:1], (mdp.horizon + 1, 1))
+    index, probability = oracle.batches(1)
+    found = []
+    for batch in batches_of(mdp, index, values):
+        batch.log_probs = log_probs(BEHAVIOR, batch)
+        batch.log_ratio = log_importance_ratio(log_probs(THETA, batch), batch.log_probs, batch.mask)
+        found.append(ascent(model, batch))
+    credit = mdp.n_step_q(THETA, form.gamma, values, mdp.horizon)
+    true = mdp.credited_gradient(THETA, credit, form.gamma if form.state_discount else 1.0)
+    assert np.abs(probability @ np.stack(found) - true).max() < ATOL
+
+
+@pytest.mark.parametrize("ratio", ["per_step", "prefix", "trajectory"])
+def test_weights_are_truncated_then_normalized(ratio: str) -> None:
+    """Every pair of episodes, by a plain loop."""
+    form = Form(ratio, "reward_to_go", 0.9, True)
+    found, _ = estimates(form, "leave_one_out", max_ratio=1.2, self_normalize=True)
+    oracle = enumeration(form)
+    rho = (MDP.policy(THETA) / MDP.policy(BEHAVIOR))[oracle.state, oracle.action]
+    index, _ = oracle.batches(2)
+    lengths = oracle.mask.sum(1).astype(int)
+    expected = np.zeros_like(found)
+    for k, pair in enumerate(index):
+        weights = []
+        for i in pair:
+            steps = rho[i, : lengths[i]]
+            products = {"per_step": steps, "prefix": steps.cumprod(), "trajectory": np.full_like(steps, steps.prod())}
+            weights.append(np.minimum(products[ratio], 1.2))
+        for n, i in enumerate(pair):
+            other = pair[1 - n]
+            baseline = oracle.G[other, : lengths[other]].mean()
+            for t in range(lengths[i]):
+                mean = np.mean([w[min(t, len(w) - 1)] for w in weights])
+                expected[k] += oracle.U[i, t] * weights[n][t] / mean * (oracle.G[i, t] - baseline) / 2
+    assert np.abs(found - expected).max() < ATOL
