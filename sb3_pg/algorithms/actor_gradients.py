@@ -32,8 +32,9 @@ def draw(distribution: Distribution) -> th.Tensor:
     """One action per state, with noise of its own even under gSDE; differentiable for Box."""
     if isinstance(distribution, StateDependentNoiseDistribution):
         gaussian: Any = distribution.distribution
-        return cast(th.Tensor, gaussian.rsample().tanh())
-    return cast(th.Tensor, distribution.sample())
+        actions: th.Tensor = gaussian.rsample().tanh()
+        return actions
+    return distribution.sample()
 
 
 def entropies(distribution: Distribution) -> th.Tensor:
