@@ -472,7 +472,7 @@ def test_an_entropy_bonus_keeps_entropy_up(action_space: str) -> None:
 def test_it_learns_in_every_space(action_space: str, gradient: str, observation_space: str) -> None:
     model = make(envs(action_space, 2, observation_space), actor_gradient=gradient, batch_size=4, train_freq=2)
     before = [parameters(module) for module in (model.actor, model.critic, model.critic_target)]
-    model.learn(24)
+    model.learn(16)
     for was, module in zip(before, (model.actor, model.critic, model.critic_target), strict=True):
         assert not th.equal(was, parameters(module))
     logged = model.logger.name_to_value
