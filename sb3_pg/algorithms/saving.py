@@ -8,12 +8,12 @@ from contextvars import ContextVar
 from typing import Any, TypeVar
 
 import torch as th
-from stable_baselines3.common.base_class import BaseAlgorithm
 from stable_baselines3.common.policies import ActorCriticPolicy
 from stable_baselines3.common.save_util import load_from_zip_file
 from stable_baselines3.common.type_aliases import GymEnv, TensorDict
 
 from sb3_pg.algorithms import arguments as arg
+from sb3_pg.algorithms.learning import LearningAlgorithm
 
 SelfSaved = TypeVar("SelfSaved", bound="SavedAlgorithm")
 #: Names of the attributes that ``load`` was given; None while nothing is loaded.
@@ -22,7 +22,7 @@ _LOADING: ContextVar[Collection[str] | None] = ContextVar("loading", default=Non
 PASSING = ("_batch", "_collector", "_parameter_sets", "_surrogate", "_pieces")
 
 
-class SavedAlgorithm(BaseAlgorithm):
+class SavedAlgorithm(LearningAlgorithm):
     """An algorithm whose critic may have an optimizer of its own, and whose zips may be those of SB3."""
 
     policy: ActorCriticPolicy

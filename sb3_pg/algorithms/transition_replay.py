@@ -9,7 +9,6 @@ import numpy as np
 import torch as th
 from gymnasium import spaces
 from stable_baselines3.common.buffers import ReplayBuffer
-from stable_baselines3.common.callbacks import BaseCallback
 from stable_baselines3.common.noise import ActionNoise
 from stable_baselines3.common.off_policy_algorithm import OffPolicyAlgorithm
 from stable_baselines3.common.type_aliases import MaybeCallback, RolloutReturn, TrainFrequencyUnit
@@ -18,10 +17,10 @@ from typing_extensions import Self
 
 from sb3_pg.algorithms import arguments as arg
 from sb3_pg.algorithms.flat_step import with_fewer_operations
+from sb3_pg.algorithms.learning import LearningAlgorithm
 from sb3_pg.algorithms.q_policies import Critic, OffPACPolicy
 from sb3_pg.algorithms.signature import CHECKS, REPLAYING_CHECKS
 from sb3_pg.errors import NonFiniteError
-from sb3_pg.extras import extra_hints
 from sb3_pg.rollout import (
     BehaviorReplayBuffer,
     DictBehaviorReplayBuffer,
@@ -45,7 +44,7 @@ def _check_train_freq(name: str, value: Any) -> None:
         raise ValueError(str(error)) from error
 
 
-class TransitionAlgorithm(OffPolicyAlgorithm):
+class TransitionAlgorithm(LearningAlgorithm, OffPolicyAlgorithm):
     """Acts with a stochastic actor, and keeps how probable each action was."""
 
     checks: ClassVar[Mapping[str, arg.Check]] = {
@@ -198,27 +197,6 @@ class TransitionAlgorithm(OffPolicyAlgorithm):
             self._last_obs = None  # the env is in an unknown state: it is reset before the next rollout
             raise
 
-    def _setup_learn(self, *args: Any, **kwargs: Any) -> tuple[int, BaseCallback]:
-        """As SB3's, which resets the env.
-
-        :raises NonFiniteError: the observation is not finite
-        """
-        assert self.env is not None
-        guard = NormalizationGuard(self.env)
-        with guard.statistics_kept():
-            result = super()._setup_learn(*args, **kwargs)
-            try:
-                guard.check_reset()
-                require_finite_step("observation", self._last_obs, 0, "The env's reset returned it.")
-            except NonFiniteError:
-                self._last_obs = None
-                raise
-        return result
-
-    def _update_current_progress_remaining(self, num_timesteps: int, total_timesteps: int) -> None:
-        """As SB3's, but never below 0: the last rollout may overshoot, and a linear schedule would turn negative."""
-        super()._update_current_progress_remaining(min(num_timesteps, total_timesteps), total_timesteps)
-
     def learn(
         self,
         total_timesteps: int,
@@ -233,12 +211,7 @@ class TransitionAlgorithm(OffPolicyAlgorithm):
         :raises ValueError: negative ``total_timesteps``, or a model without env
         :raises TypeError: ``total_timesteps`` is not a number
         """
-        arg.real(0)("total_timesteps", total_timesteps)
-        if self.env is None:
-            raise ValueError("learn() needs an environment: call set_env(env), or load(path, env=env)")
-        name = tb_log_name or type(self).__name__
-        with extra_hints():
-            return super().learn(total_timesteps, callback, log_interval, name, reset_num_timesteps, progress_bar)  # type: ignore[arg-type]
+        return self._learn(total_timesteps, callback, log_interval, tb_log_name, reset_num_timesteps, progress_bar)
 
 
 def _require_finite_end(final: Any, env: int, step: int, hint: str) -> None:

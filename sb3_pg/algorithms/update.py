@@ -7,21 +7,17 @@ from collections.abc import Mapping
 from typing import Any, TypeVar
 
 import torch as th
-from stable_baselines3.common.callbacks import BaseCallback
 from stable_baselines3.common.type_aliases import MaybeCallback
 from stable_baselines3.common.utils import update_learning_rate
 
-from sb3_pg.algorithms import arguments as arg
 from sb3_pg.algorithms.estimation import EstimatingAlgorithm
 from sb3_pg.algorithms.explanation import Metrics, clipped_action_fraction, explain_step, explained_variance
 from sb3_pg.algorithms.flat_step import clip_gradient
 from sb3_pg.algorithms.guards import forget_nonfinite, nonfinite_gradient, require_finite_parameters, unchanged_on_error
 from sb3_pg.errors import NonFiniteError
-from sb3_pg.extras import extra_hints
 from sb3_pg.rollout import (
     Collector,
     EntropyUse,
-    NormalizationGuard,
     RolloutBatch,
     set_training_mode,
     structure_of,
@@ -51,40 +47,10 @@ class UpdatingAlgorithm(EstimatingAlgorithm):
         return None
 
     def _learn(
-        self: SelfUpdating,
-        total_timesteps: int,
-        callback: MaybeCallback,
-        log_interval: int | None,
-        tb_log_name: str | None,
-        *arguments: Any,
+        self: SelfUpdating, total_timesteps: int, callback: MaybeCallback, log_interval: int | None, *arguments: Any
     ) -> SelfUpdating:
-        """SB3's ``learn``, of arguments that have been looked at."""
-        arg.real(0)("total_timesteps", total_timesteps)
-        if self.env is None:
-            raise ValueError("learn() needs an environment: call set_env(env), or load(path, env=env)")
         self._log_interval, self._iteration, self._is_observed = log_interval, 0, bool(callback)
-        with extra_hints():
-            name = tb_log_name or type(self).__name__
-            learn: Any = super().learn  # type: ignore[safe-super]  # SB3's on- or off-policy base has it
-            learn(total_timesteps, callback, log_interval, name, *arguments)
-        return self
-
-    def _setup_learn(self, *args: Any, **kwargs: Any) -> tuple[int, BaseCallback]:
-        """As SB3's, which resets the env; a NaN in it must not get into a VecNormalize's statistics."""
-        assert self.env is not None
-        guard = NormalizationGuard(self.env)
-        with guard.statistics_kept():
-            result = super()._setup_learn(*args, **kwargs)
-            try:
-                guard.check_reset()
-            except NonFiniteError:
-                self._last_obs = None
-                raise
-        return result
-
-    def _update_current_progress_remaining(self, num_timesteps: int, total_timesteps: int) -> None:
-        """As SB3's, but never below 0: the last rollout may overshoot, and a linear schedule would turn negative."""
-        super()._update_current_progress_remaining(min(num_timesteps, total_timesteps), total_timesteps)
+        return super()._learn(total_timesteps, callback, log_interval, *arguments)
 
     def _update_from(self, batch: RolloutBatch) -> bool:
         """One update; parameters stay as they were if it fails.
