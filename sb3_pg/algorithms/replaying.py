@@ -126,8 +126,6 @@ class ReplayingAlgorithm(UpdatingAlgorithm, OffPolicyAlgorithm):
 
     def _check_combinations(self) -> None:
         super()._check_combinations()
-        if self.optimize_memory_usage:
-            raise ValueError("optimize_memory_usage=True loses the ends of trajectories: it must be False")
         if self.learning_starts and self.behavior_policy is None:
             uniform_behavior(self.action_space, squashed=False)  # whether it has a density
         self._episodes_per_env()
@@ -208,7 +206,6 @@ class ReplayingAlgorithm(UpdatingAlgorithm, OffPolicyAlgorithm):
         :raises NonFiniteError: a reward or an observation is not finite
         """
         began, steps_before = time.perf_counter(), self.num_timesteps
-        self._iteration += 1
         if self._collector is None or self._collector.env is not env:
             self._collector, self._pieces = Collector(self, env), None
         pieces, self._pieces = self._pieces or Pieces(env.num_envs), None  # an interruption loses them

@@ -152,7 +152,7 @@ class TrajectoryReplayBuffer(ReplayBuffer):
         lengths = np.array([t.length for t in chosen])
         steps = np.arange(lengths.max())[:, None]
         starts = np.array([t.start for t in chosen])
-        rows = (starts + np.minimum(steps, lengths - 1)) % self.buffer_size
+        rows = (starts + steps) % self.buffer_size  # somebody else's in the padding
         mask, last = steps < lengths, steps == lengths - 1
         terminated = last & np.array([t.terminated for t in chosen])
         truncated = last & ~terminated

@@ -15,6 +15,7 @@ from stable_baselines3.common.buffers import ReplayBuffer
 from stable_baselines3.common.callbacks import BaseCallback
 from stable_baselines3.common.logger import Logger
 from stable_baselines3.common.noise import NormalActionNoise
+from stable_baselines3.common.torch_layers import BaseFeaturesExtractor
 from stable_baselines3.common.utils import obs_as_tensor
 from stable_baselines3.common.vec_env import VecNormalize
 
@@ -252,8 +253,8 @@ def test_train_freq_and_gradient_steps_in_all_their_forms() -> None:
         model = make(envs(2, lengths=(6,)), train_freq=train_freq, gradient_steps=3)
         model.learn(1)
         assert model.num_timesteps == 2 * n_steps if n_steps == 12 else n_steps
-    model = make(envs(2, lengths=(4,)), train_freq=4, gradient_steps=-1).learn(8)
-    assert model._n_updates == 8
+    model = make(envs(2, lengths=(4,)), train_freq=4, gradient_steps=-1).learn(16)
+    assert model._n_updates == 16
 
 
 def test_several_envs_contribute_equally() -> None:
@@ -261,6 +262,7 @@ def test_several_envs_contribute_equally() -> None:
     model = make(env, train_freq=(6, "episode"), gradient_steps=0).learn(1, log_interval=None)
     assert sorted(map(len, stored_rewards(model))) == [2, 2, 2, 5, 5, 5]
     assert model.num_timesteps == 2 * 15
+    assert model._episode_num == 6
     assert model.logger.name_to_value["rollout/valid_fraction"] == pytest.approx(21 / 30)
 
 
@@ -328,21 +330,43 @@ def trained(model: Any, gradient_steps: int = 1, batch_size: int | None = None) 
         ("per_step", [2, 2, 0.5, 0.5, 0.5]),
         ("prefix", [2, 4, 0.5, 0.25, 0.125]),
         ("per_decision", [2, 4, 0.5, 0.25, 0.125]),
-        ("trajectory", [4, 0.125]),
+        ("trajectory", [4, 4, 0.125, 0.125, 0.125]),
     ],
 )
-@pytest.mark.parametrize("max_ratio", [None, 1.5])
+@pytest.mark.parametrize("max_ratio", [None, 3.0, 1.5])
 def test_weights_are_logged(ratio: str, weights: list[float], max_ratio: float | None) -> None:
     model = make(envs(), ratio=ratio, max_ratio=max_ratio, baseline="none")
     model.add_trajectories(with_ratios(model, [2, 2], [0.5, 0.5, 0.5]))
     log = trained(model)
     w = np.minimum(weights, max_ratio or np.inf)
+    cut = np.mean(w < weights)
+    if ratio == "trajectory":  # one for each
+        w = w[[0, 2]]
     assert log["train/importance_ess"] == pytest.approx(w.sum() ** 2 / (w**2).sum() / len(w), rel=1e-4)
     assert log["train/largest_weight"] == pytest.approx(w.max(), rel=1e-4)
-    assert log["train/truncated_fraction"] == pytest.approx(0.0 if max_ratio is None else 2 / 5)
-    assert log["train/staleness"] == 0
+    assert log["train/truncated_fraction"] == pytest.approx(cut)
     assert log["train/effective_sample_size"] > 0.99  # of the step that was taken, which was small
-    assert trained(model, 2)["train/staleness"] == 2
+
+
+def test_staleness_is_counted_in_gradient_steps() -> None:
+    model = make(envs(), train_freq=(4, "episode"), gradient_steps=3).learn(22, log_interval=None)
+    assert model._n_updates == 6
+    assert model.logger.name_to_value["train/staleness"] == (5 + 2) / 2  # half of the trajectories are from the start
+    assert trained(model)["train/staleness"] == (6 + 3) / 2
+
+
+def test_the_last_step_of_an_update_explains_itself() -> None:
+    model = make(envs())
+    model.add_trajectories(with_ratios(model, [1, 1], [1, 1, 1]))
+    explained, explain = [], model._explain
+
+    def watched(*args: Any) -> Any:
+        explained.append(model._n_updates)
+        return explain(*args)
+
+    model._explain = watched
+    trained(model, 3)
+    assert explained == [2]
 
 
 def test_the_critics_targets_are_v_traces() -> None:
@@ -469,7 +493,26 @@ def test_a_policy_that_says_nothing_of_an_action_is_an_error() -> None:
     before = parameters(model)
     with pytest.raises(NonFiniteError, match=r"action_net\.weight"):
         trained(model)
+    model.on_nonfinite = "skip"
+    with pytest.warns(UserWarning, match=r"Update skipped.*action_net\.weight"):
+        assert trained(model, 3)["train/n_skipped"] == 1
     assert th.equal(parameters(model).nan_to_num(), before.nan_to_num())
+
+
+class BatchNormExtractor(BaseFeaturesExtractor):
+    def __init__(self, space: Any) -> None:
+        super().__init__(space, 3)
+        self.norm = th.nn.BatchNorm1d(3)
+
+    def forward(self, x: th.Tensor) -> Any:
+        return self.norm(x)
+
+
+def test_only_gradient_steps_train_batch_norm() -> None:
+    policy_kwargs = {"features_extractor_class": BatchNormExtractor}
+    own: dict[str, Any] = {"train_freq": (4, "episode"), "gradient_steps": 2, "baseline": "none"}
+    model = make(envs(), policy_kwargs=policy_kwargs, **own).learn(22)
+    assert model.policy.features_extractor.norm.num_batches_tracked == model._n_updates == 4
 
 
 # ---------------------------------------------------------------- saving

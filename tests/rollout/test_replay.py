@@ -140,9 +140,10 @@ def test_a_batch_without_padding_has_no_mask() -> None:
 def test_what_the_ring_has_partly_overwritten_is_forgotten() -> None:
     buffer = filled(3, 2, 2, size=7)
     assert rewards(buffer) == [[0, 1, 2], [10, 11], [20, 21]]
-    assert buffer.full
+    assert (buffer.pos, buffer.full) == (0, True)
     buffer.add_trajectory(an_episode(1, 30))
     assert rewards(buffer) == [[10, 11], [20, 21], [30]]
+    assert (buffer.pos, buffer.full) == (1, True)
     buffer.add_trajectory(an_episode(5, 40))
     assert rewards(buffer) == [[30], [40, 41, 42, 43, 44]]
     buffer.add_trajectory(an_episode(7, 50))
@@ -192,6 +193,8 @@ def test_reset_and_pickle() -> None:
 
 def test_sb3s_samples_are_transitions() -> None:
     buffer = a_buffer(5)
+    for _ in range(5):
+        buffer.add_trajectory(an_episode(1))  # of which nothing is to be left
     first, second = an_episode(2), an_episode(3, 2, truncated=True)
     buffer.add_trajectory(first)
     buffer.add_trajectory(second)
@@ -204,7 +207,8 @@ def test_sb3s_samples_are_transitions() -> None:
             second.final_observation[None],
         )
     )
-    drawn = buffer.sample(50)
+    normalization: Any = object()  # which nobody asks
+    drawn = buffer.sample(50, normalization)
     rows = drawn.rewards.flatten().long()
     assert rows.unique().tolist() == [0, 1, 2, 3, 4]
     assert same(drawn.observations, observations[rows])
@@ -362,6 +366,12 @@ def test_an_episode_whose_beginning_is_missing_is_left_out() -> None:
     pieces = Pieces(2)
     assert found(pieces, ["..t.t", "....."], [4, 0]) == [[3, 4]]
     assert found(pieces, ["....t", "t.t.."], [0, 8], 5) == [[106, 107], [5, 6, 7, 8, 9]]
+
+
+def test_what_an_env_does_while_it_waits_is_no_episode() -> None:
+    pieces = Pieces(2)
+    assert found(pieces, ["..t", "t.."], [0, 0], waiting={1: 1}) == [[100], [0, 1, 2]]
+    assert found(pieces, ["t", "t"], [0, 2], 3) == [[3]]
 
 
 def test_a_reset_begins_new_episodes() -> None:
