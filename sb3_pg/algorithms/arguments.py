@@ -153,13 +153,19 @@ def nothing(reason: str) -> Check:
 
 
 def train_freq(name: str, value: Any) -> None:
-    """Steps per env, ``(n, "step")`` or ``(n, "episode")``; SB3's TrainFreq is one of these."""
+    """Steps per env, ``(n, "step")`` or ``(n, "episode")``; SB3's TrainFreq is one of these.
+
+    :raises ValueError: anything else, as SB3's off-policy algorithms say
+    """
     given = value if isinstance(value, tuple | list) else (value, "step")
     if len(given) != 2:
         raise ValueError(_message(name, value, 'n, (n, "step") or (n, "episode")', False))
-    integer(1)(f"{name}[0]", given[0])
     unit = given[1].value if isinstance(given[1], TrainFrequencyUnit) else given[1]
-    choice("step", "episode")(f"{name}[1]", unit)
+    try:
+        integer(1)(f"{name}[0]", given[0])
+        choice("step", "episode")(f"{name}[1]", unit)
+    except TypeError as error:
+        raise ValueError(str(error)) from error
 
 
 def device(name: str, value: Any) -> None:

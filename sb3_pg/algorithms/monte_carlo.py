@@ -73,7 +73,7 @@ class MonteCarloAlgorithm(FirstOrderAlgorithm):
     def _setup_model(self) -> None:
         super()._setup_model()
         self._require_several_episodes()
-        asked_for = (self.baseline, self.baseline_kwargs, self.returns)
+        asked_for = [self.baseline, self.baseline_kwargs, self.returns]  # as it comes back from a zip
         # A loaded model brings its fitted baseline along, unless load() was asked for another one.
         if not isinstance(self.baseline, str):
             self._baseline = self.baseline

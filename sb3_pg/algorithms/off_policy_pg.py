@@ -85,6 +85,8 @@ class OffPolicyPG(MonteCarloAlgorithm, ReplayingAlgorithm):
         "min_ess": arg.real(0, 1),
     }
 
+    _n_refused = 0
+
     def __init__(
         self,
         policy: str | type[ActorCriticPolicy],
@@ -146,7 +148,8 @@ class OffPolicyPG(MonteCarloAlgorithm, ReplayingAlgorithm):
                     updates_since = [self._n_updates - trajectory.collected for trajectory in chosen]
                     self.logger.record("train/staleness", sum(updates_since) / len(updates_since))
                     return batch
-            self.logger.record_mean("train/steps_refused", 1.0)
+            self._n_refused += 1
+            self.logger.record("train/n_refused", self._n_refused)
             if not buffer.drop_oldest():
                 break
         return None

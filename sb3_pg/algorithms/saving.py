@@ -8,6 +8,7 @@ from contextvars import ContextVar
 from typing import Any, TypeVar
 
 import torch as th
+from stable_baselines3.common.base_class import maybe_make_env
 from stable_baselines3.common.policies import ActorCriticPolicy
 from stable_baselines3.common.save_util import load_from_zip_file
 from stable_baselines3.common.type_aliases import GymEnv, TensorDict
@@ -44,7 +45,7 @@ class SavedAlgorithm(LearningAlgorithm):
     def load(
         cls: type[SelfSaved],
         path: str | pathlib.Path | io.BufferedIOBase,
-        env: GymEnv | None = None,
+        env: GymEnv | str | None = None,
         device: th.device | str = "auto",
         custom_objects: dict[str, Any] | None = None,
         print_system_info: bool = False,
@@ -53,8 +54,9 @@ class SavedAlgorithm(LearningAlgorithm):
     ) -> SelfSaved:
         """As SB3's; ``kwargs`` replace attributes, and arguments of the constructor are checked as there.
 
-        A critic's optimizer that was not saved starts afresh, and one that is no longer wanted is left out.
-        ``policy_kwargs`` need not name the optimizer that ``use_rms_prop`` has put into the saved ones.
+        ``env`` may be the id of a registered environment too. A critic's optimizer that was not saved starts afresh,
+        and one that is no longer wanted is left out. ``policy_kwargs`` need not name the optimizer that
+        ``use_rms_prop`` has put into the saved ones.
 
         :raises TypeError: an argument that is misspelled
         """
@@ -67,6 +69,7 @@ class SavedAlgorithm(LearningAlgorithm):
                 kwargs["policy_kwargs"] = {**kwargs["policy_kwargs"], **optimizer}
         token = _LOADING.set(tuple(kwargs))
         try:
+            env = None if env is None else maybe_make_env(env, verbose=0)
             model = super().load(path, env, device, custom_objects, print_system_info, force_reset, **kwargs)
         finally:
             _LOADING.reset(token)

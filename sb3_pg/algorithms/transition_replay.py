@@ -8,10 +8,11 @@ from typing import Any, ClassVar
 import numpy as np
 import torch as th
 from gymnasium import spaces
+from stable_baselines3.common.base_class import maybe_make_env
 from stable_baselines3.common.buffers import ReplayBuffer
 from stable_baselines3.common.noise import ActionNoise
 from stable_baselines3.common.off_policy_algorithm import OffPolicyAlgorithm
-from stable_baselines3.common.type_aliases import MaybeCallback, RolloutReturn, TrainFrequencyUnit
+from stable_baselines3.common.type_aliases import GymEnv, MaybeCallback, RolloutReturn, TrainFrequencyUnit
 from stable_baselines3.common.utils import obs_as_tensor
 from typing_extensions import Self
 
@@ -37,13 +38,6 @@ def _check_policy(name: str, value: Any) -> None:
         raise TypeError(f"{name} must be a name or a subclass of OffPACPolicy, got {value!r}")
 
 
-def _check_train_freq(name: str, value: Any) -> None:
-    try:
-        arg.train_freq(name, value)
-    except TypeError as error:  # SB3's off-policy algorithms call every mistake in it a ValueError
-        raise ValueError(str(error)) from error
-
-
 class TransitionAlgorithm(LearningAlgorithm, OffPolicyAlgorithm):
     """Acts with a stochastic actor, and keeps how probable each action was."""
 
@@ -51,7 +45,6 @@ class TransitionAlgorithm(LearningAlgorithm, OffPolicyAlgorithm):
         **CHECKS,
         **REPLAYING_CHECKS,
         "policy": _check_policy,
-        "train_freq": _check_train_freq,
         "batch_size": arg.integer(1),
         "tau": arg.real(0, 1),
         "replay_buffer_class": arg.subclass(ReplayBuffer),
@@ -116,13 +109,16 @@ class TransitionAlgorithm(LearningAlgorithm, OffPolicyAlgorithm):
         return ["policy", "actor.optimizer", "critic.optimizer"], []
 
     @classmethod
-    def load(cls, *args: Any, **kwargs: Any) -> Self:
+    def load(cls, path: Any, env: GymEnv | str | None = None, *args: Any, **kwargs: Any) -> Self:
         """As SB3's; ``kwargs`` replace attributes, and arguments of the constructor are checked as there.
+
+        ``env`` may be the id of a registered environment too.
 
         :raises TypeError: an argument that is misspelled
         """
         arg.no_typos(cls, kwargs)
-        return super().load(*args, **kwargs)
+        env = None if env is None else maybe_make_env(env, verbose=0)
+        return super().load(path, env, *args, **kwargs)
 
     # ---------------------------------------------------------------- acting
 

@@ -625,6 +625,15 @@ def test_rounding_of_a_fitted_critic_is_not_normalized_to_full_size() -> None:
     assert abs(float(policy_loss)) < 1e-4
 
 
+def test_a_fitted_baseline_is_loaded_unless_another_is_asked_for(tmp_path: Path) -> None:
+    model = ALGORITHMS["reinforce-linear"]("CartPole-v1", device="cpu", seed=0).learn(100)
+    model.save(tmp_path / "model")
+    same = Reinforce.load(tmp_path / "model", env="CartPole-v1", device="cpu")
+    assert np.array_equal(same._baseline.weights, model._baseline.weights)
+    other = Reinforce.load(tmp_path / "model", env="CartPole-v1", device="cpu", baseline_kwargs={"regularization": 1.0})
+    assert other._baseline.weights is None
+
+
 def test_load_takes_attributes_too(tmp_path: Path) -> None:
     Reinforce("MlpPolicy", "CartPole-v1", device="cpu").save(tmp_path / "model")
     assert Reinforce.load(tmp_path / "model", num_timesteps=7).num_timesteps == 7

@@ -411,7 +411,7 @@ def test_stale_trajectories_leave_until_the_sample_is_effective() -> None:
     model.add_trajectories(with_ratios(model, [1, 1], [1, 1, 1], seed=2))
     log = trained(model)
     assert [t.length for t in model.replay_buffer.trajectories] == [2, 3]
-    assert log["train/steps_refused"] == 1
+    assert log["train/n_refused"] == 2
     assert log["train/importance_ess"] > 0.99
     assert model._n_updates == 1
 
@@ -423,7 +423,7 @@ def test_without_an_effective_sample_no_step_is_taken() -> None:
     log = trained(model, 3)
     assert th.equal(parameters(model), before)
     assert model._n_updates == 0
-    assert log["train/steps_refused"] == 1
+    assert log["train/n_refused"] == 1
     assert "train/policy_loss" not in log
     assert len(model.replay_buffer.trajectories) == 2
 
@@ -432,7 +432,7 @@ def test_what_is_effective_enough_stays() -> None:
     model = make(envs(), min_ess=0.5)
     model.add_trajectories(with_ratios(model, [1.5, 0.8], seed=1))
     model.add_trajectories(with_ratios(model, [1, 1]))
-    assert "train/steps_refused" not in trained(model)
+    assert "train/n_refused" not in trained(model)
     assert len(model.replay_buffer.trajectories) == 2
 
 
