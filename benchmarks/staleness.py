@@ -56,7 +56,7 @@ def measure(seed: int, warmup: int, n_episodes: int) -> Iterator[dict[str, Any]]
     until(warmup)
     buffer = TrajectoryReplayBuffer(10**6, model.observation_space, model.action_space)
     for trajectory in collect(model, n_episodes):
-        buffer.add_trajectory(Trajectory(*trajectory))
+        buffer.add_trajectories([Trajectory(*trajectory)])
     batch = buffer.batch(buffer.trajectories, bootstrap_truncated=False)
     for staleness in STALENESS:
         until(warmup + staleness)

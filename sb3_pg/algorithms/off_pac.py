@@ -186,7 +186,7 @@ class OffPAC(TransitionAlgorithm):
 
     # ---------------------------------------------------------------- updating
 
-    def train(self, gradient_steps: int, batch_size: int) -> None:
+    def train(self, gradient_steps: int, batch_size: int = 64) -> None:
         """Gradient steps of critic and actor on replayed transitions; parameters stay as they were if one fails.
 
         :param gradient_steps: how many

@@ -64,7 +64,7 @@ def uniform_behavior(space: spaces.Space[Any], squashed: bool) -> BehaviorPolicy
         n_envs = len(next(iter(obs.values()))) if isinstance(obs, dict) else len(obs)
         actions = np.stack([space.sample() for _ in range(n_envs)])
         if isinstance(space, spaces.Box) and squashed:
-            actions = 2 * (actions - space.low) / (space.high - space.low) - 1
+            actions = 2 * ((actions - space.low) / (space.high - space.low)) - 1  # integers would overflow
         return actions, np.full(n_envs, log_prob)
 
     return behavior
