@@ -170,8 +170,8 @@ def test_rewards_of_n_steps_bring_their_own_discount() -> None:
     )
     y = samples.rewards[:, 0] + samples.discounts[:, 0] * (1 - samples.dones[:, 0]) * values
     chosen = th.cat(model.critic(samples.observations, samples.actions), 1)
-    wanted = 0.5 * (chosen - y[:, None]).square().mean(0).sum()
-    assert float(model._fit_critic(samples)["critic_loss"]) == pytest.approx(float(wanted), rel=1e-5)
+    wanted = 0.5 * (chosen - y[:, None]).square().mean(0).sum().item()
+    assert float(model._fit_critic(samples)["critic_loss"]) == pytest.approx(wanted, rel=1e-5)
 
 
 @pytest.mark.parametrize("action_space", ACTION_SPACES)
@@ -647,6 +647,14 @@ def test_the_env_gets_the_stored_action_in_its_own_units(action_space: str, lear
         assert space.contains(np.asarray(sent).astype(space.dtype))
 
 
+def test_integers_are_stored_as_the_policy_sees_them() -> None:
+    model = make(vec(ScriptedEnv(action_space=spaces.Box(0, 255, (2,), np.uint8))), learning_starts=30).learn(40)
+    actions = stored(model, 40)[0]
+    assert actions[:30].min() < -0.7
+    assert actions[:30].max() > 0.7
+    assert len(actions[30:].unique()) == 20
+
+
 @pytest.mark.parametrize("optimize_memory_usage", [False, True])
 @pytest.mark.parametrize("observation_space", ["vector", "dict"])
 def test_replayed_log_probs_belong_to_their_transitions(observation_space: str, optimize_memory_usage: bool) -> None:
@@ -691,7 +699,7 @@ def test_the_same_seed_gives_the_same_weights() -> None:
 
 
 def test_evaluation_does_not_change_training() -> None:
-    evaluate = EvalCallback(gym.make("CartPole-v1"), eval_freq=5, n_eval_episodes=1, verbose=0)
+    evaluate = EvalCallback(make_vec_env("CartPole-v1"), eval_freq=5, n_eval_episodes=1, verbose=0)
     one, other = (make(gym.make("CartPole-v1")).learn(30, callback=callback) for callback in (evaluate, None))
     assert th.equal(parameters(one.policy), parameters(other.policy))
 
@@ -748,6 +756,8 @@ def test_a_model_can_be_loaded_with_other_envs_and_arguments(tmp_path: Path) -> 
     loaded = OffPAC.load(tmp_path / "model", env=envs("box", 3), train_freq=2, actor_gradient="score", gamma=0.5)
     assert (loaded.n_envs, loaded.gamma, loaded.actor_gradient) == (3, 0.5, "score")
     loaded.learn(30)
+    make(gym.make("CartPole-v1")).save(tmp_path / "cartpole")
+    OffPAC.load(tmp_path / "cartpole", env="CartPole-v1").learn(10)
     with pytest.raises(TypeError, match=r"has no argument 'gama'; did you mean 'gamma'"):
         OffPAC.load(tmp_path / "model", gama=0.3)
     with pytest.raises(ValueError, match=r"actor_gradient='expected' sums over the actions of a Discrete"):
