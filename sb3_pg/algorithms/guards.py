@@ -2,9 +2,10 @@
 
 from collections.abc import Iterator
 from contextlib import contextmanager
+from typing import Any
 
 import torch as th
-from stable_baselines3.common.policies import ActorCriticPolicy, BasePolicy
+from stable_baselines3.common.policies import ActorCriticPolicy
 
 from sb3_pg.errors import NonFiniteError
 from sb3_pg.rollout import RolloutBatch, Snapshot, require_finite_policy, structure_of
@@ -26,21 +27,18 @@ def unchanged_on_error(policy: ActorCriticPolicy) -> Iterator[Snapshot]:
 
 
 @contextmanager
-def unchanged_if_nonfinite(policy: BasePolicy, *optimizers: th.optim.Optimizer) -> Iterator[None]:
+def unchanged_if_nonfinite(policy: Any, *optimizers: th.optim.Optimizer) -> Iterator[None]:
     """Put parameters and buffers back as they were if the body raises, or leaves one of them not finite.
 
+    :param policy: one of SB3's, its structure looked at by ``set_training_mode``
+    :param optimizers: what the body steps with
     :raises NonFiniteError: naming the first parameter that is not finite
     """
-    tensors = list(policy.state_dict().values())
-    before = [tensor.clone() for tensor in tensors]
     try:
-        yield
-        if not bool(th.stack(th._foreach_norm(list(policy.parameters()))).isfinite().all()):
-            require_finite_policy(policy, hint=f"It was finite before the update. {_SMALLER_STEP}")
+        with unchanged_on_error(policy):
+            yield
+            require_finite_parameters(policy)
     except BaseException as error:
-        with th.no_grad():
-            for tensor, value in zip(tensors, before, strict=True):
-                tensor.copy_(value)
         for optimizer in optimizers:
             forget_nonfinite(optimizer)
         if isinstance(error, NonFiniteError):

@@ -23,6 +23,7 @@ from sb3_pg.rollout import (
     BehaviorReplayBuffer,
     BehaviorSamples,
     policy_actions,
+    set_training_mode,
     unvalidated_distributions,
 )
 
@@ -193,9 +194,10 @@ class OffPAC(TransitionAlgorithm):
         :param batch_size: transitions per step
         :raises NonFiniteError: a parameter would not be finite
         """
-        policy, buffer, progress = self.policy, self.replay_buffer, self._current_progress_remaining
+        policy: Any = self.policy
+        buffer, progress = self.replay_buffer, self._current_progress_remaining
         assert buffer is not None
-        policy.set_training_mode(True)
+        set_training_mode(policy, True)
         rate = critic_rate = self.lr_schedule(progress)
         if self.critic_learning_rate is not None:
             critic_rate = arg.to_schedule(self.critic_learning_rate, "critic_learning_rate")(progress)
