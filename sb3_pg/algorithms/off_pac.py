@@ -216,9 +216,11 @@ class OffPAC(TransitionAlgorithm):
         self._n_updates += gradient_steps
         self.logger.record("train/n_updates", self._n_updates, exclude="tensorboard")
         self.logger.record("train/learning_rate", rate)
-        for name in steps[0] if steps else ():
-            values = th.stack([th.as_tensor(metrics[name]) for metrics in steps])
-            self.logger.record(f"train/{name}", float(values.max() if name == "largest_weight" else values.mean()))
+        if steps:
+            rows = th.stack([th.stack([th.as_tensor(value) for value in metrics.values()]) for metrics in steps])
+            for name, values in zip(steps[0], rows.T.tolist(), strict=True):
+                largest = name == "largest_weight"
+                self.logger.record(f"train/{name}", max(values) if largest else sum(values) / len(values))
 
     def _fit_critic(self, samples: BehaviorSamples) -> Metrics:
         critic = self.policy.critic

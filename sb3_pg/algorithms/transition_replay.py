@@ -61,7 +61,7 @@ class TransitionAlgorithm(LearningAlgorithm, OffPolicyAlgorithm):
         space = self.action_space
         if isinstance(space, spaces.Box) and not (space.low < space.high).all():
             raise ValueError(f"actions are scaled by the bounds, which must differ, got {space}")
-        if isinstance(space, spaces.Discrete) and space.start:
+        if np.any(getattr(space, "start", 0)):
             raise ValueError(f"actions are counted from 0, got {space}")
         self._convert_train_freq()
         frequency: Any = self.train_freq

@@ -361,7 +361,7 @@ def test_reparameterized_differentiates_q_by_the_action_with_the_noise_fixed(use
     loss, _ = ACTOR_LOSSES["reparameterized"](Scene(samples, distribution, model.critic, 2, None))
     gradients = th.autograd.grad(-loss, list(actor.parameters()))
     slope = sum(float((g * d).sum()) for g, d in zip(gradients, directions, strict=True))
-    assert -float(loss) == pytest.approx(objective(0.0), rel=1e-5)
+    assert -loss.item() == pytest.approx(objective(0.0), rel=1e-5)
     assert slope == pytest.approx((objective(1e-4) - objective(-1e-4)) / 2e-4, rel=1e-3)
 
 
@@ -979,8 +979,9 @@ def test_arguments_that_contradict_each_other() -> None:
         make(envs("discrete", 2), train_freq=(1, "episode"))
     with pytest.raises(ValueError, match="continuous actions"):
         make(envs("discrete"), use_sde=True)
-    with pytest.raises(ValueError, match=r"counted from 0.*start=2"):
-        make(vec(ScriptedEnv(action_space=spaces.Discrete(3, start=2))))
+    for space in (spaces.Discrete(3, start=2), spaces.MultiDiscrete([2, 3], start=[0, 2])):
+        with pytest.raises(ValueError, match="counted from 0"):
+            make(vec(ScriptedEnv(action_space=space)))
     with pytest.raises(ValueError, match=r"bounds, which must differ"):
         make(vec(ScriptedEnv(action_space=spaces.Box(0.0, 0.0, (2,)))))
 
