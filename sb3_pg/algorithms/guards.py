@@ -2,10 +2,9 @@
 
 from collections.abc import Iterator
 from contextlib import contextmanager
-from typing import Any
 
 import torch as th
-from stable_baselines3.common.policies import ActorCriticPolicy
+from stable_baselines3.common.policies import ActorCriticPolicy, BasePolicy
 
 from sb3_pg.errors import NonFiniteError
 from sb3_pg.rollout import RolloutBatch, Snapshot, require_finite_policy, structure_of
@@ -14,7 +13,7 @@ _SMALLER_STEP = "A smaller learning rate may help."
 
 
 @contextmanager
-def unchanged_on_error(policy: ActorCriticPolicy) -> Iterator[Snapshot]:
+def unchanged_on_error(policy: BasePolicy) -> Iterator[Snapshot]:
     """Put parameters and buffers back as they were, to the bit, if the body raises (an interruption included)."""
     before = structure_of(policy).snapshot()
     try:
@@ -27,7 +26,7 @@ def unchanged_on_error(policy: ActorCriticPolicy) -> Iterator[Snapshot]:
 
 
 @contextmanager
-def unchanged_if_nonfinite(policy: Any, *optimizers: th.optim.Optimizer) -> Iterator[None]:
+def unchanged_if_nonfinite(policy: BasePolicy, *optimizers: th.optim.Optimizer) -> Iterator[None]:
     """Put parameters and buffers back as they were if the body raises, or leaves one of them not finite.
 
     :param policy: one of SB3's, its structure looked at by ``set_training_mode``
@@ -89,7 +88,7 @@ def require_log_probs(policy: ActorCriticPolicy, log_probs: th.Tensor, valid: th
         raise NonFiniteError("log_prob", float(log_probs[step, env]), env, step)
 
 
-def require_finite_parameters(policy: ActorCriticPolicy) -> None:
+def require_finite_parameters(policy: BasePolicy) -> None:
     """Check the parameters after a step.
 
     :raises NonFiniteError: naming the first parameter that is not finite

@@ -1,10 +1,13 @@
-"""What every algorithm's ``learn`` does before SB3's."""
+"""What every algorithm's ``learn`` and ``load`` do before SB3's."""
 
-from typing import Any, TypeVar
+import io
+import pathlib
+from collections.abc import Mapping
+from typing import Any, ClassVar, TypeVar
 
-from stable_baselines3.common.base_class import BaseAlgorithm
+from stable_baselines3.common.base_class import BaseAlgorithm, maybe_make_env
 from stable_baselines3.common.callbacks import BaseCallback
-from stable_baselines3.common.type_aliases import MaybeCallback
+from stable_baselines3.common.type_aliases import GymEnv, MaybeCallback
 
 from sb3_pg.algorithms import arguments as arg
 from sb3_pg.errors import NonFiniteError
@@ -16,6 +19,37 @@ SelfLearning = TypeVar("SelfLearning", bound="LearningAlgorithm")
 
 class LearningAlgorithm(BaseAlgorithm):
     """Stands before one of SB3's bases, on- or off-policy, in the order of bases."""
+
+    #: of each argument, what it must be
+    checks: ClassVar[Mapping[str, arg.Check]]
+
+    @classmethod
+    def load(
+        cls: type[SelfLearning],
+        path: str | pathlib.Path | io.BufferedIOBase,
+        env: GymEnv | str | None = None,
+        *args: Any,
+        **kwargs: Any,
+    ) -> SelfLearning:
+        """As SB3's; ``kwargs`` replace attributes, and arguments of the constructor are checked as there.
+
+        ``env`` may be the id of a registered environment too.
+
+        :raises TypeError: an argument that is misspelled
+        """
+        arg.no_typos(cls, kwargs)
+        return super().load(path, None if env is None else maybe_make_env(env, verbose=0), *args, **kwargs)
+
+    def _check_again(self) -> None:
+        """Look at the arguments once more, since ``load`` replaces attributes after the constructor.
+
+        :raises ValueError: one is out of range, or there has never been an env
+        :raises TypeError: one is of the wrong type
+        """
+        if not hasattr(self, "observation_space"):
+            raise ValueError("env must be an environment or the id of a registered one, got None")
+        values = {name: value for name, value in vars(self).items() if name not in ("policy", "env")}
+        arg.check_arguments(values, self.checks)
 
     def _learn(
         self: SelfLearning,

@@ -194,7 +194,7 @@ class OffPAC(TransitionAlgorithm):
         :param batch_size: transitions per step
         :raises NonFiniteError: a parameter would not be finite
         """
-        policy: Any = self.policy
+        policy = self.policy
         buffer, progress = self.replay_buffer, self._current_progress_remaining
         assert buffer is not None
         set_training_mode(policy, True)

@@ -141,8 +141,7 @@ class OffPolicyPG(MonteCarloAlgorithm, ReplayingAlgorithm):
                     entropy=self._entropy_use(),
                 )
                 require_log_probs(self.policy, log_prob, batch.valid)
-                assert batch.log_probs is not None
-                batch.log_ratio = log_importance_ratio(log_prob, batch.log_probs, batch.mask)
+                self._weigh(batch, log_prob)
                 if self._effective_share(batch) >= self.min_ess:
                     batch.returns, batch.advantages = self._estimate(batch)
                     updates_since = [self._n_updates - trajectory.collected for trajectory in chosen]
@@ -154,20 +153,23 @@ class OffPolicyPG(MonteCarloAlgorithm, ReplayingAlgorithm):
                 break
         return None
 
-    def _log_weights(self, batch: RolloutBatch) -> th.Tensor:
-        """Log W_t, truncated and normalized where that is asked for, ``(n_steps, n_envs)``."""
-        assert batch.log_ratio is not None
+    def _weigh(self, batch: RolloutBatch, log_prob: th.Tensor) -> None:
+        """Set the batch's log rho_t and log W_t, truncated and normalized where that is asked for."""
+        assert batch.log_probs is not None
+        batch.log_ratio = log_importance_ratio(log_prob, batch.log_probs, batch.mask)
         logs = truncate(log_weights(batch.log_ratio, batch.ends, self.ratio, batch.mask), self.max_ratio)
-        return self_normalize(logs, batch.ends, batch.mask) if self.self_normalize else logs
+        batch.log_weights = self_normalize(logs, batch.ends, batch.mask) if self.self_normalize else logs
 
     def _effective_share(self, batch: RolloutBatch) -> float:
         """Effective sample size per sample: per episode where an episode has one weight, per step otherwise."""
         counted = batch.valid & batch.ends if self.ratio == "trajectory" else batch.valid
-        size = effective_sample_size(self._log_weights(batch), counted)
+        assert batch.log_weights is not None
+        size = effective_sample_size(batch.log_weights, counted)
         return float(size / counted.sum())
 
     def _weights(self, batch: RolloutBatch) -> th.Tensor:
-        weights = importance_weights(self._log_weights(batch))
+        assert batch.log_weights is not None
+        weights = importance_weights(batch.log_weights)
         discounts = super()._weights(batch)
         return weights if discounts is None else weights * discounts
 
@@ -175,8 +177,9 @@ class OffPolicyPG(MonteCarloAlgorithm, ReplayingAlgorithm):
         returns = super()._returns(batch)
         if self.ratio != "per_decision":
             return returns
+        assert batch.log_weights is not None
         later = per_decision_return(
-            batch.rewards, self._log_weights(batch), batch.ends, self.gamma, batch.bootstrap, batch.mask
+            batch.rewards, batch.log_weights, batch.ends, self.gamma, batch.bootstrap, batch.mask
         )
         if self.returns == "reward_to_go":
             return later
@@ -202,8 +205,8 @@ class OffPolicyPG(MonteCarloAlgorithm, ReplayingAlgorithm):
         """What the step has done to the policy that took it, rather than to those that acted."""
         assert batch.log_probs is not None
         assert batch.log_ratio is not None
-        weights = self._log_weights(batch)
-        counted = weights[batch.valid]
+        assert batch.log_weights is not None
+        counted = batch.log_weights[batch.valid]
         metrics: Metrics = {
             "importance_ess": self._effective_share(batch),
             "largest_weight": counted.max().exp(),

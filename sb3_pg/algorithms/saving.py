@@ -8,12 +8,10 @@ from contextvars import ContextVar
 from typing import Any, TypeVar
 
 import torch as th
-from stable_baselines3.common.base_class import maybe_make_env
 from stable_baselines3.common.policies import ActorCriticPolicy
 from stable_baselines3.common.save_util import load_from_zip_file
 from stable_baselines3.common.type_aliases import GymEnv, TensorDict
 
-from sb3_pg.algorithms import arguments as arg
 from sb3_pg.algorithms.learning import LearningAlgorithm
 
 SelfSaved = TypeVar("SelfSaved", bound="SavedAlgorithm")
@@ -60,7 +58,6 @@ class SavedAlgorithm(LearningAlgorithm):
 
         :raises TypeError: an argument that is misspelled
         """
-        arg.no_typos(cls, kwargs)
         if isinstance(kwargs.get("policy_kwargs"), dict) and "optimizer_class" not in kwargs["policy_kwargs"]:
             data, _, _ = load_from_zip_file(path, device="cpu", custom_objects=custom_objects)
             saved = (data or {}).get("policy_kwargs", {})
@@ -69,7 +66,6 @@ class SavedAlgorithm(LearningAlgorithm):
                 kwargs["policy_kwargs"] = {**kwargs["policy_kwargs"], **optimizer}
         token = _LOADING.set(tuple(kwargs))
         try:
-            env = None if env is None else maybe_make_env(env, verbose=0)
             model = super().load(path, env, device, custom_objects, print_system_info, force_reset, **kwargs)
         finally:
             _LOADING.reset(token)

@@ -197,11 +197,7 @@ class ConfiguredAlgorithm(SavedAlgorithm):
         self.lr_schedule = arg.to_schedule(self.learning_rate)
 
     def _setup_model(self) -> None:
-        if not hasattr(self, "observation_space"):
-            raise ValueError("env must be an environment or the id of a registered one, got None")
-        # Again, since load() replaces attributes after the constructor.
-        values = {name: value for name, value in vars(self).items() if name not in ("policy", "env")}
-        arg.check_arguments(values, self.checks)
+        self._check_again()
         self._prepare()
         super()._setup_model()  # type: ignore[safe-super]  # SB3's on- or off-policy base has it
         self.policy.optimizer = with_fewer_operations(self.policy.optimizer)

@@ -8,11 +8,10 @@ from typing import Any, ClassVar
 import numpy as np
 import torch as th
 from gymnasium import spaces
-from stable_baselines3.common.base_class import maybe_make_env
 from stable_baselines3.common.buffers import ReplayBuffer
 from stable_baselines3.common.noise import ActionNoise
 from stable_baselines3.common.off_policy_algorithm import OffPolicyAlgorithm
-from stable_baselines3.common.type_aliases import GymEnv, MaybeCallback, RolloutReturn, TrainFrequencyUnit
+from stable_baselines3.common.type_aliases import MaybeCallback, RolloutReturn, TrainFrequencyUnit
 from stable_baselines3.common.utils import obs_as_tensor
 from typing_extensions import Self
 
@@ -26,6 +25,7 @@ from sb3_pg.rollout import (
     BehaviorReplayBuffer,
     DictBehaviorReplayBuffer,
     NormalizationGuard,
+    require_finite_observation,
     require_finite_policy,
     require_finite_step,
     uniform_behavior,
@@ -69,11 +69,7 @@ class TransitionAlgorithm(LearningAlgorithm, OffPolicyAlgorithm):
             raise ValueError(f"train_freq in episodes takes one env, got {self.n_envs} envs: give it in steps")
 
     def _setup_model(self) -> None:
-        if not hasattr(self, "observation_space"):
-            raise ValueError("env must be an environment or the id of a registered one, got None")
-        # Again, since load() replaces attributes after the constructor.
-        values = {name: value for name, value in vars(self).items() if name not in ("policy", "env")}
-        arg.check_arguments(values, self.checks)
+        self._check_again()
         self._check_combinations()
         if self.replay_buffer_class is None:
             is_dict = isinstance(self.observation_space, spaces.Dict)
@@ -107,18 +103,6 @@ class TransitionAlgorithm(LearningAlgorithm, OffPolicyAlgorithm):
 
     def _get_torch_save_params(self) -> tuple[list[str], list[str]]:
         return ["policy", "actor.optimizer", "critic.optimizer"], []
-
-    @classmethod
-    def load(cls, path: Any, env: GymEnv | str | None = None, *args: Any, **kwargs: Any) -> Self:
-        """As SB3's; ``kwargs`` replace attributes, and arguments of the constructor are checked as there.
-
-        ``env`` may be the id of a registered environment too.
-
-        :raises TypeError: an argument that is misspelled
-        """
-        arg.no_typos(cls, kwargs)
-        env = None if env is None else maybe_make_env(env, verbose=0)
-        return super().load(path, env, *args, **kwargs)
 
     # ---------------------------------------------------------------- acting
 
@@ -172,7 +156,8 @@ class TransitionAlgorithm(LearningAlgorithm, OffPolicyAlgorithm):
         require_finite_step("reward", reward, step, hint)
         require_finite_step("observation", new_obs, step, hint)
         for env in np.flatnonzero(dones):
-            _require_finite_end(infos[env].get("terminal_observation"), int(env), step, hint)
+            final = infos[env].get("terminal_observation")
+            require_finite_observation("observation at the end", final, int(env), step, hint)
         self._n_collected += 1
         super()._store_transition(replay_buffer, buffer_action, new_obs, reward, dones, infos)
         if isinstance(replay_buffer, BehaviorReplayBuffer):
@@ -208,12 +193,3 @@ class TransitionAlgorithm(LearningAlgorithm, OffPolicyAlgorithm):
         :raises TypeError: ``total_timesteps`` is not a number
         """
         return self._learn(total_timesteps, callback, log_interval, tb_log_name, reset_num_timesteps, progress_bar)
-
-
-def _require_finite_end(final: Any, env: int, step: int, hint: str) -> None:
-    """Check the observation that an episode ended with, which SB3 keeps in the env's info."""
-    for key, part in (final if isinstance(final, dict) else {"": final}).items():
-        values = np.asarray(part)
-        if values.dtype.kind == "f" and not np.isfinite(values).all():
-            name = "observation at the end" + (f"['{key}']" if key else "")
-            raise NonFiniteError(name, float(values[~np.isfinite(values)][0]), env, step, hint)

@@ -27,7 +27,7 @@ import torch as th
 
 from sb3_pg.functional._check import check_shapes
 from sb3_pg.functional.precision import precise
-from sb3_pg.functional.returns import rewards_and_decay, shift, zero_padding
+from sb3_pg.functional.returns import episode_starts, rewards_and_decay, shift, zero_padding
 from sb3_pg.functional.scan import scan
 
 #: The forms of :func:`log_weights`.
@@ -94,12 +94,6 @@ def log_weights(
             last |= th.cat((mask[:-1] & ~mask[1:], last[-1:]))
         logs = scan(th.where(last, logs, 0.0), (~last).to(logs))
     return logs if mask is None else th.where(mask, logs, 0.0)
-
-
-def episode_starts(ends: th.Tensor) -> th.Tensor:
-    """True where a step is the first of its episode, or of the column."""
-    ended = ends.bool()
-    return th.cat((th.ones_like(ended[:1]), ended[:-1]))
 
 
 def truncate(log_weights: th.Tensor, max_ratio: float | None) -> th.Tensor:

@@ -37,6 +37,12 @@ def zero_padding(values: th.Tensor, mask: th.Tensor | None) -> th.Tensor:
     return values if mask is None else th.where(mask, values, 0.0)
 
 
+def episode_starts(ends: th.Tensor) -> th.Tensor:
+    """True where a step is the first of its episode, or of the column."""
+    ended = ends.bool()
+    return th.cat((th.ones_like(ended[:1]), ended[:-1]))
+
+
 def reward_to_go(
     rewards: th.Tensor,
     ends: th.Tensor,
@@ -78,8 +84,7 @@ def total_return(rewards: th.Tensor, ends: th.Tensor, gamma: float, mask: th.Ten
     :raises ValueError: unequal shapes, or gamma outside [0, 1]
     """
     to_go = reward_to_go(rewards, ends, gamma, mask=mask)
-    ended = ends.bool()
-    starts = th.cat((th.ones_like(ended[:1]), ended[:-1]))
+    starts = episode_starts(ends)
     # The value at the episode's start is carried forwards: the same recurrence on the flipped time axis.
     carried = scan(th.where(starts, to_go, 0.0).flip(0), (~starts).to(to_go.dtype).flip(0)).flip(0)
     return zero_padding(carried, mask)

@@ -11,7 +11,12 @@ from sb3_pg.rollout.evaluation import (
     fill_bootstrap,
     make_batch,
 )
-from sb3_pg.rollout.finite import NormalizationGuard, require_finite_policy, require_finite_step
+from sb3_pg.rollout.finite import (
+    NormalizationGuard,
+    require_finite_observation,
+    require_finite_policy,
+    require_finite_step,
+)
 from sb3_pg.rollout.forward import (
     CHUNK_SIZE,
     Distributions,
@@ -81,6 +86,7 @@ __all__ = [
     "policy_actions",
     "predict_log_probs",
     "predict_values",
+    "require_finite_observation",
     "require_finite_policy",
     "require_finite_step",
     "set_training_mode",

@@ -6,6 +6,8 @@ from typing import Any
 
 import torch as th
 
+from sb3_pg.functional.returns import episode_starts
+
 Observations = th.Tensor | dict[str, th.Tensor]
 
 
@@ -24,6 +26,7 @@ class RolloutBatch:
     :param values: V(s_t) of the policy's critic, None where no critic is in use
     :param log_probs: log pi(a_t|s_t) of the policy that collected, nats
     :param log_ratio: logarithm of each action's importance ratio: its log-prob now, less ``log_probs``; None on-policy
+    :param log_weights: logarithms of the importance weights made of them; None on-policy
     :param n_episodes: number of complete episodes in the batch, None for segments of fixed length
     :param bootstrap_observations: the states behind ``bootstrap``, and their places in it (step * n_envs + env), for
         critics that are refitted
@@ -44,6 +47,7 @@ class RolloutBatch:
     values: th.Tensor | None = None
     log_probs: th.Tensor | None = None
     log_ratio: th.Tensor | None = None
+    log_weights: th.Tensor | None = None
     n_episodes: int | None = None
     bootstrap_observations: tuple[Observations, th.Tensor] | None = None
     advantages: th.Tensor | None = None
@@ -72,10 +76,7 @@ class RolloutBatch:
 
         Numbers run along one env's column, then on to the next; they mean nothing in the padding.
         """
-        starts = th.zeros_like(self.ends)
-        starts[0] = True
-        starts[1:] = self.ends[:-1]
-        starts &= self.valid
+        starts = episode_starts(self.ends) & self.valid
         return (starts.T.flatten().cumsum(0) - 1).view(starts.shape[1], -1).T
 
     def select(self, x: Any) -> Any:

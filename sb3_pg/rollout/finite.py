@@ -63,10 +63,23 @@ def require_finite_rollout(buffer: TrajectoryRolloutBuffer) -> None:
             value = np.asarray(array[step, env])
             raise NonFiniteError(name, float(value[~np.isfinite(value)].flat[0]), env, step, _FROM_ENV)
     for (step, env), observation in buffer.final_observations.items():
-        for name, array in _parts("observation that followed", observation):
-            values = np.asarray(array)
-            if not _is_finite(values) and not np.isfinite(values).all():
-                raise NonFiniteError(name, float(values[~np.isfinite(values)].flat[0]), env, step, _FROM_ENV)
+        require_finite_observation("observation that followed", observation, env, step)
+
+
+def require_finite_observation(name: str, observation: Any, env: int, step: int, hint: str = _FROM_ENV) -> None:
+    """Check one observation of one env.
+
+    :param name: what it is
+    :param observation: an array, or a dict of those
+    :param env: the env
+    :param step: time step within the rollout
+    :param hint: what to tell
+    :raises NonFiniteError: it is not finite
+    """
+    for part, array in _parts(name, observation):
+        values = np.asarray(array)
+        if not _is_finite(values) and not np.isfinite(values).all():
+            raise NonFiniteError(part, float(values[~np.isfinite(values)].flat[0]), env, step, hint)
 
 
 def require_finite_policy(policy: BasePolicy, cause: Exception | None = None, hint: str = "") -> None:

@@ -95,10 +95,6 @@ class TrajectoryReplayBuffer(ReplayBuffer):
         for trajectory in trajectories:
             self._append(trajectory, collected, group)
 
-    def add_trajectory(self, trajectory: Trajectory, collected: int = 0) -> None:
-        """Append one, by itself, as :meth:`add_trajectories` does."""
-        self.add_trajectories([trajectory], collected)
-
     def _append(self, trajectory: Trajectory, collected: int, group: int) -> None:
         length = len(trajectory)
         rows = np.arange(self._n_written, self._n_written + length) % self.buffer_size

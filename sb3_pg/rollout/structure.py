@@ -9,7 +9,7 @@ from typing import Any
 from weakref import WeakKeyDictionary
 
 import torch as th
-from stable_baselines3.common.policies import ActorCriticPolicy
+from stable_baselines3.common.policies import ActorCriticPolicy, BasePolicy
 from torch import nn
 from torch._utils import _flatten_dense_tensors, _unflatten_dense_tensors
 from torch.nn.modules.module import _has_any_global_hook
@@ -24,7 +24,7 @@ _MODE_DEPENDENT = (
 )
 
 
-def overrides(policy: ActorCriticPolicy, *methods: str) -> bool:
+def overrides(policy: BasePolicy, *methods: str) -> bool:
     """Whether the policy's class replaces one of these methods of SB3's ActorCriticPolicy."""
     return any(getattr(type(policy), name) is not getattr(ActorCriticPolicy, name) for name in methods)
 
@@ -91,7 +91,7 @@ class Structure:
     :param policy: the policy
     """
 
-    def __init__(self, policy: ActorCriticPolicy) -> None:
+    def __init__(self, policy: BasePolicy) -> None:
         self.parts = [module for module in policy.modules() if module is not policy]
         self.parameters = list(policy.parameters())
         self.buffers = list(policy.buffers())
@@ -153,13 +153,13 @@ class Structure:
 _KNOWN: WeakKeyDictionary[nn.Module, Structure] = WeakKeyDictionary()
 
 
-def structure_of(policy: ActorCriticPolicy) -> Structure:
+def structure_of(policy: BasePolicy) -> Structure:
     """The policy's structure, as it was at the latest :func:`set_training_mode`."""
     structure = _KNOWN.get(policy)
     return _KNOWN.setdefault(policy, Structure(policy)) if structure is None else structure
 
 
-def set_training_mode(policy: ActorCriticPolicy, mode: bool) -> None:
+def set_training_mode(policy: BasePolicy, mode: bool) -> None:
     """As the policy's method, in a tenth of the time; looks whether the policy's structure is still the same.
 
     :param policy: the policy
@@ -179,7 +179,7 @@ def set_training_mode(policy: ActorCriticPolicy, mode: bool) -> None:
 
 
 @contextmanager
-def evaluation_mode(policy: ActorCriticPolicy) -> Iterator[None]:
+def evaluation_mode(policy: BasePolicy) -> Iterator[None]:
     """Let the body have the policy as it acts."""
     before = policy.training
     set_training_mode(policy, False)

@@ -11,7 +11,6 @@ import torch as th
 from stable_baselines3.common.logger import Logger
 
 from sb3_pg import OffPolicyPG
-from sb3_pg.functional import log_importance_ratio
 from sb3_pg.rollout import RolloutBatch, Trajectory
 from tests.oracle.harness import ATOL, BEHAVIOR, CRITIC_TABLE, MDP, THETA, ascent, batches_of, oracle_model
 from tests.oracle.mdp import Array, Enumeration, graph_mdp
@@ -74,7 +73,7 @@ def estimates(form: Form, baseline: str, **arguments: Any) -> tuple[Array, Array
     found = []
     for batch in batches_of(MDP, index):
         batch.log_probs = log_probs(BEHAVIOR, batch)
-        batch.log_ratio = log_importance_ratio(log_probs(THETA, batch), batch.log_probs, batch.mask)
+        model._weigh(batch, log_probs(THETA, batch))
         found.append(ascent(model, batch))
     return np.stack(found), probability
 
@@ -135,7 +134,7 @@ def test_a_critic_that_values_what_the_time_limit_cuts_off(form: Form) -> None:
     found = []
     for batch in batches_of(mdp, index, values):
         batch.log_probs = log_probs(BEHAVIOR, batch)
-        batch.log_ratio = log_importance_ratio(log_probs(THETA, batch), batch.log_probs, batch.mask)
+        model._weigh(batch, log_probs(THETA, batch))
         found.append(ascent(model, batch))
     credit = mdp.n_step_q(THETA, form.gamma, values, mdp.horizon)
     true = mdp.credited_gradient(THETA, credit, form.gamma if form.state_discount else 1.0)

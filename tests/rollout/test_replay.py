@@ -59,7 +59,7 @@ def filled(*lengths: int, size: int = 20, **kwargs: Any) -> TrajectoryReplayBuff
     """Episode number i has the rewards 10 i, 10 i + 1, ..."""
     buffer = a_buffer(size, **kwargs)
     for i, length in enumerate(lengths):
-        buffer.add_trajectory(an_episode(length, 10 * i))
+        buffer.add_trajectories([an_episode(length, 10 * i)])
     return buffer
 
 
@@ -91,7 +91,7 @@ def test_trajectories_come_back_as_they_were(observations: str, actions: str) ->
     kinds: dict[str, Any] = {"observations": observations, "actions": actions}
     given = [an_episode(3, **kinds), an_episode(2, 10, True, **kinds), an_episode(4, 20, True, **kinds)]
     for trajectory in given:
-        buffer.add_trajectory(trajectory)
+        buffer.add_trajectories([trajectory])
     given = given[1:]  # the third lies over the first, and over the end of the ring
     assert isinstance(buffer, DictReplayBuffer if observations == "dict" else ReplayBuffer)
     batch = buffer.batch(buffer.trajectories, True)
@@ -122,7 +122,7 @@ def test_trajectories_come_back_as_they_were(observations: str, actions: str) ->
 def test_terminated_trajectories_bootstrap_nothing() -> None:
     buffer = filled(2, 3)
     assert buffer.batch(buffer.trajectories, True).bootstrap_observations is None
-    buffer.add_trajectory(an_episode(2, truncated=True))
+    buffer.add_trajectories([an_episode(2, truncated=True)])
     assert buffer.batch(buffer.trajectories, False).bootstrap_observations is None
     batch = buffer.batch(buffer.trajectories, True)
     assert batch.terminated.nonzero().tolist() == [[1, 0], [2, 1]]
@@ -141,12 +141,12 @@ def test_what_the_ring_has_partly_overwritten_is_forgotten() -> None:
     buffer = filled(3, 2, 2, size=7)
     assert rewards(buffer) == [[0, 1, 2], [10, 11], [20, 21]]
     assert (buffer.pos, buffer.full) == (0, True)
-    buffer.add_trajectory(an_episode(1, 30))
+    buffer.add_trajectories([an_episode(1, 30)])
     assert rewards(buffer) == [[10, 11], [20, 21], [30]]
     assert (buffer.pos, buffer.full) == (1, True)
-    buffer.add_trajectory(an_episode(5, 40))
+    buffer.add_trajectories([an_episode(5, 40)])
     assert rewards(buffer) == [[30], [40, 41, 42, 43, 44]]
-    buffer.add_trajectory(an_episode(7, 50))
+    buffer.add_trajectories([an_episode(7, 50)])
     assert rewards(buffer) == [[50, 51, 52, 53, 54, 55, 56]]
 
 
@@ -182,22 +182,22 @@ def test_reset_and_pickle() -> None:
     buffer = filled(3, 2)
     again = pickle.loads(pickle.dumps(buffer))
     assert rewards(again) == rewards(buffer) == [[0, 1, 2], [10, 11]]
-    again.add_trajectory(an_episode(1, 20))
+    again.add_trajectories([an_episode(1, 20)])
     assert rewards(again) == [[0, 1, 2], [10, 11], [20]]
     buffer.reset()
     assert buffer.trajectories == []
     assert buffer.size() == 0
-    buffer.add_trajectory(an_episode(2, 5))
+    buffer.add_trajectories([an_episode(2, 5)])
     assert rewards(buffer) == [[5, 6]]
 
 
 def test_sb3s_samples_are_transitions() -> None:
     buffer = a_buffer(5)
     for _ in range(5):
-        buffer.add_trajectory(an_episode(1))  # of which nothing is to be left
+        buffer.add_trajectories([an_episode(1)])  # of which nothing is to be left
     first, second = an_episode(2), an_episode(3, 2, truncated=True)
-    buffer.add_trajectory(first)
-    buffer.add_trajectory(second)
+    buffer.add_trajectories([first])
+    buffer.add_trajectories([second])
     observations = np.concatenate((first.observations, second.observations))
     following = np.concatenate(
         (
@@ -258,15 +258,15 @@ def test_dicts_of_observations_have_all_their_keys() -> None:
     episode = an_episode(2, observations="dict")
     buffer = a_buffer(observations="dict")
     with pytest.raises(ValueError, match=r"observations.*\['class', 'vec'\], got \['vec'\]"):
-        buffer.add_trajectory(replace(episode, observations={"vec": episode.observations["vec"]}))
+        buffer.add_trajectories([replace(episode, observations={"vec": episode.observations["vec"]})])
     with pytest.raises(ValueError, match=r"observations\['vec'\].*\(2, 2\), got \(1, 2\)"):
-        buffer.add_trajectory(replace(episode, observations={**episode.observations, "vec": np.zeros((1, 2))}))
+        buffer.add_trajectories([replace(episode, observations={**episode.observations, "vec": np.zeros((1, 2))})])
 
 
 def test_a_terminated_trajectory_needs_no_final_observation() -> None:
     for observations in ("vector", "dict"):
         buffer = a_buffer(observations=observations)
-        buffer.add_trajectory(replace(an_episode(2, observations=observations), final_observation=None))
+        buffer.add_trajectories([replace(an_episode(2, observations=observations), final_observation=None)])
         assert rewards(buffer) == [[0, 1]]
 
 
