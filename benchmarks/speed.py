@@ -26,6 +26,8 @@ Protocol
   Both fit the critic by 10 passes of minibatches of 128.
 - ``trpo-cartpole-8``, ``trpo-hopper-8``: sb3-contrib's defaults on both sides, converted in the same way.
 - ``kl_penalty-8``: as many steps with as many samples as PPO's defaults, actor and critic in one; for information.
+- ``off_pac-box-1``, ``off_pac-discrete-1``: one gradient step per env step on both sides, over a tenth of the steps;
+  OffPAC has SAC's networks there, and DQN's here, with an actor besides, of which DQN has none.
 - ``a2c-null`` is A2C against itself: the spread of its ratio is what this machine, at this hour, can tell apart.
 """
 
@@ -41,6 +43,7 @@ from typing import Any
 import torch
 from bench_io import cpu_count, format_table, merge_csv, versions
 from speed_cases import CASES
+from speed_replay import CASES as REPLAY_CASES
 from speed_timing import ROLLOUT, Case, Sample
 from stable_baselines3.common.utils import set_random_seed
 
@@ -91,7 +94,7 @@ def measure(case: Case, repeats: int, steps: int) -> dict[str, Any]:
     return names | summarize(ours, peer, limit[0] if limit else ())
 
 
-def main(arguments: Sequence[str] | None = None, cases: Sequence[Case] = CASES) -> int:
+def main(arguments: Sequence[str] | None = None, cases: Sequence[Case] = (*CASES, *REPLAY_CASES)) -> int:
     """Measure the chosen cases, save each, print the table."""
     description, _, details = (__doc__ or "").partition("\n\n")
     parser = argparse.ArgumentParser(

@@ -69,9 +69,11 @@ class TrainingCase:
     n_envs: int
     n_steps: int | None = None  # per rollout and env; None: ROLLOUT of all envs
     log_interval: int = 1
+    share: float = 1.0  # of the env steps asked for: where each of them takes a gradient step, fewer are enough
 
     def measures(self, repetition: int, steps: int) -> tuple[Callable[[], Sample], ...]:
         """Ours, the peer, and the env alone."""
+        steps = max(1, int(self.share * steps))
         n_steps = self.n_steps or ROLLOUT // self.n_envs
         return (
             lambda: time_learning(self.ours, self.env, self.n_envs, n_steps, self.log_interval, repetition, steps),

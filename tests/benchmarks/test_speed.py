@@ -5,6 +5,7 @@ from collections.abc import Callable
 import pytest
 import speed
 import speed_cases
+import speed_replay
 import speed_timing
 import torch as th
 from bench_io import read_csv
@@ -79,6 +80,16 @@ def test_learning_is_timed_after_one_rollout(factory):
     # ticks: start; start and end of each of the two updates; end
     assert (sample.seconds, sample.update_seconds) == (5.0, 2.0)
     assert 5 < sample.episode < 100
+
+
+@pytest.mark.parametrize("case", speed_replay.CASES, ids=lambda case: case.name)
+def test_sides_that_replay_take_equally_many_gradient_steps(case):
+    n_updates = []
+    for factory in (case.ours, case.peer):
+        env = speed_timing.make_vec_env(case.env, case.n_envs)
+        model = factory(env, 64, 0).learn(1024)
+        n_updates.append(model._n_updates)
+    assert n_updates[0] == n_updates[1] > 0
 
 
 def test_both_sides_are_in_the_same_phase_of_training():
