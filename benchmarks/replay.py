@@ -53,6 +53,7 @@ TASKS = {
     "LunarLander-v3": Task(200.0, 500_000, {"replay": 3e-3, "fresh": 3e-3}),
 }
 ARMS = ("replay", "fresh")
+COLORS = {"replay": "#117733", "fresh": "#CC6677"}
 
 
 def arrival(points: Sequence[tuple[int, float]], threshold: float) -> float:
@@ -131,6 +132,32 @@ def summarize(rows: Sequence[dict[str, Any]]) -> list[dict[str, Any]]:
     ]
 
 
+def draw(rows: Sequence[dict[str, Any]]) -> Any:
+    """A dot per run, a cross where it did not arrive, and the median of each arm; one panel per env."""
+    from matplotlib.backends.backend_agg import FigureCanvasAgg  # noqa: PLC0415
+    from matplotlib.figure import Figure  # noqa: PLC0415
+
+    lines = summarize(rows)
+    envs = [env for env in TASKS if any(line["env"] == env for line in lines)]
+    figure = Figure(figsize=(5 * len(envs), 2.6), dpi=150, layout="constrained")
+    FigureCanvasAgg(figure)
+    for panel, env in zip(figure.subplots(1, len(envs), squeeze=False)[0], envs, strict=True):
+        budget = TASKS[env].budget
+        for line in (line for line in lines if line["env"] == env):
+            arm, median = line["arm"], min(line["median_steps"], budget)
+            steps = [float(row["steps"]) for row in rows if (row["env"], row["arm"]) == (env, arm)]
+            arrived = [x for x in steps if math.isfinite(x)]
+            height = ARMS.index(arm)
+            panel.plot(arrived, [height] * len(arrived), "o", color=COLORS[arm], alpha=0.7)
+            missing = len(steps) - len(arrived)
+            panel.plot([budget] * missing, [height] * missing, "x", color=COLORS[arm], clip_on=False)
+            panel.vlines(median, height - 0.25, height + 0.25, color=COLORS[arm])
+        panel.set(xlim=(0, budget), ylim=(-0.6, 1.6), yticks=range(len(ARMS)), yticklabels=ARMS)
+        panel.set(title=f"{env}: until {TASKS[env].threshold:g}", xlabel="Env steps")
+        panel.grid(alpha=0.3, axis="x")
+    return figure
+
+
 def main(arguments: Sequence[str] | None = None) -> int:
     """Run, save each run, print the table, draw the figure."""
     description, _, details = (__doc__ or "").partition("\n\n")
@@ -160,6 +187,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
             merge_csv(options.output, [row | stamps], COLUMNS, KEY)
     rows = [dict(row) for row in read_csv(options.output)]
     print(format_table(summarize(rows), FIGURES))
+    if not options.tune:
+        draw(rows).savefig(options.output.with_suffix(".png"))
     return 0
 
 

@@ -125,7 +125,9 @@ def draw(rows: Sequence[dict[str, Any]]) -> Any:
     left.set_xscale("symlog", linthresh=1)
     left.set(xlabel="Staleness [gradient steps]", ylabel="Effective sample size [share of the samples]", ylim=(0, 1.05))
     left.legend()
-    for k, shade in zip((1, 4, 16, 64), (0.35, 0.5, 0.75, 1.0), strict=True):
+    for k, shade in {1: 0.35, 4: 0.5, 16: 0.75, 64: 1.0}.items():
+        if k not in STALENESS:
+            continue
         horizons = HORIZONS[1:]
         spreads = [
             np.mean([r["spread"] for r in rows if (r["ratio"], r["staleness"], r["horizon"]) == ("trajectory", k, t)])
