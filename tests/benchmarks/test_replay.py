@@ -50,7 +50,7 @@ def test_arms_differ_in_what_is_kept_alone(arm, monkeypatch):
     assert model.gradient_steps > 1
 
 
-def test_seeds_of_tuning_are_kept_out_of_the_report(tmp_path):
+def test_seeds_of_tuning_are_kept_out_of_the_report():
     for options in (["--seeds", "100"], ["--tune", "--seeds", "0"], ["--tune"]):
         with pytest.raises(SystemExit):
             replay.main(options)
