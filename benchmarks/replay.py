@@ -5,11 +5,12 @@
 
 Protocol
 --------
-- Both arms take the same settings (``zoo_configs/off_policy_pg.yml``), collect the same episodes per update and take
-  the same number of gradient steps from them. They differ in ``buffer_trajectories``: what is kept is several updates'
-  episodes, or one's. The learning rate is each arm's own best of ``RATES``, by ``--tune``: least mean of the steps
-  (a run that does not arrive counts with the whole budget).
-- At every 1/50 of the budget (at the first step at or past it) the deterministic policy plays 24 episodes. Two means in
+- All arms take the settings of ``zoo_configs/off_policy_pg.yml`` and equally many gradient steps per episode collected
+  (``gradient_steps`` has how many there were until the end). "replay" keeps the episodes of several updates, "fresh"
+  those of one. "large" is fresh as well, and collects as many episodes per update as replay keeps: batches of the same
+  size, with fewer and longer updates. The learning rate is each arm's own best of ``RATES``, by ``--tune``: least mean
+  of the steps (a run that does not arrive counts with the whole budget).
+- Every ``every`` env steps (at the first step at or past them) the deterministic policy plays 24 episodes. Two means in
   a row at or above the threshold end the run; ``steps`` is that of the first of the two.
 - A run that is not there at the end of the budget counts as infinitely many steps (it is in the median, not dropped).
 """
@@ -31,11 +32,11 @@ from typing import Any
 from bench_io import format_table, limit_threads, merge_csv, read_csv, versions
 
 RESULTS = Path(__file__).resolve().parent / "results"
-RATES = (1e-3, 3e-3, 1e-2, 3e-2)
-EPISODES, EVALUATIONS = 24, 50
+RATES = (3e-4, 1e-3, 3e-3, 1e-2)
+EPISODES = 24
 PACKAGES = ("sb3_pg", "stable_baselines3", "rl_zoo3", "gymnasium", "torch", "numpy")
 KEY = ("env", "arm", "learning_rate", "seed")
-COLUMNS = (*KEY, "steps", "evaluations", "budget", "date", "versions")
+COLUMNS = (*KEY, "steps", "gradient_steps", "evaluations", "budget", "date", "versions")
 FIGURES = ("env", "arm", "learning_rate", "seeds", "solved", "median_steps", "least", "greatest", "times_fewer")
 
 
@@ -45,15 +46,16 @@ class Task:
 
     threshold: float
     budget: int
+    every: int  # env steps between evaluations
     rates: dict[str, float]  # of each arm, as --tune found them
 
 
 TASKS = {
-    "CartPole-v1": Task(475.0, 100_000, {"replay": 3e-3, "fresh": 3e-3}),
-    "LunarLander-v3": Task(200.0, 500_000, {"replay": 3e-3, "fresh": 3e-3}),
+    "CartPole-v1": Task(475.0, 50_000, 500, {"replay": 3e-3, "fresh": 1e-3, "large": 3e-3}),
+    "LunarLander-v3": Task(200.0, 500_000, 10_000, {"replay": 3e-3, "fresh": 3e-3, "large": 3e-3}),
 }
-ARMS = ("replay", "fresh")
-COLORS = {"replay": "#117733", "fresh": "#CC6677"}
+ARMS = ("replay", "fresh", "large")
+COLORS = {"replay": "#117733", "fresh": "#CC6677", "large": "#332288"}
 
 
 def arrival(points: Sequence[tuple[int, float]], threshold: float) -> float:
@@ -62,6 +64,16 @@ def arrival(points: Sequence[tuple[int, float]], threshold: float) -> float:
         if min(first, second) >= threshold:
             return steps
     return math.inf
+
+
+def changes(arm: str, settings: dict[str, Any]) -> dict[str, Any]:
+    """What an arm takes in place of the settings."""
+    n_episodes, kept = settings["train_freq"][0], settings["buffer_trajectories"]
+    if arm == "fresh":
+        return {"buffer_trajectories": n_episodes}
+    if arm == "large":
+        return {"train_freq": [kept, "episode"], "gradient_steps": settings["gradient_steps"] * kept // n_episodes}
+    return {}
 
 
 def run(job: tuple[str, str, float, int]) -> dict[str, Any]:
@@ -86,15 +98,13 @@ def run(job: tuple[str, str, float, int]) -> dict[str, Any]:
 
     with tempfile.TemporaryDirectory() as folder, contextlib.redirect_stdout(None):
         set_random_seed(seed)
-        overrides: dict[str, Any] = {"learning_rate": rate}
-        if arm == "fresh":
-            train_freq = resolve_hyperparams("off_policy_pg", env, {}, None)["train_freq"]
-            overrides["buffer_trajectories"] = train_freq[0]
-        manager = make_manager("off_policy_pg", env, seed, task.budget, overrides, None, folder)
+        settings = resolve_hyperparams("off_policy_pg", env, {}, None) | {"learning_rate": rate}
+        manager = make_manager("off_policy_pg", env, seed, task.budget, settings | changes(arm, settings), None, folder)
         experiment = manager.setup_experiment()
         assert experiment is not None
         evaluated_on = evaluation_env(manager, EPISODES, EVALUATION_SEED + 1000 * seed)
-        callback = UntilArrival(evaluated_on, task.budget, EVALUATIONS, EPISODES, True, lambda _: None)
+        n_evaluations = task.budget // task.every
+        callback = UntilArrival(evaluated_on, task.budget, n_evaluations, EPISODES, True, lambda _: None)
         experiment[0].learn(task.budget, callback=[callback, *manager.callbacks], log_interval=None)
         evaluated_on.close()
     points = [point[:2] for point in callback.points]
@@ -104,6 +114,7 @@ def run(job: tuple[str, str, float, int]) -> dict[str, Any]:
         "learning_rate": rate,
         "seed": seed,
         "steps": arrival(points, task.threshold),
+        "gradient_steps": experiment[0]._n_updates,
         "evaluations": " ".join(f"{steps}:{mean:.1f}" for steps, mean in points),
         "budget": task.budget,
     }
@@ -152,7 +163,7 @@ def draw(rows: Sequence[dict[str, Any]]) -> Any:
             missing = len(steps) - len(arrived)
             panel.plot([budget] * missing, [height] * missing, "x", color=COLORS[arm], clip_on=False)
             panel.vlines(median, height - 0.25, height + 0.25, color=COLORS[arm])
-        panel.set(xlim=(0, budget), ylim=(-0.6, 1.6), yticks=range(len(ARMS)), yticklabels=ARMS)
+        panel.set(xlim=(0, budget), ylim=(-0.6, len(ARMS) - 0.4), yticks=range(len(ARMS)), yticklabels=ARMS)
         panel.set(title=f"{env}: until {TASKS[env].threshold:g}", xlabel="Env steps")
         panel.grid(alpha=0.3, axis="x")
     return figure

@@ -14,6 +14,19 @@ _SB3_ARRAYS = ("actions", "rewards", "returns", "episode_starts", "values", "log
 _OWN_ARRAYS = ("dones", "truncated", "mask")
 
 
+def wide_enough(arrays: Any, values: Any) -> Any:
+    """Arrays for observations like these: of integers no more where a VecNormalize has made numbers of them.
+
+    SB3 takes the space's type, which a VecNormalize leaves as it was, and cuts off what follows the point.
+
+    :param arrays: an array, or a dict of those
+    :param values: one observation of each env, or several; likewise
+    """
+    if isinstance(arrays, dict):
+        return {key: wide_enough(array, values[key]) for key, array in arrays.items()}
+    return arrays.astype(np.float32) if arrays.dtype.kind != "f" and np.asarray(values).dtype.kind == "f" else arrays
+
+
 class TrajectoryRolloutBuffer(RolloutBuffer):
     """Rollout buffer that keeps rewards as they came and knows how each episode ended.
 
@@ -70,6 +83,8 @@ class TrajectoryRolloutBuffer(RolloutBuffer):
             self._grow()
         pos = self.pos
         observations: Any = self.observations
+        if pos == 0:
+            self.observations = observations = wide_enough(observations, obs)
         if isinstance(obs, dict):
             for key, array in observations.items():
                 array[pos] = obs[key].reshape(array.shape[1:])

@@ -11,6 +11,7 @@ from stable_baselines3.common.utils import obs_as_tensor
 
 from sb3_pg.functional.precision import precise
 from sb3_pg.rollout.batch import RolloutBatch
+from sb3_pg.rollout.buffers import wide_enough
 from sb3_pg.rollout.trajectories import Trajectory
 
 
@@ -98,6 +99,8 @@ class TrajectoryReplayBuffer(ReplayBuffer):
     def _append(self, trajectory: Trajectory, collected: int, group: int) -> None:
         length = len(trajectory)
         rows = np.arange(self._n_written, self._n_written + length) % self.buffer_size
+        self.observations = wide_enough(self.observations, trajectory.observations)
+        self.next_observations = wide_enough(self.next_observations, trajectory.observations)
         self._write_observations(rows, trajectory)
         self.actions[rows, 0] = np.reshape(trajectory.actions, (length, self.action_dim))
         self.rewards[rows, 0] = trajectory.rewards
@@ -188,11 +191,26 @@ class TrajectoryReplayBuffer(ReplayBuffer):
         _check_array(
             "actions", trajectory.actions, (length, *(self.action_space.shape or ())), (length, self.action_dim)
         )
+        self._check_choices(np.asarray(trajectory.actions))
         behind = ": an importance ratio is undefined where the behavior policy has probability 0 for what it did"
         _check_array("log_probs", trajectory.log_probs, (length,), hint=behind)
         self._check_observations("observations", trajectory.observations, (length,))
         if trajectory.final_observation is not None:
             self._check_observations("final_observation", trajectory.final_observation, ())
+
+    def _check_choices(self, actions: np.ndarray) -> None:
+        """Actions of Box spaces may lie outside the bounds, to which they are clipped afterwards; others may not."""
+        space = self.action_space
+        if isinstance(space, spaces.Box):
+            return
+        n_choices: Any = 2
+        if isinstance(space, spaces.Discrete | spaces.MultiDiscrete):
+            n_choices = space.n if isinstance(space, spaces.Discrete) else space.nvec
+        rows = actions.reshape(len(actions), -1)
+        bad = np.argwhere((rows < 0) | (rows >= n_choices) | (rows != rows.round()))
+        if len(bad):
+            step, dim = (int(i) for i in bad[0])
+            raise ValueError(f"actions must be in {space}, got {rows[step, dim]} at step {step}")
 
     def _check_observations(self, name: str, observations: Any, rows: tuple[int, ...]) -> None:
         stored: Any = self.observations

@@ -17,9 +17,10 @@ from stable_baselines3.common.distributions import CategoricalDistribution, Dist
 from stable_baselines3.common.env_util import make_vec_env
 from stable_baselines3.common.policies import ActorCriticPolicy
 from stable_baselines3.common.torch_layers import BaseFeaturesExtractor
+from stable_baselines3.common.vec_env import VecNormalize
 from torch import nn
 
-from sb3_pg import NPG, TRPO, ActorCritic, KLPenaltyPG, NonFiniteError, Reinforce
+from sb3_pg import NPG, TRPO, ActorCritic, KLPenaltyPG, NonFiniteError, OffPolicyPG, Reinforce
 from sb3_pg.rollout import Snapshot
 from tests.helpers import FaultyEnv, vec
 
@@ -355,3 +356,60 @@ def test_a_callback_reads_a2cs_numbers_after_every_update() -> None:
     model.learn(25, callback=AtRolloutEnd(lambda m: seen.append(dict(m.logger.name_to_value))))
     names = {"train/entropy_loss", "train/explained_variance", "train/policy_loss", "train/value_loss", "train/std"}
     assert all(names <= logged.keys() for logged in seen[1:])
+
+
+class IntegerEnv(gym.Env[Any, int]):
+    """Integers that are no image, as they are or in a dict."""
+
+    action_space = spaces.Discrete(2)
+
+    def __init__(self, in_dict: bool) -> None:
+        space = spaces.Box(0, 1000, (3,), np.int64)
+        self.in_dict = in_dict
+        self.observation_space = spaces.Dict({"x": space}) if in_dict else space
+
+    def _observation(self) -> Any:
+        x = self.np_random.integers(0, 1000, 3)
+        return {"x": x} if self.in_dict else x
+
+    def reset(self, *, seed: int | None = None, options: Any = None) -> tuple[Any, dict[str, Any]]:
+        super().reset(seed=seed)
+        self.t = 0
+        return self._observation(), {}
+
+    def step(self, _: int) -> tuple[Any, float, bool, bool, dict[str, Any]]:
+        self.t += 1
+        return self._observation(), 1.0, False, self.t == 10, {}
+
+
+@pytest.mark.parametrize("in_dict", [False, True])
+@pytest.mark.parametrize(
+    ("cls", "arguments"), [(Reinforce, {}), (ActorCritic, {"n_steps": 16}), (OffPolicyPG, {"gradient_steps": 0})]
+)
+def test_normalized_integers_are_stored_as_they_were_acted_upon(
+    cls: Any, arguments: dict[str, Any], in_dict: bool
+) -> None:
+    """VecNormalize leaves the space one of integers, and SB3's buffers cut off what follows the point."""
+    env = VecNormalize(vec(IntegerEnv(in_dict), IntegerEnv(in_dict)))
+    seen = []
+
+    class Watch(BaseCallback):
+        def _on_step(self) -> bool:
+            obs = self.locals["new_obs"]
+            seen.append(obs["x"] if in_dict else obs)
+            return True
+
+    policy = "MultiInputPolicy" if in_dict else "MlpPolicy"
+    model = cls(policy, env, seed=0, device="cpu", **arguments).learn(1, callback=Watch())
+    buffer = model.replay_buffer if cls is OffPolicyPG else model.rollout_buffer
+    stored = buffer.observations["x"] if in_dict else buffer.observations
+    if cls is OffPolicyPG:
+        followed = buffer.next_observations["x"] if in_dict else buffer.next_observations
+        assert np.array_equal(stored[1:10], followed[:9])
+        stored = stored[:10]
+    else:
+        stored = stored[:10, :1]
+    # what followed the first step is what the second was acted upon with
+    assert stored.dtype == np.float32
+    assert np.allclose(stored[1:, 0], np.stack(seen)[:9, 0])
+    assert np.ptp(stored) > 0.1
