@@ -67,7 +67,7 @@ class OffPolicyPG(MonteCarloAlgorithm, ReplayingAlgorithm):
         samples; the trajectories that were collected first leave the buffer until it is not
     :param returns: as in :class:`~sb3_pg.Reinforce`, like the two that follow
     :param baseline: likewise. What is fitted to returns is fitted to those of the policies that acted, unless ``ratio``
-        is "per_decision"
+        is "per_decision". "linear", which is fitted after each step, has seen the episodes that the next one corrects
     :param baseline_kwargs: likewise
     :param critic_learning_rate: likewise
     :param n_critic_updates: likewise, per gradient step
