@@ -61,7 +61,8 @@ class OffPAC(TransitionAlgorithm):
     :param actor_gradient: see above. Default: expected for Discrete, reparameterized for Box, score for the others
     :param n_actions: K of "score", at least 2; of "importance", how many V(s) is the mean of where it is no exact sum
     :param max_ratio: c, None for no truncation
-    :param ent_coef: weight of the entropy bonus, reward units per nat
+    :param ent_coef: weight of the entropy bonus, reward units per nat: a number, ``"lin_1.0"`` (falls linearly to 0),
+        or a function of the remaining progress
     :param critic_learning_rate: step size of the critic, None for that of the actor
     :param buffer_size: transitions that the replay buffer has room for
     :param learning_starts: env steps before the first update, whose actions are drawn uniformly
@@ -94,6 +95,7 @@ class OffPAC(TransitionAlgorithm):
     }
     checks: ClassVar[Mapping[str, arg.Check]] = {
         **TransitionAlgorithm.checks,
+        "ent_coef": arg.schedule(),
         "actor_gradient": arg.choice(*ACTOR_LOSSES, optional=True),
         "n_actions": arg.integer(2),
         "max_ratio": arg.positive(optional=True),
@@ -107,7 +109,7 @@ class OffPAC(TransitionAlgorithm):
         actor_gradient: str | None = None,
         n_actions: int = 4,
         max_ratio: float | None = 1.0,
-        ent_coef: float = 0.0,
+        ent_coef: float | str | Schedule = 0.0,
         critic_learning_rate: float | str | Schedule | None = None,
         buffer_size: int = 1_000_000,
         learning_starts: int = 100,
@@ -185,6 +187,10 @@ class OffPAC(TransitionAlgorithm):
     def _gradient(self) -> str:
         return self.actor_gradient or default_actor_gradient(self.action_space)
 
+    @property
+    def _entropy_weight(self) -> float:
+        return arg.to_schedule(self.ent_coef, "ent_coef")(self._current_progress_remaining)
+
     # ---------------------------------------------------------------- updating
 
     def train(self, gradient_steps: int, batch_size: int = 64) -> None:
@@ -216,6 +222,7 @@ class OffPAC(TransitionAlgorithm):
         self._n_updates += gradient_steps
         self.logger.record("train/n_updates", self._n_updates, exclude="tensorboard")
         self.logger.record("train/learning_rate", rate)
+        self.logger.record("train/ent_coef", self._entropy_weight)
         if steps:
             rows = th.stack([th.stack([th.as_tensor(value) for value in metrics.values()]) for metrics in steps])
             for name, values in zip(steps[0], rows.T.tolist(), strict=True):
@@ -240,10 +247,11 @@ class OffPAC(TransitionAlgorithm):
             distribution = actor.distribution(samples.observations)
             scene = Scene(samples, distribution, critic, self.n_actions, self.max_ratio)
             loss, metrics = ACTOR_LOSSES[self._gradient](scene)
-        with th.set_grad_enabled(self.ent_coef > 0):
+        ent_coef = self._entropy_weight
+        with th.set_grad_enabled(ent_coef > 0):
             entropy = entropies(distribution).mean()
         metrics |= {"actor_loss": loss.detach(), "entropy": entropy.detach()}
-        _descend(loss - self.ent_coef * entropy, actor.optimizer)
+        _descend(loss - ent_coef * entropy, actor.optimizer)
         return metrics
 
     def _move_target(self) -> None:

@@ -29,7 +29,7 @@ def test_it_learns_in_every_space(action_space: str, gradient: str, observation_
     for was, module in zip(before, (model.actor, model.critic, model.critic_target), strict=True):
         assert not th.equal(was, parameters(module))
     logged = model.logger.name_to_value
-    names = {"critic_loss", "q_value", "actor_loss", "entropy", "learning_rate", "n_updates"}
+    names = {"critic_loss", "q_value", "actor_loss", "entropy", "ent_coef", "learning_rate", "n_updates"}
     if gradient == "importance":
         names |= {"largest_weight", "importance_ess", "truncated_fraction"}
     assert {name for name in logged if name.startswith("train/")} == {f"train/{name}" for name in names}

@@ -356,8 +356,10 @@ def test_a_frozen_critic_or_extractor_trains_the_rest() -> None:
 # -------------------------------------------------------------------- the entropy bonus
 
 
-def test_the_entropy_bonus_of_discrete_actions_adds_its_gradient() -> None:
-    model = filled("discrete", learning_rate=0.1, ent_coef=2.0, policy_kwargs=SGD)
+@pytest.mark.parametrize("ent_coef", [2.0, "lin_8", lambda left: 8 * left])
+def test_the_entropy_bonus_of_discrete_actions_adds_its_gradient(ent_coef: Any) -> None:
+    model = filled("discrete", learning_rate=0.1, ent_coef=ent_coef, policy_kwargs=SGD)
+    model._current_progress_remaining = 0.25
     samples = sample(model)
     pi, q, latent = probabilities_and_q(model, samples)
     entropy = -(pi * np.log(pi)).sum(1, keepdims=True)
