@@ -3,7 +3,6 @@ import math
 import learning_run
 import pytest
 import replay
-from bench_io import read_csv
 
 
 @pytest.mark.parametrize(
@@ -56,12 +55,3 @@ def test_seeds_of_tuning_are_kept_out_of_the_report():
     for options in (["--seeds", "100"], ["--tune", "--seeds", "0"], ["--tune"]):
         with pytest.raises(SystemExit):
             replay.main(options)
-
-
-def test_published_runs_are_summarized_and_drawn(tmp_path):
-    rows = read_csv(replay.RESULTS / "replay.csv")
-    lines = replay.summarize(rows)
-    assert {(line["env"], line["arm"]) for line in lines} == {(env, arm) for env in replay.TASKS for arm in replay.ARMS}
-    assert all(line["learning_rate"] == replay.TASKS[line["env"]].rates[line["arm"]] for line in lines)
-    assert {row["seed"] for row in rows} == set("01234")
-    replay.draw(rows).savefig(tmp_path / "figure.png")
