@@ -11,6 +11,7 @@ from stable_baselines3.common.policies import BasePolicy
 from stable_baselines3.common.type_aliases import GymEnv, Schedule
 from stable_baselines3.common.utils import update_learning_rate
 from torch.nn.functional import mse_loss
+from typing_extensions import Never
 
 from sb3_pg.algorithms import arguments as arg
 from sb3_pg.algorithms.actor_gradients import ACTOR_LOSSES, Scene, default_actor_gradient, entropies, state_values
@@ -131,7 +132,9 @@ class OffPAC(TransitionAlgorithm):
         seed: int | None = None,
         device: th.device | str = "auto",
         _init_setup_model: bool = True,
+        **unknown: Never,
     ) -> None:
+        arg.known_arguments(type(self), unknown)
         arg.check_arguments(locals(), self.checks)
         self.actor_gradient = actor_gradient
         self.n_actions = n_actions
