@@ -4,8 +4,10 @@ from typing import Any
 
 import gymnasium as gym
 import numpy as np
+import torch as th
 from gymnasium import spaces
 from stable_baselines3.common.monitor import Monitor
+from stable_baselines3.common.torch_layers import BaseFeaturesExtractor
 from stable_baselines3.common.vec_env import DummyVecEnv, VecEnv
 
 OBSERVATION_SPACES: dict[str, spaces.Space[Any]] = {
@@ -95,3 +97,14 @@ class FaultyEnv(ScriptedEnv):
 def vec(*envs: gym.Env[Any, Any]) -> VecEnv:
     """These envs, monitored, as one."""
     return DummyVecEnv([lambda env=env: Monitor(env) for env in envs])  # type: ignore[misc]
+
+
+class BatchNormExtractor(BaseFeaturesExtractor):
+    """Features of 3 numbers, normalized by their batch."""
+
+    def __init__(self, space: Any) -> None:
+        super().__init__(space, 3)
+        self.norm = th.nn.BatchNorm1d(3)
+
+    def forward(self, x: th.Tensor) -> Any:
+        return self.norm(x)

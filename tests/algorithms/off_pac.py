@@ -5,7 +5,6 @@ from typing import Any
 import numpy as np
 import torch as th
 from gymnasium import spaces
-from stable_baselines3.common.torch_layers import BaseFeaturesExtractor
 
 from sb3_pg import OffPAC
 from sb3_pg.rollout import BehaviorReplayBuffer
@@ -73,12 +72,3 @@ def stored(model: OffPAC, n_steps: int) -> tuple[th.Tensor, th.Tensor]:
     buffer: Any = model.replay_buffer
     assert isinstance(buffer, BehaviorReplayBuffer)
     return th.as_tensor(buffer.actions[:n_steps]), th.as_tensor(buffer.log_probs[:n_steps])
-
-
-class BatchNormExtractor(BaseFeaturesExtractor):
-    def __init__(self, space: Any) -> None:
-        super().__init__(space, 3)
-        self.norm = th.nn.BatchNorm1d(3)
-
-    def forward(self, x: th.Tensor) -> Any:
-        return self.norm(x)

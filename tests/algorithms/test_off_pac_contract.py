@@ -28,14 +28,13 @@ from tests.algorithms.off_pac import (
     GRADIENTS,
     INF,
     NAN,
-    BatchNormExtractor,
     envs,
     filled,
     make,
     parameters,
     stored,
 )
-from tests.helpers import ACTION_SPACES, OBSERVATION_SPACES, FaultyEnv, ScriptedEnv, vec
+from tests.helpers import ACTION_SPACES, OBSERVATION_SPACES, BatchNormExtractor, FaultyEnv, ScriptedEnv, vec
 
 # -------------------------------------------------------------------- what it owes to SB3
 

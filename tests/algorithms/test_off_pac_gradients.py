@@ -22,7 +22,6 @@ from sb3_pg.rollout import BehaviorSamples
 from tests.algorithms.off_pac import (
     EVERY_GRADIENT,
     SGD,
-    BatchNormExtractor,
     envs,
     filled,
     make,
@@ -30,7 +29,7 @@ from tests.algorithms.off_pac import (
     rows,
     sample,
 )
-from tests.helpers import ACTION_SPACES
+from tests.helpers import ACTION_SPACES, BatchNormExtractor
 
 # -------------------------------------------------------------------- the critic's target
 

@@ -15,13 +15,12 @@ from stable_baselines3.common.buffers import ReplayBuffer
 from stable_baselines3.common.callbacks import BaseCallback
 from stable_baselines3.common.logger import Logger
 from stable_baselines3.common.noise import NormalActionNoise
-from stable_baselines3.common.torch_layers import BaseFeaturesExtractor
 from stable_baselines3.common.utils import obs_as_tensor
 from stable_baselines3.common.vec_env import VecNormalize
 
 from sb3_pg import NonFiniteError, OffPolicyPG, Reinforce
 from sb3_pg.rollout import Trajectory, policy_actions
-from tests.helpers import ACTION_SPACES, OBSERVATION_SPACES, FaultyEnv, ScriptedEnv, vec
+from tests.helpers import ACTION_SPACES, OBSERVATION_SPACES, BatchNormExtractor, FaultyEnv, ScriptedEnv, vec
 
 POLICIES = {"dict": "MultiInputPolicy", "image": "CnnPolicy"}
 
@@ -497,15 +496,6 @@ def test_a_policy_that_says_nothing_of_an_action_is_an_error() -> None:
     with pytest.warns(UserWarning, match=r"Update skipped.*action_net\.weight"):
         assert trained(model, 3)["train/n_skipped"] == 1
     assert th.equal(parameters(model).nan_to_num(), before.nan_to_num())
-
-
-class BatchNormExtractor(BaseFeaturesExtractor):
-    def __init__(self, space: Any) -> None:
-        super().__init__(space, 3)
-        self.norm = th.nn.BatchNorm1d(3)
-
-    def forward(self, x: th.Tensor) -> Any:
-        return self.norm(x)
 
 
 def test_only_gradient_steps_train_batch_norm() -> None:
