@@ -15,6 +15,7 @@ from typing import Final
 from gymnasium.error import DependencyNotInstalled
 
 EXTRAS: Final = {
+    "envpool": "envpool",
     "box2d": "envs",
     "mujoco": "envs",
     "pygame": "envs",

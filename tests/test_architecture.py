@@ -14,7 +14,7 @@ LEVELS: list[set[str]] = [
     {"functional"},
     {"errors"},
     {"extras"},
-    {"rollout"},
+    {"envs", "rollout"},
     {"baselines"},
     {"algorithms"},
     {"callbacks"},

@@ -156,7 +156,7 @@ class OffPAC(TransitionAlgorithm):
                 replay_buffer_class=replay_buffer_class,
                 replay_buffer_kwargs=replay_buffer_kwargs,
                 optimize_memory_usage=optimize_memory_usage,
-                policy_kwargs=policy_kwargs,
+                policy_kwargs=dict(policy_kwargs or {}),  # SB3 writes into it
                 stats_window_size=stats_window_size,
                 tensorboard_log=tensorboard_log,
                 verbose=verbose,

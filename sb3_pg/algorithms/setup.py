@@ -122,7 +122,7 @@ class ConfiguredAlgorithm(SavedAlgorithm):
                 sde_sample_freq=sde_sample_freq,
                 stats_window_size=stats_window_size,
                 tensorboard_log=tensorboard_log,
-                policy_kwargs=policy_kwargs,
+                policy_kwargs=dict(policy_kwargs or {}),  # SB3 writes into it
                 verbose=verbose,
                 seed=seed,
                 device=device,

@@ -7,7 +7,7 @@ Every function takes time-major ``(n_steps, n_envs)`` tensors. Conventions, used
 * ``bootstrap`` (b_t) is the value of the state that follows step t where an episode was truncated there, or where the
   rollout was cut there (last row); it is 0 elsewhere. Rewards themselves are never edited.
 * ``mask`` is True where a step is valid; padding (an environment that waits for the others) is ignored whatever it
-  holds, and comes out as 0. A valid column is a prefix: its last valid step has ``ends`` True.
+  holds, and comes out as 0. A valid column is a prefix: it ends with an episode, or is cut off, with b_t there.
 """
 
 import torch as th

@@ -1,5 +1,6 @@
 """SB3's rollout buffers, extended by what its own cannot say: how steps ended, and which of them are valid."""
 
+from collections.abc import Callable
 from typing import Any
 
 import numpy as np
@@ -67,6 +68,7 @@ class TrajectoryRolloutBuffer(RolloutBuffer):
         #: (step, env) -> the observation that followed a truncated or cut-off step
         self.final_observations: dict[tuple[int, int], Any] = {}
         self.first_timesteps = np.zeros(self.n_envs, dtype=np.int64)
+        self._order: np.ndarray | None = None
 
     def append(
         self, obs: Any, actions: np.ndarray, rewards: np.ndarray, dones: np.ndarray, active: np.ndarray | None
@@ -97,19 +99,28 @@ class TrajectoryRolloutBuffer(RolloutBuffer):
             self.mask[pos] = active
         self.pos = pos + 1
 
-    def finish(self, episode_starts: np.ndarray, first_timesteps: np.ndarray) -> None:
+    def finish(self, episode_starts: np.ndarray, first_timesteps: np.ndarray, gaps: bool = False) -> None:
         """Close the rollout: cut the arrays to its length and derive what follows from the endings.
 
         :param episode_starts: ``(n_envs,)``, True where the first row began an episode
         :param first_timesteps: ``(n_envs,)``, index of the first row within its episode
+        :param gaps: there may be steps that are not valid before others of their env that are: these move up
         """
         if self.pos < self.buffer_size:
-            self.buffer_size = self.pos
-            self._resize(self.pos)
+            self._cut(self.pos)
+        if gaps and not self.mask.all():
+            self._close_gaps()
         self.episode_starts[0] = episode_starts
         self.episode_starts[1:] = self.dones[:-1]
         self.first_timesteps = first_timesteps
         self.full = True
+
+    def in_order(self, rows: th.Tensor) -> th.Tensor:
+        """What was noted at each step of all envs, ``(n_steps, n_envs)``, in the places where the steps are now."""
+        if self._order is None:
+            return rows
+        order = th.as_tensor(self._order, device=rows.device)
+        return rows.gather(0, order)[: self.buffer_size]
 
     @property
     def timesteps(self) -> np.ndarray:
@@ -119,6 +130,21 @@ class TrajectoryRolloutBuffer(RolloutBuffer):
             return rows + self.first_timesteps
         latest_start = np.maximum.accumulate(np.where(self.episode_starts > 0, rows, -1), axis=0)
         return np.where(latest_start >= 0, rows - latest_start, rows + self.first_timesteps)
+
+    def _close_gaps(self) -> None:
+        order = np.argsort(~self.mask, axis=0, kind="stable")
+        places = self.mask.cumsum(0) - 1
+        self.final_observations = {
+            (int(places[row, env]), env): obs for (row, env), obs in self.final_observations.items()
+        }
+        envs = np.arange(self.n_envs)
+        self._each_array(lambda _, array: array[order, envs])
+        self._order = order
+        self._cut(int(self.mask.sum(0).max()))
+
+    def _cut(self, size: int) -> None:
+        self.buffer_size = size
+        self._resize(size)
 
     def _grow(self) -> None:
         self.capacity = self.buffer_size = 2 * self.capacity
@@ -131,14 +157,17 @@ class TrajectoryRolloutBuffer(RolloutBuffer):
             fill = np.ones if name == "mask" else np.zeros
             return np.concatenate((array, fill((size - len(array), *array.shape[1:]), dtype=array.dtype)))
 
+        self._each_array(resized)
+
+    def _each_array(self, change: Callable[[str, np.ndarray], np.ndarray]) -> None:
         for name in (*_SB3_ARRAYS, *_OWN_ARRAYS):
-            setattr(self, name, resized(name, getattr(self, name)))
+            setattr(self, name, change(name, getattr(self, name)))
         observations: Any = self.observations
         if isinstance(observations, dict):
-            resized_observations: Any = {key: resized(key, array) for key, array in observations.items()}
+            changed: Any = {key: change(key, array) for key, array in observations.items()}
         else:
-            resized_observations = resized("observations", observations)
-        self.observations = resized_observations
+            changed = change("observations", observations)
+        self.observations = changed
 
     def _get_samples(self, batch_inds: np.ndarray, env: Any = None) -> Any:
         """As SB3's, without the steps in which an env only waited."""

@@ -4,6 +4,7 @@ Values, log-probabilities and returns come from one batched forward after it (:m
 """
 
 from collections.abc import Callable
+from contextlib import AbstractContextManager, nullcontext
 from typing import Any, cast
 
 import numpy as np
@@ -11,7 +12,7 @@ from gymnasium import spaces
 from stable_baselines3.common.base_class import BaseAlgorithm
 from stable_baselines3.common.callbacks import BaseCallback
 from stable_baselines3.common.policies import ActorCriticPolicy
-from stable_baselines3.common.vec_env import VecEnv
+from stable_baselines3.common.vec_env import VecEnv, VecFrameStack, is_vecenv_wrapped
 
 from sb3_pg.rollout.buffers import TrajectoryRolloutBuffer
 from sb3_pg.rollout.finite import (
@@ -30,7 +31,8 @@ class Collector:
 
     With complete episodes every env contributes the same number, from a fresh reset, and the envs that are done wait
     for the others, masked: dropping unfinished episodes instead would over-sample short ones. Every step of every
-    env counts in ``num_timesteps``, waiting included; a VecNormalize around the envs sees waiting steps too.
+    env counts in ``num_timesteps``, waiting included; a VecNormalize around the envs sees waiting steps too. The steps
+    that only reset an env (:mod:`sb3_pg.envs`) are counted and seen likewise; the buffer closes over them.
 
     :param model: the algorithm, of which SB3's bookkeeping is kept (``_last_obs``, ``num_timesteps``, ...)
     :param env: its environments
@@ -81,9 +83,9 @@ class Collector:
             if sampler is None:
                 sampler = make_sampler(self._policy, model.device, self.env.num_envs)
             progress = RolloutProgress(self.env.num_envs, n_steps, episodes_per_env, max_episode_steps)
-            with self.normalization.statistics_kept():
+            with self.normalization.statistics_kept(), false_steps_masked(self.env) as resetting:
                 self._reset_if_needed(complete=episodes_per_env is not None)
-                finished = self._loop(callback, buffer, sampler, progress, n_steps)
+                finished = self._loop(callback, buffer, sampler, progress, n_steps, resetting)
         except BaseException:
             model._last_obs = None  # the env is in an unknown state: it is reset before the next rollout
             raise
@@ -104,6 +106,7 @@ class Collector:
         sampler: Sampler,
         progress: RolloutProgress,
         n_rollout_steps: int | None,
+        resets_next: np.ndarray | None,
     ) -> bool:
         model, env, to_env = self.model, self.env, self.to_env
         n_envs = env.num_envs
@@ -116,6 +119,7 @@ class Collector:
         while not complete:
             if model.use_sde and model.sde_sample_freq > 0 and progress.n_steps % model.sde_sample_freq == 0:
                 self._policy.reset_noise(n_envs)
+            resetting = None if resets_next is None else resets_next.copy()
             try:
                 actions = sampler(obs)
                 clipped_actions = to_env(actions)
@@ -127,6 +131,8 @@ class Collector:
             model.num_timesteps += n_envs
             self.normalization.check(progress.n_steps)
             active = progress.active
+            if resetting is not None:
+                active = ~resetting if active is None else active & ~resetting
             dones = at_start if active is None else at_start & active
             callback.update_locals(
                 {
@@ -145,16 +151,19 @@ class Collector:
             if dones.any():
                 self._record_endings(rollout_buffer, dones, infos)
                 progress.record(dones)
+            if resetting is not None:
+                progress.record_resets(resetting)
+                at_start = at_start | resetting
             model._last_obs = obs = new_obs  # type: ignore[assignment]
             model._last_episode_starts = at_start
             if not go_on:
                 self._carry_over(progress)
                 return False
             complete = progress.is_complete()
-        rollout_buffer.finish(first_starts, self.timesteps.copy())
+        rollout_buffer.finish(first_starts, self.timesteps.copy(), gaps=resets_next is not None)
         self._carry_over(progress)
         if progress.active is None:
-            self._keep_cut_observations(rollout_buffer, obs, dones)
+            self._keep_cut_observations(rollout_buffer, obs)
         require_finite_rollout(rollout_buffer)
         return True
 
@@ -177,11 +186,30 @@ class Collector:
                     buffer.final_observations[row, int(i)] = info["terminal_observation"]
 
     @staticmethod
-    def _keep_cut_observations(buffer: TrajectoryRolloutBuffer, obs: Any, dones: np.ndarray) -> None:
+    def _keep_cut_observations(buffer: TrajectoryRolloutBuffer, obs: Any) -> None:
         """A segment that ends in the middle of an episode is cut there; its value stands for the rest."""
-        for i in np.flatnonzero(~dones):
+        last, envs = buffer.mask.sum(0) - 1, np.arange(buffer.n_envs)
+        for i in np.flatnonzero((last >= 0) & ~buffer.dones[last, envs]):
             cut = {key: value[i] for key, value in obs.items()} if isinstance(obs, dict) else obs[i]
-            buffer.final_observations[buffer.pos - 1, int(i)] = cut
+            buffer.final_observations[int(last[i]), int(i)] = cut
+
+
+def false_steps_masked(env: VecEnv) -> AbstractContextManager[np.ndarray | None]:
+    """Take over what an env asks of those who step it: to leave out the transitions that are none.
+
+    :param env: any VecEnv
+    :return: within it, None, or where the next step will only reset an env, kept up to date by it
+    :raises ValueError: frames are stacked over an env that has such steps
+    """
+    masked: Callable[[], AbstractContextManager[np.ndarray | None]] | None = getattr(env, "false_steps_masked", None)
+    if masked is None:
+        return nullcontext()
+    if getattr(env, "resets_late", False) and is_vecenv_wrapped(env, VecFrameStack):
+        raise ValueError(
+            "VecFrameStack would stack one episode's frames on the next one's: this env resets in the step that "
+            "follows an episode's end (NEXT_STEP). Use another backend"
+        )
+    return masked()
 
 
 def _action_transform(model: BaseAlgorithm) -> Callable[[np.ndarray], np.ndarray]:

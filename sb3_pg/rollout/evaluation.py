@@ -59,7 +59,8 @@ def make_batch(
         batch.bootstrap_observations = _bootstrap_observations(buffer, bootstrap_truncated)
     known: tuple[th.Tensor, th.Tensor] | None = None
     if isinstance(sampler, ForwardSampler):
-        known = batch.select(th.stack(sampler.log_probs)), batch.select(th.stack(sampler.values))
+        log_probs, values = (buffer.in_order(th.stack(rows)) for rows in (sampler.log_probs, sampler.values))
+        known = batch.select(log_probs), batch.select(values)
     batch.log_probs = evaluate_batch(
         policy,
         batch,
@@ -129,7 +130,7 @@ def action_log_probs(policy: ActorCriticPolicy, buffer: TrajectoryRolloutBuffer,
     """
     known = getattr(sampler, "log_probs", None)
     if known is not None:
-        return th.stack(known)
+        return buffer.in_order(th.stack(known))
     observations: Any = buffer.observations
     parts = observations if isinstance(observations, dict) else {"": observations}
     rows = {key: array.reshape(-1, *array.shape[2:]) for key, array in parts.items()}

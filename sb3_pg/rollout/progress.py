@@ -35,6 +35,12 @@ class RolloutProgress:
             self.active = self._remaining > 0
             self._oldest = int(self.began[self.active].min(initial=self.n_steps))
 
+    def record_resets(self, resetting: np.ndarray) -> None:
+        """Note that in the latest step, which has been counted, these envs were only reset."""
+        self.began[resetting] = self.n_steps
+        if self._wanted_steps is not None and resetting.all():
+            self._wanted_steps += 1  # nothing has come of it
+
     def is_complete(self) -> bool:
         """Whether all is there.
 

@@ -173,6 +173,12 @@ def test_a_model_can_be_loaded_on_another_number_of_envs(make: Make, tmp_path: P
     assert model.learn(200).n_envs == 4
 
 
+def test_arguments_given_as_dicts_stay_as_they_were(make: Make) -> None:
+    policy_kwargs: dict[str, Any] = {"net_arch": [4]}
+    make(vec(ScriptedEnv()), policy_kwargs=policy_kwargs, device="cpu")
+    assert policy_kwargs == {"net_arch": [4]}  # SB3's off-policy classes write into it
+
+
 def test_set_env_and_continue(make: Make) -> None:
     model = make("CartPole-v1").learn(100)
     seen = model.num_timesteps

@@ -1,0 +1,8 @@
+"""Vectorized environments that SB3 cannot take by itself, as SB3 ``VecEnv`` objects."""
+
+from sb3_pg.envs.adapter import VectorAdapter
+from sb3_pg.envs.envpool_adapter import EnvPoolAdapter
+from sb3_pg.envs.gym_vector import GymVectorAdapter
+from sb3_pg.envs.make import BACKENDS, make_vec_env
+
+__all__ = ["BACKENDS", "EnvPoolAdapter", "GymVectorAdapter", "VectorAdapter", "make_vec_env"]

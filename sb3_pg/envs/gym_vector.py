@@ -1,0 +1,190 @@
+"""Gymnasium's vector envs, in each of their autoreset modes."""
+
+from collections.abc import Sequence
+from copy import deepcopy
+from typing import Any, Final, cast
+
+import numpy as np
+from gymnasium import Env
+from gymnasium.vector import AutoresetMode, SyncVectorEnv, VectorEnv
+from stable_baselines3.common.env_util import is_wrapped
+from stable_baselines3.common.vec_env.base_vec_env import VecEnvIndices
+
+from sb3_pg.envs.adapter import Outcome, VectorAdapter, as_arrays
+
+# What Gymnasium puts into the infos of a step that has reset envs itself.
+_OF_THE_END: Final = {"final_obs", "_final_obs", "final_info", "_final_info"}
+
+
+class GymVectorAdapter(VectorAdapter):
+    """A ``gymnasium.vector.VectorEnv`` as an SB3 ``VecEnv``.
+
+    =============== ==================================================================================================
+    autoreset mode  here
+    =============== ==================================================================================================
+    SAME_STEP       as SB3's own VecEnvs
+    DISABLED        likewise: the adapter resets the envs that have ended, with ``options={"reset_mask": ...}``
+    NEXT_STEP       a ``SyncVectorEnv`` that nothing wraps is switched to SAME_STEP. Others serve the algorithms of
+                    this package that collect rollouts, which leave out the step that only resets; anybody else's
+                    first step raises
+    =============== ==================================================================================================
+
+    Seeds are those of SB3, seed + i, where the env takes one per env (Sync, Async); another takes the first.
+
+    :param env: the vector env
+    :raises TypeError: it is none, or EnvPool's
+    :raises ValueError: its ``metadata["autoreset_mode"]`` is missing
+    """
+
+    def __init__(self, env: VectorEnv[Any, Any, Any]) -> None:
+        if isinstance(env, cast(Any, Env)) or not isinstance(env, VectorEnv):  # EnvPool's are both
+            raise TypeError(f"env must be a gymnasium.vector.VectorEnv (EnvPoolAdapter takes EnvPool's), got {env!r}")
+        mode = env.metadata.get("autoreset_mode")
+        if not isinstance(mode, AutoresetMode):
+            raise ValueError(f'env.metadata["autoreset_mode"] must be an AutoresetMode, got {mode!r} of {env!r}')
+        if mode is AutoresetMode.NEXT_STEP and type(env) is SyncVectorEnv:
+            env.autoreset_mode = env.metadata["autoreset_mode"] = mode = AutoresetMode.SAME_STEP
+        self.env, self.mode = env, mode
+        self._base: Any = env.unwrapped
+        self._reuses_arrays = not getattr(self._base, "copy", True)
+        resets_late = mode is AutoresetMode.NEXT_STEP
+        super().__init__(env.num_envs, env.single_observation_space, env.single_action_space, resets_late)
+
+    def _restart(self, seeds: list[int | None], options: dict[str, Any]) -> tuple[Any, list[dict[str, Any]]]:
+        seed: Any = None
+        if seeds[0] is not None:
+            seed = seeds if self._has_single_envs else seeds[0]
+        observations, infos = self.env.reset(seed=seed, options=options or None)
+        return self._owned(observations), rows_of(infos, self.num_envs)
+
+    def _advance(self, actions: np.ndarray) -> Outcome:
+        observations, rewards, terminated, truncated, infos = self.env.step(actions)
+        terminated, truncated = np.asarray(terminated, dtype=bool), np.asarray(truncated, dtype=bool)
+        finals = observations = self._owned(observations)
+        dones = terminated | truncated
+        if self.mode is AutoresetMode.SAME_STEP:
+            finals = infos.get("final_obs")
+            rows = rows_of({key: infos[key] for key in infos.keys() - _OF_THE_END}, self.num_envs)
+            if dones.any():
+                self._move(dones, rows, rows_of(infos.get("final_info", {}), self.num_envs))
+        else:
+            rows = rows_of(infos, self.num_envs)
+            if self.mode is AutoresetMode.NEXT_STEP:
+                self._move(self._ended, rows, [{} for _ in rows])
+            elif dones.any():
+                observations, reset_infos = self._reset_ended(observations, dones)
+                for i in np.flatnonzero(dones):
+                    self.reset_infos[i] = reset_infos[i]
+        return Outcome(observations, np.asarray(rewards), terminated, truncated, rows, finals)
+
+    def _move(self, envs: np.ndarray, rows: list[dict[str, Any]], instead: list[dict[str, Any]]) -> None:
+        """What these envs' infos say is of their reset; put others in their place."""
+        for i in np.flatnonzero(envs):
+            self.reset_infos[i], rows[i] = rows[i], instead[i]
+
+    def _reset_ended(self, observations: Any, ended: np.ndarray) -> tuple[Any, list[dict[str, Any]]]:
+        """Reset some envs.
+
+        :raises RuntimeError: the others were reset too
+        """
+        fresh, infos = self.env.reset(options={"reset_mask": ended.copy()})
+        fresh = self._owned(fresh)
+        before, after = (o if isinstance(o, dict) else {"": o} for o in (observations, fresh))
+        if not all(np.array_equal(before[key][~ended], after[key][~ended], equal_nan=True) for key in before):
+            raise RuntimeError(
+                f"{self._name} has autoreset_mode DISABLED and resets all its envs where options['reset_mask'] asks "
+                "for some: their episodes cannot be told apart"
+            )
+        return fresh, rows_of(infos, self.num_envs)
+
+    def _owned(self, observations: Any) -> Any:
+        """Arrays that the next step will not change."""
+        return as_arrays(deepcopy(observations) if self._reuses_arrays else observations)
+
+    # ---------------------------------------------------------------- attributes
+
+    @property
+    def _name(self) -> str:
+        return f"{type(self).__name__}({self.env})"
+
+    @property
+    def _has_single_envs(self) -> bool:
+        """Sync and Async, which call envs that are each an env."""
+        return hasattr(self._base, "env_fns")
+
+    def _attributes(self, name: str) -> Sequence[Any]:
+        if self._has_single_envs:
+            return list(self._base.get_attr(name))
+        return [getattr(self.env, name)] * self.num_envs
+
+    def set_attr(self, attr_name: str, value: Any, indices: VecEnvIndices = None) -> None:
+        """Set an attribute of envs; of one that has no single envs, for all of them.
+
+        :param attr_name: its name
+        :param value: the same for all
+        :param indices: of which envs, None for all
+        :raises ValueError: some of the envs, where they have no attributes of their own
+        """
+        chosen = list(self._get_indices(indices))
+        if not self._has_single_envs:
+            self._require_all(chosen, "set_attr")
+            setattr(self._base, attr_name, value)
+            return
+        values = [value] * self.num_envs
+        if len(chosen) < self.num_envs:
+            values = list(self._base.get_attr(attr_name))
+            for i in chosen:
+                values[i] = value
+        self._base.set_attr(attr_name, values)
+
+    def env_method(
+        self, method_name: str, *method_args: Any, indices: VecEnvIndices = None, **method_kwargs: Any
+    ) -> list[Any]:
+        """Call a method of envs; of one that has no single envs, its own, once.
+
+        :param method_name: its name
+        :param indices: of which envs, None for all
+        :return: what each has returned
+        :raises ValueError: some of the envs, where they can only be called together (Async, and no single envs)
+        """
+        chosen = list(self._get_indices(indices))
+        if isinstance(self._base, SyncVectorEnv):
+            envs = [self._base.envs[i] for i in chosen]
+            return [env.get_wrapper_attr(method_name)(*method_args, **method_kwargs) for env in envs]
+        self._require_all(chosen, "env_method")
+        if self._has_single_envs:
+            return list(self._base.call(method_name, *method_args, **method_kwargs))
+        return [getattr(self.env, method_name)(*method_args, **method_kwargs)] * self.num_envs
+
+    def _require_all(self, chosen: list[int], caller: str) -> None:
+        if len(chosen) < self.num_envs:
+            raise ValueError(f"{caller}: indices must be None, the envs of {self._name} are called together")
+
+    def _is_wrapped(self, index: int, wrapper_class: Any) -> bool:
+        return isinstance(self._base, SyncVectorEnv) and is_wrapped(self._base.envs[index], wrapper_class)
+
+    def get_images(self) -> Sequence[np.ndarray | None]:
+        """A frame of each env, where it was made with ``render_mode="rgb_array"``."""
+        frames: Any = self.env.render()
+        return [None] * self.num_envs if frames is None else list(frames)
+
+    def close(self) -> None:
+        """Close the envs."""
+        self.env.close()
+
+
+def rows_of(infos: dict[str, Any], n_envs: int) -> list[dict[str, Any]]:
+    """Gymnasium's dict of arrays as a dict per env.
+
+    :param infos: arrays, each beside a mask of the same name with a leading underscore; dicts of those
+    :param n_envs: number of envs
+    """
+    rows: list[dict[str, Any]] = [{} for _ in range(n_envs)]
+    for key, values in infos.items():
+        if key.startswith("_") and key[1:] in infos:
+            continue
+        parts = rows_of(values, n_envs) if isinstance(values, dict) else values
+        mask = infos.get(f"_{key}")
+        for i in range(n_envs) if mask is None else np.flatnonzero(mask):
+            rows[i][key] = parts[i]
+    return rows

@@ -1,0 +1,120 @@
+"""One call for vectorized envs of every kind."""
+
+from collections.abc import Callable
+from typing import Any, Final
+
+import gymnasium as gym
+from gymnasium.vector import AutoresetMode
+from stable_baselines3.common import env_util
+from stable_baselines3.common.vec_env import DummyVecEnv, SubprocVecEnv, VecEnv
+
+from sb3_pg.envs.envpool_adapter import EnvPoolAdapter
+from sb3_pg.envs.gym_vector import GymVectorAdapter
+from sb3_pg.extras import extra_hints
+
+BACKENDS: Final = ("auto", "dummy", "subproc", "vector", "envpool")
+
+
+def make_vec_env(
+    env_id: str,
+    n_envs: int = 1,
+    backend: str = "auto",
+    seed: int | None = None,
+    wrapper_class: Callable[..., Any] | None = None,
+    env_kwargs: dict[str, Any] | None = None,
+    backend_kwargs: dict[str, Any] | None = None,
+    monitor_dir: str | None = None,
+) -> VecEnv:
+    """Vectorized envs, all of whose episodes are reported in ``infos`` as a Monitor does.
+
+    ========= ========================================================================================================
+    backend   is
+    ========= ========================================================================================================
+    auto      vector, for an env with a native vector entry point that nothing wraps; otherwise dummy
+    dummy     SB3's DummyVecEnv: one after the other, in this process
+    subproc   SB3's SubprocVecEnv: a process each
+    vector    ``gymnasium.make_vec``: the native vector entry point where the env has one, otherwise Gymnasium's
+              SyncVectorEnv (``backend_kwargs={"vectorization_mode": "async"}``: a process each)
+    envpool   EnvPool: threads of C++
+    ========= ========================================================================================================
+
+    :param env_id: name of a registered env
+    :param n_envs: number of envs
+    :param backend: see above
+    :param seed: of the first env; the i-th takes seed + i, where envs have seeds of their own
+    :param wrapper_class: put around each env, where envs are Python objects of their own
+    :param env_kwargs: arguments of the env
+    :param backend_kwargs: arguments of the backend, e.g. ``{"num_threads": 2}`` for "envpool"
+    :param monitor_dir: folder for a Monitor's files: "dummy" and "subproc"
+    :raises ValueError: an unknown backend, or arguments that it cannot take
+    :raises MissingExtraError: an optional dependency is missing
+    """
+    if backend not in BACKENDS:
+        raise ValueError(f"backend must be one of {BACKENDS}, got {backend!r}")
+    if n_envs < 1:
+        raise ValueError(f"n_envs must be 1 or more, got {n_envs}")
+    env_kwargs, backend_kwargs = env_kwargs or {}, backend_kwargs or {}
+    per_env = {"wrapper_class": wrapper_class, "monitor_dir": monitor_dir}
+    with extra_hints():
+        if backend == "auto":
+            plain = not any(value is not None for value in per_env.values())
+            backend = "vector" if plain and has_native_vector(env_id) else "dummy"
+        if backend in ("dummy", "subproc"):
+            return env_util.make_vec_env(
+                env_id,
+                n_envs,
+                seed,
+                env_kwargs=env_kwargs,
+                vec_env_cls=DummyVecEnv if backend == "dummy" else SubprocVecEnv,
+                vec_env_kwargs=backend_kwargs,
+                **per_env,  # type: ignore[arg-type]
+            )
+        if monitor_dir is not None:
+            raise ValueError(
+                f"monitor_dir={monitor_dir!r} needs a Monitor around each env: backend 'dummy' or 'subproc'"
+            )
+        env: VecEnv
+        if backend == "vector":
+            env = GymVectorAdapter(_make_gym_vector(env_id, n_envs, wrapper_class, env_kwargs, **backend_kwargs))
+        else:
+            _refuse_wrapper(wrapper_class, "EnvPool's envs")
+            env = EnvPoolAdapter(env_id, n_envs, **env_kwargs, **backend_kwargs)
+    env.seed(seed)
+    return env
+
+
+def has_native_vector(env_id: str) -> bool:
+    """Whether an env has a vector entry point of its own.
+
+    :param env_id: name of a registered env
+    """
+    spec = gym.spec(env_id)
+    return spec.vector_entry_point is not None and not spec.additional_wrappers
+
+
+def _make_gym_vector(
+    env_id: str,
+    n_envs: int,
+    wrapper_class: Callable[..., Any] | None,
+    env_kwargs: dict[str, Any],
+    vectorization_mode: str | None = None,
+    **vector_kwargs: Any,
+) -> Any:
+    if vectorization_mode is None:
+        vectorization_mode = "vector_entry_point" if has_native_vector(env_id) else "sync"
+    if vectorization_mode == "vector_entry_point":
+        _refuse_wrapper(wrapper_class, f"the native vector env of {env_id}")
+        return gym.make_vec(env_id, n_envs, vectorization_mode, vector_kwargs=vector_kwargs, **env_kwargs)
+    return gym.make_vec(
+        env_id,
+        n_envs,
+        vectorization_mode,
+        vector_kwargs={"autoreset_mode": AutoresetMode.SAME_STEP, **vector_kwargs},
+        wrappers=None if wrapper_class is None else [wrapper_class],
+        **env_kwargs,
+    )
+
+
+def _refuse_wrapper(wrapper_class: Any, whose: str) -> None:
+    if wrapper_class is not None:
+        raise ValueError(f"wrapper_class={wrapper_class!r}: {whose} are no Python objects that could be wrapped each")
