@@ -3,6 +3,6 @@
 from sb3_pg.envs.adapter import VectorAdapter
 from sb3_pg.envs.envpool_adapter import EnvPoolAdapter
 from sb3_pg.envs.gym_vector import GymVectorAdapter
-from sb3_pg.envs.make import BACKENDS, make_vec_env
+from sb3_pg.envs.make import BACKENDS, has_native_vector, make_vec_env
 
-__all__ = ["BACKENDS", "EnvPoolAdapter", "GymVectorAdapter", "VectorAdapter", "make_vec_env"]
+__all__ = ["BACKENDS", "EnvPoolAdapter", "GymVectorAdapter", "VectorAdapter", "has_native_vector", "make_vec_env"]

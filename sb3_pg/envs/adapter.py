@@ -4,11 +4,12 @@ import time
 from abc import abstractmethod
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
+from pathlib import Path
 from typing import Any, NamedTuple
 
 import numpy as np
 from gymnasium import spaces
-from stable_baselines3.common.monitor import Monitor
+from stable_baselines3.common.monitor import Monitor, ResultsWriter
 from stable_baselines3.common.vec_env import VecEnv
 from stable_baselines3.common.vec_env.base_vec_env import VecEnvIndices, VecEnvStepReturn
 
@@ -36,12 +37,15 @@ class VectorAdapter(VecEnv):
     :param resets_late: an ended env is reset by the step that follows, whose action it ignores: a false transition
     """
 
+    env: Any
+
     def __init__(
         self, num_envs: int, observation_space: spaces.Space[Any], action_space: spaces.Space[Any], resets_late: bool
     ) -> None:
         self._actions: Any = None
         self._returns, self._lengths = np.zeros(num_envs), np.zeros(num_envs, dtype=np.int64)
         self._start = time.time()
+        self._results: ResultsWriter | None = None
         self._ended = np.zeros(num_envs, dtype=bool)
         self._masked = not resets_late
         self.resets_late = resets_late
@@ -104,6 +108,8 @@ class VectorAdapter(VecEnv):
             infos[i]["terminal_observation"] = of_env(finals, i)
             seconds = round(time.time() - self._start, 6)
             infos[i]["episode"] = {"r": round(float(self._returns[i]), 6), "l": int(self._lengths[i]), "t": seconds}
+            if self._results is not None:
+                self._results.write_row(infos[i]["episode"])
         self._forget(dones)
         self._ended[:] = dones
         return observations, np.asarray(rewards, dtype=np.float32), dones, infos
@@ -126,6 +132,20 @@ class VectorAdapter(VecEnv):
 
     def _forget(self, envs: np.ndarray) -> None:
         self._returns[envs] = self._lengths[envs] = 0
+
+    def write_results(self, folder: str, env_id: str) -> None:
+        """Write return, length and time of every episode that ends from now on, as SB3's Monitor does.
+
+        :param folder: of ``0.monitor.csv``
+        :param env_id: what stands in its header
+        """
+        self._results = ResultsWriter(str(Path(folder) / "0"), {"t_start": self._start, "env_id": env_id})
+
+    def close(self) -> None:
+        """Close the envs."""
+        if self._results is not None:
+            self._results.close()
+        self.env.close()
 
     # ---------------------------------------------------------------- attributes
 

@@ -90,10 +90,6 @@ class EnvPoolAdapter(VectorAdapter):
         """A frame of each env, where it was made with ``render_mode="rgb_array"``."""
         return list(self.env.render(range(self.num_envs)))
 
-    def close(self) -> None:
-        """Close the envs."""
-        self.env.close()
-
 
 def _replaced(observations: Any, envs: np.ndarray, fresh: Any) -> Any:
     """Copies of the observations, with those of some envs replaced."""

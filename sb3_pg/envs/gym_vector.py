@@ -168,10 +168,6 @@ class GymVectorAdapter(VectorAdapter):
         frames: Any = self.env.render()
         return [None] * self.num_envs if frames is None else list(frames)
 
-    def close(self) -> None:
-        """Close the envs."""
-        self.env.close()
-
 
 def rows_of(infos: dict[str, Any], n_envs: int) -> list[dict[str, Any]]:
     """Gymnasium's dict of arrays as a dict per env.

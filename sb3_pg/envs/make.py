@@ -8,6 +8,7 @@ from gymnasium.vector import AutoresetMode
 from stable_baselines3.common import env_util
 from stable_baselines3.common.vec_env import DummyVecEnv, SubprocVecEnv, VecEnv
 
+from sb3_pg.envs.adapter import VectorAdapter
 from sb3_pg.envs.envpool_adapter import EnvPoolAdapter
 from sb3_pg.envs.gym_vector import GymVectorAdapter
 from sb3_pg.extras import extra_hints
@@ -45,7 +46,7 @@ def make_vec_env(
     :param wrapper_class: put around each env, where envs are Python objects of their own
     :param env_kwargs: arguments of the env
     :param backend_kwargs: arguments of the backend, e.g. ``{"num_threads": 2}`` for "envpool"
-    :param monitor_dir: folder for a Monitor's files: "dummy" and "subproc"
+    :param monitor_dir: folder for the results of all episodes, in the files of SB3's Monitor
     :raises ValueError: an unknown backend, or arguments that it cannot take
     :raises MissingExtraError: an optional dependency is missing
     """
@@ -54,11 +55,9 @@ def make_vec_env(
     if n_envs < 1:
         raise ValueError(f"n_envs must be 1 or more, got {n_envs}")
     env_kwargs, backend_kwargs = env_kwargs or {}, backend_kwargs or {}
-    per_env = {"wrapper_class": wrapper_class, "monitor_dir": monitor_dir}
     with extra_hints():
         if backend == "auto":
-            plain = not any(value is not None for value in per_env.values())
-            backend = "vector" if plain and has_native_vector(env_id) else "dummy"
+            backend = "vector" if wrapper_class is None and has_native_vector(env_id) else "dummy"
         if backend in ("dummy", "subproc"):
             return env_util.make_vec_env(
                 env_id,
@@ -67,18 +66,17 @@ def make_vec_env(
                 env_kwargs=env_kwargs,
                 vec_env_cls=DummyVecEnv if backend == "dummy" else SubprocVecEnv,
                 vec_env_kwargs=backend_kwargs,
-                **per_env,  # type: ignore[arg-type]
+                wrapper_class=wrapper_class,
+                monitor_dir=monitor_dir,
             )
-        if monitor_dir is not None:
-            raise ValueError(
-                f"monitor_dir={monitor_dir!r} needs a Monitor around each env: backend 'dummy' or 'subproc'"
-            )
-        env: VecEnv
+        env: VectorAdapter
         if backend == "vector":
             env = GymVectorAdapter(_make_gym_vector(env_id, n_envs, wrapper_class, env_kwargs, **backend_kwargs))
         else:
             _refuse_wrapper(wrapper_class, "EnvPool's envs")
             env = EnvPoolAdapter(env_id, n_envs, **env_kwargs, **backend_kwargs)
+    if monitor_dir is not None:
+        env.write_results(monitor_dir, env_id)
     env.seed(seed)
     return env
 

@@ -17,20 +17,22 @@ import rl_zoo3.train
 from rl_zoo3.exp_manager import ExperimentManager
 
 from sb3_pg.extras import extra_hints
+from sb3_pg.zoo.vec_env import backend_of, training_envs
 
 # Ahead of the user's arguments, so that theirs win: rl_zoo3 looks for agents of its own hub unless told otherwise.
 _TRAINED_HERE: Final = ("--folder", "logs")
 
 
 def train(arguments: Sequence[str]) -> None:
-    """Train an agent, or optimize hyperparameters: ``rl_zoo3.train``.
+    """Train an agent, or optimize hyperparameters: ``rl_zoo3.train``, whose ``--vec-env`` takes ours too.
 
     :param arguments: its command line, without the program's name
     :raises SystemExit: the arguments are wrong, or are ``--help``
     :raises MissingExtraError: the environment or an option needs an optional dependency
     """
     try:
-        with _command_line("train", arguments):
+        backend, arguments = backend_of(arguments)
+        with _command_line("train", arguments), training_envs(backend):
             rl_zoo3.train.train()
     except (SystemExit, ImportError) as error:
         _remove_unused_run(error)

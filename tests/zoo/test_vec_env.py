@@ -1,0 +1,119 @@
+"""``sb3-pg train --vec-env``: rl_zoo3 trains on vectorized envs, evaluates on its own, and logs as ever."""
+
+from pathlib import Path
+from typing import Any
+
+import pytest
+from rl_zoo3.exp_manager import ExperimentManager
+from stable_baselines3.common.monitor import load_results
+from stable_baselines3.common.vec_env import DummyVecEnv, VecEnv
+
+from sb3_pg.envs import EnvPoolAdapter, GymVectorAdapter
+from sb3_pg.zoo import scripts
+from sb3_pg.zoo.vec_env import backend_of
+
+SHORT = ["--verbose", "0", "--num-threads", "1", "--device", "cpu", "--eval-freq", "300", "--eval-episodes", "2"]
+
+
+@pytest.fixture
+def made(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> list[VecEnv]:
+    """The envs that rl_zoo3 has made, in an empty folder."""
+    monkeypatch.chdir(tmp_path)
+    envs: list[VecEnv] = []
+    create = ExperimentManager.create_envs
+
+    def noted(self: Any, *args: Any, **kwargs: Any) -> VecEnv:
+        envs.append(create(self, *args, **kwargs))
+        return envs[-1]
+
+    monkeypatch.setattr(ExperimentManager, "create_envs", noted)
+    return envs
+
+
+def train(algo: str, env: str, *others: str, params: tuple[str, ...] = ()) -> None:
+    settings = ["-params", "n_envs:4", "policy_kwargs:dict(net_arch=[4])", *params]
+    settings += ["n_steps:64"] if algo == "ppo" else []
+    scripts.train(["--algo", algo, "--env", env, "-n", "600", *SHORT, *others, *settings])
+
+
+@pytest.mark.parametrize(
+    ("algo", "env", "backend", "expected"),
+    [
+        ("reinforce", "CartPole-v1", "vector", GymVectorAdapter),
+        ("off_policy_pg", "CartPole-v1", "vector", GymVectorAdapter),
+        ("actor_critic", "Pendulum-v1", "vector", GymVectorAdapter),
+        ("ppo", "Pendulum-v1", "vector", GymVectorAdapter),
+        ("reinforce", "CartPole-v1", "envpool", EnvPoolAdapter),
+        ("a2c", "CartPole-v1", "envpool", EnvPoolAdapter),
+        ("reinforce", "CartPole-v1", "dummy", DummyVecEnv),
+    ],
+)
+def test_training_envs_are_of_the_backend(
+    made: list[VecEnv], tmp_path: Path, algo: str, env: str, backend: str, expected: Any
+) -> None:
+    if backend == "envpool":
+        pytest.importorskip("envpool", exc_type=ImportError)
+    create = ExperimentManager.create_envs
+    train(algo, env, "--vec-env", backend)
+    assert ExperimentManager.create_envs is create
+    evaluation, training = sorted((e.unwrapped for e in made), key=lambda e: e.num_envs)
+    assert (type(training), training.num_envs) == (expected, 4)
+    assert type(evaluation) is DummyVecEnv
+    (run,) = (tmp_path / "logs" / algo).iterdir()
+    assert (run / "evaluations.npz").is_file()
+    results = load_results(str(run))
+    assert 600 - 4 * 500 <= results["l"].sum() <= 1000
+    assert len(results) > (10 if env == "CartPole-v1" else 0) or env == "Pendulum-v1"
+
+
+@pytest.mark.usefixtures("made")
+def test_what_would_take_false_steps_for_real_ones_is_refused(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    for algo in ("ppo", "off_pac"):
+        with pytest.raises(SystemExit, match="2"):
+            train(algo, "CartPole-v1", "--vec-env", "vector")
+        assert f"which {algo} would take for a transition; use --vec-env dummy" in capsys.readouterr().err
+    assert not list(tmp_path.glob("logs/*/*"))  # no folder that enjoy would take for a run
+
+
+@pytest.mark.usefixtures("made")
+@pytest.mark.parametrize("backend", ["vector", "envpool"])
+def test_a_wrapper_of_each_env_is_refused(backend: str, capsys: pytest.CaptureFixture[str]) -> None:
+    with pytest.raises(SystemExit, match="2"):
+        train(
+            "reinforce",
+            "CartPole-v1",
+            "--vec-env",
+            backend,
+            params=("env_wrapper:'gymnasium.wrappers.TimeAwareObservation'",),
+        )
+    assert "cannot be wrapped each in TimeAwareObservation" in capsys.readouterr().err
+
+
+def test_a_wrapper_of_each_of_gymnasiums_own_is_fine(made: list[VecEnv]) -> None:
+    wrapper = "env_wrapper:'gymnasium.wrappers.TimeAwareObservation'"
+    train("reinforce", "Pendulum-v1", "--vec-env", "vector", params=(wrapper,))
+    assert made[0].observation_space.shape == (4,)
+
+
+def test_arguments_of_the_env_arrive(made: list[VecEnv]) -> None:
+    train("reinforce", "CartPole-v1", "--vec-env", "vector", "--env-kwargs", "sutton_barto_reward:True")
+    assert next(env for env in made if env.num_envs == 4).get_attr("_sutton_barto_reward") == [True] * 4
+
+
+def test_the_command_line_is_read() -> None:
+    assert backend_of(["--algo", "ppo"]) == (None, ["--algo", "ppo"])
+    assert backend_of(["--vec-env", "subproc", "-n", "5"]) == (None, ["--vec-env", "subproc", "-n", "5"])
+    assert backend_of(["-n", "5", "--vec-env=envpool", "-params", "a:-1"]) == (
+        "envpool",
+        ["-n", "5", "-params", "a:-1"],
+    )
+
+
+def test_an_unknown_backend_is_an_error(capsys: pytest.CaptureFixture[str]) -> None:
+    with pytest.raises(SystemExit, match="2"):
+        scripts.train(["--vec-env", "vectr"])
+    message = capsys.readouterr().err
+    assert "vectr" in message
+    assert "envpool" in message
