@@ -47,7 +47,8 @@ class Task:
     threshold: float
     budget: int
     every: int  # env steps between evaluations
-    rates: dict[str, float]  # of each arm, as --tune found them
+    settings: dict[str, Any]  # on top of zoo_configs/off_policy_pg.yml
+    rates: dict[str, float]  # of each arm, as --tune found them; they fall linearly to 0 over the budget
 
 
 TASKS = {
@@ -98,7 +99,7 @@ def run(job: tuple[str, str, float, int]) -> dict[str, Any]:
 
     with tempfile.TemporaryDirectory() as folder, contextlib.redirect_stdout(None):
         set_random_seed(seed)
-        settings = resolve_hyperparams("off_policy_pg", env, {}, None) | {"learning_rate": rate}
+        settings = resolve_hyperparams("off_policy_pg", env, task.settings | {"learning_rate": f"lin_{rate}"}, None)
         manager = make_manager("off_policy_pg", env, seed, task.budget, settings | changes(arm, settings), None, folder)
         experiment = manager.setup_experiment()
         assert experiment is not None

@@ -135,6 +135,10 @@ class PolicyGradientAlgorithm(UpdatingAlgorithm, OnPolicyAlgorithm):
             )
         return self.n_episodes // self.n_envs
 
+    def _maybe_recommend_cpu(self, mlp_class_name: str = "ActorCriticPolicy") -> None:
+        if self.act_device is None:  # SB3's reason is what it costs to act on the GPU
+            super()._maybe_recommend_cpu(mlp_class_name)
+
     # ---------------------------------------------------------------- collecting
 
     def learn(

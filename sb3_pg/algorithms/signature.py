@@ -29,6 +29,7 @@ class NewSharedArguments(TypedDict, total=False):
     normalize_value_targets: bool
     max_episode_steps: int
     on_nonfinite: str
+    act_device: th.device | str | None
 
 
 class NewArguments(NewSharedArguments, total=False):
@@ -121,6 +122,7 @@ CHECKS: dict[str, arg.Check] = {
     "verbose": arg.unless(True, False, check=arg.integer(0)),
     "seed": arg.integer(0, optional=True),
     "device": arg.device,
+    "act_device": arg.unless(None, check=arg.device),
 }
 
 REPLAYING_CHECKS: dict[str, arg.Check] = {

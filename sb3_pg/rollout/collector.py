@@ -8,12 +8,14 @@ from contextlib import AbstractContextManager, nullcontext
 from typing import Any, cast
 
 import numpy as np
+import torch as th
 from gymnasium import spaces
 from stable_baselines3.common.base_class import BaseAlgorithm
 from stable_baselines3.common.callbacks import BaseCallback
 from stable_baselines3.common.policies import ActorCriticPolicy
 from stable_baselines3.common.vec_env import VecEnv, VecFrameStack, is_vecenv_wrapped
 
+from sb3_pg.rollout.acting import ActingCopy
 from sb3_pg.rollout.buffers import TrajectoryRolloutBuffer
 from sb3_pg.rollout.finite import (
     NormalizationGuard,
@@ -42,6 +44,10 @@ class Collector:
         self.model, self.env = model, env
         self.normalization = NormalizationGuard(env)
         self.to_env = _action_transform(model)
+        device = getattr(model, "act_device", None)
+        self._copy = None if device is None or th.device(device) == model.device else ActingCopy(device)
+        #: the policy, or its copy
+        self.acting = self._policy
         #: steps since each env's episode began; kept with the model, whose ``_last_obs`` may be one of an old episode
         kept: np.ndarray = getattr(model, "_timesteps", np.zeros(0, dtype=np.int64))
         self.timesteps = kept.copy() if len(kept) == env.num_envs else np.zeros(env.num_envs, dtype=np.int64)
@@ -75,13 +81,14 @@ class Collector:
         """
         model = self.model
         buffer.reset()
-        if model.use_sde:
-            self._policy.reset_noise(self.env.num_envs)
         callback.on_rollout_start()
         set_training_mode(self._policy, False)
+        self.acting, device = (self._policy, model.device) if self._copy is None else self._copy.of(self._policy)
+        if model.use_sde:
+            self.acting.reset_noise(self.env.num_envs)
         try:
             if sampler is None:
-                sampler = make_sampler(self._policy, model.device, self.env.num_envs)
+                sampler = make_sampler(self.acting, device, self.env.num_envs)
             progress = RolloutProgress(self.env.num_envs, n_steps, episodes_per_env, max_episode_steps)
             with self.normalization.statistics_kept(), false_steps_masked(self.env) as resetting:
                 self._reset_if_needed(complete=episodes_per_env is not None)
@@ -118,7 +125,7 @@ class Collector:
         complete = False
         while not complete:
             if model.use_sde and model.sde_sample_freq > 0 and progress.n_steps % model.sde_sample_freq == 0:
-                self._policy.reset_noise(n_envs)
+                self.acting.reset_noise(n_envs)
             resetting = None if resets_next is None else resets_next.copy()
             try:
                 actions = sampler(obs)

@@ -59,7 +59,7 @@ def make_batch(
         batch.bootstrap_observations = _bootstrap_observations(buffer, bootstrap_truncated)
     known: tuple[th.Tensor, th.Tensor] | None = None
     if isinstance(sampler, ForwardSampler):
-        log_probs, values = (buffer.in_order(th.stack(rows)) for rows in (sampler.log_probs, sampler.values))
+        log_probs, values = (buffer.in_order(th.stack(x).to(device)) for x in (sampler.log_probs, sampler.values))
         known = batch.select(log_probs), batch.select(values)
     batch.log_probs = evaluate_batch(
         policy,
@@ -130,7 +130,7 @@ def action_log_probs(policy: ActorCriticPolicy, buffer: TrajectoryRolloutBuffer,
     """
     known = getattr(sampler, "log_probs", None)
     if known is not None:
-        return buffer.in_order(th.stack(known))
+        return buffer.in_order(th.stack(known).to(buffer.device))
     observations: Any = buffer.observations
     parts = observations if isinstance(observations, dict) else {"": observations}
     rows = {key: array.reshape(-1, *array.shape[2:]) for key, array in parts.items()}
