@@ -5,11 +5,12 @@
 
 Protocol
 --------
-- All arms take the settings of ``zoo_configs/off_policy_pg.yml`` and equally many gradient steps per episode collected
-  (``gradient_steps`` has how many there were until the end). "replay" keeps the episodes of several updates, "fresh"
-  those of one. "large" is fresh as well, and collects as many episodes per update as replay keeps: batches of the same
-  size, with fewer and longer updates. The learning rate is each arm's own best of ``RATES``, by ``--tune``: least mean
-  of the steps (a run that does not arrive counts with the whole budget).
+- All arms take the settings of ``zoo_configs/off_policy_pg.yml`` with those of ``TASKS`` on top, and equally many
+  gradient steps per episode collected (``gradient_steps`` has how many there were until the end). "replay" keeps the
+  episodes of several updates, "fresh" those of one. "large" is fresh as well, and collects as many episodes per update
+  as replay keeps: batches of the same size, with fewer and longer updates. The learning rate, which falls linearly to 0
+  over the budget, is each arm's own best of ``RATES``, by ``--tune``: least mean of the steps (a run that does not
+  arrive counts with the whole budget).
 - Every ``every`` env steps (at the first step at or past them) the deterministic policy plays 24 episodes. Two means in
   a row at or above the threshold end the run; ``steps`` is that of the first of the two.
 - A run that is not there at the end of the budget counts as infinitely many steps (it is in the median, not dropped).
@@ -48,12 +49,26 @@ class Task:
     budget: int
     every: int  # env steps between evaluations
     settings: dict[str, Any]  # on top of zoo_configs/off_policy_pg.yml
-    rates: dict[str, float]  # of each arm, as --tune found them; they fall linearly to 0 over the budget
+    rates: dict[str, float]  # of each arm, as --tune found them
 
 
 TASKS = {
-    "CartPole-v1": Task(475.0, 50_000, 500, {"replay": 3e-3, "fresh": 1e-3, "large": 3e-3}),
-    "LunarLander-v3": Task(200.0, 500_000, 10_000, {"replay": 3e-3, "fresh": 3e-3, "large": 3e-3}),
+    "CartPole-v1": Task(
+        475.0,
+        40_000,
+        500,
+        {"n_envs": 4, "train_freq": [4, "episode"], "gradient_steps": 4, "buffer_trajectories": 32},
+        {"replay": 3e-3, "fresh": 1e-3, "large": 3e-3},
+    ),
+    "LunarLander-v3": Task(
+        200.0,
+        400_000,
+        20_000,
+        # one env: no steps are spent on waiting for other episodes, which here may be ten times as long
+        {"n_envs": 1, "train_freq": [2, "episode"], "gradient_steps": 2, "buffer_trajectories": 32}
+        | {"gamma": 0.98, "ent_coef": 0.05, "critic_learning_rate": 2e-3, "critic_batch_size": 512},
+        {"replay": 3e-3, "fresh": 1e-3, "large": 3e-3},
+    ),
 }
 ARMS = ("replay", "fresh", "large")
 COLORS = {"replay": "#117733", "fresh": "#CC6677", "large": "#332288"}

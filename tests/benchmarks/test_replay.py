@@ -37,18 +37,19 @@ def test_arms_differ_in_what_is_kept_alone(arm, monkeypatch):
         return manager
 
     monkeypatch.setattr(learning_run, "make_manager", kept)
-    monkeypatch.setitem(replay.TASKS, "CartPole-v1", replay.Task(475.0, 1000, 100, {}))
+    settings = {"n_envs": 2, "train_freq": [2, "episode"], "buffer_trajectories": 8, "gradient_steps": 2}
+    monkeypatch.setitem(replay.TASKS, "CartPole-v1", replay.Task(475.0, 1000, 100, settings, {}))
     row = replay.run(("CartPole-v1", arm, 1e-3, 100))
     model = made["experiment"][0]
     assert row["steps"] == math.inf
     assert row["gradient_steps"] == model._n_updates > 0
     assert len(row["evaluations"].split()) == 10
-    assert model.lr_schedule(1.0) == model.lr_schedule(0.1) == 1e-3
+    assert [model.lr_schedule(progress) for progress in (1.0, 0.5)] == [1e-3, 5e-4]
     collected, keeps = model.train_freq.frequency, model.buffer_trajectories
     assert (collected == keeps) == (arm != "replay")
-    usual = learning_run.resolve_hyperparams("off_policy_pg", "CartPole-v1", {}, None)
-    assert model.gradient_steps / collected == usual["gradient_steps"] / usual["train_freq"][0]
-    assert keeps == (usual["train_freq"][0] if arm == "fresh" else usual["buffer_trajectories"])
+    assert model.gradient_steps / collected == 1
+    assert keeps == (2 if arm == "fresh" else 8)
+    assert model.max_ratio == 2  # as in the YAML file
 
 
 def test_seeds_of_tuning_are_kept_out_of_the_report():
