@@ -65,9 +65,9 @@ TASKS = {
         400_000,
         20_000,
         # one env: no steps are spent on waiting for other episodes, which here may be ten times as long
-        {"n_envs": 1, "train_freq": [2, "episode"], "gradient_steps": 2, "buffer_trajectories": 32}
+        {"n_envs": 1, "train_freq": [2, "episode"], "gradient_steps": 2, "buffer_trajectories": 16}
         | {"gamma": 0.98, "ent_coef": 0.05, "critic_learning_rate": 2e-3, "critic_batch_size": 512},
-        {"replay": 3e-3, "fresh": 1e-3, "large": 3e-3},
+        {"replay": 1e-3, "fresh": 1e-3},
     ),
 }
 ARMS = ("replay", "fresh", "large")
@@ -179,7 +179,8 @@ def draw(rows: Sequence[dict[str, Any]]) -> Any:
             missing = len(steps) - len(arrived)
             panel.plot([budget] * missing, [height] * missing, "x", color=COLORS[arm], clip_on=False)
             panel.vlines(median, height - 0.25, height + 0.25, color=COLORS[arm])
-        panel.set(xlim=(0, budget), ylim=(-0.6, len(ARMS) - 0.4), yticks=range(len(ARMS)), yticklabels=ARMS)
+        shown = [arm for arm in ARMS if arm in TASKS[env].rates]
+        panel.set(xlim=(0, budget), ylim=(-0.6, len(shown) - 0.4), yticks=range(len(shown)), yticklabels=shown)
         panel.set(title=f"{env}: until {TASKS[env].threshold:g}", xlabel="Env steps")
         panel.grid(alpha=0.3, axis="x")
     return figure
@@ -204,8 +205,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
         (env, arm, rate, seed)
         for env in options.env
         for seed in seeds
-        for arm in ARMS
-        for rate in (RATES if options.tune else [TASKS[env].rates[arm]])
+        for arm, best in TASKS[env].rates.items()
+        for rate in (RATES if options.tune else [best])
     ]
     stamps = {"date": time.strftime("%Y-%m-%d", time.gmtime()), "versions": versions(*PACKAGES)}
     with multiprocessing.get_context("spawn").Pool(options.jobs, maxtasksperchild=1) as pool:

@@ -16,7 +16,7 @@ from sb3_pg.algorithms.trust_region import TrustRegionAlgorithm
 from sb3_pg.errors import NonFiniteError
 from sb3_pg.functional import FisherVectorProduct, LineSearch, Solution, conjugate_gradient, line_search
 from sb3_pg.functional.precision import precise
-from sb3_pg.rollout import RolloutBatch, evaluation_mode, split_observations
+from sb3_pg.rollout import RolloutBatch, evaluation_mode, perceptron_distribution, split_observations
 
 #: Why no step was taken -> what may help.
 _ADVICE = {
@@ -169,10 +169,10 @@ class NaturalStep(TrustRegionAlgorithm):
         self, batch: RolloutBatch, objective: SurrogateObjective, parameters: list[th.nn.Parameter]
     ) -> FisherVectorProduct:
         k = self._subsampling
-        kept = objective.distribution
+        kept, observations = objective.distribution, batch.flat_observations
         if k == 1 and kept is not None:
-            return FisherVectorProduct([lambda: kept], parameters, self.cg_damping)
-        observations = batch.flat_observations
+            made = perceptron_distribution(self.policy, observations) or kept
+            return FisherVectorProduct([lambda: made], parameters, self.cg_damping)
         if k > 1:
             n_samples = int(batch.valid.sum())
             chosen = th.randperm(n_samples, device=self.device)[: -(-n_samples // k)]

@@ -9,7 +9,7 @@ from stable_baselines3.common.policies import ActorCriticPolicy
 
 from sb3_pg.algorithms.explanation import Metrics
 from sb3_pg.algorithms.parameters import example_observation
-from sb3_pg.functional import distribution_parameters, joint_kl, with_parameters
+from sb3_pg.functional import OfPerceptron, distribution_parameters, joint_kl, with_parameters
 from sb3_pg.functional.precision import precise
 from sb3_pg.rollout import (
     CHUNK_SIZE,
@@ -19,6 +19,7 @@ from sb3_pg.rollout import (
     action_dist_kept,
     action_distribution,
     evaluation_mode,
+    perceptron_distribution,
     policy_actions,
     split_observations,
     torch_distributions,
@@ -178,11 +179,14 @@ class SurrogateObjective:
 
 def chunked_distributions(
     policy: ActorCriticPolicy, observations: Observations, chunk_size: int
-) -> list[Callable[[], Distributions]]:
+) -> list[Callable[[], Distributions | OfPerceptron]]:
     """What gives the policy's distributions at each chunk of states, with graph, as often as it is called."""
 
-    def at(chunk: Observations) -> Callable[[], Distributions]:
-        return lambda: require_torch_distributions(policy, action_distribution(policy, chunk))
+    def at(chunk: Observations) -> Callable[[], Distributions | OfPerceptron]:
+        return lambda: (
+            perceptron_distribution(policy, chunk)
+            or require_torch_distributions(policy, action_distribution(policy, chunk))
+        )
 
     return [at(chunk) for chunk in split_observations(observations, chunk_size)]
 

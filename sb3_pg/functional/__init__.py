@@ -9,7 +9,7 @@ from sb3_pg.functional.diagnostics import GradientDiagnostics, gradient_diagnost
 from sb3_pg.functional.distributions import distribution_parameters, with_parameters
 from sb3_pg.functional.divergence import joint_kl
 from sb3_pg.functional.episode_gradients import episode_gradients
-from sb3_pg.functional.fisher import FisherVectorProduct
+from sb3_pg.functional.fisher import FisherVectorProduct, OfPerceptron
 from sb3_pg.functional.importance import (
     effective_sample_size,
     importance_weights,
@@ -21,6 +21,7 @@ from sb3_pg.functional.importance import (
 )
 from sb3_pg.functional.line_search import LineSearch, line_search
 from sb3_pg.functional.losses import policy_gradient_loss, reduce_actor, value_loss
+from sb3_pg.functional.perceptron import PerceptronJacobian
 from sb3_pg.functional.returns import lambda_return, n_step_return, reward_to_go, total_return
 from sb3_pg.functional.scan import scan
 from sb3_pg.functional.traces import retrace, vtrace
@@ -29,6 +30,8 @@ __all__ = [
     "FisherVectorProduct",
     "GradientDiagnostics",
     "LineSearch",
+    "OfPerceptron",
+    "PerceptronJacobian",
     "Solution",
     "conjugate_gradient",
     "distribution_parameters",

@@ -6,14 +6,15 @@ from typing import Any, Literal, NamedTuple
 
 import torch as th
 from gymnasium import spaces
-from stable_baselines3.common.distributions import CategoricalDistribution
+from stable_baselines3.common.distributions import CategoricalDistribution, DiagGaussianDistribution
 from stable_baselines3.common.distributions import Distribution as SB3Distribution
 from stable_baselines3.common.policies import ActorCriticPolicy
 from torch.distributions import Categorical, Distribution
 
+from sb3_pg.functional import OfPerceptron
 from sb3_pg.rollout.batch import Observations
 from sb3_pg.rollout.plain import PlainLayers, plain_layers, value_function
-from sb3_pg.rollout.samplers import unvalidated_distributions
+from sb3_pg.rollout.samplers import OF_OUTPUTS, unvalidated_distributions
 from sb3_pg.rollout.structure import (
     Snapshot,
     action_dist_kept,
@@ -92,6 +93,27 @@ def action_distribution(policy: ActorCriticPolicy, observations: Observations) -
         if layers is None:
             return policy.get_distribution(observations)
         return policy._get_action_dist_from_latent(layers.latent_pi(layers.features(observations)))
+
+
+def perceptron_distribution(policy: ActorCriticPolicy, observations: Observations) -> OfPerceptron | None:
+    """What one of SB3's standard MLP policies draws actions from, differentiable as far as its head's outputs.
+
+    :param policy: the policy
+    :param observations: one row per sample
+    :return: None for any other policy
+    """
+    layers = None if has_own_forward(policy) or has_own_head(policy) else plain_layers(policy)
+    if layers is None or type(policy.action_dist) not in OF_OUTPUTS:
+        return None
+    jacobian = layers.jacobian(layers.features(observations))
+    if jacobian is None:
+        return None
+    with th.enable_grad(), unvalidated_distributions(), action_dist_kept(policy):
+        outputs = jacobian.outputs.requires_grad_()
+        dist: Any = policy.action_dist
+        spread = (policy.log_std,) if type(dist) is DiagGaussianDistribution else ()
+        distributions = torch_distributions(dist.proba_distribution(outputs, *spread))
+    return None if distributions is None else OfPerceptron(distributions, outputs, jacobian)
 
 
 def torch_distributions(distribution: SB3Distribution) -> Distributions | None:

@@ -11,6 +11,7 @@ from stable_baselines3.common.preprocessing import is_image_space
 from stable_baselines3.common.torch_layers import FlattenExtractor, MlpExtractor
 from torch import nn
 
+from sb3_pg.functional.perceptron import SLOPES, PerceptronJacobian
 from sb3_pg.rollout.batch import Observations
 from sb3_pg.rollout.structure import overrides, structure_of
 
@@ -62,6 +63,13 @@ class PlainLayers:
         if addresses != self._arrays[0]:
             self._arrays = addresses, [_numpy_layer(module) for module in self._actor]
         return self._arrays[1]
+
+    def jacobian(self, features: th.Tensor) -> PerceptronJacobian | None:
+        """That of :meth:`action_outputs` in the actor's parameters; None where layers are of other kinds."""
+        linear = [module for module in self._actor if type(module) is nn.Linear]
+        known = {nn.Linear, *SLOPES} >= {type(module) for module in self._actor}
+        known &= all(module.bias is not None for module in linear)
+        return PerceptronJacobian(self._actor, features) if known else None
 
     def values(self, features: th.Tensor) -> th.Tensor:
         """V(s), ``(n_samples,)``."""

@@ -63,7 +63,7 @@ def make_sampler(policy: ActorCriticPolicy, device: th.device, n_envs: int) -> S
     """
     if has_own_forward(policy):
         return ForwardSampler(policy, device)
-    if type(policy.action_dist) in _DRAWN and not has_own_head(policy):
+    if type(policy.action_dist) in OF_OUTPUTS and not has_own_head(policy):
         layers = plain_layers(policy)
         if layers is not None:
             arrays = layers.numpy_actor() if type(policy.action_dist) in _DRAWN_IN_NUMPY else None
@@ -78,9 +78,9 @@ def _categorical(logits: th.Tensor, noise: th.Tensor) -> th.Tensor:
     return (logits.softmax(1) / noise.exponential_()).argmax(1)
 
 
-#: Distributions that :class:`NumpySampler` and :class:`MlpSampler` know how to draw from.
+#: Distributions that SB3's policies make from their head's outputs alone and, of Gaussian ones, ``log_std``.
+OF_OUTPUTS = (BernoulliDistribution, CategoricalDistribution, DiagGaussianDistribution, MultiCategoricalDistribution)
 _DRAWN_IN_NUMPY = (CategoricalDistribution, DiagGaussianDistribution)
-_DRAWN = (BernoulliDistribution, CategoricalDistribution, DiagGaussianDistribution, MultiCategoricalDistribution)
 
 
 class NumpySampler:
