@@ -28,6 +28,8 @@ Protocol
 - ``kl_penalty-8``: as many steps with as many samples as PPO's defaults, actor and critic in one; for information.
 - ``off_pac-box-1``, ``off_pac-discrete-1``: one gradient step per env step on both sides, over a tenth of the steps;
   OffPAC has SAC's networks there, and DQN's here, with an actor besides, of which DQN has none.
+- ``vector-*``, ``envpool-*``: ours on a native vector env, or EnvPool's with two threads; the peer, with as many envs,
+  on DummyVecEnv. ``floor-*``: the same against the env, one forward per step and one gradient step per rollout alone.
 - ``a2c-null`` is A2C against itself: the spread of its ratio is what this machine, at this hour, can tell apart.
 """
 
@@ -45,6 +47,7 @@ from bench_io import cpu_count, format_table, merge_csv, versions
 from speed_cases import CASES
 from speed_replay import CASES as REPLAY_CASES
 from speed_timing import ROLLOUT, Case, Sample
+from speed_vector import CASES as VECTOR_CASES
 from stable_baselines3.common.utils import set_random_seed
 
 OUTPUT = Path(__file__).resolve().parent / "results" / "speed.csv"
@@ -53,6 +56,7 @@ FIGURES = (
     *("case", "ours", "peer", "n_envs", "ours_rate", "peer_rate", "ratio", "ratio_min", "ratio_max"),
     *("env_rate", "ours_of_env", "peer_of_env", "ours_update", "peer_update", "ours_episode", "peer_episode"),
 )
+ALL_CASES = (*CASES, *REPLAY_CASES, *VECTOR_CASES)
 COLUMNS = (*FIGURES, "steps", "repeats", "cpu_count", "date", "versions")
 
 
@@ -94,7 +98,7 @@ def measure(case: Case, repeats: int, steps: int) -> dict[str, Any]:
     return names | summarize(ours, peer, limit[0] if limit else ())
 
 
-def main(arguments: Sequence[str] | None = None, cases: Sequence[Case] = (*CASES, *REPLAY_CASES)) -> int:
+def main(arguments: Sequence[str] | None = None, cases: Sequence[Case] = ALL_CASES) -> int:
     """Measure the chosen cases, save each, print the table."""
     description, _, details = (__doc__ or "").partition("\n\n")
     parser = argparse.ArgumentParser(

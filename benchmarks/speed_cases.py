@@ -24,6 +24,7 @@ from stable_baselines3.common.vec_env import VecEnv
 
 from sb3_pg import TRPO, ActorCritic, KLPenaltyPG, Reinforce
 from sb3_pg.functional import FisherVectorProduct, gae, joint_kl
+from sb3_pg.rollout import perceptron_distribution
 
 HOPPER = "Hopper-v4"
 Trpo = TypeVar("Trpo", TRPO, sb3_contrib.TRPO)
@@ -239,8 +240,9 @@ def build_fisher(hidden: int, n_samples: int, seed: int) -> tuple[Callable[[], A
     parameters, _, slope, _ = peer._compute_actor_grad(
         kl_divergence(new, old).mean(), new.log_prob(new.sample()).mean()
     )
-    distribution: Any = peer.policy.get_distribution(observations).distribution
-    product = FisherVectorProduct([lambda: distribution], parameters, damping := peer.cg_damping)
+    made = perceptron_distribution(peer.policy, observations)  # as TRPO does
+    assert made is not None
+    product = FisherVectorProduct([lambda: made], parameters, damping := peer.cg_damping)
     vector = torch.randn(sum(parameter.numel() for parameter in parameters))
 
     def ours() -> torch.Tensor:

@@ -9,9 +9,12 @@ from dataclasses import dataclass
 from typing import Any, Protocol
 
 import numpy as np
+import torch
 from stable_baselines3.common.base_class import BaseAlgorithm
-from stable_baselines3.common.env_util import make_vec_env
 from stable_baselines3.common.vec_env import VecEnv
+
+from sb3_pg.envs import make_vec_env
+from sb3_pg.rollout import false_steps_masked
 
 ROLLOUT = 2048  # env steps per rollout, over all envs
 Factory = Callable[[VecEnv, int, int], BaseAlgorithm]  # env, n_steps per env, seed
@@ -57,6 +60,21 @@ class Case(Protocol):
 
 
 @dataclass(frozen=True)
+class Envs:
+    """Envs to train on."""
+
+    env_id: str
+    n_envs: int
+    backend: str = "dummy"
+    n_threads: int | None = None  # of EnvPool
+
+    def make(self, seed: int) -> VecEnv:
+        """Make them."""
+        kwargs = {"num_threads": self.n_threads} if self.n_threads else {}
+        return make_vec_env(self.env_id, self.n_envs, self.backend, seed, backend_kwargs=kwargs)
+
+
+@dataclass(frozen=True)
 class TrainingCase:
     """``learn()`` of two algorithms on the same env."""
 
@@ -70,15 +88,42 @@ class TrainingCase:
     n_steps: int | None = None  # per rollout and env; None: ROLLOUT of all envs
     log_interval: int = 1
     share: float = 1.0  # of the env steps asked for: where each of them takes a gradient step, fewer are enough
+    backend: str = "dummy"  # of ours and of the env alone; the peer has SB3's DummyVecEnv
+    n_threads: int | None = None
 
     def measures(self, repetition: int, steps: int) -> tuple[Callable[[], Sample], ...]:
         """Ours, the peer, and the env alone."""
         steps = max(1, int(self.share * steps))
         n_steps = self.n_steps or ROLLOUT // self.n_envs
+        theirs, ours = Envs(self.env, self.n_envs), Envs(self.env, self.n_envs, self.backend, self.n_threads)
         return (
-            lambda: time_learning(self.ours, self.env, self.n_envs, n_steps, self.log_interval, repetition, steps),
-            lambda: time_learning(self.peer, self.env, self.n_envs, n_steps, self.log_interval, repetition, steps),
-            lambda: time_env(self.env, self.n_envs, repetition, steps),
+            lambda: time_learning(self.ours, ours, n_steps, self.log_interval, repetition, steps),
+            lambda: time_learning(self.peer, theirs, n_steps, self.log_interval, repetition, steps),
+            lambda: time_env(ours, repetition, steps),
+        )
+
+
+@dataclass(frozen=True)
+class FloorCase:
+    """``learn()`` of an algorithm against the least there is to do: env, one forward per step, one gradient step."""
+
+    name: str
+    ours_name: str
+    ours: Factory
+    env: str
+    n_envs: int
+    backend: str
+    n_threads: int | None = None
+    peer_name: str = "bare loop"
+
+    def measures(self, repetition: int, steps: int) -> tuple[Callable[[], Sample], ...]:
+        """Ours, the bare loop, and the env alone."""
+        envs = Envs(self.env, self.n_envs, self.backend, self.n_threads)
+        n_steps = ROLLOUT // self.n_envs
+        return (
+            lambda: time_learning(self.ours, envs, n_steps, 1, repetition, steps),
+            lambda: time_floor(self.ours, envs, n_steps, repetition, steps),
+            lambda: time_env(envs, repetition, steps),
         )
 
 
@@ -102,8 +147,7 @@ class KernelCase:
 
 def time_learning(
     factory: Factory,
-    env_id: str,
-    n_envs: int,
+    envs: Envs,
     n_steps: int,
     log_interval: int,
     seed: int,
@@ -111,7 +155,7 @@ def time_learning(
     clock: Clock = time.perf_counter,
 ) -> Sample:
     """Time ``learn()`` of at least ``steps`` env steps, a whole number of rollouts, after a warm-up rollout."""
-    env = make_vec_env(env_id, n_envs=n_envs, seed=seed)
+    env = envs.make(seed)
     model = factory(env, n_steps, seed)
     model.learn(ROLLOUT, log_interval=log_interval)
     update_seconds = 0.0
@@ -134,20 +178,54 @@ def time_learning(
     return Sample(model.num_timesteps - before, seconds, update_seconds, episode)
 
 
-def time_env(env_id: str, n_envs: int, seed: int, steps: int, clock: Clock = time.perf_counter) -> Sample:
+def time_env(envs: Envs, seed: int, steps: int, clock: Clock = time.perf_counter) -> Sample:
     """Time the bare VecEnv under random actions."""
-    env = make_vec_env(env_id, n_envs=n_envs, seed=seed)
+    env, n_envs = envs.make(seed), envs.n_envs
     env.action_space.seed(seed)
     n_calls = math.ceil(steps / n_envs)
     actions = np.array([[env.action_space.sample() for _ in range(n_envs)] for _ in range(n_calls)])
     env.reset()
     gc.collect()
-    start = clock()
-    for action in actions:
-        env.step(action)
-    seconds = clock() - start
+    with false_steps_masked(env):
+        start = clock()
+        for action in actions:
+            env.step(action)
+        seconds = clock() - start
     env.close()
     return Sample(n_calls * n_envs, seconds)
+
+
+def time_floor(
+    factory: Factory, envs: Envs, n_steps: int, seed: int, steps: int, clock: Clock = time.perf_counter
+) -> Sample:
+    """Time env steps, each after one forward of the actor's net, and one gradient step per rollout, and nothing else.
+
+    Actions are the argmax or the mean; the loss is the mean square of what actor and critic put out.
+    """
+    env = envs.make(seed)
+    policy: Any = factory(env, n_steps, seed).policy
+    n_rollouts = math.ceil(steps / (n_steps * envs.n_envs))
+    observations = env.reset()
+    rows = torch.zeros((n_steps, *observations.shape))
+    discrete = policy.action_net.out_features > 1 and not env.action_space.shape
+    gc.collect()
+    with false_steps_masked(env):
+        start = clock()
+        for _ in range(n_rollouts):
+            for t in range(n_steps):
+                rows[t] = torch.from_numpy(observations)
+                with torch.inference_mode():
+                    outputs = policy.action_net(policy.mlp_extractor.policy_net(rows[t]))
+                    actions = outputs.argmax(1) if discrete else outputs
+                observations, _, _, _ = env.step(actions.numpy())
+            latent = policy.mlp_extractor(rows.flatten(0, 1))
+            loss = policy.action_net(latent[0]).square().mean() + policy.value_net(latent[1]).square().mean()
+            policy.optimizer.zero_grad()
+            loss.backward()
+            policy.optimizer.step()
+        seconds = clock() - start
+    env.close()
+    return Sample(n_rollouts * n_steps * envs.n_envs, seconds)
 
 
 def time_calls(function: Callable[[], Any], size: int, n_calls: int, clock: Clock = time.perf_counter) -> Sample:

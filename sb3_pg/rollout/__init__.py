@@ -3,7 +3,7 @@
 from sb3_pg.rollout.batch import Observations, RolloutBatch
 from sb3_pg.rollout.behavior import BehaviorPolicy, BehaviorSampler, uniform_behavior
 from sb3_pg.rollout.buffers import DictTrajectoryRolloutBuffer, TrajectoryRolloutBuffer
-from sb3_pg.rollout.collector import Collector
+from sb3_pg.rollout.collector import Collector, false_steps_masked
 from sb3_pg.rollout.evaluation import (
     action_log_probs,
     batch_from_foreign_buffer,
@@ -79,6 +79,7 @@ __all__ = [
     "evaluate",
     "evaluate_batch",
     "evaluation_mode",
+    "false_steps_masked",
     "fill_bootstrap",
     "has_own_forward",
     "has_own_head",

@@ -7,9 +7,10 @@ import speed
 import speed_cases
 import speed_replay
 import speed_timing
+import speed_vector
 import torch as th
 from bench_io import read_csv
-from speed_timing import ROLLOUT, Sample
+from speed_timing import ROLLOUT, Envs, Sample
 
 
 def ticking() -> Callable[[], float]:
@@ -70,12 +71,13 @@ def test_calls_are_timed_without_the_first_one():
     assert math.isnan(sample.update_seconds)
 
 
+CARTPOLE = Envs("CartPole-v1", 8)
 FACTORIES = [getattr(speed_cases, name) for name in ("a2c", "reinforce", "trpo", "contrib_trpo", "kl_penalty", "ppo")]
 
 
 @pytest.mark.parametrize("factory", FACTORIES)
 def test_learning_is_timed_after_one_rollout(factory):
-    sample = speed_timing.time_learning(factory, "CartPole-v1", 8, 256, 1, seed=0, steps=2 * ROLLOUT, clock=ticking())
+    sample = speed_timing.time_learning(factory, CARTPOLE, 256, 1, seed=0, steps=2 * ROLLOUT, clock=ticking())
     assert sample.steps == 2 * ROLLOUT
     # ticks: start; start and end of each of the two updates; end
     assert (sample.seconds, sample.update_seconds) == (5.0, 2.0)
@@ -86,7 +88,7 @@ def test_learning_is_timed_after_one_rollout(factory):
 def test_sides_that_replay_take_equally_many_gradient_steps(case):
     n_updates = []
     for factory in (case.ours, case.peer):
-        env = speed_timing.make_vec_env(case.env, case.n_envs)
+        env = Envs(case.env, case.n_envs).make(0)
         model = factory(env, 64, 0).learn(1024)
         n_updates.append(model._n_updates)
     assert n_updates[0] == n_updates[1] > 0
@@ -94,14 +96,14 @@ def test_sides_that_replay_take_equally_many_gradient_steps(case):
 
 def test_both_sides_are_in_the_same_phase_of_training():
     ours, peer = (
-        speed_timing.time_learning(factory, "CartPole-v1", 8, 256, 1, seed=0, steps=2 * ROLLOUT)
+        speed_timing.time_learning(factory, CARTPOLE, 256, 1, seed=0, steps=2 * ROLLOUT)
         for factory in (speed_cases.reinforce, speed_cases.a2c)
     )
     assert ours.episode == pytest.approx(peer.episode, rel=0.1)
 
 
 def test_env_alone_takes_whole_vector_steps():
-    sample = speed_timing.time_env("CartPole-v1", 8, seed=0, steps=20, clock=ticking())
+    sample = speed_timing.time_env(CARTPOLE, seed=0, steps=20, clock=ticking())
     assert (sample.steps, sample.seconds) == (24, 1.0)
 
 
@@ -150,3 +152,19 @@ def test_command_keeps_the_rows_of_other_cases(tmp_path, capsys):
     assert [row["case"] for row in rows] == ["fake", "other"]
     assert "torch=" in rows[0]["versions"]
     assert capsys.readouterr().out.splitlines()[0].split()[:3] == ["case", "ours", "peer"]
+
+
+@pytest.mark.parametrize("case", speed_vector.CASES, ids=lambda case: case.name)
+def test_vectorized_envs_are_timed(case):
+    if case.backend == "envpool":
+        pytest.importorskip("envpool", exc_type=ImportError)
+    ours, peer, limit = (take() for take in case.measures(0, ROLLOUT))
+    assert ours.steps == peer.steps == limit.steps == ROLLOUT
+    assert 0 < ours.update_seconds < ours.seconds
+    assert ours.episode > 7  # CartPole cannot fall sooner, nor the lander land
+
+
+def test_the_floor_is_the_bare_loop():
+    envs = Envs("CartPole-v1", 64, "vector")
+    sample = speed_timing.time_floor(speed_cases.reinforce, envs, 32, seed=0, steps=3 * ROLLOUT, clock=ticking())
+    assert (sample.steps, sample.seconds) == (3 * ROLLOUT, 1.0)
