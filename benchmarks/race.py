@@ -5,8 +5,8 @@
 
 Protocol
 --------
-- Settings are those of the configuration files: ours from ``zoo_configs/``, the peers' from rl_zoo3; DummyVecEnv, CPU,
-  one thread. Budgets (and so the linear schedules) are theirs too.
+- Settings are those of the configuration files: ours from ``zoo_configs/``, the peers' from rl_zoo3; CPU, one thread.
+  Budgets (and so the linear schedules) are theirs too. Envs are DummyVecEnv's, but for ``:vector``: native ones.
 - At every 2,000 env steps (at the first step at or past it) the deterministic policy plays 24 episodes. Two means in a
   row of 475 or more end the race; ``steps`` and ``seconds`` are those at the first of the two.
 - Seconds are those of ``learn()`` without the evaluations. Algorithms take turns within a seed, in one process, after
@@ -31,10 +31,12 @@ from bench_io import cpu_count, format_table, merge_csv, versions
 from learning_run import EVALUATION_SEED, Evaluations, Point, evaluation_env, make_manager, resolve_hyperparams
 from stable_baselines3.common.utils import set_random_seed
 
+from sb3_pg.zoo.vec_env import training_envs
+
 OUTPUT = Path(__file__).resolve().parent / "results" / "race.csv"
 ENV = "CartPole-v1"
 REFERENCE = "actor_critic"
-ALGOS = (REFERENCE, "trpo", "ppo", "a2c", "contrib_trpo")
+ALGOS = (REFERENCE, "actor_critic:vector", "trpo", "ppo", "a2c", "contrib_trpo")
 SOLVED, EVERY, EPISODES = 475.0, 2_000, 24
 PACKAGES = ("sb3_pg", "stable_baselines3", "sb3_contrib", "rl_zoo3", "gymnasium", "torch", "numpy")
 KEY = ("algo", "seed")
@@ -57,9 +59,17 @@ class Finish(Evaluations):
         return super()._on_step() and finish(self.points[-2:]) is None and bool(self.due)
 
 
-def race(algo: str, seed: int, limit: int) -> dict[str, Any]:
-    """One run, up to the finish or ``limit`` env steps."""
-    with tempfile.TemporaryDirectory() as folder, contextlib.redirect_stdout(None):
+def race(entrant: str, seed: int, limit: int) -> dict[str, Any]:
+    """One run, up to the finish or ``limit`` env steps.
+
+    :param entrant: name in rl_zoo3, and maybe a backend after a colon
+    """
+    algo, _, backend = entrant.partition(":")
+    with (
+        tempfile.TemporaryDirectory() as folder,
+        contextlib.redirect_stdout(None),
+        training_envs(backend or None),
+    ):
         set_random_seed(seed)
         budget = int(resolve_hyperparams(algo, ENV, {}, None)["n_timesteps"])
         manager = make_manager(algo, ENV, seed, budget, {}, None, folder)
@@ -74,7 +84,7 @@ def race(algo: str, seed: int, limit: int) -> dict[str, Any]:
     point = finish(callback.points)
     steps, _, _, seconds = point if point is not None else (math.inf, 0.0, 0.0, math.inf)
     return {
-        "algo": algo,
+        "algo": entrant,
         "seed": seed,
         "steps": steps,
         "seconds": round(seconds, 4),
@@ -111,7 +121,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     parser = argparse.ArgumentParser(
         description=description, epilog=details, formatter_class=argparse.RawDescriptionHelpFormatter
     )
-    parser.add_argument("--algo", nargs="+", default=list(ALGOS), help="names in rl_zoo3")
+    parser.add_argument("--algo", nargs="+", default=list(ALGOS), help="names in rl_zoo3, NAME:vector on native envs")
     parser.add_argument("--seeds", nargs="+", type=int, default=list(range(10)), help="default: 0 to 9")
     parser.add_argument("--limit", type=int, default=50_000, help="env steps after which a run is given up")
     parser.add_argument("--output", type=Path, default=OUTPUT)

@@ -3,7 +3,6 @@
 import time
 from typing import Any, TypeVar
 
-import numpy as np
 import torch as th
 from gymnasium import spaces
 from stable_baselines3.common.buffers import DictRolloutBuffer, RolloutBuffer
@@ -207,8 +206,7 @@ class PolicyGradientAlgorithm(UpdatingAlgorithm, OnPolicyAlgorithm):
                 if self.num_timesteps == steps_before:
                     raise  # skipping what takes no step would go on for ever
                 self._skip_or_raise(error)
-            valid = 1.0 if per_env is None else float(np.mean(rollout_buffer.mask))
-            self.logger.record("rollout/valid_fraction", valid)
+            self.logger.record("rollout/valid_fraction", rollout_buffer.valid_fraction)
             callback.on_rollout_end()
             if self._batch is not None:
                 self._take_back(self._batch, rollout_buffer, written)

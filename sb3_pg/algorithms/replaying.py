@@ -6,7 +6,6 @@ from collections.abc import Iterable, Mapping
 from types import SimpleNamespace
 from typing import Any, ClassVar, TypeVar
 
-import numpy as np
 import torch as th
 from gymnasium import spaces
 from stable_baselines3.common.buffers import ReplayBuffer
@@ -232,7 +231,7 @@ class ReplayingAlgorithm(UpdatingAlgorithm, OffPolicyAlgorithm):
             if self.num_timesteps == steps_before:
                 raise  # skipping what takes no step would go on for ever
             self._skip_or_raise(error)
-        self.logger.record("rollout/valid_fraction", float(np.mean(rollout.mask)))
+        self.logger.record("rollout/valid_fraction", rollout.valid_fraction)
         self._update_current_progress_remaining(self.num_timesteps, self._total_timesteps)
         callback.on_rollout_end()
         self.logger.record("time/collect_seconds", time.perf_counter() - began)

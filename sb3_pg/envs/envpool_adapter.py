@@ -17,13 +17,13 @@ class EnvPoolAdapter(VectorAdapter):
     """Envs of EnvPool (Weng et al. 2022) as an SB3 ``VecEnv``: an env that has ended is reset in the same step.
 
     EnvPool makes its envs with their seeds, so that ``seed`` makes them anew. What EnvPool has in ``info`` is there for
-    ended episodes alone.
+    ended episodes alone. It takes an episode that ends in its last allowed step for truncated, terminal or not.
 
     :param env_id: a name in ``envpool.list_all_envs()``
     :param num_envs: number of envs
     :param kwargs: of ``envpool.make``: ``num_threads``, ``max_episode_steps``, ...
     :raises MissingExtraError: EnvPool is not installed
-    :raises ValueError: EnvPool has no such env
+    :raises ValueError: EnvPool has no such env, or arguments that it does not know, or that are the adapter's
     """
 
     def __init__(self, env_id: str, num_envs: int = 1, **kwargs: Any) -> None:
@@ -34,9 +34,17 @@ class EnvPoolAdapter(VectorAdapter):
             close = difflib.get_close_matches(env_id, known, n=3)
             hint = f", did you mean one of {close}?" if close else ""
             raise ValueError(f"env_id must be an env of EnvPool, got {env_id!r}{hint}")
+        reserved = {"seed": "call seed()", "batch_size": "all envs step together", "env_type": "it is gymnasium's"}
+        for name in reserved.keys() & kwargs.keys():
+            raise ValueError(f"{name}={kwargs[name]!r} must be left out: {reserved[name]}")
+        if num_envs < 1:
+            raise ValueError(f"num_envs must be 1 or more, got {num_envs}")
         self._make = partial(envpool.make, env_id, env_type="gymnasium", num_envs=num_envs, **kwargs)
         self._env_id = env_id
-        self.env = self._make()
+        try:
+            self.env = self._make()
+        except TypeError as error:
+            raise ValueError(f"kwargs must be arguments of EnvPool's {env_id}, got {kwargs}: {error}") from error
         super().__init__(num_envs, self.env.observation_space, self.env.action_space, resets_late=False)
 
     def _restart(self, seeds: list[int | None], options: dict[str, Any]) -> tuple[Any, list[dict[str, Any]]]:

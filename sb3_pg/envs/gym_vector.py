@@ -6,7 +6,7 @@ from typing import Any, Final, cast
 
 import numpy as np
 from gymnasium import Env
-from gymnasium.vector import AutoresetMode, SyncVectorEnv, VectorEnv
+from gymnasium.vector import AsyncVectorEnv, AutoresetMode, SyncVectorEnv, VectorEnv
 from stable_baselines3.common.env_util import is_wrapped
 from stable_baselines3.common.vec_env.base_vec_env import VecEnvIndices
 
@@ -46,9 +46,11 @@ class GymVectorAdapter(VectorAdapter):
             env.autoreset_mode = env.metadata["autoreset_mode"] = mode = AutoresetMode.SAME_STEP
         self.env, self.mode = env, mode
         self._base: Any = env.unwrapped
-        self._reuses_arrays = not getattr(self._base, "copy", True)
+        base: Any = env  # not unwrapped: a wrapper may reuse arrays of its own
+        self._gives_copies = type(base) in (SyncVectorEnv, AsyncVectorEnv) and base.copy
         resets_late = mode is AutoresetMode.NEXT_STEP
         super().__init__(env.num_envs, env.single_observation_space, env.single_action_space, resets_late)
+        self.metadata = {**env.metadata, **self.metadata}
 
     def _restart(self, seeds: list[int | None], options: dict[str, Any]) -> tuple[Any, list[dict[str, Any]]]:
         seed: Any = None
@@ -64,6 +66,8 @@ class GymVectorAdapter(VectorAdapter):
         dones = terminated | truncated
         if self.mode is AutoresetMode.SAME_STEP:
             finals = infos.get("final_obs")
+            if finals is None and dones.any():
+                raise RuntimeError(f"{self._name} has autoreset_mode SAME_STEP, and no 'final_obs' where episodes end")
             rows = rows_of({key: infos[key] for key in infos.keys() - _OF_THE_END}, self.num_envs)
             if dones.any():
                 self._move(dones, rows, rows_of(infos.get("final_info", {}), self.num_envs))
@@ -99,7 +103,8 @@ class GymVectorAdapter(VectorAdapter):
 
     def _owned(self, observations: Any) -> Any:
         """Arrays that the next step will not change."""
-        return as_arrays(deepcopy(observations) if self._reuses_arrays else observations)
+        arrays = as_arrays(observations)
+        return arrays if self._gives_copies else deepcopy(arrays)
 
     # ---------------------------------------------------------------- attributes
 
@@ -112,10 +117,28 @@ class GymVectorAdapter(VectorAdapter):
         """Sync and Async, which call envs that are each an env."""
         return hasattr(self._base, "env_fns")
 
+    def has_attr(self, attr_name: str) -> bool:
+        """Whether each env has an attribute.
+
+        :param attr_name: its name
+        """
+        if self._has_single_envs:  # an env in a process of its own would not survive the error
+            return all(self._base.call("has_wrapper_attr", attr_name))
+        return hasattr(self._owner(attr_name), attr_name)
+
+    def _owner(self, name: str) -> Any:
+        """The outermost of the wrappers and the env in them that has an attribute; the env if none has."""
+        env: Any = self.env
+        while env is not self._base and not hasattr(env, name):
+            env = env.env
+        return env
+
     def _attributes(self, name: str) -> Sequence[Any]:
+        if not self.has_attr(name):
+            raise AttributeError(f"the envs of {self._name} have no attribute {name!r}")
         if self._has_single_envs:
             return list(self._base.get_attr(name))
-        return [getattr(self.env, name)] * self.num_envs
+        return [getattr(self._owner(name), name)] * self.num_envs
 
     def set_attr(self, attr_name: str, value: Any, indices: VecEnvIndices = None) -> None:
         """Set an attribute of envs; of one that has no single envs, for all of them.
@@ -124,18 +147,20 @@ class GymVectorAdapter(VectorAdapter):
         :param value: the same for all
         :param indices: of which envs, None for all
         :raises ValueError: some of the envs, where they have no attributes of their own
+        :raises AttributeError: some of the envs, in processes, where the others have none of this name
         """
         chosen = list(self._get_indices(indices))
-        if not self._has_single_envs:
-            self._require_all(chosen, "set_attr")
-            setattr(self._base, attr_name, value)
-            return
-        values = [value] * self.num_envs
-        if len(chosen) < self.num_envs:
-            values = list(self._base.get_attr(attr_name))
+        if isinstance(self._base, SyncVectorEnv):
             for i in chosen:
-                values[i] = value
-        self._base.set_attr(attr_name, values)
+                self._base.envs[i].set_wrapper_attr(attr_name, value)
+        elif self._has_single_envs:
+            values = [value] * self.num_envs
+            if len(chosen) < self.num_envs:
+                values = [value if i in chosen else old for i, old in enumerate(self._attributes(attr_name))]
+            self._base.set_attr(attr_name, values)
+        else:
+            self._require_all(chosen, "set_attr")
+            setattr(self._owner(attr_name), attr_name, value)
 
     def env_method(
         self, method_name: str, *method_args: Any, indices: VecEnvIndices = None, **method_kwargs: Any
@@ -154,7 +179,7 @@ class GymVectorAdapter(VectorAdapter):
         self._require_all(chosen, "env_method")
         if self._has_single_envs:
             return list(self._base.call(method_name, *method_args, **method_kwargs))
-        return [getattr(self.env, method_name)(*method_args, **method_kwargs)] * self.num_envs
+        return [getattr(self._owner(method_name), method_name)(*method_args, **method_kwargs)] * self.num_envs
 
     def _require_all(self, chosen: list[int], caller: str) -> None:
         if len(chosen) < self.num_envs:
@@ -172,14 +197,17 @@ class GymVectorAdapter(VectorAdapter):
 def rows_of(infos: dict[str, Any], n_envs: int) -> list[dict[str, Any]]:
     """Gymnasium's dict of arrays as a dict per env.
 
-    :param infos: arrays, each beside a mask of the same name with a leading underscore; dicts of those
+    :param infos: arrays, each beside a mask of the same name with a leading underscore; dicts of those; or something
+        that is the same for all envs
     :param n_envs: number of envs
     """
     rows: list[dict[str, Any]] = [{} for _ in range(n_envs)]
     for key, values in infos.items():
         if key.startswith("_") and key[1:] in infos:
             continue
-        parts = rows_of(values, n_envs) if isinstance(values, dict) else values
+        parts: Any = rows_of(values, n_envs) if isinstance(values, dict) else values
+        if np.ndim(parts) == 0:
+            parts = [values] * n_envs
         mask = infos.get(f"_{key}")
         for i in range(n_envs) if mask is None else np.flatnonzero(mask):
             rows[i][key] = parts[i]

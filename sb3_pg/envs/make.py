@@ -1,6 +1,7 @@
 """One call for vectorized envs of every kind."""
 
 from collections.abc import Callable
+from functools import partial
 from typing import Any, Final
 
 import gymnasium as gym
@@ -102,15 +103,20 @@ def _make_gym_vector(
         vectorization_mode = "vector_entry_point" if has_native_vector(env_id) else "sync"
     if vectorization_mode == "vector_entry_point":
         _refuse_wrapper(wrapper_class, f"the native vector env of {env_id}")
-        return gym.make_vec(env_id, n_envs, vectorization_mode, vector_kwargs=vector_kwargs, **env_kwargs)
-    return gym.make_vec(
-        env_id,
-        n_envs,
-        vectorization_mode,
-        vector_kwargs={"autoreset_mode": AutoresetMode.SAME_STEP, **vector_kwargs},
-        wrappers=None if wrapper_class is None else [wrapper_class],
-        **env_kwargs,
-    )
+        made = partial(gym.make_vec, env_id, n_envs, vectorization_mode, vector_kwargs=vector_kwargs)
+    else:
+        made = partial(
+            gym.make_vec,
+            env_id,
+            n_envs,
+            vectorization_mode,
+            vector_kwargs={"autoreset_mode": AutoresetMode.SAME_STEP, **vector_kwargs},
+            wrappers=None if wrapper_class is None else [wrapper_class],
+        )
+    try:  # as SB3's make_vec_env does
+        return made(**{"render_mode": "rgb_array", **env_kwargs})
+    except TypeError:
+        return made(**env_kwargs)
 
 
 def _refuse_wrapper(wrapper_class: Any, whose: str) -> None:

@@ -12,6 +12,8 @@ from sb3_pg.functional.perceptron import PerceptronJacobian
 
 Distributions = Distribution | Sequence[Distribution]
 
+_INDEPENDENT = "distributions must depend on at least one of the parameters, with gradient"
+
 
 class OfPerceptron(NamedTuple):
     """Distributions made from a perceptron's outputs, whose Jacobian is known without autograd.
@@ -103,7 +105,7 @@ class _Linearized:
             self.n_samples = len(outputs[0])
             self._parameters = parameters
             if not any(output.requires_grad for output in outputs):
-                raise ValueError("distributions must depend on at least one of the parameters, with gradient")
+                raise ValueError(_INDEPENDENT)
             leaves = [output.detach().requires_grad_(output.requires_grad) for output in outputs]
             self._outputs = [output for output in outputs if output.requires_grad]
             self._leaves = [leaf for leaf in leaves if leaf.requires_grad]
@@ -148,6 +150,8 @@ class _LinearizedPerceptron:
             fixed = [z.detach() for z in distribution_parameters(made.distributions)]
             divergence = joint_kl(with_parameters(made.distributions, fixed), made.distributions).sum()
             self._slope = self._differentiated([divergence], create_graph=True)
+        if all(place is None for place in self._places) and not any(slope.grad_fn for slope in self._slope[1:]):
+            raise ValueError(_INDEPENDENT)
 
     def _differentiated(
         self, of: Sequence[th.Tensor], along: Sequence[th.Tensor] | None = None, create_graph: bool = False
@@ -160,7 +164,9 @@ class _LinearizedPerceptron:
         """J^T M J v, summed over the samples."""
         tangent = self._jacobian([None if place is None else vector[place] for place in self._places])
         along = [tangent, *(vector[i] for i in self._others)]
-        slopes, parts = zip(*((s, v) for s, v in zip(self._slope, along, strict=True) if s.requires_grad), strict=True)
+        slopes, parts = zip(*((s, v) for s, v in zip(self._slope, along, strict=True) if s.grad_fn), strict=True)
         curved, *others = self._differentiated(slopes, parts)
-        found = dict(zip([*self._places, *self._others], [*self._jacobian.transposed(curved), *others], strict=True))
+        found: dict[int | None, th.Tensor] = dict(zip(self._others, others, strict=True))
+        for place, part in zip(self._places, self._jacobian.transposed(curved), strict=True):
+            found[place] = found[place] + part if place in found else part  # of weights that several layers share
         return [found[i] for i in range(len(vector))]

@@ -31,18 +31,24 @@ class PerceptronJacobian:
         with th.no_grad():
             h = inputs
             for layer in layers:
-                if type(layer) is nn.Linear:
+                if type(layer) is nn.Linear and layer.bias is not None:
                     self._steps.append((layer, h))
                     h = layer(h)
                 elif type(layer) in SLOPES:
                     h = layer(h)
                     self._steps.append((None, SLOPES[type(layer)](h)))
                 else:
-                    raise TypeError(f"layers must be linear or one of {[cls.__name__ for cls in SLOPES]}, got {layer}")
+                    known = [cls.__name__ for cls in SLOPES]
+                    raise TypeError(f"layers must be linear, with a bias, or one of {known}, got {layer}")
         #: the outputs, ``(n_samples, n_outputs)``
         self.outputs = h
         #: W_1, b_1, W_2, ...
         self.parameters = [p for layer, _ in self._steps if layer is not None for p in (layer.weight, layer.bias)]
+        self._versions = [parameter._version for parameter in self.parameters]
+
+    def _require_unchanged(self) -> None:
+        if self._versions != [parameter._version for parameter in self.parameters]:
+            raise RuntimeError("parameters have been changed since the Jacobian was taken")
 
     @th.no_grad()
     def __call__(self, parts: Sequence[th.Tensor | None]) -> th.Tensor:
@@ -50,7 +56,9 @@ class PerceptronJacobian:
 
         :param parts: v, in the shapes of ``parameters``; None where it is 0
         :return: ``(n_samples, n_outputs)``
+        :raises RuntimeError: the parameters are others than they were
         """
+        self._require_unchanged()
         remaining = iter(parts)
         tangent: th.Tensor | None = None
         for layer, kept in self._steps:
@@ -70,7 +78,9 @@ class PerceptronJacobian:
 
         :param cotangent: u, ``(n_samples, n_outputs)``
         :return: in the shapes of ``parameters``
+        :raises RuntimeError: the parameters are others than they were
         """
+        self._require_unchanged()
         parts: list[th.Tensor] = []
         for i, (layer, kept) in reversed(list(enumerate(self._steps))):
             if layer is None:

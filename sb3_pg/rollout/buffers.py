@@ -69,6 +69,8 @@ class TrajectoryRolloutBuffer(RolloutBuffer):
         self.final_observations: dict[tuple[int, int], Any] = {}
         self.first_timesteps = np.zeros(self.n_envs, dtype=np.int64)
         self._order: np.ndarray | None = None
+        #: share of the steps taken that are valid
+        self.valid_fraction = 1.0
 
     def append(
         self, obs: Any, actions: np.ndarray, rewards: np.ndarray, dones: np.ndarray, active: np.ndarray | None
@@ -108,7 +110,8 @@ class TrajectoryRolloutBuffer(RolloutBuffer):
         """
         if self.pos < self.buffer_size:
             self._cut(self.pos)
-        if gaps and not self.mask.all():
+        self.valid_fraction = float(self.mask.mean())
+        if gaps and self.valid_fraction < 1:
             self._close_gaps()
         self.episode_starts[0] = episode_starts
         self.episode_starts[1:] = self.dones[:-1]

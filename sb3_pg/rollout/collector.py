@@ -8,12 +8,12 @@ from contextlib import AbstractContextManager, nullcontext
 from typing import Any, cast
 
 import numpy as np
-import torch as th
 from gymnasium import spaces
 from stable_baselines3.common.base_class import BaseAlgorithm
 from stable_baselines3.common.callbacks import BaseCallback
 from stable_baselines3.common.policies import ActorCriticPolicy
-from stable_baselines3.common.vec_env import VecEnv, VecFrameStack, is_vecenv_wrapped
+from stable_baselines3.common.utils import get_device
+from stable_baselines3.common.vec_env import VecEnv, VecEnvWrapper, VecFrameStack, VecMonitor, is_vecenv_wrapped
 
 from sb3_pg.rollout.acting import ActingCopy
 from sb3_pg.rollout.buffers import TrajectoryRolloutBuffer
@@ -44,8 +44,8 @@ class Collector:
         self.model, self.env = model, env
         self.normalization = NormalizationGuard(env)
         self.to_env = _action_transform(model)
-        device = getattr(model, "act_device", None)
-        self._copy = None if device is None or th.device(device) == model.device else ActingCopy(device)
+        device = get_device(getattr(model, "act_device", None) or model.device)
+        self._copy = None if device == model.device else ActingCopy(device)
         #: the policy, or its copy
         self.acting = self._policy
         #: steps since each env's episode began; kept with the model, whose ``_last_obs`` may be one of an old episode
@@ -201,21 +201,28 @@ class Collector:
             buffer.final_observations[int(last[i]), int(i)] = cut
 
 
+#: Wrapper -> what it would do with steps that only reset an env.
+_DECEIVED: dict[type[VecEnvWrapper], str] = {
+    VecFrameStack: "stack one episode's frames on the next one's; use another backend",
+    VecMonitor: "count the reset as a step of the episode; make_vec_env(monitor_dir=...) writes the same files",
+}
+
+
 def false_steps_masked(env: VecEnv) -> AbstractContextManager[np.ndarray | None]:
     """Take over what an env asks of those who step it: to leave out the transitions that are none.
 
     :param env: any VecEnv
     :return: within it, None, or where the next step will only reset an env, kept up to date by it
-    :raises ValueError: frames are stacked over an env that has such steps
+    :raises ValueError: a wrapper that would take such steps for others: frames are stacked, or episodes counted
     """
     masked: Callable[[], AbstractContextManager[np.ndarray | None]] | None = getattr(env, "false_steps_masked", None)
     if masked is None:
         return nullcontext()
-    if getattr(env, "resets_late", False) and is_vecenv_wrapped(env, VecFrameStack):
-        raise ValueError(
-            "VecFrameStack would stack one episode's frames on the next one's: this env resets in the step that "
-            "follows an episode's end (NEXT_STEP). Use another backend"
-        )
+    for wrapper, harm in _DECEIVED.items():
+        if getattr(env, "resets_late", False) and is_vecenv_wrapped(env, wrapper):
+            raise ValueError(
+                f"{wrapper.__name__} would {harm}. (This env resets in the step after an episode's end, NEXT_STEP.)"
+            )
     return masked()
 
 

@@ -33,13 +33,18 @@ class RolloutProgress:
         if self.active is not None:
             self._remaining[ended] -= 1
             self.active = self._remaining > 0
-            self._oldest = int(self.began[self.active].min(initial=self.n_steps))
+            self._find_oldest()
 
     def record_resets(self, resetting: np.ndarray) -> None:
         """Note that in the latest step, which has been counted, these envs were only reset."""
         self.began[resetting] = self.n_steps
+        if self.active is not None:
+            self._find_oldest()
         if self._wanted_steps is not None and resetting.all():
             self._wanted_steps += 1  # nothing has come of it
+
+    def _find_oldest(self) -> None:
+        self._oldest = int(self.began[self.active].min(initial=self.n_steps))
 
     def is_complete(self) -> bool:
         """Whether all is there.

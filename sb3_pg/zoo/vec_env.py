@@ -13,7 +13,7 @@ from gymnasium.wrappers import OrderEnforcing, PassiveEnvChecker, TimeLimit
 from rl_zoo3.exp_manager import ExperimentManager
 from rl_zoo3.utils import ALGOS
 from stable_baselines3.common.monitor import Monitor
-from stable_baselines3.common.vec_env import DummyVecEnv, VecEnv
+from stable_baselines3.common.vec_env import DummyVecEnv, VecEnv, VecFrameStack, is_vecenv_wrapped
 
 from sb3_pg.algorithms.base import PolicyGradientAlgorithm
 from sb3_pg.algorithms.replaying import ReplayingAlgorithm
@@ -23,7 +23,7 @@ BACKENDS: Final = ("vector", "envpool")
 THEIRS: Final = ("dummy", "subproc")
 
 # What surrounds an env anyway, and what vectorized ones do themselves.
-_USUAL: Final = (Monitor, TimeLimit, OrderEnforcing, PassiveEnvChecker)
+_USUAL: Final = (OrderEnforcing, PassiveEnvChecker)
 
 
 def backend_of(arguments: Sequence[str]) -> tuple[str | None, list[str]]:
@@ -54,13 +54,15 @@ def training_envs(backend: str | None) -> Iterator[None]:
         # default_vec_env_cls would serve evaluation envs too, which must reset at once
         self.vec_env_class = DummyVecEnv if eval_env else partial(_from_functions, backend)
         env: VecEnv = original(self, n_envs, eval_env, no_log)
-        collects = issubclass(ALGOS[self.algo], (PolicyGradientAlgorithm, ReplayingAlgorithm))
-        if getattr(env, "resets_late", False) and not collects:
-            env.close()
-            raise ValueError(
-                f"--vec-env {backend}: the vector env of {self.env_name} resets in the step that follows an episode's "
-                f"end, which {self.algo} would take for a transition; use --vec-env dummy, or envpool"
-            )
+        if getattr(env, "resets_late", False):
+            stacked = is_vecenv_wrapped(env, VecFrameStack)
+            if stacked or not issubclass(ALGOS[self.algo], (PolicyGradientAlgorithm, ReplayingAlgorithm)):
+                env.close()
+                raise ValueError(
+                    f"--vec-env {backend}: the vector env of {self.env_name} resets in the step that follows an "
+                    f"episode's end, which {'frame_stack' if stacked else self.algo} would take for a transition; use "
+                    "--vec-env dummy, or envpool"
+                )
         return env
 
     ExperimentManager.create_envs = create_envs  # type: ignore[method-assign]
@@ -76,10 +78,13 @@ def _from_functions(backend: str, env_fns: list[Callable[[], gym.Env[Any, Any]]]
     :raises ValueError: something wraps each of them that has no place in it
     """
     env = env_fns[0]()
-    spec, monitor, foreign = env.spec, None, []
+    spec, monitor, foreign, limits = env.spec, None, [], []
     while isinstance(env, gym.Wrapper):
         if isinstance(env, Monitor):
             monitor = env.results_writer
+            foreign += [f"Monitor(info_keywords={env.info_keywords})"] if env.info_keywords else []
+        elif isinstance(env, TimeLimit):
+            limits.append(env._max_episode_steps)
         elif not isinstance(env, _USUAL):
             foreign.append(type(env).__name__)
         env = env.env
@@ -96,7 +101,10 @@ def _from_functions(backend: str, env_fns: list[Callable[[], gym.Env[Any, Any]]]
     if monitor is not None:
         monitor.close()
         folder = str(Path(monitor.file_handler.name).parent)
-    env_kwargs = {name: value for name, value in spec.kwargs.items() if value is not None}
-    if spec.max_episode_steps is not None:
-        env_kwargs["max_episode_steps"] = spec.max_episode_steps
+    registered = gym.spec(spec.id).kwargs  # which a native env knows, and EnvPool has under the same name
+    env_kwargs = {
+        name: value for name, value in spec.kwargs.items() if value is not None and registered.get(name) != value
+    }
+    if limits:
+        env_kwargs["max_episode_steps"] = min(limits)
     return make_vec_env(spec.id, len(env_fns), backend, env_kwargs=env_kwargs, monitor_dir=folder)

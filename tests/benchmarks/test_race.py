@@ -32,10 +32,21 @@ def test_who_does_not_arrive_is_in_the_median() -> None:
 
 def test_a_race_is_saved(tmp_path, capsys) -> None:
     output = tmp_path / "race.csv"
-    options = ["--algo", "actor_critic", "a2c", "--seeds", "100", "--limit", "4000", "--output", str(output)]
+    options = [
+        "--algo",
+        "actor_critic",
+        "actor_critic:vector",
+        "a2c",
+        "--seeds",
+        "100",
+        "--limit",
+        "4000",
+        "--output",
+        str(output),
+    ]
     assert race.main(options) == 0
     rows = read_csv(output)
-    assert [row["algo"] for row in rows] == ["a2c", "actor_critic"]
+    assert [row["algo"] for row in rows] == ["a2c", "actor_critic", "actor_critic:vector"]
     assert all(len(row["evaluations"].split()) == 2 for row in rows)
     assert "slower_than_actor_critic" in capsys.readouterr().out
 

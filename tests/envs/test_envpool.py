@@ -112,6 +112,14 @@ class TestWithEnvPool:
     def test_what_it_does_not_have_is_said(self) -> None:
         with pytest.raises(ValueError, match="env_id must be an env of EnvPool, got 'CartPole-v7', did you mean"):
             EnvPoolAdapter("CartPole-v7")
+        for wrong, message in (
+            ({"batch_size": 1}, "batch_size=1 must be left out"),
+            ({"seed": 3}, "seed=3 must be left out: call seed"),
+            ({"nonsense": 3}, "kwargs must be arguments of EnvPool's CartPole-v1"),
+            ({"num_envs": 0}, "num_envs must be 1 or more"),
+        ):
+            with pytest.raises(ValueError, match=message):
+                EnvPoolAdapter("CartPole-v1", **{"num_envs": 2, **wrong})
         env = EnvPoolAdapter("CartPole-v1", 2)
         with pytest.raises(ValueError, match="wrapper_class"):
             make_vec_env("CartPole-v1", 2, "envpool", wrapper_class=lambda env: env)

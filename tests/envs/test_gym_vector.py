@@ -291,5 +291,63 @@ def test_infos_are_taken_apart() -> None:
         "deep": {"y": np.array([0, 4]), "_y": np.array([False, True])},
         "_deep": np.array([False, True]),
         "_own": np.array([7, 8]),
+        "same": 0.5,
+        "text": "for all",
     }
-    assert rows_of(infos, 2) == [{"x": 1.5, "all": 1, "_own": 7}, {"all": 2, "deep": {"y": 4}, "_own": 8}]
+    same = {"same": 0.5, "text": "for all"}
+    expected = [{"x": 1.5, "all": 1, "_own": 7}, {"all": 2, "deep": {"y": 4}, "_own": 8}]
+    assert rows_of(infos, 2) == [row | same for row in expected]
+
+
+class Reusing(VectorWrapper[Any, Any, Any, Any, Any]):
+    """Hands out the same array at every step."""
+
+    def reset(self, **kwargs: Any) -> Any:
+        self.array, infos = super().reset(**kwargs)
+        return self.array, infos
+
+    def step(self, actions: Any) -> Any:
+        self.array[:], *others = super().step(actions)
+        return self.array, *others
+
+
+def test_observations_of_a_step_outlive_the_next() -> None:
+    env = GymVectorAdapter(Reusing(sync(AutoresetMode.SAME_STEP)))
+    first = env.reset()
+    before = first.copy()
+    env.step(np.zeros(2, dtype=int))
+    assert np.array_equal(first, before)
+
+
+def test_asking_for_what_is_not_there_does_no_harm() -> None:
+    for vector in (sync(AutoresetMode.SAME_STEP), AsyncVectorEnv(two(), autoreset_mode=AutoresetMode.SAME_STEP)):
+        env = GymVectorAdapter(vector)
+        env.reset()
+        assert not env.has_attr("action_masks")
+        with pytest.raises(AttributeError, match="have no attribute 'action_masks'"):
+            env.get_attr("action_masks")
+        assert len(env.step(np.zeros(2, dtype=int))[0]) == 2
+        env.set_attr("mine", 3)
+        assert env.get_attr("mine") == [3, 3]
+        env.close()
+
+
+def test_attributes_behind_a_wrapper_of_a_vector_env() -> None:
+    env = GymVectorAdapter(VectorWrapper(gym.make_vec("CartPole-v1", 2, "vector_entry_point")))
+    assert env.get_attr("gravity") == [9.8, 9.8]
+    env.set_attr("gravity", 1.0)
+    assert env.get_attr("gravity") == [1.0, 1.0]
+    assert env.metadata["render_fps"] == 50
+
+
+def test_an_episode_without_its_final_observation_is_an_error() -> None:
+    class Silent(VectorWrapper[Any, Any, Any, Any, Any]):
+        def step(self, actions: Any) -> Any:
+            *others, infos = super().step(actions)
+            return *others, {key: value for key, value in infos.items() if key != "final_obs"}
+
+    env = GymVectorAdapter(Silent(sync(AutoresetMode.SAME_STEP)))
+    env.reset()
+    env.step(np.zeros(2, dtype=int))
+    with pytest.raises(RuntimeError, match="no 'final_obs'"):
+        env.step(np.zeros(2, dtype=int))

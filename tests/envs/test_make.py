@@ -82,3 +82,10 @@ def test_monitor_files(tmp_path: Path) -> None:
 def test_wrong_calls(kwargs: dict[str, Any], message: str) -> None:
     with pytest.raises(ValueError, match=message):
         make_vec_env("CartPole-v1", **kwargs)
+
+
+def test_frames_can_be_had_whatever_the_backend() -> None:
+    for kwargs in ({}, {"backend": "dummy"}, {"backend_kwargs": {"vectorization_mode": "sync"}, "backend": "vector"}):
+        env = make_vec_env("CartPole-v1", 2, **kwargs)
+        assert env.render_mode == "rgb_array"
+        env.close()

@@ -52,9 +52,21 @@ def test_jacobian_and_its_transpose(net: Callable[[], list[nn.Module]]) -> None:
     assert not jacobian([None] * len(vector)).any()
 
 
-def test_other_layers_are_refused() -> None:
-    with pytest.raises(TypeError, match="layers must be linear or one of"):
-        PerceptronJacobian([nn.Linear(3, 2), nn.GELU()], th.zeros(1, 3))
+@pytest.mark.parametrize("layer", [nn.GELU(), nn.Linear(2, 2, bias=False)])
+def test_other_layers_are_refused(layer: nn.Module) -> None:
+    with pytest.raises(TypeError, match="layers must be linear, with a bias, or one of"):
+        PerceptronJacobian([nn.Linear(3, 2), layer], th.zeros(1, 3))
+
+
+def test_parameters_that_have_changed_are_an_error() -> None:
+    layer = nn.Linear(3, 2)
+    jacobian = PerceptronJacobian([layer], th.zeros(1, 3))
+    with th.no_grad():
+        layer.weight += 1
+    with pytest.raises(RuntimeError, match="have been changed"):
+        jacobian([None, None])
+    with pytest.raises(RuntimeError, match="have been changed"):
+        jacobian.transposed(th.zeros(1, 2))
 
 
 def policy_of(space: spaces.Space[Any], observations: spaces.Space[Any] | None = None, **kwargs: Any) -> Any:
@@ -95,6 +107,25 @@ def test_products_are_those_through_autograd(name: str, n_chunks: int, frozen: b
         vector = th.randn(sum(p.numel() for p in parameters))
         expected = general(vector)
         assert (ours(vector) - expected).norm() <= 2e-6 * expected.norm()
+
+
+def test_weights_that_layers_share_count_as_often_as_they_are_used() -> None:
+    policy = policy_of(spaces.Discrete(3), net_arch=[5, 5, 5])
+    policy.mlp_extractor.policy_net[4] = policy.mlp_extractor.policy_net[2]
+    parameters = [p for n, p in policy.named_parameters() if "value" not in n]
+    observations = th.randn(6, 3)
+    ours = FisherVectorProduct([partial(perceptron_distribution, policy, observations)], parameters)
+    general = FisherVectorProduct([lambda: torch_distributions(action_distribution(policy, observations))], parameters)
+    vector = th.randn(sum(p.numel() for p in parameters))
+    expected = general(vector)
+    assert (ours(vector) - expected).norm() <= 2e-6 * expected.norm()
+
+
+def test_parameters_that_have_no_part_are_an_error() -> None:
+    policy = policy_of(spaces.Discrete(3))
+    made = perceptron_distribution(policy, th.randn(6, 3))
+    with pytest.raises(ValueError, match="depend on at least one of the parameters"):
+        FisherVectorProduct([lambda: made], list(policy.value_net.parameters()))
 
 
 class OwnHead(ActorCriticPolicy):

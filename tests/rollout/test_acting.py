@@ -7,6 +7,7 @@ import pytest
 import torch as th
 from stable_baselines3.common.callbacks import BaseCallback
 from stable_baselines3.common.policies import ActorCriticPolicy
+from stable_baselines3.common.utils import get_device
 
 from sb3_pg import NPG, ActorCritic, OffPolicyPG, Reinforce
 from sb3_pg.rollout.acting import ActingCopy
@@ -93,6 +94,11 @@ def test_the_copy_has_no_optimizer_and_leaves_the_policy_alone() -> None:
 def test_a_device_that_is_none_is_an_error() -> None:
     with pytest.raises(ValueError, match="act_device"):
         Reinforce("MlpPolicy", vec(ScriptedEnv()), act_device="gpu")
+
+
+def test_auto_is_the_device_that_sb3_takes() -> None:
+    model = Reinforce("MlpPolicy", vec(ScriptedEnv()), n_steps=8, act_device="auto", **SMALL).learn(8)
+    assert model._collector.acting.device == get_device("auto")
 
 
 def test_saved_and_loaded(tmp_path: Any) -> None:

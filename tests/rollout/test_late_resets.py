@@ -10,11 +10,11 @@ from gymnasium.vector import AutoresetMode, SyncVectorEnv, VectorWrapper
 from stable_baselines3.common.buffers import RolloutBuffer
 from stable_baselines3.common.callbacks import BaseCallback
 from stable_baselines3.common.policies import ActorCriticPolicy
-from stable_baselines3.common.vec_env import VecEnv, VecFrameStack, VecNormalize
+from stable_baselines3.common.vec_env import VecEnv, VecFrameStack, VecMonitor, VecNormalize
 
 from sb3_pg import NPG, TRPO, ActorCritic, KLPenaltyPG, OffPAC, OffPolicyPG, Reinforce
 from sb3_pg.envs import GymVectorAdapter
-from sb3_pg.rollout import RolloutBatch
+from sb3_pg.rollout import EndlessEpisodeError, RolloutBatch
 from tests.helpers import OBSERVATION_SPACES, ScriptedEnv, vec
 
 SMALL: dict[str, Any] = {"policy_kwargs": {"net_arch": [4]}, "device": "cpu", "seed": 0}
@@ -53,6 +53,7 @@ class Batches(BaseCallback):
 
     def _on_rollout_end(self) -> None:
         self.seen.append(getattr(self.model, "_batch", None))
+        self.valid = self.model.logger.name_to_value["rollout/valid_fraction"]
 
 
 def steps_of(batches: list[RolloutBatch], env: int) -> dict[str, np.ndarray]:
@@ -169,10 +170,31 @@ def test_those_that_collect_as_sb3_does_are_refused() -> None:
         ActorCritic("MlpPolicy", native(), n_steps=4, rollout_buffer_class=RolloutBuffer, **SMALL).learn(100)
 
 
-def test_stacked_frames_of_two_episodes_are_refused() -> None:
-    model = Reinforce("MlpPolicy", VecFrameStack(late(), 2), n_steps=4, **SMALL)
-    with pytest.raises(ValueError, match="VecFrameStack"):
+@pytest.mark.parametrize("wrap", [lambda env: VecFrameStack(env, 2), VecMonitor], ids=["frames", "monitor"])
+def test_wrappers_that_false_steps_deceive_are_refused(wrap: Any) -> None:
+    model = Reinforce("MlpPolicy", wrap(late()), n_steps=4, **SMALL)
+    with pytest.raises(ValueError, match=r"VecFrameStack|VecMonitor"):
         model.learn(8)
+
+
+@pytest.mark.parametrize("n_envs", [1, 2])
+def test_the_longest_episode_is_measured_without_the_reset(n_envs: int) -> None:
+    fns = [lambda: Counting((5,))] * n_envs
+    env = GymVectorAdapter(VectorWrapper(SyncVectorEnv(fns)))
+    kwargs: dict[str, Any] = {"n_episodes": 2 * n_envs, "baseline": "mean", **SMALL}
+    assert Reinforce("MlpPolicy", env, max_episode_steps=5, **kwargs).learn(60).num_timesteps >= 60
+    with pytest.raises(EndlessEpisodeError):
+        Reinforce("MlpPolicy", env, max_episode_steps=4, **kwargs).learn(60)
+
+
+@pytest.mark.parametrize("kwargs", [{"n_steps": 16}, {"n_episodes": 4}])
+def test_the_share_of_valid_steps_counts_resets(kwargs: dict[str, Any]) -> None:
+    model = Reinforce("MlpPolicy", late(), **SMALL, **kwargs)
+    batches = Batches()
+    model.learn(1, callback=batches)
+    expected = int(batches.seen[0].valid.sum()) / model.num_timesteps
+    assert 0 < expected < 1
+    assert batches.valid == pytest.approx(expected)
 
 
 def test_observation_spaces_with_keys() -> None:

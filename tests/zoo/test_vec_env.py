@@ -45,6 +45,7 @@ def train(algo: str, env: str, *others: str, params: tuple[str, ...] = ()) -> No
         ("ppo", "Pendulum-v1", "vector", GymVectorAdapter),
         ("reinforce", "CartPole-v1", "envpool", EnvPoolAdapter),
         ("a2c", "CartPole-v1", "envpool", EnvPoolAdapter),
+        ("actor_critic", "LunarLanderContinuous-v3", "envpool", EnvPoolAdapter),
         ("reinforce", "CartPole-v1", "dummy", DummyVecEnv),
     ],
 )
@@ -89,6 +90,20 @@ def test_a_wrapper_of_each_env_is_refused(backend: str, capsys: pytest.CaptureFi
             params=("env_wrapper:'gymnasium.wrappers.TimeAwareObservation'",),
         )
     assert "cannot be wrapped each in TimeAwareObservation" in capsys.readouterr().err
+
+
+@pytest.mark.usefixtures("made")
+def test_stacked_frames_are_refused_before_anything_begins(capsys: pytest.CaptureFixture[str], tmp_path: Path) -> None:
+    with pytest.raises(SystemExit, match="2"):
+        train("reinforce", "CartPole-v1", "--vec-env", "vector", params=("frame_stack:2",))
+    assert "frame_stack would take for a transition" in capsys.readouterr().err
+    assert not list(tmp_path.glob("logs/*/*"))
+
+
+def test_of_several_time_limits_the_shortest_counts(made: list[VecEnv]) -> None:
+    wrapper = "env_wrapper:[{'gymnasium.wrappers.TimeLimit':{'max_episode_steps':2000}}]"
+    train("reinforce", "CartPole-v1", "--vec-env", "vector", params=(wrapper,))
+    assert next(env for env in made if env.num_envs == 4).get_attr("max_episode_steps") == [500] * 4
 
 
 def test_a_wrapper_of_each_of_gymnasiums_own_is_fine(made: list[VecEnv]) -> None:
