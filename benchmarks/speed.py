@@ -29,7 +29,8 @@ Protocol
 - ``off_pac-box-1``, ``off_pac-discrete-1``: one gradient step per env step on both sides, over a tenth of the steps;
   OffPAC has SAC's networks there, and DQN's here, with an actor besides, of which DQN has none.
 - ``vector-*``, ``envpool-*``: ours on a native vector env, or EnvPool's with two threads; the peer, with as many envs,
-  on DummyVecEnv. ``floor-*``: the same against the env, one forward per step and one gradient step per rollout alone.
+  on DummyVecEnv. Steps in which a native env is only reset take their time and are not counted.
+- ``floor-*``: ours there against the least there is to do: env, one forward per step, one gradient step per rollout.
 - ``a2c-null`` is A2C against itself: the spread of its ratio is what this machine, at this hour, can tell apart.
 """
 

@@ -37,9 +37,10 @@ def dqn(env: VecEnv, _: int, seed: int) -> BaseAlgorithm:
     return DQN("MlpPolicy", env, seed=seed, device="cpu", **DQN_LIKE, **target)
 
 
+# past learning_starts; a gradient step per env step takes its time, so that fewer env steps are enough
+COST: dict[str, Any] = {"log_interval": 100, "warm_up": 1100, "share": 0.1}
+
 CASES: tuple[Case, ...] = (
-    TrainingCase("off_pac-box-1", "OffPAC", off_pac, "SAC", sac, "Pendulum-v1", 1, log_interval=100, share=0.1),
-    TrainingCase(
-        "off_pac-discrete-1", "OffPAC", off_pac_discrete, "DQN", dqn, "CartPole-v1", 1, log_interval=100, share=0.1
-    ),
+    TrainingCase("off_pac-box-1", "OffPAC", off_pac, "SAC", sac, "Pendulum-v1", 1, **COST),
+    TrainingCase("off_pac-discrete-1", "OffPAC", off_pac_discrete, "DQN", dqn, "CartPole-v1", 1, **COST),
 )

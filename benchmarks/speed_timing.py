@@ -87,6 +87,7 @@ class TrainingCase:
     n_envs: int
     n_steps: int | None = None  # per rollout and env; None: ROLLOUT of all envs
     log_interval: int = 1
+    warm_up: int = ROLLOUT
     share: float = 1.0  # of the env steps asked for: where each of them takes a gradient step, fewer are enough
     backend: str = "dummy"  # of ours and of the env alone; the peer has SB3's DummyVecEnv
     n_threads: int | None = None
@@ -97,8 +98,8 @@ class TrainingCase:
         n_steps = self.n_steps or ROLLOUT // self.n_envs
         theirs, ours = Envs(self.env, self.n_envs), Envs(self.env, self.n_envs, self.backend, self.n_threads)
         return (
-            lambda: time_learning(self.ours, ours, n_steps, self.log_interval, repetition, steps),
-            lambda: time_learning(self.peer, theirs, n_steps, self.log_interval, repetition, steps),
+            lambda: time_learning(self.ours, ours, n_steps, self.log_interval, repetition, steps, self.warm_up),
+            lambda: time_learning(self.peer, theirs, n_steps, self.log_interval, repetition, steps, self.warm_up),
             lambda: time_env(ours, repetition, steps),
         )
 
@@ -152,12 +153,13 @@ def time_learning(
     log_interval: int,
     seed: int,
     steps: int,
+    warm_up: int = ROLLOUT,
     clock: Clock = time.perf_counter,
 ) -> Sample:
-    """Time ``learn()`` of at least ``steps`` env steps, a whole number of rollouts, after a warm-up rollout."""
+    """Time ``learn()`` of at least ``steps`` env steps, a whole number of rollouts, after a warm-up."""
     env = envs.make(seed)
     model = factory(env, n_steps, seed)
-    model.learn(ROLLOUT, log_interval=log_interval)
+    model.learn(warm_up, log_interval=log_interval)
     update_seconds = 0.0
     train: Callable[..., None] = model.train  # type: ignore[attr-defined]
 
@@ -169,13 +171,18 @@ def time_learning(
 
     model.train = timed_train  # type: ignore[attr-defined]
     gc.collect()
-    before, start = model.num_timesteps, clock()
+    before, start = model.num_timesteps - n_resets(env), clock()
     model.learn(steps, log_interval=log_interval, reset_num_timesteps=False)
     seconds = clock() - start
     env.close()
     lengths = [info["l"] for info in model.ep_info_buffer or []]
     episode = statistics.fmean(lengths) if lengths else math.nan
-    return Sample(model.num_timesteps - before, seconds, update_seconds, episode)
+    return Sample(model.num_timesteps - n_resets(env) - before, seconds, update_seconds, episode)
+
+
+def n_resets(env: VecEnv) -> int:
+    """Steps of envs that were none: an env that resets late has taken one for every episode that has ended."""
+    return int(env.n_ended) if getattr(env, "resets_late", False) else 0
 
 
 def time_env(envs: Envs, seed: int, steps: int, clock: Clock = time.perf_counter) -> Sample:
@@ -192,7 +199,7 @@ def time_env(envs: Envs, seed: int, steps: int, clock: Clock = time.perf_counter
             env.step(action)
         seconds = clock() - start
     env.close()
-    return Sample(n_calls * n_envs, seconds)
+    return Sample(n_calls * n_envs - n_resets(env), seconds)
 
 
 def time_floor(
@@ -200,13 +207,14 @@ def time_floor(
 ) -> Sample:
     """Time env steps, each after one forward of the actor's net, and one gradient step per rollout, and nothing else.
 
-    Actions are the argmax or the mean; the loss is the mean square of what actor and critic put out.
+    Actions are drawn from the softmax, or are the mean; the loss is the mean square of what actor and critic put out.
     """
     env = envs.make(seed)
     policy: Any = factory(env, n_steps, seed).policy
     n_rollouts = math.ceil(steps / (n_steps * envs.n_envs))
     observations = env.reset()
     rows = torch.zeros((n_steps, *observations.shape))
+    noise = torch.empty((envs.n_envs, policy.action_net.out_features))
     discrete = policy.action_net.out_features > 1 and not env.action_space.shape
     gc.collect()
     with false_steps_masked(env):
@@ -215,8 +223,9 @@ def time_floor(
             for t in range(n_steps):
                 rows[t] = torch.from_numpy(observations)
                 with torch.inference_mode():
-                    outputs = policy.action_net(policy.mlp_extractor.policy_net(rows[t]))
-                    actions = outputs.argmax(1) if discrete else outputs
+                    actions = policy.action_net(policy.mlp_extractor.policy_net(rows[t]))
+                    if discrete:
+                        actions = (actions.softmax(1) / noise.exponential_()).argmax(1)
                 observations, _, _, _ = env.step(actions.numpy())
             latent = policy.mlp_extractor(rows.flatten(0, 1))
             loss = policy.action_net(latent[0]).square().mean() + policy.value_net(latent[1]).square().mean()
@@ -225,7 +234,8 @@ def time_floor(
             policy.optimizer.step()
         seconds = clock() - start
     env.close()
-    return Sample(n_rollouts * n_steps * envs.n_envs, seconds)
+    taken = n_rollouts * n_steps * envs.n_envs - n_resets(env)
+    return Sample(taken, seconds, episode=taken / max(env.n_ended, 1))
 
 
 def time_calls(function: Callable[[], Any], size: int, n_calls: int, clock: Clock = time.perf_counter) -> Sample:

@@ -46,6 +46,8 @@ class VectorAdapter(VecEnv):
         self._returns, self._lengths = np.zeros(num_envs), np.zeros(num_envs, dtype=np.int64)
         self._start = time.time()
         self._results: ResultsWriter | None = None
+        #: episodes that have ended since it was made
+        self.n_ended = 0
         self._ended = np.zeros(num_envs, dtype=bool)
         self._masked = not resets_late
         self.resets_late = resets_late
@@ -110,6 +112,7 @@ class VectorAdapter(VecEnv):
             infos[i]["episode"] = {"r": round(float(self._returns[i]), 6), "l": int(self._lengths[i]), "t": seconds}
             if self._results is not None:
                 self._results.write_row(infos[i]["episode"])
+        self.n_ended += int(np.count_nonzero(dones))
         self._forget(dones)
         self._ended[:] = dones
         return observations, np.asarray(rewards, dtype=np.float32), dones, infos

@@ -159,7 +159,9 @@ def test_vectorized_envs_are_timed(case):
     if case.backend == "envpool":
         pytest.importorskip("envpool", exc_type=ImportError)
     ours, peer, limit = (take() for take in case.measures(0, ROLLOUT))
-    assert ours.steps == peer.steps == limit.steps == ROLLOUT
+    late = case.backend == "vector"  # steps that only reset an env are not counted
+    assert all(0.8 * ROLLOUT < sample.steps < ROLLOUT if late else sample.steps == ROLLOUT for sample in (ours, limit))
+    assert peer.steps == ROLLOUT or case.name.startswith("floor")
     assert 0 < ours.update_seconds < ours.seconds
     assert ours.episode > 7  # CartPole cannot fall sooner, nor the lander land
 
@@ -167,4 +169,6 @@ def test_vectorized_envs_are_timed(case):
 def test_the_floor_is_the_bare_loop():
     envs = Envs("CartPole-v1", 64, "vector")
     sample = speed_timing.time_floor(speed_cases.reinforce, envs, 32, seed=0, steps=3 * ROLLOUT, clock=ticking())
-    assert (sample.steps, sample.seconds) == (3 * ROLLOUT, 1.0)
+    assert 0.8 * 3 * ROLLOUT < sample.steps < 3 * ROLLOUT
+    assert sample.seconds == 1.0
+    assert 15 < sample.episode < 40  # those of a random policy
