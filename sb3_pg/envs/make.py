@@ -103,16 +103,10 @@ def _make_gym_vector(
         vectorization_mode = "vector_entry_point" if has_native_vector(env_id) else "sync"
     if vectorization_mode == "vector_entry_point":
         _refuse_wrapper(wrapper_class, f"the native vector env of {env_id}")
-        made = partial(gym.make_vec, env_id, n_envs, vectorization_mode, vector_kwargs=vector_kwargs)
     else:
-        made = partial(
-            gym.make_vec,
-            env_id,
-            n_envs,
-            vectorization_mode,
-            vector_kwargs={"autoreset_mode": AutoresetMode.SAME_STEP, **vector_kwargs},
-            wrappers=None if wrapper_class is None else [wrapper_class],
-        )
+        vector_kwargs = {"autoreset_mode": AutoresetMode.SAME_STEP, **vector_kwargs}
+    wrappers = None if wrapper_class is None else [wrapper_class]
+    made = partial(gym.make_vec, env_id, n_envs, vectorization_mode, vector_kwargs, wrappers)
     try:  # as SB3's make_vec_env does
         return made(**{"render_mode": "rgb_array", **env_kwargs})
     except TypeError:

@@ -166,7 +166,8 @@ class _LinearizedPerceptron:
         along = [tangent, *(vector[i] for i in self._others)]
         slopes, parts = zip(*((s, v) for s, v in zip(self._slope, along, strict=True) if s.grad_fn), strict=True)
         curved, *others = self._differentiated(slopes, parts)
-        found: dict[int | None, th.Tensor] = dict(zip(self._others, others, strict=True))
+        found = dict(zip(self._others, others, strict=True))
         for place, part in zip(self._places, self._jacobian.transposed(curved), strict=True):
-            found[place] = found[place] + part if place in found else part  # of weights that several layers share
+            if place is not None:  # several layers may share their weights
+                found[place] = found[place] + part if place in found else part
         return [found[i] for i in range(len(vector))]

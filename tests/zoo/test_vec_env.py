@@ -63,7 +63,7 @@ def test_training_envs_are_of_the_backend(
     (run,) = (tmp_path / "logs" / algo).iterdir()
     assert (run / "evaluations.npz").is_file()
     results = load_results(str(run))
-    assert 600 - 4 * 500 <= results["l"].sum() <= 1000
+    assert 300 < results["l"].sum() <= 2000  # the episodes that have ended, of about 600 steps
     assert len(results) > (10 if env == "CartPole-v1" else 0) or env == "Pendulum-v1"
 
 
