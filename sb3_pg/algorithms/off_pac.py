@@ -77,6 +77,7 @@ class OffPAC(TransitionAlgorithm):
     :param replay_buffer_kwargs: its arguments
     :param optimize_memory_usage: as in SB3's off-policy algorithms
     :param action_noise: must be None: the log-prob of a noisy action would be unknown
+    :param compile: as :class:`~sb3_pg.algorithms.setup.ConfiguredAlgorithm` has it
     :param use_sde: generalized state-dependent exploration
     :param sde_sample_freq: steps between new gSDE noise, -1 for once per rollout
     :param stats_window_size: episodes that the logged means are taken over
@@ -123,6 +124,7 @@ class OffPAC(TransitionAlgorithm):
         replay_buffer_kwargs: dict[str, Any] | None = None,
         optimize_memory_usage: bool = False,
         action_noise: ActionNoise | None = None,
+        compile: bool = False,  # noqa: A002 (the name that its users know)
         use_sde: bool = False,
         sde_sample_freq: int = -1,
         stats_window_size: int = 100,
@@ -141,6 +143,7 @@ class OffPAC(TransitionAlgorithm):
         self.max_ratio = max_ratio
         self.ent_coef = ent_coef
         self.critic_learning_rate = critic_learning_rate
+        self.compile = compile
         with extra_hints():
             super().__init__(
                 policy,

@@ -10,7 +10,7 @@ from torch import nn
 from torch.func import functional_call
 
 from sb3_pg.functional.episode_gradients import LogProb
-from sb3_pg.rollout import action_dist_kept
+from sb3_pg.rollout import action_dist_kept, eager
 
 
 class _LogProbModule(nn.Module):
@@ -45,5 +45,5 @@ def functional_log_prob(policy: ActorCriticPolicy) -> Iterator[LogProb]:
         result: th.Tensor = functional_call(module, named, (observations, actions), tie_weights=False)
         return result
 
-    with action_dist_kept(policy):
+    with action_dist_kept(policy), eager(policy):
         yield log_prob

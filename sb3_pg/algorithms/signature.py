@@ -30,6 +30,7 @@ class NewSharedArguments(TypedDict, total=False):
     max_episode_steps: int
     on_nonfinite: str
     act_device: th.device | str | None
+    compile: bool
 
 
 class NewArguments(NewSharedArguments, total=False):
@@ -123,6 +124,7 @@ CHECKS: dict[str, arg.Check] = {
     "seed": arg.integer(0, optional=True),
     "device": arg.device,
     "act_device": arg.unless(None, check=arg.device),
+    "compile": arg.instance(bool),
 }
 
 REPLAYING_CHECKS: dict[str, arg.Check] = {

@@ -1,6 +1,7 @@
 """The surrogate objective of one batch, and how far a policy has gone from the one that collected it."""
 
 from collections.abc import Callable, Sequence
+from contextlib import nullcontext
 from typing import NamedTuple
 
 import torch as th
@@ -18,6 +19,7 @@ from sb3_pg.rollout import (
     RolloutBatch,
     action_dist_kept,
     action_distribution,
+    eager,
     evaluation_mode,
     perceptron_distribution,
     policy_actions,
@@ -129,7 +131,7 @@ class SurrogateObjective:
         self._old, parts = [], []
         keep_graph &= len(self._chunks) == 1
         for observations, actions, credit in self._chunks:
-            with th.enable_grad():
+            with th.enable_grad(), eager(self._policy) if keep_graph else nullcontext():
                 distribution = action_distribution(self._policy, observations)
                 log_prob = distribution.log_prob(actions)
                 objective = (log_prob * credit.to(log_prob.dtype)).sum()
@@ -183,10 +185,13 @@ def chunked_distributions(
     """What gives the policy's distributions at each chunk of states, with graph, as often as it is called."""
 
     def at(chunk: Observations) -> Callable[[], Distributions | OfPerceptron]:
-        return lambda: (
-            perceptron_distribution(policy, chunk)
-            or require_torch_distributions(policy, action_distribution(policy, chunk))
-        )
+        def distributions() -> Distributions | OfPerceptron:
+            with eager(policy):  # it is differentiated twice
+                return perceptron_distribution(policy, chunk) or require_torch_distributions(
+                    policy, action_distribution(policy, chunk)
+                )
+
+        return distributions
 
     return [at(chunk) for chunk in split_observations(observations, chunk_size)]
 

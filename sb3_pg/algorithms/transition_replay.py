@@ -25,6 +25,7 @@ from sb3_pg.rollout import (
     BehaviorReplayBuffer,
     DictBehaviorReplayBuffer,
     NormalizationGuard,
+    compile_networks,
     require_finite_observation,
     require_finite_policy,
     require_finite_step,
@@ -50,6 +51,7 @@ class TransitionAlgorithm(LearningAlgorithm, OffPolicyAlgorithm):
         "replay_buffer_class": arg.subclass(ReplayBuffer),
     }
     policy: OffPACPolicy
+    compile: bool
     _log_probs: np.ndarray | None = None
     _n_collected = 0
 
@@ -77,6 +79,8 @@ class TransitionAlgorithm(LearningAlgorithm, OffPolicyAlgorithm):
         super()._setup_model()
         for module in (self.policy.actor, self.policy.critic):
             module.optimizer = with_fewer_operations(module.optimizer)
+        if self.compile:
+            compile_networks(self.policy)
 
     def _setup_lr_schedule(self) -> None:
         self.lr_schedule = arg.to_schedule(self.learning_rate)

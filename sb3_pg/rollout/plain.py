@@ -30,9 +30,9 @@ class PlainLayers:
         self.n_classes = int(space.n) if isinstance(space, spaces.Discrete) else None
         self._actor = [*policy.mlp_extractor.policy_net, policy.action_net]
         self._arrays: tuple[list[int], list[NumpyLayer]] = [], []
-        self._latent_pi = _bare(policy.mlp_extractor.policy_net)
+        self._latent_pi = _bare(_calls(policy.mlp_extractor.policy_net))
         self._action_net = _bare([policy.action_net])
-        self._values = _bare([*policy.mlp_extractor.value_net, policy.value_net])
+        self._values = _bare([*_calls(policy.mlp_extractor.value_net), policy.value_net])
 
     def features(self, observations: Observations) -> th.Tensor:
         """Observations as the first layer takes them, ``(n_samples, n_features)``; Discrete ones one-hot."""
@@ -108,6 +108,11 @@ def _is_plain(policy: ActorCriticPolicy) -> bool:
         and type(policy.action_net) is nn.Linear
         and type(policy.value_net) is nn.Linear
     )
+
+
+def _calls(network: nn.Sequential) -> Iterable[nn.Module]:
+    """A network's layers, or the network itself where it is compiled as a whole."""
+    return network if network._compiled_call_impl is None else [network]
 
 
 def _bare(modules: Iterable[nn.Module]) -> list[Layer]:

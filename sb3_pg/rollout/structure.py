@@ -98,6 +98,8 @@ class Structure:
         #: the bare layers of :mod:`sb3_pg.rollout.plain`, False if there are none, None if nobody has asked
         self.plain: Any = None
         self.has_hooks = self._find_hooks()
+        #: whether some network is compiled in place, by ``nn.Module.compile``
+        self.is_compiled = any(part._compiled_call_impl is not None for part in self.parts)
         tables = [t for m in (policy, *self.parts) for t in (m._modules, m._parameters, m._buffers)]
         self._tables = [table.values() for table in tables if table]
         self._empty = [table for table in tables if not table]
@@ -157,6 +159,11 @@ def structure_of(policy: BasePolicy) -> Structure:
     """The policy's structure, as it was at the latest :func:`set_training_mode`."""
     structure = _KNOWN.get(policy)
     return _KNOWN.setdefault(policy, Structure(policy)) if structure is None else structure
+
+
+def forget_structure(policy: BasePolicy) -> None:
+    """Look at the policy's modules anew, which have changed in place."""
+    _KNOWN.pop(policy, None)
 
 
 def set_training_mode(policy: BasePolicy, mode: bool) -> None:
