@@ -163,6 +163,7 @@ def draw(rows: Sequence[dict[str, Any]]) -> Any:
     """A dot per run, a cross where it did not arrive, and the median of each arm; one panel per env."""
     from matplotlib.backends.backend_agg import FigureCanvasAgg  # noqa: PLC0415
     from matplotlib.figure import Figure  # noqa: PLC0415
+    from matplotlib.ticker import EngFormatter  # noqa: PLC0415
 
     lines = summarize(rows)
     envs = [env for env in TASKS if any(line["env"] == env for line in lines)]
@@ -181,7 +182,8 @@ def draw(rows: Sequence[dict[str, Any]]) -> Any:
             panel.vlines(median, height - 0.25, height + 0.25, color=COLORS[arm])
         shown = [arm for arm in ARMS if arm in TASKS[env].rates]
         panel.set(xlim=(0, budget), ylim=(-0.6, len(shown) - 0.4), yticks=range(len(shown)), yticklabels=shown)
-        panel.set(title=f"{env}: until {TASKS[env].threshold:g}", xlabel="Env steps")
+        panel.set(title=f"{env}: until {TASKS[env].threshold:g}", xlabel="Env steps (x: not within these)")
+        panel.xaxis.set_major_formatter(EngFormatter(sep=""))
         panel.grid(alpha=0.3, axis="x")
     return figure
 

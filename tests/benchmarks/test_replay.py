@@ -3,6 +3,7 @@ import math
 import learning_run
 import pytest
 import replay
+from bench_io import read_csv
 
 
 @pytest.mark.parametrize(
@@ -56,3 +57,15 @@ def test_seeds_of_tuning_are_kept_out_of_the_report():
     for options in (["--seeds", "100"], ["--tune", "--seeds", "0"], ["--tune"]):
         with pytest.raises(SystemExit):
             replay.main(options)
+
+
+def test_published_runs_are_summarized_and_drawn(tmp_path):
+    rows = read_csv(replay.RESULTS / "replay.csv")
+    lines = replay.summarize(rows)
+    arms = {(env, arm): rate for env, task in replay.TASKS.items() for arm, rate in task.rates.items()}
+    assert {(line["env"], line["arm"]): line["learning_rate"] for line in lines} == arms
+    assert len(lines) == len(arms)
+    assert sorted((row["env"], row["arm"], row["seed"]) for row in rows) == sorted(
+        (*arm, s) for arm in arms for s in "01234"
+    )
+    replay.draw(rows).savefig(tmp_path / "replay.png")
