@@ -13,6 +13,7 @@ Protocol
 - The limit is the same VecEnv under random actions drawn beforehand: no policy, no learning, no buffer.
 - ``update`` is the share of the time spent in ``train()``; the rest is collecting, returns and logging.
 - ``episode`` is the mean episode length during the timed part: the sides are comparable where these are alike.
+- ``memory`` is by how many MiB training has raised the peak of a process that had imported everything.
 - A kernel row times a function against its peer on the same data, after checking that the results agree.
 - ``a2c-5-*`` are A2C's defaults, 5 steps per rollout and a log entry in 100; so small an update is all overhead.
 - ``critic-*`` times minibatch steps of the critic on one rollout: our loop, and sb3-contrib's, which is the difference
@@ -31,6 +32,7 @@ Protocol
 - ``vector-*``, ``envpool-*``: ours on a native vector env, or EnvPool's with two threads; the peer, with as many envs,
   on DummyVecEnv. Steps in which a native env is only reset take their time and are not counted.
 - ``floor-*``: ours there against the least there is to do: env, one forward per step, one gradient step per rollout.
+- ``compile-*`` is what ``compile=True`` compiles: a forward of actor and critic, and their gradient.
 - ``a2c-null`` is A2C against itself: the spread of its ratio is what this machine, at this hour, can tell apart.
 """
 
@@ -46,6 +48,8 @@ from typing import Any
 import torch
 from bench_io import cpu_count, format_table, merge_csv, versions
 from speed_cases import CASES
+from speed_compiled import CASES as COMPILED_CASES
+from speed_memory import peak_memory
 from speed_replay import CASES as REPLAY_CASES
 from speed_timing import ROLLOUT, Case, Sample
 from speed_vector import CASES as VECTOR_CASES
@@ -56,8 +60,9 @@ PACKAGES = ("sb3_pg", "stable_baselines3", "sb3_contrib", "gymnasium", "torch", 
 FIGURES = (
     *("case", "ours", "peer", "n_envs", "ours_rate", "peer_rate", "ratio", "ratio_min", "ratio_max"),
     *("env_rate", "ours_of_env", "peer_of_env", "ours_update", "peer_update", "ours_episode", "peer_episode"),
+    *("ours_memory", "peer_memory"),
 )
-ALL_CASES = (*CASES, *REPLAY_CASES, *VECTOR_CASES)
+ALL_CASES = (*CASES, *REPLAY_CASES, *VECTOR_CASES, *COMPILED_CASES)
 COLUMNS = (*FIGURES, "steps", "repeats", "cpu_count", "date", "versions")
 
 
@@ -96,7 +101,8 @@ def measure(case: Case, repeats: int, steps: int) -> dict[str, Any]:
         samples.append([take() for take in case.measures(repetition, steps)])
     ours, peer, *limit = zip(*samples, strict=True)
     names = {"case": case.name, "ours": case.ours_name, "peer": case.peer_name, "n_envs": case.n_envs}
-    return names | summarize(ours, peer, limit[0] if limit else ())
+    memory = {f"{side}_memory": peak_memory(case, i, steps) for i, side in enumerate(("ours", "peer"))}
+    return names | summarize(ours, peer, limit[0] if limit else ()) | memory
 
 
 def main(arguments: Sequence[str] | None = None, cases: Sequence[Case] = ALL_CASES) -> int:

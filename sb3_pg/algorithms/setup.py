@@ -51,7 +51,7 @@ class ConfiguredAlgorithm(SavedAlgorithm):
     :param act_device: device that actions are computed on, by a copy of the policy that is brought up to date before
         each rollout; None for ``device``. With small nets and ``device="cuda"``, "cpu" acts faster
     :param compile: whether the networks are compiled (``torch.compile``) for updates; results differ by rounding. Takes
-        seconds at first and a C++ compiler (or, on a GPU, Triton); small networks on a CPU gain little
+        seconds at first and a C++ compiler (or, on a GPU, Triton). On a CPU it is for images: small MLPs lose by it
     :param use_sde: generalized state-dependent exploration
     :param sde_sample_freq: steps between new gSDE noise, -1 for once per rollout
     :param stats_window_size: episodes that the logged means are taken over

@@ -1,16 +1,24 @@
 import itertools
 import math
+import shutil
+import sys
 from collections.abc import Callable
 
+import numpy as np
 import pytest
 import speed
 import speed_cases
+import speed_compiled
 import speed_replay
 import speed_timing
 import speed_vector
 import torch as th
 from bench_io import read_csv
-from speed_timing import ROLLOUT, Envs, Sample
+from speed_memory import peak_memory
+from speed_timing import ROLLOUT, Envs, Sample, TrainingCase
+from stable_baselines3.common.base_class import BaseAlgorithm
+from stable_baselines3.common.policies import ActorCriticPolicy
+from stable_baselines3.common.vec_env import VecEnv
 
 
 def ticking() -> Callable[[], float]:
@@ -61,6 +69,8 @@ def test_sides_take_turns_and_the_row_is_their_arithmetic():
         "peer_update": 0.25,
         "ours_episode": 20.0,
         "peer_episode": 30.0,
+        "ours_memory": "",
+        "peer_memory": "",
     }
 
 
@@ -172,3 +182,22 @@ def test_the_floor_is_the_bare_loop():
     assert 0.8 * 3 * ROLLOUT < sample.steps < 3 * ROLLOUT
     assert sample.seconds == 1.0
     assert 15 < sample.episode < 40  # those of a random policy
+
+
+@pytest.mark.skipif(sys.platform == "win32", reason="its peak is not looked at")
+def test_memory_is_that_of_a_side():
+    small, large = (TrainingCase("x", "Ours", hold, "Peer", hold, "CartPole-v1", 1, n_steps=n) for n in (8, 64))
+    assert 60 < float(peak_memory(large, 0, 8)) - float(peak_memory(small, 1, 8)) < 160
+    assert peak_memory(FakeCase(), 0, 8) == ""
+
+
+def hold(env: VecEnv, n_steps: int, seed: int) -> BaseAlgorithm:
+    """A2C that holds 2 MiB per step of a rollout."""
+    model = speed_cases.a2c(env, n_steps, seed)
+    model.ballast = np.ones((n_steps, 2**18))  # type: ignore[attr-defined]
+    return model
+
+
+@pytest.mark.skipif(shutil.which("g++") is None, reason="takes a C++ compiler")
+def test_compiled_case_compares_equals():
+    speed_compiled.build_compiled(ActorCriticPolicy, speed_compiled.FLAT, n_samples=50, seed=1)
