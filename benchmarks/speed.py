@@ -9,11 +9,13 @@ Protocol
   the repetitions; ``ratio`` is the median of the pairwise ratios ours / peer, with their least and greatest beside it.
 - Training: repetition i builds fresh models and envs from seed i, so all repetitions time the same phase of training
   (early: a policy that improves has longer episodes, fewer resets and a faster env). One ``learn()`` of one rollout
-  warms up; the next ``learn()`` is timed. ``verbose=0`` and ``log_interval=1`` on both sides.
+  warms up; the next ``learn()`` is timed. ``verbose=0`` and one ``log_interval`` on both sides: 1, or where
+  ``ActorCritic`` meets A2C the 100 that both have by default.
 - The limit is the same VecEnv under random actions drawn beforehand: no policy, no learning, no buffer.
 - ``update`` is the share of the time spent in ``train()``; the rest is collecting, returns and logging.
 - ``episode`` is the mean episode length during the timed part: the sides are comparable where these are alike.
-- ``memory`` is by how many MiB training has raised the peak of a process that had imported everything.
+- ``memory`` is by how many MiB training raises the peak of a process that has imported everything (Linux); some
+  90 of them are libraries that torch loads when it is first used, on both sides.
 - A kernel row times a function against its peer on the same data, after checking that the results agree.
 - ``a2c-5-*`` are A2C's defaults, 5 steps per rollout and a log entry in 100; so small an update is all overhead.
 - ``critic-*`` times minibatch steps of the critic on one rollout: our loop, and sb3-contrib's, which is the difference

@@ -275,6 +275,7 @@ CASES: tuple[Case, ...] = (
     TrainingCase("a2c-5-1", "ActorCritic", actor_critic, "A2C", a2c, "CartPole-v1", 1, n_steps=5, log_interval=100),
     TrainingCase("a2c-5-8", "ActorCritic", actor_critic, "A2C", a2c, "CartPole-v1", 8, n_steps=5, log_interval=100),
     TrainingCase("hopper-8", "ActorCritic", actor_critic, "A2C", a2c, HOPPER, 8, log_interval=100),
+    TrainingCase("halfcheetah-8", "ActorCritic", actor_critic, "A2C", a2c, "HalfCheetah-v4", 8, log_interval=100),
     CriticCase("critic-8", 8),
     TrainingCase("a2c-null", "A2C", a2c, "A2C", a2c, "CartPole-v1", 8),
     TrainingCase("trpo-cartpole-8", "TRPO", trpo, "contrib TRPO", contrib_trpo, "CartPole-v1", 8),

@@ -1,21 +1,23 @@
 """How much memory one side of a case takes at most: in a process of its own, since a process has one peak."""
 
 import multiprocessing
-import sys
+import re
+from pathlib import Path
 
 from speed_timing import Case, TrainingCase
 
-MIB = 2**20
+PROCESS = Path("/proc/self")  # Linux's
 
 
 def peak_memory(case: Case, side: int, steps: int) -> float | str:
-    """Growth of the process's peak over that of importing everything, MiB; empty where it is not known.
+    """By how much training raises a process's memory at most, after everything is imported, MiB.
 
     :param case: of training, with an env; functions are timed on data that both sides share
     :param side: 0 ours, 1 the peer
     :param steps: env steps
+    :return: empty where it is not known: functions, and systems other than Linux
     """
-    if sys.platform == "win32" or not isinstance(case, TrainingCase):
+    if not (isinstance(case, TrainingCase) and (PROCESS / "clear_refs").exists()):
         return ""
     with multiprocessing.get_context("spawn").Pool(1) as pool:
         return round(pool.apply(_growth, (case, side, steps)), 1)
@@ -25,14 +27,14 @@ def _growth(case: Case, side: int, steps: int) -> float:
     import torch  # noqa: PLC0415
 
     torch.set_num_threads(1)
+    (PROCESS / "clear_refs").write_text("5")  # the peak is now what there is
     before = _peak()
     case.measures(0, steps)[side]()
-    return (_peak() - before) / MIB
+    return _peak() - before
 
 
-def _peak() -> int:
-    """Largest resident set so far, bytes."""
-    import resource  # noqa: PLC0415 (not on Windows)
-
-    peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
-    return peak if sys.platform == "darwin" else peak * 1024
+def _peak() -> float:
+    """Largest resident set, MiB."""
+    found = re.search(r"VmHWM:\s+(\d+) kB", (PROCESS / "status").read_text())
+    assert found is not None
+    return int(found[1]) / 1024

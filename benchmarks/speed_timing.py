@@ -115,6 +115,7 @@ class FloorCase:
     n_envs: int
     backend: str
     n_threads: int | None = None
+    log_interval: int = 100
     peer_name: str = "bare loop"
 
     def measures(self, repetition: int, steps: int) -> tuple[Callable[[], Sample], ...]:
@@ -122,7 +123,7 @@ class FloorCase:
         envs = Envs(self.env, self.n_envs, self.backend, self.n_threads)
         n_steps = ROLLOUT // self.n_envs
         return (
-            lambda: time_learning(self.ours, envs, n_steps, 1, repetition, steps),
+            lambda: time_learning(self.ours, envs, n_steps, self.log_interval, repetition, steps),
             lambda: time_floor(self.ours, envs, n_steps, repetition, steps),
             lambda: time_env(envs, repetition, steps),
         )

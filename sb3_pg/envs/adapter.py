@@ -105,7 +105,7 @@ class VectorAdapter(VecEnv):
         if resetting is not None:
             self._forget(resetting)
         dones = terminated | truncated
-        for i in np.flatnonzero(dones).tolist():
+        for i in dones.nonzero()[0].tolist():
             infos[i]["TimeLimit.truncated"] = bool(truncated[i] and not terminated[i])
             infos[i]["terminal_observation"] = of_env(finals, i)
             seconds = round(time.time() - self._start, 6)

@@ -83,7 +83,7 @@ class GymVectorAdapter(VectorAdapter):
 
     def _move(self, envs: np.ndarray, rows: list[dict[str, Any]], instead: list[dict[str, Any]]) -> None:
         """What these envs' infos say is of their reset; put others in their place."""
-        for i in np.flatnonzero(envs):
+        for i in envs.nonzero()[0]:
             self.reset_infos[i], rows[i] = rows[i], instead[i]
 
     def _reset_ended(self, observations: Any, ended: np.ndarray) -> tuple[Any, list[dict[str, Any]]]:
@@ -104,7 +104,9 @@ class GymVectorAdapter(VectorAdapter):
     def _owned(self, observations: Any) -> Any:
         """Arrays that the next step will not change."""
         arrays = as_arrays(observations)
-        return arrays if self._gives_copies else deepcopy(arrays)
+        if self._gives_copies:
+            return arrays
+        return arrays.copy() if isinstance(arrays, np.ndarray) and arrays.dtype != object else deepcopy(arrays)
 
     # ---------------------------------------------------------------- attributes
 

@@ -185,7 +185,7 @@ class Collector:
 
     def _record_endings(self, buffer: TrajectoryRolloutBuffer, dones: np.ndarray, infos: list[dict[str, Any]]) -> None:
         """Scan the infos of the envs whose episode ended, and of no others."""
-        ended, row = np.flatnonzero(dones), buffer.pos - 1
+        ended, row = dones.nonzero()[0], buffer.pos - 1
         self.model._update_info_buffer([infos[i] for i in ended], np.ones(len(ended), dtype=bool))
         for i in ended:
             info = infos[i]

@@ -29,6 +29,12 @@ def _is_finite(array: Any) -> bool:
         return bool(np.isfinite(array.sum()))
 
 
+def _stacked(observations: list[Any]) -> Any:
+    if isinstance(observations[0], dict):
+        return {key: np.stack([each[key] for each in observations]) for key in observations[0]}
+    return np.stack(observations)
+
+
 def require_finite_step(
     name: str, values: Any, step: int, hint: str = _FROM_ENV, cause: Exception | None = None
 ) -> None:
@@ -62,7 +68,10 @@ def require_finite_rollout(buffer: TrajectoryRolloutBuffer) -> None:
             step, env = (int(i) for i in np.argwhere(bad)[0])
             value = np.asarray(array[step, env])
             raise NonFiniteError(name, float(value[~np.isfinite(value)].flat[0]), env, step, _FROM_ENV)
-    for (step, env), observation in buffer.final_observations.items():
+    finals = buffer.final_observations
+    if finals and all(_is_finite(part) for _, part in _parts("", _stacked(list(finals.values())))):
+        return
+    for (step, env), observation in finals.items():
         require_finite_observation("observation that followed", observation, env, step)
 
 
