@@ -24,6 +24,7 @@ COMMANDS: Final = {
         "record a video of an agent trained here (rl_zoo3.record_video)", "sb3_pg.zoo.scripts", "record_video"
     ),
     "plot": _Command("draw learning curves with confidence bands", "sb3_pg.plots", "main"),
+    "report": _Command("scores, curves and comparisons of several algorithms", "sb3_pg.report", "main"),
     "demo": _Command("learn CartPole-v1 in under a minute", "sb3_pg.demo", "main"),
 }
 

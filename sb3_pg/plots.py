@@ -115,7 +115,9 @@ def _parser() -> argparse.ArgumentParser:
 
 def _read(args: argparse.Namespace) -> tuple[Source, list[Run]]:
     # A run counts once, however many of the inputs lead to it.
-    found = dict.fromkeys((run.resolve(), label) for root, label in map(_split, args.inputs) for run in find_runs(root))
+    found = dict.fromkeys(
+        (run.resolve(), label) for root, label in map(split_label, args.inputs) for run in find_runs(root)
+    )
     chosen = [
         (folder, label or folder.parent.name)
         for folder, label in found
@@ -154,7 +156,7 @@ def _report_short_runs(curves: Iterable[Curve], runs: Sequence[Run]) -> None:
             print(f"{where}, with its shortest run; its longest goes on to {longest:,.0f}", file=sys.stderr)
 
 
-def _split(text: str) -> tuple[Path, str | None]:
+def split_label(text: str) -> tuple[Path, str | None]:
     """``LABEL=FOLDER`` or ``FOLDER``, which may have a ``=`` itself."""
     label, equals, folder = text.partition("=")
     return (Path(folder), label) if equals and not Path(text).exists() else (Path(text), None)

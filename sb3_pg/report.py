@@ -1,0 +1,177 @@
+"""``sb3-pg report``: curves, scores, performance profile and probability of improvement of several algorithms."""
+
+import argparse
+import csv
+import sys
+from collections.abc import Sequence
+from dataclasses import fields
+from pathlib import Path
+from typing import Final
+
+import gymnasium as gym
+from gymnasium.error import Error as GymnasiumError
+from matplotlib.backends.backend_agg import FigureCanvasAgg
+from matplotlib.figure import Figure
+
+from sb3_pg.curves import LogError, group
+from sb3_pg.extras import extra_hints
+from sb3_pg.plots import draw, split_label
+from sb3_pg.scores import Interval, Result, Score, Task, improvements, matrices, profiles, read_results, score
+
+#: Part of the entry point in Gymnasium -> what the group is called.
+_GROUPS: Final = {"classic_control": "classic control", "box2d": "Box2D", "mujoco": "MuJoCo"}
+
+
+def group_of(env: str) -> str:
+    """The family of environments that one belongs to."""
+    try:
+        entry_point = str(gym.spec(env).entry_point)
+    except GymnasiumError:
+        return "other"
+    return next((name for part, name in _GROUPS.items() if f".{part}" in entry_point), "other")
+
+
+def table(scores: Sequence[Score]) -> str:
+    """The scores in Markdown."""
+    lines = [
+        "| env | steps | algorithm | runs | mean | std | worst, best run | IQM (95 %) | best of curve | seconds |",
+        "|---|---|---|---|---|---|---|---|---|---|",
+    ]
+    for line in scores:
+        low, high = line.interval
+        seconds = "" if line.seconds is None else f"{line.seconds:.0f}"
+        lines.append(
+            f"| {line.env} | {line.steps:,} | {line.label} | {line.n_runs} | {line.mean:.1f} | {line.std:.1f} | "
+            f"{line.worst:.1f}, {line.best_run:.1f} | {line.iqm:.1f} ({low:.1f} to {high:.1f}) | "
+            f"{line.best_of_curve:.1f} | {seconds} |"
+        )
+    return "\n".join(lines)
+
+
+def draw_summary(
+    results: Sequence[Result],
+    labels: Sequence[str],
+    better: dict[str, tuple[float, Interval, list[Task]]],
+    against: str,
+) -> Figure:
+    """Performance profiles of the labels on what they have in common, and who improves on the peer, if on any.
+
+    :param results: of any labels
+    :param labels: those of the profiles
+    :param better: as :func:`sb3_pg.scores.improvements` gives it; empty to leave the panel out
+    :param against: the peer
+    :raises LogError: the labels have no env in common
+    """
+    tasks, scores = matrices(results, labels)
+    figure = Figure(figsize=(6.4 + 6.4 * bool(better), 4.4), dpi=150, layout="constrained")
+    FigureCanvasAgg(figure)
+    left, *right = figure.subplots(1, 1 + bool(better), squeeze=False)[0]
+    thresholds, shares, bounds = profiles(scores)
+    for label in labels:
+        (line,) = left.plot(thresholds, shares[label], label=f"{label} ({len(scores[label])} runs of each)")
+        left.fill_between(thresholds, *bounds[label], alpha=0.2, linewidth=0, color=line.get_color())
+    left.set(
+        title=f"Performance profile on {', '.join(dict.fromkeys(env for env, _ in tasks))}",
+        xlabel="Final return, 0 the worst run of all and 1 the best (per env)",
+        ylabel="Share of runs above it, 95 % band",
+    )
+    left.legend(fontsize="small")
+    left.grid(alpha=0.3)
+    for panel in right:
+        names = [f"{label}\n{', '.join(env for env, _ in better[label][2])}" for label in better]
+        points = [point for point, _, _ in better.values()]
+        reach = [[p - low for p, (low, _), _ in better.values()], [high - p for p, (_, high), _ in better.values()]]
+        panel.errorbar(points, range(len(names)), xerr=reach, fmt="o", capsize=3)
+        panel.axvline(0.5, color="gray", linewidth=1)
+        panel.set(xlim=(-0.02, 1.02), yticks=range(len(names)), xlabel=f"P(ends higher than {against}), 95 % interval")
+        panel.set_yticklabels(names, fontsize="small")
+        panel.set_title(f"Improvement on {against}")
+        panel.grid(alpha=0.3)
+    return figure
+
+
+def main(arguments: Sequence[str]) -> int:
+    """``sb3-pg report``: read, write the figures and the tables, print the table and where everything lies.
+
+    :param arguments: the command line, without the program's name
+    :return: exit code
+    :raises SystemExit: the arguments cannot be parsed, are ``--help``, or name nothing that can be reported
+    """
+    parser = _parser()
+    args = parser.parse_args(arguments)
+    try:
+        results = _read(args)
+        with extra_hints():
+            written = write_report(results, args.output, args.against)
+    except ValueError as error:
+        parser.error(str(error))
+    print("\n".join(map(str, written)))
+    return 0
+
+
+def write_report(results: Sequence[Result], folder: Path, against: str | None = None) -> list[Path]:
+    """Print the table of scores; write it and the figures.
+
+    :param results: at least one
+    :param folder: where to
+    :param against: the label that the others are compared with, None for no comparison
+    :return: the files
+    :raises LogError: ``against`` has no runs
+    """
+    scores = score(results)
+    better = {} if against is None else improvements(results, against)
+    folder.mkdir(parents=True, exist_ok=True)
+    text = table(scores)
+    print(text)
+    (folder / "scores.md").write_text(text + "\n")
+    with (folder / "scores.csv").open("w", newline="") as file:
+        writer = csv.writer(file)
+        names = [field.name for field in fields(Score)]
+        writer.writerow([*(name for name in names if name != "interval"), "iqm_low", "iqm_high"])
+        for line in scores:
+            writer.writerow([*(getattr(line, name) for name in names if name != "interval"), *line.interval])
+    written = [folder / "scores.md", folder / "scores.csv"]
+    for family in dict.fromkeys(group_of(result.env) for result in results):
+        curves = group(result.curve for result in results if group_of(result.env) == family)
+        written.append(folder / f"curves_{family.lower().replace(' ', '_')}.png")
+        draw(curves, title=family).savefig(written[-1])
+    labels = list(dict.fromkeys(result.label for result in results))
+    try:
+        figure = draw_summary(results, labels, better, against or "")
+    except LogError as error:
+        print(f"no performance profile: {error}", file=sys.stderr)
+    else:
+        written.append(folder / "summary.png")
+        figure.savefig(written[-1])
+    return written
+
+
+def _parser() -> argparse.ArgumentParser:
+    parser = argparse.ArgumentParser(
+        prog="sb3-pg report",
+        description="Scores, learning curves, performance profile and probability of improvement of several runs.",
+    )
+    parser.add_argument(
+        "inputs",
+        nargs="*",
+        default=["logs"],
+        metavar="[LABEL=]SOURCE",
+        help="a folder of runs trained with evaluations, or a CSV file of benchmarks/learning.py (default: logs)",
+    )
+    parser.add_argument("-o", "--output", type=Path, default=Path("report"), help="folder (default: %(default)s)")
+    parser.add_argument("--env", nargs="+", help="these environments only")
+    parser.add_argument("--label", nargs="+", help="these algorithms or labels only")
+    parser.add_argument("--against", help="compare the others with this one")
+    return parser
+
+
+def _read(args: argparse.Namespace) -> list[Result]:
+    found = [result for text in args.inputs for result in read_results(*split_label(text))]
+    chosen = [
+        result
+        for result in found
+        if (not args.env or result.env in args.env) and (not args.label or result.label in [*args.label, args.against])
+    ]
+    if not chosen:
+        raise LogError(f"no run in {', '.join(args.inputs)} has that --env and --label")
+    return chosen

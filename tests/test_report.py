@@ -1,0 +1,105 @@
+"""``sb3-pg report``: what it writes, and what it says when it cannot."""
+
+import csv
+from pathlib import Path
+
+import pytest
+from matplotlib import image
+
+from sb3_pg import cli
+from sb3_pg.report import draw_summary, group_of, main, table
+from sb3_pg.scores import improvements, score
+from tests.test_scores import results, write_table
+
+
+@pytest.mark.parametrize(
+    ("env", "group"),
+    [
+        ("CartPole-v1", "classic control"),
+        ("LunarLander-v3", "Box2D"),
+        ("Hopper-v4", "MuJoCo"),
+        ("FrozenLake-v1", "other"),
+        ("Nothing-v0", "other"),
+    ],
+)
+def test_groups_of_envs(env: str, group: str) -> None:
+    assert group_of(env) == group
+
+
+def test_table_is_markdown() -> None:
+    text = table(score(results("npg", 1.0, 2.0, 6.0)))
+    head, rule, line = text.splitlines()
+    assert head.count("|") == rule.count("|") == line.count("|")
+    assert line.startswith("| CartPole-v1 | 100 | npg | 3 | 3.0 | 2.6 | 1.0, 6.0 | ")
+
+
+def test_summary_says_what_it_shows() -> None:
+    found = [*results("ours", 2.0, 4.0), *results("peer", 1.0, 3.0)]
+    left, right = draw_summary(found, ["ours", "peer"], improvements(found, "peer"), "peer").axes
+    assert left.get_title() == "Performance profile on CartPole-v1"
+    assert [line.get_label() for line in left.get_lines()] == ["ours (2 runs of each)", "peer (2 runs of each)"]
+    assert right.get_title() == "Improvement on peer"
+    assert [label.get_text() for label in right.get_yticklabels()] == ["ours\nCartPole-v1"]
+    assert len(draw_summary(found, ["ours", "peer"], {}, "").axes) == 1
+
+
+def test_report_of_a_table(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    runs = [("ours", 0, 10.0), ("ours", 1, 20.0), ("peer", 0, 5.0), ("peer", 1, 15.0)]
+    source = write_table(tmp_path / "learning.csv", runs)
+    assert cli.main(["report", str(source), "-o", str(tmp_path / "report"), "--against", "peer"]) == 0
+    names = ["scores.md", "scores.csv", "curves_classic_control.png", "summary.png"]
+    out = capsys.readouterr().out
+    assert out.endswith("".join(f"{tmp_path / 'report' / name}\n" for name in names))
+    assert "| CartPole-v1 | 100 | peer | 2 | 10.0 | 7.1 | 5.0, 15.0 |" in out
+    with (tmp_path / "report/scores.csv").open() as file:
+        ours, peer = csv.DictReader(file)
+    assert (ours["label"], float(ours["mean"]), float(peer["iqm"])) == ("ours", 15, 10)
+    assert float(ours["iqm_low"]) <= float(ours["iqm"]) <= float(ours["iqm_high"])
+    for name in names[2:]:
+        assert image.imread(tmp_path / "report" / name).std() > 0.01
+
+
+def test_inputs_have_labels_and_are_chosen_from(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    source = write_table(tmp_path / "learning.csv", [("ours", 0, 10.0), ("other", 0, 20.0)])
+    peers = write_table(tmp_path / "peers.csv", [("ours", 0, 5.0)])
+    arguments = [str(source), f"old={peers}", "--label", "ours", "--against", "old", "-o", str(tmp_path / "out")]
+    assert main(arguments) == 0
+    out = capsys.readouterr().out
+    assert "| ours | 1 | 10.0 |" in out
+    assert "| old | 1 | 5.0 |" in out
+    assert "other" not in out
+
+
+def test_labels_without_a_common_env_have_no_profile(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    source = write_table(tmp_path / "learning.csv", [("ours", 0, 10.0), ("ours", 1, 10.0), ("peer", 0, 5.0)])
+    text = source.read_text().replace("peer,CartPole-v1", "peer,Acrobot-v1")
+    curves = tmp_path / "learning_curves.csv"
+    curves.write_text(curves.read_text().replace("peer,CartPole-v1", "peer,Acrobot-v1"))
+    source.write_text(text)
+    assert main([str(source), "-o", str(tmp_path / "out")]) == 0
+    assert "no performance profile: no env, trained on for equally many steps" in capsys.readouterr().err
+    assert not (tmp_path / "out/summary.png").exists()
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        (["nowhere.csv"], "nowhere.csv is not a table"),
+        (["learning.csv", "--env", "Acrobot-v1"], "no run in learning.csv has that --env and --label"),
+        (["learning.csv", "--against", "ppo"], "no run of 'ppo', there are ours"),
+    ],
+)
+def test_what_cannot_be_reported_is_said(
+    arguments: list[str],
+    message: str,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    write_table(tmp_path / "learning.csv", [("ours", 0, 10.0)])
+    with pytest.raises(SystemExit) as exit_:
+        main(arguments)
+    assert exit_.value.code == 2
+    assert message in capsys.readouterr().err
+    assert not (tmp_path / "report").exists()
