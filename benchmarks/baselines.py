@@ -38,7 +38,7 @@ from multiprocessing import get_context
 from pathlib import Path
 from typing import Any
 
-from bench_io import limit_threads, merge_csv, read_csv, row_key, versions
+from bench_io import limit_threads, make_parser, merge_csv, read_csv, row_key, versions
 from learning import FIRST_TUNING_SEED, REPORT_SEEDS, clock, end_with_parent, parse_hyperparams
 
 RESULTS = Path(__file__).resolve().parent / "results"
@@ -193,10 +193,7 @@ def plan(options: argparse.Namespace) -> list[Run]:
 
 def parse_options(arguments: Sequence[str] | None) -> argparse.Namespace:
     """The command line, checked."""
-    description, _, details = (__doc__ or "").partition("\n\n")
-    parser = argparse.ArgumentParser(
-        description=description, epilog=details, formatter_class=argparse.RawDescriptionHelpFormatter
-    )
+    parser = make_parser(__doc__)
     parser.add_argument("--estimator", nargs="+", choices=list(ESTIMATORS), default=list(ESTIMATORS))
     parser.add_argument("--env", nargs="+", choices=list(SETTINGS), default=list(SETTINGS))
     parser.add_argument("--seeds", nargs="+", type=int, default=list(REPORT_SEEDS), help="default: 0 to 4")

@@ -4,6 +4,7 @@ POSIX only (file locks). Imports the standard library alone, so that a worker ca
 numpy and torch are loaded.
 """
 
+import argparse
 import csv
 import fcntl
 import os
@@ -16,6 +17,17 @@ from typing import Any
 
 Row = Mapping[str, Any]
 THREAD_VARIABLES = ("OMP_NUM_THREADS", "MKL_NUM_THREADS", "OPENBLAS_NUM_THREADS", "NUMEXPR_NUM_THREADS")
+
+
+def make_parser(doc: str | None) -> argparse.ArgumentParser:
+    """A parser whose help is a script's docstring.
+
+    :param doc: its summary, an empty line, and the rest
+    """
+    description, _, details = (doc or "").partition("\n\n")
+    return argparse.ArgumentParser(
+        description=description, epilog=details, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
 
 
 def limit_threads() -> None:

@@ -15,7 +15,6 @@ Protocol
   passes of the critic in minibatches of 128.
 """
 
-import argparse
 import itertools
 import statistics
 import sys
@@ -26,7 +25,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from bench_io import format_table, merge_csv, read_csv, versions
+from bench_io import format_table, make_parser, merge_csv, read_csv, versions
 from speed_cases import a2c, contrib_trpo, reinforce, trpo
 from speed_timing import ROLLOUT, Envs, Factory, time_learning
 from stable_baselines3.common.base_class import BaseAlgorithm
@@ -105,10 +104,7 @@ def draw(rows: Sequence[dict[str, Any]]) -> Any:
 
 def main(arguments: Sequence[str] | None = None) -> int:
     """Measure, save each point, print the table, draw the figure."""
-    description, _, details = (__doc__ or "").partition("\n\n")
-    parser = argparse.ArgumentParser(
-        description=description, epilog=details, formatter_class=argparse.RawDescriptionHelpFormatter
-    )
+    parser = make_parser(__doc__)
     parser.add_argument("--axes", nargs="+", choices=AXES, default=list(AXES))
     parser.add_argument("--repeats", type=int, default=3)
     parser.add_argument("--output", type=Path, default=RESULTS / "growth.csv")

@@ -38,7 +38,7 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
-from bench_io import cpu_count, format_table, limit_threads, merge_csv, read_csv, row_key, versions
+from bench_io import cpu_count, format_table, limit_threads, make_parser, merge_csv, read_csv, row_key, versions
 
 REPORT = Path(__file__).resolve().parent / "results" / "learning.csv"
 REPORT_SEEDS = range(5)
@@ -307,10 +307,7 @@ def plan(options: argparse.Namespace) -> list[Run]:
 
 def parse_options(arguments: Sequence[str] | None) -> argparse.Namespace:
     """The command line, checked."""
-    description, _, details = (__doc__ or "").partition("\n\n")
-    parser = argparse.ArgumentParser(
-        description=description, epilog=details, formatter_class=argparse.RawDescriptionHelpFormatter
-    )
+    parser = make_parser(__doc__)
     parser.add_argument("--algo", nargs="+", default=[], help="names in rl_zoo3: reinforce, a2c, ...")
     parser.add_argument("--env", nargs="+", default=[], help="environment ids")
     parser.add_argument("--seeds", nargs="+", type=int, default=list(REPORT_SEEDS), help="default: 0 to 4")

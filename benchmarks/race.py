@@ -14,7 +14,6 @@ Protocol
 - A run that is not there at ``--limit`` env steps counts as infinitely slow (it is in the median, not dropped).
 """
 
-import argparse
 import contextlib
 import itertools
 import math
@@ -27,7 +26,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from bench_io import cpu_count, format_table, merge_csv, versions
+from bench_io import cpu_count, format_table, make_parser, merge_csv, versions
 from learning_run import EVALUATION_SEED, Evaluations, Point, evaluation_env, make_manager, resolve_hyperparams
 from stable_baselines3.common.utils import set_random_seed
 
@@ -117,10 +116,7 @@ def summarize(rows: Sequence[dict[str, Any]]) -> list[dict[str, Any]]:
 
 def main(arguments: Sequence[str] | None = None) -> int:
     """Race, save each run, print the table."""
-    description, _, details = (__doc__ or "").partition("\n\n")
-    parser = argparse.ArgumentParser(
-        description=description, epilog=details, formatter_class=argparse.RawDescriptionHelpFormatter
-    )
+    parser = make_parser(__doc__)
     parser.add_argument("--algo", nargs="+", default=list(ALGOS), help="names in rl_zoo3, NAME:vector on native envs")
     parser.add_argument("--seeds", nargs="+", type=int, default=list(range(10)), help="default: 0 to 9")
     parser.add_argument("--limit", type=int, default=50_000, help="env steps after which a run is given up")

@@ -16,7 +16,6 @@ Protocol
 - A run that is not there at the end of the budget counts as infinitely many steps (it is in the median, not dropped).
 """
 
-import argparse
 import contextlib
 import itertools
 import math
@@ -30,7 +29,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from bench_io import format_table, limit_threads, merge_csv, read_csv, versions
+from bench_io import format_table, limit_threads, make_parser, merge_csv, read_csv, versions
 
 RESULTS = Path(__file__).resolve().parent / "results"
 RATES = (3e-4, 1e-3, 3e-3, 1e-2)
@@ -190,10 +189,7 @@ def draw(rows: Sequence[dict[str, Any]]) -> Any:
 
 def main(arguments: Sequence[str] | None = None) -> int:
     """Run, save each run, print the table, draw the figure."""
-    description, _, details = (__doc__ or "").partition("\n\n")
-    parser = argparse.ArgumentParser(
-        description=description, epilog=details, formatter_class=argparse.RawDescriptionHelpFormatter
-    )
+    parser = make_parser(__doc__)
     parser.add_argument("--env", nargs="+", choices=TASKS, default=list(TASKS))
     parser.add_argument("--seeds", nargs="+", type=int)
     parser.add_argument("--tune", action="store_true", help="every learning rate, on seeds from 100 up")

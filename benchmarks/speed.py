@@ -40,7 +40,6 @@ Protocol
 - ``a2c-null`` is A2C against itself: the spread of its ratio is what this machine, at this hour, can tell apart.
 """
 
-import argparse
 import math
 import statistics
 import sys
@@ -50,7 +49,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from bench_io import cpu_count, format_table, merge_csv, versions
+from bench_io import cpu_count, format_table, make_parser, merge_csv, versions
 from speed_cases import CASES
 from speed_compiled import CASES as COMPILED_CASES
 from speed_memory import peak_memory
@@ -112,10 +111,7 @@ def measure(case: Case, repeats: int, steps: int) -> dict[str, Any]:
 
 def main(arguments: Sequence[str] | None = None, cases: Sequence[Case] = ALL_CASES) -> int:
     """Measure the chosen cases, save each, print the table."""
-    description, _, details = (__doc__ or "").partition("\n\n")
-    parser = argparse.ArgumentParser(
-        description=description, epilog=details, formatter_class=argparse.RawDescriptionHelpFormatter
-    )
+    parser = make_parser(__doc__)
     names = [case.name for case in cases]
     parser.add_argument("--cases", nargs="+", choices=names, default=names, help="default: all")
     parser.add_argument("--repeats", type=int, default=5)

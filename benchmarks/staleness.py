@@ -14,7 +14,6 @@ Protocol
   as well (column ``horizon``; 0 is the whole episode).
 """
 
-import argparse
 import sys
 import time
 from collections.abc import Iterator, Sequence
@@ -23,7 +22,7 @@ from typing import Any
 
 import numpy as np
 import torch
-from bench_io import format_table, limit_threads, versions, write_csv
+from bench_io import format_table, limit_threads, make_parser, versions, write_csv
 
 RESULTS = Path(__file__).resolve().parent / "results"
 ENV = "CartPole-v1"
@@ -145,10 +144,7 @@ def draw(rows: Sequence[dict[str, Any]]) -> Any:
 
 def main(arguments: Sequence[str] | None = None) -> int:
     """Measure, save, print, draw."""
-    description, _, details = (__doc__ or "").partition("\n\n")
-    parser = argparse.ArgumentParser(
-        description=description, epilog=details, formatter_class=argparse.RawDescriptionHelpFormatter
-    )
+    parser = make_parser(__doc__)
     parser.add_argument("--seeds", nargs="+", type=int, default=list(range(5)))
     parser.add_argument("--warmup", type=int, default=40, help="gradient steps before the episodes are collected")
     parser.add_argument("--episodes", type=int, default=64)

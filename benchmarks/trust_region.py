@@ -20,7 +20,6 @@ Protocol
   ``accepted`` is their share of all updates. The rest have a KL of 0: the policy is as it was.
 """
 
-import argparse
 import statistics
 import sys
 import time
@@ -34,7 +33,7 @@ import gymnasium as gym
 import numpy as np
 import sb3_contrib
 import torch
-from bench_io import format_table, merge_csv, versions
+from bench_io import format_table, make_parser, merge_csv, versions
 from gymnasium import spaces
 from stable_baselines3.common.env_util import make_vec_env
 from torch.distributions import Distribution, kl_divergence
@@ -179,10 +178,7 @@ def measure(task: str, implementation: str, settings: Settings) -> dict[str, Any
 def main(arguments: Sequence[str] | None = None, settings: Settings | None = None) -> int:
     """Measure the chosen tasks, save each row, print the table."""
     settings = settings or Settings()
-    description, _, details = (__doc__ or "").partition("\n\n")
-    parser = argparse.ArgumentParser(
-        description=description, epilog=details, formatter_class=argparse.RawDescriptionHelpFormatter
-    )
+    parser = make_parser(__doc__)
     parser.add_argument("--tasks", nargs="+", choices=TASKS, default=list(TASKS), metavar="TASK", help="default: all")
     parser.add_argument("--seeds", nargs="+", type=int, default=settings.seeds)
     parser.add_argument("--updates", type=int, default=settings.updates, help="per seed")
