@@ -36,7 +36,8 @@ Protocol
 - ``floor-*``: ours there against the least there is to do: env, one forward per step, one gradient step per rollout.
 - ``compile-*`` is what ``compile=True`` compiles: a forward of actor and critic, and their gradient.
 - ``sbx-ppo-8``, ``tianshou-a2c-8``: there where these packages are installed. sbx has PPO's networks and minibatches in
-  JAX; Tianshou's A2C, on its own DummyVectorEnv, has the nets, the optimizer and the rollouts of ours.
+  JAX, whose import its memory includes; Tianshou's A2C, on its own DummyVectorEnv, has the nets, the optimizer and the
+  rollouts of ours.
 - ``a2c-null`` is A2C against itself: the spread of its ratio is what this machine, at this hour, can tell apart.
 """
 

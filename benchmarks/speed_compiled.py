@@ -10,6 +10,7 @@ from speed_timing import Case, KernelCase
 from stable_baselines3.common.policies import ActorCriticCnnPolicy, ActorCriticPolicy
 
 from sb3_pg.rollout import compile_networks, evaluate
+from sb3_pg.rollout import compiled as in_update
 
 FLAT, IMAGE = spaces.Box(-1, 1, (11,)), spaces.Box(0, 255, (4, 84, 84), dtype="uint8")
 
@@ -19,12 +20,14 @@ def build_compiled(
 ) -> tuple[Callable[[], Any], Callable[[], Any]]:
     """Log-probs, entropies and values with their gradient, of two policies with the same parameters."""
     torch.manual_seed(seed)
+    space.seed(seed)
     compiled, plain = (policy_class(space, spaces.Discrete(4), lambda _: 1e-3) for _ in range(2))
     plain.load_state_dict(compiled.state_dict())
     compile_networks(compiled)
     observations = torch.stack([torch.from_numpy(space.sample()) for _ in range(n_samples)])
     actions = torch.randint(4, (n_samples,))
 
+    @in_update()
     def gradient(policy: ActorCriticPolicy) -> torch.Tensor:
         log_prob, entropy, values, *_ = evaluate(policy, observations, actions, with_values=True)
         assert entropy is not None

@@ -51,6 +51,7 @@ def time_tianshou(n_envs: int, seed: int, steps: int, clock: Clock = time.perf_c
     data, base = importlib.import_module("tianshou.data"), importlib.import_module("tianshou.algorithm.algorithm_base")
     venvs = importlib.import_module("tianshou.env").DummyVectorEnv([lambda: gym.make(CARTPOLE) for _ in range(n_envs)])
     venvs.seed(seed)
+    torch.manual_seed(seed)
     algorithm = tianshou_a2c()
     buffer = data.VectorReplayBuffer(ROLLOUT, n_envs)
     collector = data.Collector(algorithm, venvs, buffer)
@@ -109,4 +110,11 @@ PEERS: dict[str, tuple[Case, ...]] = {
     "sbx": (TrainingCase("sbx-ppo-8", "KLPenaltyPG", kl_penalty, "sbx PPO", sbx_ppo, CARTPOLE, 8),),
     "tianshou": (TianshouCase("tianshou-a2c-8", 8),),
 }
-CASES = tuple(case for package, cases in PEERS.items() if importlib.util.find_spec(package) for case in cases)
+
+
+def installed_cases() -> tuple[Case, ...]:
+    """Those of the packages that are here."""
+    return tuple(case for package, cases in PEERS.items() if importlib.util.find_spec(package) for case in cases)
+
+
+CASES = installed_cases()

@@ -23,6 +23,7 @@ from sb3_pg.extras import extra_hints
 from sb3_pg.rollout import (
     BehaviorReplayBuffer,
     BehaviorSamples,
+    compiled,
     policy_actions,
     set_training_mode,
     unvalidated_distributions,
@@ -220,6 +221,7 @@ class OffPAC(TransitionAlgorithm):
         with (
             unchanged_if_nonfinite(policy, policy.actor.optimizer, policy.critic.optimizer),
             unvalidated_distributions(),
+            compiled(),
         ):
             for _ in range(gradient_steps):
                 samples: Any = buffer.sample(batch_size, env=self._vec_normalize_env)

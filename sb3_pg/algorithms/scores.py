@@ -10,7 +10,7 @@ from torch import nn
 from torch.func import functional_call
 
 from sb3_pg.functional.episode_gradients import LogProb
-from sb3_pg.rollout import action_dist_kept, eager
+from sb3_pg.rollout import action_dist_kept, compiled
 
 
 class _LogProbModule(nn.Module):
@@ -45,5 +45,5 @@ def functional_log_prob(policy: ActorCriticPolicy) -> Iterator[LogProb]:
         result: th.Tensor = functional_call(module, named, (observations, actions), tie_weights=False)
         return result
 
-    with action_dist_kept(policy), eager(policy):
+    with action_dist_kept(policy), compiled(False):
         yield log_prob

@@ -1,7 +1,6 @@
 """The surrogate objective of one batch, and how far a policy has gone from the one that collected it."""
 
 from collections.abc import Callable, Sequence
-from contextlib import nullcontext
 from typing import NamedTuple
 
 import torch as th
@@ -19,7 +18,7 @@ from sb3_pg.rollout import (
     RolloutBatch,
     action_dist_kept,
     action_distribution,
-    eager,
+    compiled,
     evaluation_mode,
     perceptron_distribution,
     policy_actions,
@@ -131,7 +130,7 @@ class SurrogateObjective:
         self._old, parts = [], []
         keep_graph &= len(self._chunks) == 1
         for observations, actions, credit in self._chunks:
-            with th.enable_grad(), eager(self._policy) if keep_graph else nullcontext():
+            with th.enable_grad(), compiled(not keep_graph):
                 distribution = action_distribution(self._policy, observations)
                 log_prob = distribution.log_prob(actions)
                 objective = (log_prob * credit.to(log_prob.dtype)).sum()
@@ -186,7 +185,7 @@ def chunked_distributions(
 
     def at(chunk: Observations) -> Callable[[], Distributions | OfPerceptron]:
         def distributions() -> Distributions | OfPerceptron:
-            with eager(policy):  # it is differentiated twice
+            with compiled(False):  # it is differentiated twice
                 return perceptron_distribution(policy, chunk) or require_torch_distributions(
                     policy, action_distribution(policy, chunk)
                 )

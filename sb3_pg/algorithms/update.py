@@ -19,6 +19,7 @@ from sb3_pg.rollout import (
     Collector,
     EntropyUse,
     RolloutBatch,
+    compiled,
     set_training_mode,
     structure_of,
     unvalidated_distributions,
@@ -66,7 +67,7 @@ class UpdatingAlgorithm(EstimatingAlgorithm):
             update_learning_rate(self.critic_optimizer, rate)
             self.logger.record("train/critic_learning_rate", rate)
         try:
-            with unchanged_on_error(self.policy) as before, unvalidated_distributions():
+            with unchanged_on_error(self.policy) as before, unvalidated_distributions(), compiled():
                 if batch.evaluation is not None and not batch.evaluation.serves(before, self._entropy_use()):
                     batch.evaluation = None  # somebody has changed the policy since, or what is asked of it
                 if self.normalize_value_targets:

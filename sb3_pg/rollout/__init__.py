@@ -4,7 +4,7 @@ from sb3_pg.rollout.batch import Observations, RolloutBatch
 from sb3_pg.rollout.behavior import BehaviorPolicy, BehaviorSampler, uniform_behavior
 from sb3_pg.rollout.buffers import DictTrajectoryRolloutBuffer, TrajectoryRolloutBuffer
 from sb3_pg.rollout.collector import Collector, false_steps_masked
-from sb3_pg.rollout.compiled import compile_networks, eager
+from sb3_pg.rollout.compiled import compile_networks, compiled
 from sb3_pg.rollout.evaluation import (
     action_log_probs,
     batch_from_foreign_buffer,
@@ -78,7 +78,7 @@ __all__ = [
     "action_log_probs",
     "batch_from_foreign_buffer",
     "compile_networks",
-    "eager",
+    "compiled",
     "evaluate",
     "evaluate_batch",
     "evaluation_mode",

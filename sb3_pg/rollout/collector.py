@@ -17,7 +17,6 @@ from stable_baselines3.common.vec_env import VecEnv, VecEnvWrapper, VecFrameStac
 
 from sb3_pg.rollout.acting import ActingCopy
 from sb3_pg.rollout.buffers import TrajectoryRolloutBuffer
-from sb3_pg.rollout.compiled import eager
 from sb3_pg.rollout.finite import (
     NormalizationGuard,
     require_finite_policy,
@@ -91,8 +90,7 @@ class Collector:
             if sampler is None:
                 sampler = make_sampler(self.acting, device, self.env.num_envs)
             progress = RolloutProgress(self.env.num_envs, n_steps, episodes_per_env, max_episode_steps)
-            kept, masked = self.normalization.statistics_kept(), false_steps_masked(self.env)
-            with kept, masked as resetting, eager(self.acting):
+            with self.normalization.statistics_kept(), false_steps_masked(self.env) as resetting:
                 self._reset_if_needed(complete=episodes_per_env is not None)
                 finished = self._loop(callback, buffer, sampler, progress, n_steps, resetting)
         except BaseException:

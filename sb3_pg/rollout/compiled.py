@@ -1,67 +1,98 @@
-"""A policy's networks through ``torch.compile``: for the updates, which differentiate once."""
+"""A policy's networks through ``torch.compile``: in updates, where a graph is differentiated once."""
 
 import importlib
+import types
+import warnings
 from collections.abc import Callable, Iterator
-from contextlib import AbstractContextManager, nullcontext
+from contextlib import contextmanager
+from contextvars import ContextVar
 from typing import Any
 
 import torch as th
 from stable_baselines3.common.policies import BasePolicy
-from stable_baselines3.common.torch_layers import BaseFeaturesExtractor, FlattenExtractor
+from stable_baselines3.common.torch_layers import BaseFeaturesExtractor
 from torch import nn
 
-from sb3_pg.rollout.structure import forget_structure, structure_of
+from sb3_pg.rollout.structure import is_listened_to
+
+_IN_USE: ContextVar[bool] = ContextVar("compiled networks are in use", default=False)
 
 
 def compile_networks(policy: BasePolicy) -> None:
-    """Have the policy's feature extractors and multi-layer networks compiled, in place; parameters keep their names.
+    """Compile the policy's feature extractors and multi-layer networks, for use in :func:`compiled`; names stay.
+
+    Copies of the policy are not compiled. For the whole process, compiled graphs keep what they need to be
+    differentiated again.
 
     :param policy: the policy
     :raises RuntimeError: there is no compiler for the policy's device
     """
     _try_compiler(policy.device)
-    # A logged update differentiates its graph twice over: for the step, and for what the step is compared with.
+    # A logged update differentiates its graph for the step, and for what the step is compared with.
     config: Any = importlib.import_module("torch._functorch.config")
     config.donated_buffer = False
-    for network in _networks(policy):
-        # As nn.Module.compile does it, which leaves torch's own modules as they are (pytorch/pytorch#150915).
-        network._compiled_call_impl = th.compile(_calling(network), dynamic=True)  # batches may be of any size
-    forget_structure(policy)
+    networks = list(_networks(policy))
+    if not networks:
+        warnings.warn(
+            f"compile=True has no effect: {type(policy).__name__} has no network of several layers", stacklevel=2
+        )
+    for network in networks:
+        network._compiled_call_impl = _Compiled(network)  # where nn.Module.compile puts it
 
 
-def eager(policy: BasePolicy) -> AbstractContextManager[None]:
-    """Let the body call the policy's networks uncompiled: to differentiate twice, or to act, one small batch at a time.
+@contextmanager
+def compiled(on: bool = True) -> Iterator[None]:
+    """Let the body use compiled networks, where a policy has them; or the original ones, to differentiate twice.
 
-    :param policy: any policy
+    :param on: which of the two
     """
-    if not structure_of(policy).is_compiled:
-        return nullcontext()
-    stance: AbstractContextManager[None] = th.compiler.set_stance("force_eager")
-    return stance
+    token = _IN_USE.set(on)
+    try:
+        yield
+    finally:
+        _IN_USE.reset(token)
+
+
+class _Compiled:
+    """What is called in place of a network's ``_call_impl``.
+
+    :param network: the network
+    """
+
+    def __init__(self, network: nn.Module) -> None:
+        self._call, self._parts = network._call_impl, list(network.modules())
+        # Random numbers are those of the original.
+        self._compiled = th.compile(_with_own_code(self._call), options={"fallback_random": True})
+
+    def __call__(self, *args: Any, **kwargs: Any) -> Any:
+        # A graph does not know of hooks that came after it.
+        call = self._compiled if _IN_USE.get() and not is_listened_to(self._parts) else self._call
+        return call(*args, **kwargs)
+
+
+def _with_own_code(call: Callable[..., Any]) -> Callable[..., Any]:
+    """A function that does the same, with a code object of its own: torch keeps by code what it has compiled."""
+
+    def called(*args: Any, **kwargs: Any) -> Any:
+        return call(*args, **kwargs)
+
+    code = called.__code__.replace()
+    return types.FunctionType(code, called.__globals__, called.__name__, called.__defaults__, called.__closure__)
 
 
 def _networks(module: nn.Module) -> Iterator[nn.Module]:
     for child in module.children():
-        if isinstance(child, FlattenExtractor):
-            continue
-        if isinstance(child, nn.Sequential | BaseFeaturesExtractor):
-            yield child
-        else:
+        if not isinstance(child, nn.Sequential | BaseFeaturesExtractor):
             yield from _networks(child)
-
-
-def _calling(network: nn.Module) -> Callable[..., Any]:
-    def call(*args: Any) -> Any:
-        return network._call_impl(*args)
-
-    return call
+        elif any(True for _ in child.parameters()):
+            yield child
 
 
 def _try_compiler(device: th.device) -> None:
     try:
-        th.compile(lambda x: x + 1)(th.zeros(2, device=device))  # before training, rather than in the first update
+        th.compile(_with_own_code(th.neg))(th.zeros(2, device=device))
     except Exception as error:
         raise RuntimeError(
             f"compile=True takes what torch.compile needs for device {str(device)!r}, a C++ compiler on the CPU and "
-            f"Triton on a GPU: {error}"
+            f"Triton on a GPU; give compile=False, to load() as well, to do without: {error}"
         ) from error

@@ -11,6 +11,7 @@ from stable_baselines3.common.utils import obs_as_tensor
 from sb3_pg.functional.precision import precise
 from sb3_pg.rollout.batch import Observations, RolloutBatch
 from sb3_pg.rollout.buffers import TrajectoryRolloutBuffer
+from sb3_pg.rollout.compiled import compiled
 from sb3_pg.rollout.forward import CHUNK_SIZE, EntropyUse, evaluate, policy_actions, predict_log_probs, predict_values
 from sb3_pg.rollout.samplers import ForwardSampler, Sampler
 from sb3_pg.rollout.structure import structure_of
@@ -76,6 +77,7 @@ def make_batch(
     return batch
 
 
+@compiled()
 def evaluate_batch(
     policy: ActorCriticPolicy,
     batch: RolloutBatch,

@@ -29,12 +29,6 @@ def _is_finite(array: Any) -> bool:
         return bool(np.isfinite(array.sum()))
 
 
-def _stacked(observations: list[Any]) -> Any:
-    if isinstance(observations[0], dict):
-        return {key: np.stack([each[key] for each in observations]) for key in observations[0]}
-    return np.stack(observations)
-
-
 def require_finite_step(
     name: str, values: Any, step: int, hint: str = _FROM_ENV, cause: Exception | None = None
 ) -> None:
@@ -69,7 +63,9 @@ def require_finite_rollout(buffer: TrajectoryRolloutBuffer) -> None:
             value = np.asarray(array[step, env])
             raise NonFiniteError(name, float(value[~np.isfinite(value)].flat[0]), env, step, _FROM_ENV)
     finals = buffer.final_observations
-    if finals and all(_is_finite(part) for _, part in _parts("", _stacked(list(finals.values())))):
+    values = [np.ravel(array) for observation in finals.values() for _, array in _parts("", observation)]
+    floats = [array for array in values if array.dtype.kind == "f"]  # of any shape: as the env returned them
+    if not floats or _is_finite(np.concatenate(floats)):
         return
     for (step, env), observation in finals.items():
         require_finite_observation("observation that followed", observation, env, step)

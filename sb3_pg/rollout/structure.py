@@ -85,6 +85,18 @@ def _flatten(group: list[nn.Parameter]) -> th.Tensor:
     return flat.clone() if len(group) == 1 else flat  # of one tensor it is a view
 
 
+def is_listened_to(modules: list[nn.Module]) -> bool:
+    """Whether there are hooks on calls of any of these modules, or somebody has replaced one's ``forward``."""
+    return bool(_has_any_global_hook()) or any(
+        module._forward_hooks
+        or module._forward_pre_hooks
+        or module._backward_hooks
+        or module._backward_pre_hooks
+        or "forward" in vars(module)
+        for module in modules
+    )
+
+
 class Structure:
     """The modules and parameters of a policy, which it holds no reference to.
 
@@ -97,9 +109,7 @@ class Structure:
         self.buffers = list(policy.buffers())
         #: the bare layers of :mod:`sb3_pg.rollout.plain`, False if there are none, None if nobody has asked
         self.plain: Any = None
-        self.has_hooks = self._find_hooks()
-        #: whether some network is compiled in place, by ``nn.Module.compile``
-        self.is_compiled = any(part._compiled_call_impl is not None for part in self.parts)
+        self.has_hooks = is_listened_to(self.parts)
         tables = [t for m in (policy, *self.parts) for t in (m._modules, m._parameters, m._buffers)]
         self._tables = [table.values() for table in tables if table]
         self._empty = [table for table in tables if not table]
@@ -118,17 +128,7 @@ class Structure:
 
     def refresh_hooks(self) -> None:
         """Look again whether somebody listens to the modules' calls."""
-        self.has_hooks = self._find_hooks()
-
-    def _find_hooks(self) -> bool:
-        return bool(_has_any_global_hook()) or any(
-            part._forward_hooks
-            or part._forward_pre_hooks
-            or part._backward_hooks
-            or part._backward_pre_hooks
-            or "forward" in vars(part)
-            for part in self.parts
-        )
+        self.has_hooks = is_listened_to(self.parts)
 
     @property
     def is_same_in_both_modes(self) -> bool:
@@ -159,11 +159,6 @@ def structure_of(policy: BasePolicy) -> Structure:
     """The policy's structure, as it was at the latest :func:`set_training_mode`."""
     structure = _KNOWN.get(policy)
     return _KNOWN.setdefault(policy, Structure(policy)) if structure is None else structure
-
-
-def forget_structure(policy: BasePolicy) -> None:
-    """Look at the policy's modules anew, which have changed in place."""
-    _KNOWN.pop(policy, None)
 
 
 def set_training_mode(policy: BasePolicy, mode: bool) -> None:

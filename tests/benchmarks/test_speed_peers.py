@@ -10,10 +10,14 @@ from speed_timing import ROLLOUT, TrainingCase
 from sb3_pg.envs import make_vec_env
 
 
-def test_a_peer_has_cases_where_it_is_installed():
-    expected = [c for package, cases in speed_peers.PEERS.items() if importlib.util.find_spec(package) for c in cases]
-    assert list(speed_peers.CASES) == expected
-    assert set(speed.ALL_CASES) >= set(expected)
+@pytest.mark.parametrize(
+    ("installed", "cases"),
+    [((), []), (("sbx",), ["sbx-ppo-8"]), (("sbx", "tianshou"), ["sbx-ppo-8", "tianshou-a2c-8"])],
+)
+def test_a_peer_has_cases_where_it_is_installed(installed, cases, monkeypatch):
+    monkeypatch.setattr(importlib.util, "find_spec", lambda package: package in installed or None)
+    assert [case.name for case in speed_peers.installed_cases()] == cases
+    assert set(speed.ALL_CASES) >= set(speed_peers.CASES)
 
 
 def test_tianshou_has_the_nets_and_takes_the_steps_of_ours():

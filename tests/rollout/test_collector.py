@@ -5,12 +5,13 @@ from typing import Any
 import numpy as np
 import pytest
 import torch as th
+from gymnasium import spaces
 from stable_baselines3 import A2C
 from stable_baselines3.common.callbacks import BaseCallback, CallbackList, StopTrainingOnMaxEpisodes
 from stable_baselines3.common.env_util import make_vec_env
 from stable_baselines3.common.vec_env import DummyVecEnv, SubprocVecEnv, VecFrameStack, VecMonitor, VecNormalize
 
-from sb3_pg import NonFiniteError, Reinforce
+from sb3_pg import ActorCritic, NonFiniteError, Reinforce
 from sb3_pg.rollout import EndlessEpisodeError, RolloutBatch
 from tests.helpers import ACTION_SPACES, OBSERVATION_SPACES, FaultyEnv, ScriptedEnv, vec
 
@@ -444,3 +445,26 @@ def test_a_nan_in_a_reset_behind_vecnormalize_is_named_and_forgotten(when: str) 
     assert normalized.obs_rms is statistics  # evaluation envs may share the object
     assert np.isfinite(statistics.mean).all()
     model.learn(40)
+
+
+class OddEnv(ScriptedEnv):
+    """Its observations are what a VecEnv makes rows of, and not of the space's shape."""
+
+    def _obs(self) -> Any:
+        obs = super()._obs()
+        if isinstance(obs, dict):
+            return {**obs, "debug": "text"}
+        return obs[0] if len(obs) == 1 else obs[None]
+
+
+@pytest.mark.parametrize(
+    "space",
+    [spaces.Box(-1, 1, (1,)), spaces.Box(-1, 1, (3,)), spaces.Dict({"x": spaces.Box(-1, 1, (2,))})],
+    ids=["scalar", "row", "more keys"],
+)
+def test_final_observations_may_have_another_shape(space: spaces.Space[Any]) -> None:
+    policy = "MultiInputPolicy" if isinstance(space, spaces.Dict) else "MlpPolicy"
+    env = vec(*(OddEnv((3,), (True,), observation_space=space) for _ in range(2)))
+    model = ActorCritic(policy, env, n_steps=8, device="cpu", seed=0).learn(32)
+    assert model.num_timesteps == 32
+    assert len(model.rollout_buffer.final_observations) == 8  # in the second rollout: three ends, and where it was cut, of each
