@@ -98,22 +98,23 @@ class VectorAdapter(VecEnv):
 
         :return: observations, rewards, where an episode has ended, infos
         """
-        resetting = self._ended.copy() if self.resets_late else None
+        resetting = self._ended.nonzero()[0] if self.resets_late else ()
         observations, rewards, terminated, truncated, infos, finals = self._advance(self._actions)
         self._returns += rewards
         self._lengths += 1
-        if resetting is not None:
+        if len(resetting):
             self._forget(resetting)
         dones = terminated | truncated
-        for i in dones.nonzero()[0].tolist():
+        ended = dones.nonzero()[0]
+        for i in ended.tolist():
             infos[i]["TimeLimit.truncated"] = bool(truncated[i] and not terminated[i])
             infos[i]["terminal_observation"] = of_env(finals, i)
             seconds = round(time.time() - self._start, 6)
             infos[i]["episode"] = {"r": round(float(self._returns[i]), 6), "l": int(self._lengths[i]), "t": seconds}
             if self._results is not None:
                 self._results.write_row(infos[i]["episode"])
-        self.n_ended += int(np.count_nonzero(dones))
-        self._forget(dones)
+        self.n_ended += len(ended)
+        self._forget(ended)
         self._ended[:] = dones
         return observations, np.asarray(rewards, dtype=np.float32), dones, infos
 
@@ -130,10 +131,10 @@ class VectorAdapter(VecEnv):
         self._reset_seeds()
         self._reset_options()
         self._ended[:] = False
-        self._forget(np.ones(self.num_envs, dtype=bool))
+        self._forget(slice(None))
         return observations
 
-    def _forget(self, envs: np.ndarray) -> None:
+    def _forget(self, envs: Any) -> None:
         self._returns[envs] = self._lengths[envs] = 0
 
     def write_results(self, folder: str, env_id: str) -> None:

@@ -74,17 +74,17 @@ class GymVectorAdapter(VectorAdapter):
         else:
             rows = rows_of(infos, self.num_envs)
             if self.mode is AutoresetMode.NEXT_STEP:
-                self._move(self._ended, rows, [{} for _ in rows])
+                self._move(self._ended, rows)
             elif dones.any():
                 observations, reset_infos = self._reset_ended(observations, dones)
                 for i in np.flatnonzero(dones):
                     self.reset_infos[i] = reset_infos[i]
         return Outcome(observations, np.asarray(rewards), terminated, truncated, rows, finals)
 
-    def _move(self, envs: np.ndarray, rows: list[dict[str, Any]], instead: list[dict[str, Any]]) -> None:
-        """What these envs' infos say is of their reset; put others in their place."""
+    def _move(self, envs: np.ndarray, rows: list[dict[str, Any]], instead: list[dict[str, Any]] | None = None) -> None:
+        """What these envs' infos say is of their reset; put others, or nothing, in their place."""
         for i in envs.nonzero()[0]:
-            self.reset_infos[i], rows[i] = rows[i], instead[i]
+            self.reset_infos[i], rows[i] = rows[i], {} if instead is None else instead[i]
 
     def _reset_ended(self, observations: Any, ended: np.ndarray) -> tuple[Any, list[dict[str, Any]]]:
         """Reset some envs.

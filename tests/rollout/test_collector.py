@@ -467,4 +467,6 @@ def test_final_observations_may_have_another_shape(space: spaces.Space[Any]) -> 
     env = vec(*(OddEnv((3,), (True,), observation_space=space) for _ in range(2)))
     model = ActorCritic(policy, env, n_steps=8, device="cpu", seed=0).learn(32)
     assert model.num_timesteps == 32
-    assert len(model.rollout_buffer.final_observations) == 8  # in the second rollout: three ends, and where it was cut, of each
+    assert (
+        len(model.rollout_buffer.final_observations) == 8
+    )  # in the second rollout: three ends, and where it was cut, of each
