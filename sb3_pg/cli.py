@@ -43,7 +43,8 @@ def main(argv: Sequence[str] | None = None) -> int:
         parser.print_help(sys.stderr)
         return 2
     if name not in COMMANDS:
-        closest = difflib.get_close_matches(name, COMMANDS, n=1)
+        closest = [command for command in COMMANDS if command.startswith(name)]
+        closest = closest or difflib.get_close_matches(name, COMMANDS, n=1)
         hint = f"did you mean {closest[0]!r}?" if closest else f"there are: {', '.join(COMMANDS)}"
         parser.error(f"unknown command {name!r}, {hint}")
     command = COMMANDS[name]

@@ -6,8 +6,8 @@ computed by its authors' ``rliable`` (extra ``plots``).
 
 import csv
 import importlib
-import warnings
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Final
@@ -157,14 +157,12 @@ def _iqm(finals: NDArray[np.float64]) -> tuple[float, Interval]:
 
 def _intervals(library: Any, scores: Mapping[Any, Any], metric: Any) -> tuple[dict[Any, float], dict[Any, Interval]]:
     """A metric of each, and its stratified bootstrap interval, always of the same random numbers."""
-    with warnings.catch_warnings():
-        warnings.simplefilter("ignore", FutureWarning)  # about the generator, which is what rliable takes
+    with _seeded():
         points, bounds = library.get_interval_estimates(
             scores,
             lambda *arrays: np.array([metric(*arrays)]),
             reps=_N_RESAMPLES,
             confidence_interval_size=_LEVEL,
-            random_state=np.random.RandomState(0),
         )
     return (
         {name: float(point[0]) for name, point in points.items()},
@@ -211,9 +209,9 @@ def profiles(
     low, high = everything.min(axis=0), everything.max(axis=0)
     scale = np.where(high > low, high - low, 1.0)
     thresholds = np.linspace(0.0, 1.0, n_points)
-    shares, bounds = library.create_performance_profile(
-        {label: (values - low) / scale for label, values in scores.items()}, thresholds, reps=_N_RESAMPLES
-    )
+    scaled = {label: (values - low) / scale for label, values in scores.items()}
+    with _seeded():
+        shares, bounds = library.create_performance_profile(scaled, thresholds, reps=_N_RESAMPLES)
     return thresholds, shares, bounds
 
 
@@ -241,6 +239,17 @@ def improvements(results: Sequence[Result], against: str) -> dict[str, tuple[flo
         return {}
     points, bounds = _intervals(library, pairs, metrics.probability_of_improvement)
     return {label: (points[label], bounds[label], tasks[label]) for label in pairs}
+
+
+@contextmanager
+def _seeded() -> Iterator[None]:
+    """Let the body have the same random numbers always: rliable takes NumPy's global ones, whatever it is given."""
+    state = np.random.get_state()  # noqa: NPY002
+    np.random.seed(0)  # noqa: NPY002
+    try:
+        yield
+    finally:
+        np.random.set_state(state)  # noqa: NPY002
 
 
 def _rliable() -> tuple[Any, Any]:

@@ -90,7 +90,12 @@ def test_scores_are_the_formulas() -> None:
     low, high = line.interval
     assert 1 <= low < 3 < high <= 100
     assert line.seconds == 2
-    assert score(results("npg", *finals)) == [line]  # the resampling is always the same
+    assert score(results("npg", *finals)) == [line]  # the resampling is always the same, and nobody else's
+    np.random.seed(3)  # noqa: NPY002
+    expected = np.random.random()  # noqa: NPY002
+    np.random.seed(3)  # noqa: NPY002
+    score(results("npg", *finals))
+    assert np.random.random() == expected  # noqa: NPY002
     (single,) = score(results("npg", 7.0))
     assert (single.std, single.iqm, single.interval) == (0, 7, (7, 7))
 
@@ -125,6 +130,7 @@ def test_profile_is_the_share_of_runs_above() -> None:
     np.testing.assert_array_equal(shares["b"], [1, 1, 1, 1, 0])
     assert (bounds["a"][0] <= shares["a"]).all()
     assert (shares["a"] <= bounds["a"][1]).all()
+    np.testing.assert_array_equal(profiles(scores, n_points=5)[2]["a"], bounds["a"])
 
 
 def test_improvement_is_the_probability_of_a_higher_end() -> None:
