@@ -97,10 +97,16 @@ def _of_table(path: Path, label: str | None) -> list[Result]:
         for row in _rows(path.with_name(f"{path.stem}_curves.csv")):
             point = float(row["step"]), float(row["eval_mean"])
             curves.setdefault(tuple(row[name] for name in key), []).append(point)
+        rows = _rows(path)
+        configurations = {(row["algo"], row["env"], row["steps"], row["config_hash"]) for row in rows}
+        several = {c[:3] for c in configurations if sum(c[:3] == other[:3] for other in configurations) > 1}
         results = []
-        for row in _rows(path):
+        for row in rows:
             x, means = np.array(sorted(curves[tuple(row[name] for name in key)])).T
-            curve = Run(label or row["algo"], row["env"], x, means[None])
+            name = label or row["algo"]
+            if (row["algo"], row["env"], row["steps"]) in several:  # runs of different settings are not one curve
+                name = f"{name} {row['config_hash']}"
+            curve = Run(name, row["env"], x, means[None])
             final, best = float(row["final_mean"]), float(row["best_eval_mean"])
             results.append(
                 Result(curve.label, curve.env, int(row["steps"]), final, best, float(row["wall_seconds"]), curve)
@@ -170,6 +176,11 @@ def _intervals(library: Any, scores: Mapping[Any, Any], metric: Any) -> tuple[di
     )
 
 
+def common_tasks(results: Sequence[Result], labels: Sequence[str]) -> set[Task]:
+    """What all of these labels have runs of."""
+    return set.intersection(*({result.task for result in results if result.label == label} for label in labels))
+
+
 def matrices(results: Sequence[Result], labels: Sequence[str]) -> tuple[list[Task], dict[str, NDArray[np.float64]]]:
     """Final returns on the tasks that all labels have, as many runs on each.
 
@@ -182,7 +193,7 @@ def matrices(results: Sequence[Result], labels: Sequence[str]) -> tuple[list[Tas
     for result in results:
         if result.label in finals:
             finals[result.label].setdefault(result.task, []).append(result.final)
-    tasks = sorted(set.intersection(*(set(of_label) for of_label in finals.values())))
+    tasks = sorted(common_tasks(results, labels))
     if not tasks:
         raise LogError(f"no env, trained on for equally many steps, is common to {', '.join(labels)}")
     for label, of_label in finals.items():
@@ -221,7 +232,7 @@ def improvements(results: Sequence[Result], against: str) -> dict[str, tuple[flo
     :param results: of any labels
     :param against: the peer's label
     :return: label -> probability, its 95 % interval, the tasks; without labels that share no task with the peer
-    :raises LogError: the peer has no runs
+    :raises LogError: the peer has no runs, or one of a pair has more of them on one task than on another
     """
     labels = list(dict.fromkeys(result.label for result in results))
     if against not in labels:
@@ -229,11 +240,8 @@ def improvements(results: Sequence[Result], against: str) -> dict[str, tuple[flo
     library, metrics = _rliable()
     pairs, tasks = {}, {}
     for label in labels:
-        try:
+        if label != against and common_tasks(results, [label, against]):
             tasks[label], scores = matrices(results, [label, against])
-        except LogError:
-            continue
-        if label != against:
             pairs[label] = scores[label], scores[against]
     if not pairs:
         return {}

@@ -49,6 +49,13 @@ def test_results_of_a_table(tmp_path: Path) -> None:
     assert {found.label for found in read_results(path, "mine")} == {"mine"}
 
 
+def test_other_settings_are_another_label(tmp_path: Path) -> None:
+    path = write_table(tmp_path / "learning.csv", [("npg", 0, 10.0), ("npg", 1, 20.0), ("a2c", 0, 5.0)])
+    for file in (path, tmp_path / "learning_curves.csv"):
+        file.write_text(file.read_text().replace("npg,CartPole-v1,1,100,abc", "npg,CartPole-v1,1,100,def"))
+    assert [found.label for found in read_results(path)] == ["npg abc", "npg def", "a2c"]
+
+
 def test_results_of_a_folder_of_logs(tmp_path: Path) -> None:
     for number, last in ((1, 4.0), (2, 8.0)):
         folder = tmp_path / f"npg/CartPole-v1_{number}"
@@ -141,6 +148,9 @@ def test_improvement_is_the_probability_of_a_higher_end() -> None:
     assert point == pytest.approx((1 + 2) / 6)  # 2 is above one of three, 4 above two
     assert 0 <= low < point < high <= 1
     assert tasks == [("CartPole-v1", 100)]
+    uneven = [*found, result("ours", 3.0, env="Acrobot-v1"), result("peer", 3.0, env="Acrobot-v1")]
+    with pytest.raises(LogError, match="ours must have as many runs on each env"):
+        improvements(uneven, "peer")
     with pytest.raises(LogError, match="no run of 'nobody', there are ours, peer, alone"):
         improvements(found, "nobody")
 

@@ -60,14 +60,16 @@ class _Compiled:
     """
 
     def __init__(self, network: nn.Module) -> None:
-        self._call, self._parts = network._call_impl, list(network.modules())
+        self._network = network
+        self._call: Callable[..., Any] = network._call_impl
         # Random numbers are those of the original.
-        self._compiled = th.compile(_with_own_code(self._call), options={"fallback_random": True})
+        self._compiled: Callable[..., Any] = th.compile(_with_own_code(self._call), options={"fallback_random": True})
 
     def __call__(self, *args: Any, **kwargs: Any) -> Any:
         # A graph does not know of hooks that came after it.
-        call = self._compiled if _IN_USE.get() and not is_listened_to(self._parts) else self._call
-        return call(*args, **kwargs)
+        if _IN_USE.get() and not is_listened_to([*self._network.modules()]):
+            return self._compiled(*args, **kwargs)
+        return self._call(*args, **kwargs)
 
 
 def _with_own_code(call: Callable[..., Any]) -> Callable[..., Any]:

@@ -557,8 +557,7 @@ def test_an_old_buffer_does_not_pass_for_new(tmp_path: Path) -> None:
     model.load_replay_buffer(tmp_path / "buffer")
     model.learn(11)
     assert all(chosen in model.replay_buffer.choose(5) for chosen in model.replay_buffer.trajectories[-4:])
-    while model.replay_buffer.drop_oldest():
-        pass
+    assert len([*iter(model.replay_buffer.drop_oldest, False)]) > 0
     assert [len(r) for r in stored_rewards(model)] == [3, 1, 5, 2]
 
 

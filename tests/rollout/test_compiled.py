@@ -175,6 +175,17 @@ def test_hooks_that_come_later_are_called(runs: Counter[int]) -> None:
     assert_alike(*learned)
 
 
+def test_hooks_on_a_layer_that_came_later_are_called(runs: Counter[int]) -> None:
+    model = make("plain", compile=True).learn(32)
+    network, called = model.policy.mlp_extractor.policy_net, []
+    network[1] = nn.ReLU()
+    network[1].register_forward_hook(lambda *_: called.append(True))
+    before = runs[1]
+    model.learn(32)
+    assert called
+    assert runs[1] == before
+
+
 class Scaled(BaseFeaturesExtractor):
     def __init__(self, observation_space: spaces.Box) -> None:
         super().__init__(observation_space, 4)
