@@ -1,0 +1,195 @@
+"""The README's tables of learning results, from ``results/learning.csv`` and ``published.csv``.
+
+    python benchmarks/tables.py            # print them
+    python benchmarks/tables.py --write    # put them into the README, between their marks
+
+A cell is the mean over seeds +- standard deviation of the final policy's return. ``published.csv`` has what others
+have published, from these pages:
+
+zoo        github.com/DLR-RM/rl-baselines3-zoo, benchmark.md: one run; the spread is that of its episodes
+contrib    sb3-contrib.readthedocs.io, TRPO: three runs
+tianshou   github.com/thu-ml/tianshou, examples/mujoco/README.md: ten runs, the best evaluation of each
+omnisafe   github.com/PKU-Alignment/omnisafe, benchmarks/on-policy/README.md: five runs, on Safety-Gymnasium's variants
+"""
+
+import statistics
+import sys
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+from bench_io import Row, make_parser, read_csv
+
+ROOT = Path(__file__).resolve().parents[1]
+LEARNING = ROOT / "benchmarks" / "results" / "learning.csv"
+PUBLISHED = ROOT / "benchmarks" / "published.csv"
+README = ROOT / "README.md"
+
+OURS = {
+    "reinforce": "Reinforce",
+    "actor_critic": "ActorCritic",
+    "npg": "NPG",
+    "trpo": "TRPO",
+    "kl_penalty_pg": "KLPenaltyPG",
+    "off_policy_pg": "OffPolicyPG",
+    "off_pac": "OffPAC",
+}
+PEERS = {"contrib_trpo": "sb3-contrib TRPO", "ppo": "SB3 PPO", "a2c": "SB3 A2C"}
+ENVS = (
+    *("CartPole-v1", "Acrobot-v1", "Pendulum-v1", "LunarLander-v3", "LunarLanderContinuous-v3"),
+    *("InvertedPendulum-v4", "Reacher-v4", "Swimmer-v4", "Hopper-v4", "HalfCheetah-v4", "Ant-v4"),
+)
+
+
+@dataclass(frozen=True)
+class Cell:
+    """The runs of one algorithm on one env and budget."""
+
+    finals: Sequence[float]
+    bests: Sequence[float]
+    seconds: Sequence[float]
+
+    @property
+    def mean(self) -> float:
+        """Mean over seeds."""
+        return statistics.fmean(self.finals)
+
+    def __str__(self) -> str:
+        n = len(self.finals)
+        few = "" if n == 5 else f" ({n} seed{'s' * (n > 1)})"
+        return f"{spread(self.mean, statistics.stdev(self.finals) if len(self.finals) > 1 else 0)}{few}"
+
+
+Cells = dict[tuple[str, int], dict[str, Cell]]  # (env, steps) -> algorithm -> its runs
+
+
+def digits(value: float) -> str:
+    """Three or four digits, as far as the numbers here tell anything."""
+    return f"{value:.0f}" if abs(value) >= 100 else f"{value:.1f}"
+
+
+def spread(mean: float, deviation: float) -> str:
+    """``253 ± 27``, both with the digits that the mean has."""
+    return f"{digits(mean)} ± {deviation:.0f}" if abs(mean) >= 100 else f"{mean:.1f} ± {deviation:.1f}"
+
+
+def budget(steps: int) -> str:
+    """``300k``, ``1M``."""
+    return f"{steps // 1000}k" if steps < 1_000_000 else f"{steps / 1e6:g}M"
+
+
+def read_cells(rows: Iterable[Row]) -> Cells:
+    """The runs by task and algorithm.
+
+    :raises ValueError: runs of two configurations would be averaged
+    """
+    groups: dict[tuple[str, int], dict[str, list[Row]]] = {}
+    for row in rows:
+        groups.setdefault((str(row["env"]), int(row["steps"])), {}).setdefault(str(row["algo"]), []).append(row)
+    cells: Cells = {}
+    for task, algos in groups.items():
+        for algo, runs in algos.items():
+            if len({run["config_hash"] for run in runs}) > 1:
+                raise ValueError(f"{algo} on {task[0]} for {task[1]} steps: runs of several configurations")
+            columns = ([float(run[name]) for run in runs] for name in ("final_mean", "best_eval_mean", "wall_seconds"))
+            cells.setdefault(task, {})[algo] = Cell(*columns)
+    return cells
+
+
+def markdown(header: Sequence[str], lines: Iterable[Sequence[str]]) -> str:
+    """A table."""
+    rows = [header, ["---"] * len(header), *lines]
+    return "\n".join(f"| {' | '.join(row)} |".replace("|  |", "| |").replace("|  |", "| |") for row in rows)
+
+
+def tasks(cells: Cells, algos: Iterable[str], known: bool) -> list[tuple[str, int]]:
+    """The tasks on which one of ``algos`` has runs: those of ENVS in its order, or (not ``known``) the others."""
+    chosen = set(algos)
+    found = [task for task, cell in cells.items() if chosen & set(cell) and (task[0] in ENVS) == known]
+    return sorted(found, key=lambda task: (ENVS.index(task[0]) if known else 0, *task))
+
+
+def class_table(cells: Cells, known: bool = True) -> str:
+    """All classes on all tasks."""
+    chosen = tasks(cells, OURS, known)
+    classes = [algo for algo in OURS if any(algo in cells[task] for task in chosen)]
+    lines = [[env, budget(steps), *(str(cells[env, steps].get(algo, "")) for algo in classes)] for env, steps in chosen]
+    return markdown(["env", "env steps", *(f"`{OURS[algo]}`" for algo in classes)], lines)
+
+
+def published_text(published: Sequence[Row], env: str, steps: int) -> str:
+    """``TRPO 3372 ± 215 (contrib, Hopper-v3); ...``: after as many steps, or, if there are none, after others."""
+    of_env = [row for row in published if row["env"] == env]
+    same = [row for row in of_env if int(row["steps"]) == steps]
+    texts = []
+    for row in same or of_env:
+        score = f"{row['algorithm']} {spread(float(row['mean']), float(row['spread']))}"
+        after = "" if same else f" after {budget(int(row['steps']))}"
+        texts.append(f"{score}{after} ({row['source']}, {row['published_env']})")
+    return "; ".join(texts)
+
+
+def peer_table(cells: Cells, published: Sequence[Row]) -> str:
+    """The best of our on-policy classes beside the peers' runs here, and beside what is published."""
+    on_policy = [algo for algo in OURS if algo != "off_pac"]
+    lines = []
+    for env, steps in tasks(cells, on_policy, True):
+        cell = cells[env, steps]
+        best = max((algo for algo in on_policy if algo in cell), key=lambda algo: cell[algo].mean)
+        runs = cell[best]
+        lines.append(
+            [
+                env,
+                budget(steps),
+                f"`{OURS[best]}` {runs}",
+                f"{digits(min(runs.finals))}, {digits(max(runs.finals))}",
+                digits(statistics.fmean(runs.bests)),
+                f"{statistics.median(runs.seconds) / 60:.1f}",
+                *(str(cell.get(peer, "")) for peer in PEERS),
+                published_text(published, env, steps),
+            ]
+        )
+    header = ["env", "env steps", "best of ours", "worst, best seed", "best of curve", "minutes", *PEERS.values()]
+    return markdown([*header, "published"], lines)
+
+
+def tables() -> dict[str, str]:
+    """All of them, by the name in their marks."""
+    cells = read_cells(read_csv(LEARNING))
+    return {
+        "peers": peer_table(cells, read_csv(PUBLISHED)),
+        "classes": class_table(cells),
+        "untuned": class_table(cells, known=False),
+    }
+
+
+def insert(text: str, made: dict[str, str]) -> str:
+    """The text with the tables between ``<!-- table: NAME -->`` and ``<!-- end of table -->``.
+
+    :raises ValueError: a table has no place in the text
+    """
+    end = "<!-- end of table -->"
+    for name, table in made.items():
+        start = f"<!-- table: {name} -->"
+        if text.count(start) != 1:
+            raise ValueError(f"{start} is in the text {text.count(start)} times, not once")
+        before, _, rest = text.partition(start)
+        text = f"{before}{start}\n{table}\n{end}{rest.partition(end)[2]}"
+    return text
+
+
+def main(arguments: Sequence[str] | None = None) -> int:
+    """Print, or write."""
+    parser = make_parser(__doc__)
+    parser.add_argument("--write", action="store_true", help="put them into the README")
+    options = parser.parse_args(arguments)
+    made = tables()
+    if options.write:
+        README.write_text(insert(README.read_text(), made))
+    else:
+        print("\n\n".join(made.values()))
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())

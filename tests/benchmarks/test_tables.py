@@ -1,0 +1,62 @@
+"""The README's tables say what the files say."""
+
+import pytest
+import tables
+from bench_io import read_csv
+
+
+def row(algo: str, env: str, seed: int, final: float, **other: object) -> dict[str, object]:
+    return {
+        "algo": algo,
+        "env": env,
+        "seed": seed,
+        "steps": 100_000,
+        "final_mean": final,
+        "best_eval_mean": final + 1,
+        "wall_seconds": 60,
+        "config_hash": "a",
+    } | other
+
+
+def test_readme_has_the_tables_of_the_results() -> None:
+    text = tables.README.read_text()
+    assert tables.insert(text, tables.tables()) == text, "run python benchmarks/tables.py --write"
+
+
+def test_peers_stand_beside_the_best_of_ours_on_the_same_budget() -> None:
+    cells = tables.read_cells(
+        [
+            *(row("npg", "CartPole-v1", seed, value) for seed, value in enumerate((480, 500))),
+            row("trpo", "CartPole-v1", 0, 100),
+            row("off_pac", "CartPole-v1", 0, 500),  # not on-policy
+            row("ppo", "CartPole-v1", 0, 450),
+            row("a2c", "CartPole-v1", 0, 500, steps=200_000),
+        ]
+    )
+    columns = ("env", "published_env", "steps", "algorithm", "mean", "spread", "source")
+    published = [
+        dict(zip(columns, ("CartPole-v1", "CartPole-v0", steps, "PPO", mean, 3, "s"), strict=True))
+        for steps, mean in ((100_000, 495), (200_000, 500))
+    ]
+    (line,) = tables.peer_table(cells, published).splitlines()[2:]
+    ours, peers = "`NPG` 490 ± 14 (2 seeds) | 480, 500 | 491 | 1.0", " | 450 ± 0 (1 seed) | "
+    assert line == f"| CartPole-v1 | 100k | {ours} |{peers}| PPO 495 ± 3 (s, CartPole-v0) |"
+    assert tables.published_text(published[1:], "CartPole-v1", 100_000) == "PPO 500 ± 3 after 200k (s, CartPole-v0)"
+
+
+def test_two_configurations_are_not_one_result() -> None:
+    with pytest.raises(ValueError, match="npg on CartPole-v1 for 100000 steps: runs of several configurations"):
+        tables.read_cells([row("npg", "CartPole-v1", seed, 0, config_hash=str(seed)) for seed in (0, 1)])
+
+
+def test_every_published_figure_is_of_a_listed_env_and_source() -> None:
+    published = read_csv(tables.PUBLISHED)
+    assert published
+    for line in published:
+        assert line["env"] in tables.ENVS
+        assert f"\n{line['source']} " in (tables.__doc__ or "")
+
+
+def test_a_table_without_a_place_is_an_error() -> None:
+    with pytest.raises(ValueError, match="table: peers"):
+        tables.insert("no marks", {"peers": "|"})
