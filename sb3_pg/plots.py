@@ -51,16 +51,17 @@ def draw(
         panel.set_xlim(left=0)
         panel.xaxis.set_major_formatter(EngFormatter(sep=""))
         panel.grid(alpha=0.3)
-        panel.legend(
-            loc="upper center",
-            bbox_to_anchor=(0.5, -0.14),  # below the panel, where it hides no band
-            title="mean and 95 % bootstrap band",
-            title_fontsize="small",
-            fontsize="small",
-            ncols=2,
-        )
     for panel in panels[len(envs) :]:
         panel.set_visible(False)
+    lines = {line.get_label(): line for panel in panels for line in panel.get_lines()}
+    figure.legend(
+        handles=list(lines.values()),
+        loc="outside lower center",  # where it hides no band
+        title="mean and 95 % bootstrap band over runs (of a single run: over its episodes)",
+        title_fontsize="small",
+        fontsize="small",
+        ncols=2 * n_columns,
+    )
     if title is not None:
         figure.suptitle(title)
     return figure
@@ -163,5 +164,4 @@ def split_label(text: str) -> tuple[Path, str | None]:
 
 
 def _legend(curve: Curve) -> str:
-    over = "1 run, band over its episodes" if curve.n_runs == 1 else f"{curve.n_runs} runs, band over runs"
-    return f"{curve.label} ({over})"
+    return f"{curve.label} ({curve.n_runs} run{'s' * (curve.n_runs > 1)})"

@@ -36,12 +36,8 @@ def test_figure_says_what_it_shows() -> None:
     assert (cartpole.get_title(), acrobot.get_title()) == ("CartPole-v1", "Acrobot-v1")
     assert cartpole.get_xlabel() == "Training time [env steps]"
     assert cartpole.get_ylabel() == "Evaluation return [reward per episode]"
-    legend = cartpole.get_legend()
-    assert legend is not None
-    assert [text.get_text() for text in legend.get_texts()] == [
-        "reinforce (3 runs, band over runs)",
-        "ppo (1 run, band over its episodes)",
-    ]
+    (legend,) = figure.legends
+    assert [text.get_text() for text in legend.get_texts()] == ["reinforce (3 runs)", "ppo (1 run)", "ppo (3 runs)"]
     assert "95 % bootstrap" in legend.get_title().get_text()
 
 
