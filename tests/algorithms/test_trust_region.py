@@ -469,7 +469,7 @@ class MostlyNothing(ScriptedEnv):
 def without_bias() -> Any:
     """A policy whose Fisher matrix at most states is zero, since it is the same whatever theta.
 
-    With this seed the one sample in 64 is never one of the two others, where F has rank 1 and rounding decides the rest.
+    With this seed the one sample in 64 is never one of the two others, where F has rank 1 and rounding decides.
     """
     env = vec(MostlyNothing((32,)), MostlyNothing((32,)))
     kwargs: dict[str, Any] = {"policy_kwargs": {"net_arch": []}, "cg_damping": 0.0, "fisher_subsample": 64}
