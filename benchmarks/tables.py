@@ -20,20 +20,15 @@ from pathlib import Path
 
 from bench_io import Row, make_parser, read_csv
 
+from sb3_pg.zoo import ALGORITHMS
+
 ROOT = Path(__file__).resolve().parents[1]
 LEARNING = ROOT / "benchmarks" / "results" / "learning.csv"
 PUBLISHED = ROOT / "benchmarks" / "published.csv"
 README = ROOT / "README.md"
 
-OURS = {
-    "reinforce": "Reinforce",
-    "actor_critic": "ActorCritic",
-    "npg": "NPG",
-    "trpo": "TRPO",
-    "kl_penalty_pg": "KLPenaltyPG",
-    "off_policy_pg": "OffPolicyPG",
-    "off_pac": "OffPAC",
-}
+OURS = {name: algorithm.__name__ for name, algorithm in ALGORITHMS.items()}
+OFF_POLICY = ("off_policy_pg", "off_pac")
 PEERS = {"contrib_trpo": "sb3-contrib TRPO", "ppo": "SB3 PPO", "a2c": "SB3 A2C"}
 ENVS = (
     *("CartPole-v1", "Acrobot-v1", "Pendulum-v1", "LunarLander-v3", "LunarLanderContinuous-v3"),
@@ -57,7 +52,7 @@ class Cell:
     def __str__(self) -> str:
         n = len(self.finals)
         few = "" if n == 5 else f" ({n} seed{'s' * (n > 1)})"
-        return f"{spread(self.mean, statistics.stdev(self.finals) if len(self.finals) > 1 else 0)}{few}"
+        return f"{spread(self.mean, statistics.stdev(self.finals) if n > 1 else 0)}{few}"
 
 
 Cells = dict[tuple[str, int], dict[str, Cell]]  # (env, steps) -> algorithm -> its runs
@@ -131,9 +126,11 @@ def published_text(published: Sequence[Row], env: str, steps: int) -> str:
 
 def peer_table(cells: Cells, published: Sequence[Row]) -> str:
     """The best of our on-policy classes beside the peers' runs here, and beside what is published."""
-    on_policy = [algo for algo in OURS if algo != "off_pac"]
+    on_policy = [algo for algo in OURS if algo not in OFF_POLICY]
+    chosen = tasks(cells, on_policy, True)
+    peers = {algo: name for algo, name in PEERS.items() if any(algo in cells[task] for task in chosen)}
     lines = []
-    for env, steps in tasks(cells, on_policy, True):
+    for env, steps in chosen:
         cell = cells[env, steps]
         best = max((algo for algo in on_policy if algo in cell), key=lambda algo: cell[algo].mean)
         runs = cell[best]
@@ -145,22 +142,19 @@ def peer_table(cells: Cells, published: Sequence[Row]) -> str:
                 f"{digits(min(runs.finals))}, {digits(max(runs.finals))}",
                 digits(statistics.fmean(runs.bests)),
                 f"{statistics.median(runs.seconds) / 60:.1f}",
-                *(str(cell.get(peer, "")) for peer in PEERS),
+                *(str(cell.get(peer, "")) for peer in peers),
                 published_text(published, env, steps),
             ]
         )
-    header = ["env", "env steps", "best of ours", "worst, best seed", "best of curve", "minutes", *PEERS.values()]
+    header = ["env", "env steps", "best of ours", "worst, best seed", "best of curve", "minutes", *peers.values()]
     return markdown([*header, "published"], lines)
 
 
 def tables() -> dict[str, str]:
     """All of them, by the name in their marks."""
     cells = read_cells(read_csv(LEARNING))
-    return {
-        "peers": peer_table(cells, read_csv(PUBLISHED)),
-        "classes": class_table(cells),
-        "untuned": class_table(cells, known=False),
-    }
+    made = {"peers": peer_table(cells, read_csv(PUBLISHED)), "classes": class_table(cells)}
+    return made | ({"untuned": class_table(cells, known=False)} if tasks(cells, OURS, False) else {})
 
 
 def insert(text: str, made: dict[str, str]) -> str:

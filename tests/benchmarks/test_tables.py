@@ -39,7 +39,7 @@ def test_peers_stand_beside_the_best_of_ours_on_the_same_budget() -> None:
         for steps, mean in ((100_000, 495), (200_000, 500))
     ]
     (line,) = tables.peer_table(cells, published).splitlines()[2:]
-    ours, peers = "`NPG` 490 ± 14 (2 seeds) | 480, 500 | 491 | 1.0", " | 450 ± 0 (1 seed) | "
+    ours, peers = "`NPG` 490 ± 14 (2 seeds) | 480, 500 | 491 | 1.0", " 450 ± 0 (1 seed) "
     assert line == f"| CartPole-v1 | 100k | {ours} |{peers}| PPO 495 ± 3 (s, CartPole-v0) |"
     assert tables.published_text(published[1:], "CartPole-v1", 100_000) == "PPO 500 ± 3 after 200k (s, CartPole-v0)"
 
