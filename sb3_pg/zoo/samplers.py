@@ -113,7 +113,7 @@ def sample_trpo_params(
     :return: keyword arguments
     """
     del n_actions, n_envs, additional_args
-    params = _suggest_trust_region(trial) | {"cg_damping": trial.suggest_float("cg_damping", 1e-4, 0.3, log=True)}
+    params = _suggest_trust_region(trial) | {"cg_damping": trial.suggest_float("cg_damping", 1e-3, 3.0, log=True)}
     return reported(trial, convert_trpo_params(params))
 
 
@@ -177,18 +177,19 @@ def _suggest_pseudo_loss(trial: optuna.Trial, n_envs: int, n_steps_pow: tuple[in
 def _suggest_gradient_steps(trial: optuna.Trial) -> dict[str, Any]:
     return {
         "critic_learning_rate": trial.suggest_float("critic_learning_rate", 1e-4, 3e-2, log=True),
-        "ent_coef": trial.suggest_float("ent_coef", 1e-8, 0.1, log=True),
         "max_grad_norm": trial.suggest_float("max_grad_norm", 0.3, 2.0),
     }
 
 
 def _suggest_shared(trial: optuna.Trial, n_steps_pow: tuple[int, int]) -> dict[str, Any]:
-    """What every algorithm with a critic searches: batch, step size, discount and nets."""
+    """What every algorithm with a critic searches: batch, step size, discount, exploration and nets."""
     return {
         "n_steps_pow": trial.suggest_int("n_steps_pow", *n_steps_pow),
         "one_minus_gamma": trial.suggest_float("one_minus_gamma", 1e-4, 0.1, log=True),
         "learning_rate": trial.suggest_float("learning_rate", 1e-4, 3e-2, log=True),
         "n_critic_updates": trial.suggest_int("n_critic_updates", 1, 20),
+        "ent_coef": trial.suggest_float("ent_coef", 1e-8, 0.1, log=True),
+        "log_std_init": trial.suggest_float("log_std_init", -2.0, 0.5),  # without effect on discrete actions
     } | suggest_nets(trial)
 
 
@@ -203,6 +204,7 @@ def suggest_nets(trial: optuna.Trial) -> dict[str, Any]:
 def _convert_shared(sampled_params: dict[str, Any]) -> dict[str, Any]:
     """Arguments in place of the parameters that go by another name, and the others as they are."""
     params = with_nets(sampled_params)
+    params["policy_kwargs"]["log_std_init"] = params.pop("log_std_init")
     if "one_minus_gae_lambda" in params:
         # lambda means something for these alone, whatever a config file says
         params |= {"gae_lambda": 1 - params.pop("one_minus_gae_lambda"), "advantage": "gae", "critic_target": None}

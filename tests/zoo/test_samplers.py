@@ -74,6 +74,8 @@ SHARED = {
     "one_minus_gamma": 0.25,
     "learning_rate": 1e-3,
     "n_critic_updates": 4,
+    "ent_coef": 0.0,
+    "log_std_init": -0.5,
     "net_arch": "tiny",
     "activation_fn": "relu",
 }
@@ -83,9 +85,10 @@ CONVERTED = {
     "gamma": 0.75,
     "learning_rate": 1e-3,
     "n_critic_updates": 4,
-    "policy_kwargs": {"net_arch": {"pi": [32], "vf": [32]}, "activation_fn": nn.ReLU},
+    "ent_coef": 0.0,
+    "policy_kwargs": {"net_arch": {"pi": [32], "vf": [32]}, "activation_fn": nn.ReLU, "log_std_init": -0.5},
 }
-UNCHANGED = {"critic_learning_rate": 2e-3, "ent_coef": 0.0, "max_grad_norm": 0.5}
+UNCHANGED = {"critic_learning_rate": 2e-3, "max_grad_norm": 0.5}
 EPISODES = {"n_episodes": 16, "n_steps": None}
 GAE = {"gae_lambda": 0.875, "advantage": "gae", "critic_target": None}
 
