@@ -23,7 +23,7 @@ ENVS = ("Hopper-v4", "HalfCheetah-v4")
 STEPS = 500_000
 SEEDS = (100, 101)
 BASE = "as it is"
-CHANGES: Mapping[str, tuple[str, ...]] = {
+CHANGES: Mapping[str, tuple[str, ...]] = {  # {policy_kwargs} stands for the configuration file's
     BASE: (),
     "2 passes of the critic": ("n_critic_updates:2",),
     "40 passes of the critic": ("n_critic_updates:40",),
@@ -41,20 +41,24 @@ CHANGES: Mapping[str, tuple[str, ...]] = {
     "damping 2": ("cg_damping:2.0",),
     "lambda 0.9": ("gae_lambda:0.9",),
     "lambda 0.98": ("gae_lambda:0.98",),
-    "256 units": ("policy_kwargs:dict(log_std_init=-0.5, net_arch=[256, 256])",),
-    "default init": ("policy_kwargs:dict(ortho_init=False, log_std_init=-0.5)",),
-    "std 1 at first": ("policy_kwargs:dict(log_std_init=0)",),
+    "256 units": ("policy_kwargs:dict({policy_kwargs}, net_arch=[256, 256])",),
+    "default init": ("policy_kwargs:dict({policy_kwargs}, ortho_init=False)",),
+    "std 1 at first": ("policy_kwargs:dict({policy_kwargs}, log_std_init=0)",),
 }
 
 
 def plan(envs: Sequence[str], seeds: Sequence[int], steps: int) -> dict[str, list[learning.Run]]:
     """The runs of each change; one that changes nothing on an env is left out there."""
+    import learning_run  # noqa: PLC0415 (slow)
+
     runs: dict[str, list[learning.Run]] = {}
     for env in envs:
         seen: set[str] = set()
-        for name, overrides in CHANGES.items():
+        policy_kwargs = learning_run.resolve_hyperparams("trpo", env, {}, None).get("policy_kwargs", "dict()")
+        for name, changes in CHANGES.items():
+            overrides = [change.replace("{policy_kwargs}", policy_kwargs) for change in changes]
             options = argparse.Namespace(
-                algo=["trpo"], env=[env], seeds=seeds, steps=steps, hyperparams=list(overrides), config=None
+                algo=["trpo"], env=[env], seeds=seeds, steps=steps, hyperparams=overrides, config=None
             )
             for option in ("evaluations", "evaluation_episodes", "final_episodes"):
                 setattr(options, option, getattr(learning.Run, option))

@@ -32,6 +32,12 @@ def test_every_change_is_of_an_argument_that_the_run_takes() -> None:
     assert len({run.config_hash for all_runs in runs.values() for run in all_runs}) == len(runs)
 
 
+def test_a_change_of_the_policy_leaves_the_rest_of_the_policy_as_it_is() -> None:
+    (run,) = ablation.plan(["HalfCheetah-v4"], [100], 64)["256 units"]
+    policy_kwargs = [word for word in run.overrides if word.startswith("policy_kwargs:")]
+    assert policy_kwargs == ["policy_kwargs:dict(dict(log_std_init=-1), net_arch=[256, 256])"]
+
+
 def test_report_seeds_are_refused(capsys: pytest.CaptureFixture[str], tmp_path: Path) -> None:
     with pytest.raises(SystemExit):
         ablation.main(["--seeds", "0", "100", "--output", str(tmp_path / "a.csv")])
