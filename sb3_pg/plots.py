@@ -36,7 +36,8 @@ def draw(
     :param title: above the figure
     """
     envs = list(dict.fromkeys(curve.env for curve in curves))
-    colors = {label: f"C{i}" for i, label in enumerate(dict.fromkeys(curve.label for curve in curves))}
+    labels = list(dict.fromkeys(curve.label for curve in curves))
+    styles = {label: (f"C{i % 10}", ("-", "--", ":")[i // 10 % 3]) for i, label in enumerate(labels)}
     n_columns = min(len(envs), 3)
     n_rows = -(-len(envs) // n_columns)
     figure = Figure(figsize=(6.4 * n_columns, 4.4 * n_rows), dpi=150, layout="constrained")
@@ -44,8 +45,8 @@ def draw(
     panels = list(figure.subplots(n_rows, n_columns, squeeze=False).flat)
     for env, panel in zip(envs, panels[: len(envs)], strict=True):
         for curve in (curve for curve in curves if curve.env == env):
-            color, marker = colors[curve.label], "." if len(curve.x) < 30 else None
-            panel.plot(curve.x, curve.mean, label=_legend(curve), color=color, marker=marker)
+            (color, line), marker = styles[curve.label], "." if len(curve.x) < 30 else None
+            panel.plot(curve.x, curve.mean, label=curve.label, color=color, linestyle=line, marker=marker)
             panel.fill_between(curve.x, curve.low, curve.high, color=color, alpha=0.2, linewidth=0)
         panel.set(title=env, xlabel=_X_LABELS[source, axis], ylabel=_Y_LABELS[source])
         panel.set_xlim(left=0)
@@ -55,7 +56,8 @@ def draw(
         panel.set_visible(False)
     lines = {line.get_label(): line for panel in panels for line in panel.get_lines()}
     figure.legend(
-        handles=list(lines.values()),
+        handles=[lines[label] for label in labels],
+        labels=[_legend(label, [curve.n_runs for curve in curves if curve.label == label]) for label in labels],
         loc="outside lower center",  # where it hides no band
         title="mean and 95 % bootstrap band over runs (of a single run: over its episodes)",
         title_fontsize="small",
@@ -163,5 +165,6 @@ def split_label(text: str) -> tuple[Path, str | None]:
     return (Path(folder), label) if equals and not Path(text).exists() else (Path(text), None)
 
 
-def _legend(curve: Curve) -> str:
-    return f"{curve.label} ({curve.n_runs} run{'s' * (curve.n_runs > 1)})"
+def _legend(label: str, n_runs: Sequence[int]) -> str:
+    few, many = min(n_runs), max(n_runs)
+    return f"{label} ({f'{few} to ' * (few < many)}{many} run{'s' * (many > 1)})"

@@ -3,15 +3,19 @@
 import argparse
 import csv
 import sys
-from collections.abc import Sequence
+import textwrap
+from collections import Counter
+from collections.abc import Mapping, Sequence
 from dataclasses import fields
 from pathlib import Path
-from typing import Final
+from typing import Any, Final
 
 import gymnasium as gym
+import numpy as np
 from gymnasium.error import Error as GymnasiumError
 from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.figure import Figure
+from numpy.typing import NDArray
 
 from sb3_pg.curves import LogError, group
 from sb3_pg.extras import extra_hints
@@ -50,44 +54,64 @@ def table(scores: Sequence[Score]) -> str:
 
 def draw_summary(
     results: Sequence[Result],
-    labels: Sequence[str],
-    better: dict[str, tuple[float, Interval, list[Task]]],
+    profile: tuple[Sequence[Task], Mapping[str, NDArray[np.float64]]] | None,
+    better: Mapping[str, tuple[float, Interval, list[Task]]],
     against: str,
 ) -> Figure:
-    """Performance profiles of the labels on what they have in common, and who improves on the peer, if on any.
+    """Performance profiles, and who improves on the peer: one panel or two.
 
-    :param results: of any labels
-    :param labels: those of the profiles
-    :param better: as :func:`sb3_pg.scores.improvements` gives it; empty to leave the panel out
+    :param results: what the others are made of
+    :param profile: as :func:`sb3_pg.scores.matrices` gives it, None to leave the panel out
+    :param better: as :func:`sb3_pg.scores.improvements` gives it, empty to leave the panel out (if there is a profile)
     :param against: the peer
-    :raises LogError: the labels have no env in common
     """
-    tasks, scores = matrices(results, labels)
-    figure = Figure(figsize=(6.4 + 6.4 * bool(better), 4.4), dpi=150, layout="constrained")
+    n_panels = (profile is not None) + bool(better)
+    figure = Figure(figsize=(6.4 * n_panels, max(4.4, 0.7 * len(better))), dpi=150, layout="constrained")
     FigureCanvasAgg(figure)
-    left, *right = figure.subplots(1, 1 + bool(better), squeeze=False)[0]
+    panels = list(figure.subplots(1, n_panels, squeeze=False)[0])
+    if profile is not None:
+        _draw_profiles(panels.pop(0), results, *profile)
+    if better:
+        _draw_improvements(panels.pop(0), better, against)
+    return figure
+
+
+def _draw_profiles(
+    panel: Any, results: Sequence[Result], tasks: Sequence[Task], scores: Mapping[str, NDArray[np.float64]]
+) -> None:
+    n_results = Counter((result.label, result.task) for result in results)
     thresholds, shares, bounds = profiles(scores)
-    for label in labels:
-        (line,) = left.plot(thresholds, shares[label], label=f"{label} ({len(scores[label])} runs of each)")
-        left.fill_between(thresholds, *bounds[label], alpha=0.2, linewidth=0, color=line.get_color())
-    left.set(
-        title=f"Performance profile on {', '.join(dict.fromkeys(env for env, _ in tasks))}",
+    for label, finals in scores.items():
+        n_runs = len(finals)
+        which = "first " if any(n_results[label, task] > n_runs for task in tasks) else ""
+        (line,) = panel.plot(thresholds, shares[label], label=f"{label} ({which}{n_runs} runs of each)")
+        panel.fill_between(thresholds, *bounds[label], alpha=0.2, linewidth=0, color=line.get_color())
+    panel.set(
+        title=f"Performance profile on {_envs(tasks, 60)}",
         xlabel="Final return, 0 the worst run of all and 1 the best (per env)",
         ylabel="Share of runs above it, 95 % band",
     )
-    left.legend(fontsize="small")
-    left.grid(alpha=0.3)
-    for panel in right:
-        names = [f"{label}\n{', '.join(env for env, _ in better[label][2])}" for label in better]
-        points = [point for point, _, _ in better.values()]
-        reach = [[p - low for p, (low, _), _ in better.values()], [high - p for p, (_, high), _ in better.values()]]
-        panel.errorbar(points, range(len(names)), xerr=reach, fmt="o", capsize=3)
-        panel.axvline(0.5, color="gray", linewidth=1)
-        panel.set(xlim=(-0.02, 1.02), yticks=range(len(names)), xlabel=f"P(ends higher than {against}), 95 % interval")
-        panel.set_yticklabels(names, fontsize="small")
-        panel.set_title(f"Improvement on {against}")
-        panel.grid(alpha=0.3)
-    return figure
+    panel.legend(fontsize="small")
+    panel.grid(alpha=0.3)
+
+
+def _draw_improvements(panel: Any, better: Mapping[str, tuple[float, Interval, list[Task]]], against: str) -> None:
+    points = [point for point, _, _ in better.values()]
+    reach = [[p - low for p, (low, _), _ in better.values()], [high - p for p, (_, high), _ in better.values()]]
+    panel.errorbar(points, range(len(better)), xerr=reach, fmt="o", capsize=3)
+    panel.axvline(0.5, color="gray", linewidth=1)
+    panel.set(
+        title=f"Improvement on {against}",
+        xlabel=f"P(ends higher than {against}), 95 % interval",
+        xlim=(-0.02, 1.02),
+        yticks=range(len(better)),
+    )
+    panel.set_yticklabels([f"{label}\n{_envs(tasks, 40)}" for label, (_, _, tasks) in better.items()], fontsize="small")
+    panel.grid(alpha=0.3)
+
+
+def _envs(tasks: Sequence[Task], width: int) -> str:
+    return textwrap.fill(", ".join(dict.fromkeys(env for env, _ in tasks)), width, break_on_hyphens=False)
 
 
 def main(arguments: Sequence[str]) -> int:
@@ -137,12 +161,13 @@ def write_report(results: Sequence[Result], folder: Path, against: str | None = 
         draw(curves, title=family).savefig(written[-1])
     labels = list(dict.fromkeys(result.label for result in results))
     try:
-        figure = draw_summary(results, labels, better, against or "")
+        profile = matrices(results, labels)
     except LogError as error:
         print(f"no performance profile: {error}", file=sys.stderr)
-    else:
+        profile = None
+    if profile is not None or better:
         written.append(folder / "summary.png")
-        figure.savefig(written[-1])
+        draw_summary(results, profile, better, against or "").savefig(written[-1])
     return written
 
 

@@ -184,10 +184,13 @@ def common_tasks(results: Sequence[Result], labels: Sequence[str]) -> set[Task]:
 def matrices(results: Sequence[Result], labels: Sequence[str]) -> tuple[list[Task], dict[str, NDArray[np.float64]]]:
     """Final returns on the tasks that all labels have, as many runs on each.
 
+    Of a label with more runs on one task than on another the first count, as many as it has on every task: which those
+    are (of :func:`read_results`: by seed, or by the folder's name) has nothing to do with the scores.
+
     :param results: of any labels
     :param labels: at least one
     :return: the tasks; label -> ``(n_runs, n_tasks)``
-    :raises LogError: there is no such task, or a label has more runs on one of them than on another
+    :raises LogError: there is no such task
     """
     finals: dict[str, dict[Task, list[float]]] = {label: {} for label in labels}
     for result in results:
@@ -196,12 +199,11 @@ def matrices(results: Sequence[Result], labels: Sequence[str]) -> tuple[list[Tas
     tasks = sorted(common_tasks(results, labels))
     if not tasks:
         raise LogError(f"no env, trained on for equally many steps, is common to {', '.join(labels)}")
+    scores = {}
     for label, of_label in finals.items():
-        counts = {task: len(of_label[task]) for task in tasks}
-        if len(set(counts.values())) > 1:
-            told = ", ".join(f"{count} on {env} ({steps} steps)" for (env, steps), count in counts.items())
-            raise LogError(f"{label} must have as many runs on each env, got {told}")
-    return tasks, {label: np.array([of_label[task] for task in tasks]).T for label, of_label in finals.items()}
+        n_runs = min(len(of_label[task]) for task in tasks)
+        scores[label] = np.array([of_label[task][:n_runs] for task in tasks]).T
+    return tasks, scores
 
 
 def profiles(
@@ -232,7 +234,7 @@ def improvements(results: Sequence[Result], against: str) -> dict[str, tuple[flo
     :param results: of any labels
     :param against: the peer's label
     :return: label -> probability, its 95 % interval, the tasks; without labels that share no task with the peer
-    :raises LogError: the peer has no runs, or one of a pair has more of them on one task than on another
+    :raises LogError: the peer has no runs
     """
     labels = list(dict.fromkeys(result.label for result in results))
     if against not in labels:

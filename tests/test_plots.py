@@ -30,14 +30,19 @@ def logs(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
 
 
 def test_figure_says_what_it_shows() -> None:
-    figure = draw([curve("reinforce"), curve("ppo", n_runs=1), curve("ppo", "Acrobot-v1")], title="Mine")
+    curves = [curve("reinforce"), curve("ppo", n_runs=1), curve("ppo", "Acrobot-v1"), curve("a2c", n_runs=1)]
+    figure = draw(curves, title="Mine")
     cartpole, acrobot = figure.axes
     assert figure.get_suptitle() == "Mine"
     assert (cartpole.get_title(), acrobot.get_title()) == ("CartPole-v1", "Acrobot-v1")
     assert cartpole.get_xlabel() == "Training time [env steps]"
     assert cartpole.get_ylabel() == "Evaluation return [reward per episode]"
     (legend,) = figure.legends
-    assert [text.get_text() for text in legend.get_texts()] == ["reinforce (3 runs)", "ppo (1 run)", "ppo (3 runs)"]
+    assert [text.get_text() for text in legend.get_texts()] == [
+        "reinforce (3 runs)",
+        "ppo (1 to 3 runs)",
+        "a2c (1 run)",
+    ]
     assert "95 % bootstrap" in legend.get_title().get_text()
 
 
@@ -53,6 +58,11 @@ def test_figure_draws_mean_and_band() -> None:
 def test_a_label_has_one_color_in_all_panels() -> None:
     left, right = draw([curve("a"), curve("b"), curve("b", "Acrobot-v1")]).axes
     assert left.get_lines()[1].get_color() == right.get_lines()[0].get_color()
+
+
+def test_many_labels_have_different_lines() -> None:
+    (panel,) = draw([curve(f"label {i}") for i in range(13)]).axes
+    assert len({(line.get_color(), line.get_linestyle()) for line in panel.get_lines()}) == 13
 
 
 def test_panels_without_curves_are_hidden() -> None:

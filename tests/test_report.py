@@ -8,7 +8,7 @@ from matplotlib import image
 
 from sb3_pg import cli
 from sb3_pg.report import draw_summary, group_of, main, table
-from sb3_pg.scores import improvements, score
+from sb3_pg.scores import improvements, matrices, score
 from tests.test_scores import results, write_table
 
 
@@ -35,12 +35,22 @@ def test_table_is_markdown() -> None:
 
 def test_summary_says_what_it_shows() -> None:
     found = [*results("ours", 2.0, 4.0), *results("peer", 1.0, 3.0)]
-    left, right = draw_summary(found, ["ours", "peer"], improvements(found, "peer"), "peer").axes
+    profile, better = matrices(found, ["ours", "peer"]), improvements(found, "peer")
+    left, right = draw_summary(found, profile, better, "peer").axes
     assert left.get_title() == "Performance profile on CartPole-v1"
     assert [line.get_label() for line in left.get_lines()] == ["ours (2 runs of each)", "peer (2 runs of each)"]
     assert right.get_title() == "Improvement on peer"
     assert [label.get_text() for label in right.get_yticklabels()] == ["ours\nCartPole-v1"]
-    assert len(draw_summary(found, ["ours", "peer"], {}, "").axes) == 1
+    (alone,) = draw_summary(found, profile, {}, "").axes
+    assert alone.get_title() == left.get_title()
+    (alone,) = draw_summary(found, None, better, "peer").axes
+    assert alone.get_title() == right.get_title()
+
+
+def test_summary_says_which_runs_it_shows() -> None:
+    found = [*results("ours", 2.0, 4.0), *results("ours", 1.0, env="Acrobot-v1")]
+    (panel,) = draw_summary(found, matrices(found, ["ours"]), {}, "").axes
+    assert panel.get_lines()[0].get_label() == "ours (first 1 runs of each)"
 
 
 def test_report_of_a_table(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
@@ -79,6 +89,13 @@ def test_labels_without_a_common_env_have_no_profile(tmp_path: Path, capsys: pyt
     assert main([str(source), "-o", str(tmp_path / "out")]) == 0
     assert "no performance profile: no env, trained on for equally many steps" in capsys.readouterr().err
     assert not (tmp_path / "out/summary.png").exists()
+    first, last = (
+        write_table(tmp_path / "first.csv", [("ours", 0, 4.0)]),
+        write_table(tmp_path / "z.csv", [("b", 0, 1.0)]),
+    )
+    assert main([str(source), str(first), str(last), "-o", str(tmp_path / "out"), "--against", "b"]) == 0
+    assert "no performance profile" in capsys.readouterr().err
+    assert (tmp_path / "out/summary.png").exists()  # who improves on b, on what they have in common
 
 
 @pytest.mark.parametrize(

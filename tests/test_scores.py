@@ -125,8 +125,12 @@ def test_matrices_have_the_common_tasks() -> None:
     np.testing.assert_array_equal(scores["a"], [[3, 1], [4, 2]])
     with pytest.raises(LogError, match="common to a, b"):
         matrices([*results("a", 1.0), *results("b", 1.0, steps=200)], ["a", "b"])
-    with pytest.raises(LogError, match=r"a must have as many runs on each env, got 1 on Acrobot-v1 .*, 2 on Cart"):
-        matrices([*results("a", 1.0, 2.0), *results("a", 3.0, env="Acrobot-v1")], ["a"])
+
+
+def test_matrices_have_the_first_runs_where_a_task_has_more() -> None:
+    found = [*results("a", 1.0, 2.0, 9.0), *results("a", 3.0, 4.0, env="Acrobot-v1"), *results("b", 5.0)]
+    np.testing.assert_array_equal(matrices(found, ["a"])[1]["a"], [[3, 1], [4, 2]])
+    np.testing.assert_array_equal(matrices(found, ["a", "b"])[1]["a"], [[1], [2], [9]])
 
 
 def test_profile_is_the_share_of_runs_above() -> None:
@@ -149,8 +153,9 @@ def test_improvement_is_the_probability_of_a_higher_end() -> None:
     assert 0 <= low < point < high <= 1
     assert tasks == [("CartPole-v1", 100)]
     uneven = [*found, result("ours", 3.0, env="Acrobot-v1"), result("peer", 3.0, env="Acrobot-v1")]
-    with pytest.raises(LogError, match="ours must have as many runs on each env"):
-        improvements(uneven, "peer")
+    point, _, tasks = improvements(uneven, "peer")["ours"]
+    assert point == pytest.approx((0.5 + 1) / 2)  # of the first run of each: 3 and 3, 2 above 1
+    assert tasks == [("Acrobot-v1", 100), ("CartPole-v1", 100)]
     with pytest.raises(LogError, match="no run of 'nobody', there are ours, peer, alone"):
         improvements(found, "nobody")
 
