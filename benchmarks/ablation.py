@@ -3,9 +3,9 @@
     python benchmarks/ablation.py            # runs, table, results/ablation.csv, ablation_curves.csv and ablation.png
     python benchmarks/ablation.py --plot     # table and figure alone
 
-Protocol: that of ``learning.py``, with half the budget of the configuration file's settings ("as it is") and on tuning
-seeds, as these runs were made to find settings. A change is on top of the configuration file; a schedule falls to 0 at
-the end of the shorter run.
+Protocol: that of ``learning.py``, with 300k steps instead of the 1M of the configuration file's settings ("as it is") and
+on tuning seeds, as these runs were made to find settings. A change is on top of the configuration file; a schedule falls
+to 0 at the end of the shorter run.
 """
 
 import argparse
@@ -20,7 +20,7 @@ from bench_io import cpu_count, format_table, make_parser, read_csv
 
 OUTPUT = Path(__file__).resolve().parent / "results" / "ablation.csv"
 ENVS = ("Hopper-v4", "HalfCheetah-v4")
-STEPS = 500_000
+STEPS = 300_000
 SEEDS = (100, 101)
 BASE = "as it is"
 CHANGES: Mapping[str, tuple[str, ...]] = {  # {policy_kwargs} stands for the configuration file's
@@ -34,13 +34,10 @@ CHANGES: Mapping[str, tuple[str, ...]] = {  # {policy_kwargs} stands for the con
     "no normalization": ("normalize:False",),
     "observations normalized alone": ("normalize:dict(norm_obs=True, norm_reward=False)",),
     "KL 0.02, constant": ("target_kl:0.02",),
-    "KL 0.02, falling": ("target_kl:lin_0.02",),
     "KL 0.12, falling": ("target_kl:lin_0.12",),
-    "damping 0.01": ("cg_damping:0.01",),
     "damping 0.1": ("cg_damping:0.1",),
     "damping 2": ("cg_damping:2.0",),
     "lambda 0.9": ("gae_lambda:0.9",),
-    "lambda 0.98": ("gae_lambda:0.98",),
     "256 units": ("policy_kwargs:dict({policy_kwargs}, net_arch=[256, 256])",),
     "default init": ("policy_kwargs:dict({policy_kwargs}, ortho_init=False)",),
     "std 1 at first": ("policy_kwargs:dict({policy_kwargs}, log_std_init=0)",),
