@@ -3,9 +3,9 @@
     python benchmarks/ablation.py            # runs, table, results/ablation.csv, ablation_curves.csv and ablation.png
     python benchmarks/ablation.py --plot     # table and figure alone
 
-Protocol: that of ``learning.py``, with 300k steps instead of the 1M of the configuration file's settings ("as it is") and
-on tuning seeds, as these runs were made to find settings. A change is on top of the configuration file; a schedule falls
-to 0 at the end of the shorter run.
+Protocol: that of ``learning.py``, with 300k steps instead of the 1M of the configuration file's settings ("as it is")
+and on tuning seeds, as these runs were made to find settings. A change is on top of the configuration file; a schedule
+falls to 0 at the end of the shorter run.
 """
 
 import argparse

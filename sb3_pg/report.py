@@ -3,7 +3,6 @@
 import argparse
 import csv
 import sys
-import textwrap
 from collections import Counter
 from collections.abc import Mapping, Sequence
 from dataclasses import fields
@@ -20,7 +19,18 @@ from numpy.typing import NDArray
 from sb3_pg.curves import LogError, group
 from sb3_pg.extras import extra_hints
 from sb3_pg.plots import draw, split_label
-from sb3_pg.scores import Interval, Result, Score, Task, improvements, matrices, profiles, read_results, score
+from sb3_pg.scores import (
+    Interval,
+    Result,
+    Score,
+    Task,
+    common_tasks,
+    improvements,
+    matrices,
+    profiles,
+    read_results,
+    score,
+)
 
 #: Part of the entry point in Gymnasium -> what the group is called.
 _GROUPS: Final = {"classic_control": "classic control", "box2d": "Box2D", "mujoco": "MuJoCo"}
@@ -52,6 +62,22 @@ def table(scores: Sequence[Score]) -> str:
     return "\n".join(lines)
 
 
+def profiled(results: Sequence[Result], against: str | None) -> list[str]:
+    """The labels whose performance profiles are drawn: all of them, on what they have in common.
+
+    With a peer that others follow on every env, these alone: a label with few envs would leave all others the same few.
+
+    :param results: of any labels
+    :param against: the peer
+    """
+    labels = list(dict.fromkeys(result.label for result in results))
+    if against is None:
+        return labels
+    everywhere = common_tasks(results, [against])
+    following = [label for label in labels if everywhere <= common_tasks(results, [label])]
+    return following if len(following) > 1 else labels
+
+
 def draw_summary(
     results: Sequence[Result],
     profile: tuple[Sequence[Task], Mapping[str, NDArray[np.float64]]] | None,
@@ -66,7 +92,7 @@ def draw_summary(
     :param against: the peer
     """
     n_panels = (profile is not None) + bool(better)
-    figure = Figure(figsize=(6.4 * n_panels, max(4.4, 0.7 * len(better))), dpi=150, layout="constrained")
+    figure = Figure(figsize=(6.4 * n_panels, max(4.4, 0.6 * len(better))), dpi=150, layout="constrained")
     FigureCanvasAgg(figure)
     panels = list(figure.subplots(1, n_panels, squeeze=False)[0])
     if profile is not None:
@@ -87,7 +113,7 @@ def _draw_profiles(
         (line,) = panel.plot(thresholds, shares[label], label=f"{label} ({which}{n_runs} runs of each)")
         panel.fill_between(thresholds, *bounds[label], alpha=0.2, linewidth=0, color=line.get_color())
     panel.set(
-        title=f"Performance profile on {_envs(tasks, 60)}",
+        title=f"Performance profile on {_envs(tasks)}",
         xlabel="Final return, 0 the worst run of all and 1 the best (per env)",
         ylabel="Share of runs above it, 95 % band",
     )
@@ -105,13 +131,15 @@ def _draw_improvements(panel: Any, better: Mapping[str, tuple[float, Interval, l
         xlabel=f"P(ends higher than {against}), 95 % interval",
         xlim=(-0.02, 1.02),
         yticks=range(len(better)),
+        ylim=(len(better) - 0.5, -0.5),
     )
-    panel.set_yticklabels([f"{label}\n{_envs(tasks, 40)}" for label, (_, _, tasks) in better.items()], fontsize="small")
+    panel.set_yticklabels([f"{label}\n{_envs(tasks)}" for label, (_, _, tasks) in better.items()], fontsize="small")
     panel.grid(alpha=0.3)
 
 
-def _envs(tasks: Sequence[Task], width: int) -> str:
-    return textwrap.fill(", ".join(dict.fromkeys(env for env, _ in tasks)), width, break_on_hyphens=False)
+def _envs(tasks: Sequence[Task]) -> str:
+    envs = list(dict.fromkeys(env for env, _ in tasks))
+    return ", ".join(envs) if len(envs) < 4 else f"{len(envs)} envs"
 
 
 def main(arguments: Sequence[str]) -> int:
@@ -159,9 +187,8 @@ def write_report(results: Sequence[Result], folder: Path, against: str | None = 
         curves = group(result.curve for result in results if group_of(result.env) == family)
         written.append(folder / f"curves_{family.lower().replace(' ', '_')}.png")
         draw(curves, title=family).savefig(written[-1])
-    labels = list(dict.fromkeys(result.label for result in results))
     try:
-        profile = matrices(results, labels)
+        profile = matrices(results, profiled(results, against))
     except LogError as error:
         print(f"no performance profile: {error}", file=sys.stderr)
         profile = None

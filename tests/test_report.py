@@ -7,7 +7,7 @@ import pytest
 from matplotlib import image
 
 from sb3_pg import cli
-from sb3_pg.report import draw_summary, group_of, main, table
+from sb3_pg.report import draw_summary, group_of, main, profiled, table
 from sb3_pg.scores import improvements, matrices, score
 from tests.test_scores import results, write_table
 
@@ -53,6 +53,15 @@ def test_summary_says_which_runs_it_shows() -> None:
     assert panel.get_lines()[0].get_label() == "ours (first 1 runs of each)"
 
 
+def test_profile_is_of_those_that_follow_the_peer_everywhere() -> None:
+    found = [r for env in ("A", "B") for label in ("peer", "ours") for r in results(label, 1.0, env=env)]
+    found += results("few", 1.0, env="A")
+    assert profiled(found, None) == ["peer", "ours", "few"]
+    assert profiled(found, "peer") == ["peer", "ours"]
+    assert profiled(found, "few") == ["peer", "ours", "few"]
+    assert profiled([*found, *results("peer", 1.0, env="C")], "peer") == ["peer", "ours", "few"]  # alone: no comparison
+
+
 def test_report_of_a_table(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     runs = [("ours", 0, 10.0), ("ours", 1, 20.0), ("peer", 0, 5.0), ("peer", 1, 15.0)]
     source = write_table(tmp_path / "learning.csv", runs)
@@ -89,11 +98,10 @@ def test_labels_without_a_common_env_have_no_profile(tmp_path: Path, capsys: pyt
     assert main([str(source), "-o", str(tmp_path / "out")]) == 0
     assert "no performance profile: no env, trained on for equally many steps" in capsys.readouterr().err
     assert not (tmp_path / "out/summary.png").exists()
-    first, last = (
-        write_table(tmp_path / "first.csv", [("ours", 0, 4.0)]),
-        write_table(tmp_path / "z.csv", [("b", 0, 1.0)]),
-    )
-    assert main([str(source), str(first), str(last), "-o", str(tmp_path / "out"), "--against", "b"]) == 0
+    both = write_table(tmp_path / "both.csv", [("b", 0, 1.0), ("b", 1, 1.0)])
+    for file in (both, tmp_path / "both_curves.csv"):
+        file.write_text(file.read_text().replace("b,CartPole-v1,1,", "b,Acrobot-v1,1,"))
+    assert main([str(source), str(both), "-o", str(tmp_path / "out"), "--against", "b"]) == 0
     assert "no performance profile" in capsys.readouterr().err
     assert (tmp_path / "out/summary.png").exists()  # who improves on b, on what they have in common
 
