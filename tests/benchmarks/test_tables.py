@@ -1,5 +1,7 @@
 """The README's tables say what the files say."""
 
+import learning
+import learning_run
 import pytest
 import tables
 from bench_io import read_csv
@@ -21,6 +23,25 @@ def row(algo: str, env: str, seed: int, final: float, **other: object) -> dict[s
 def test_readme_has_the_tables_of_the_results() -> None:
     text = tables.README.read_text()
     assert tables.insert(text, tables.tables()) == text, "run python benchmarks/tables.py --write"
+
+
+def test_results_are_of_the_settings_in_the_configuration_files() -> None:
+    rows = read_csv(tables.LEARNING)
+    for algo, env, steps in sorted({(row["algo"], row["env"], int(row["steps"])) for row in rows}):
+        settings = learning_run.resolve_hyperparams(algo, env, {}, None)
+        now = learning.config_hash(settings, learning.Run(algo, env, seed=0, steps=steps))
+        found = {
+            row["config_hash"] for row in rows if (row["algo"], row["env"], int(row["steps"])) == (algo, env, steps)
+        }
+        assert found == {now}, f"{algo} on {env}: run benchmarks/learning.py again, or take the change back"
+
+
+def test_report_is_of_the_results() -> None:
+    cells = tables.read_cells(read_csv(tables.LEARNING))
+    for line in read_csv(tables.LEARNING.parent / "report" / "scores.csv"):
+        cell = cells[line["env"], int(line["steps"])][line["label"]]
+        assert int(line["n_runs"]) == len(cell.finals), "run sb3-pg report again (benchmarks/README.md)"
+        assert float(line["mean"]) == pytest.approx(cell.mean)
 
 
 def test_peers_stand_beside_the_best_of_ours_on_the_same_budget() -> None:

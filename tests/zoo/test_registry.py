@@ -1,6 +1,8 @@
 """rl_zoo3 knows our algorithms, keeps its own, one of them under another name, and finds the configs of both."""
 
 import inspect
+import itertools
+import re
 import subprocess
 import sys
 from argparse import Namespace
@@ -130,6 +132,15 @@ def test_config_entry_makes_a_model(algo: str, entry: str, tmp_path: Path) -> No
     for name in ("gamma", "n_steps", "n_episodes"):
         if name in saved:
             assert getattr(model, name) == saved[name]
+
+
+@pytest.mark.parametrize("algo", ALGORITHMS)
+def test_tuned_entries_say_what_they_reached_on_which_seeds(algo: str) -> None:
+    lines = config_path(algo).read_text().splitlines()
+    for entry in {entry for name, entry in CONFIGS if name == algo} - {"default"}:
+        before = lines[: lines.index(f"{entry}:")]
+        comment = list(itertools.takewhile(lambda line: line.startswith("#"), reversed(before)))
+        assert re.search(r"seeds? \d|As TRPO|As NPG", " ".join(comment)), f"{algo}.yml, {entry}"
 
 
 def test_users_own_script(tmp_path: Path) -> None:
