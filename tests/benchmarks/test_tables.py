@@ -38,7 +38,9 @@ def test_results_are_of_the_settings_in_the_configuration_files() -> None:
 
 def test_report_is_of_the_results() -> None:
     cells = tables.read_cells(read_csv(tables.LEARNING))
-    for line in read_csv(tables.LEARNING.parent / "report" / "scores.csv"):
+    report = read_csv(tables.LEARNING.parent / "report" / "scores.csv")
+    assert report
+    for line in report:
         cell = cells[line["env"], int(line["steps"])][line["label"]]
         assert int(line["n_runs"]) == len(cell.finals), "run sb3-pg report again (benchmarks/README.md)"
         assert float(line["mean"]) == pytest.approx(cell.mean)
