@@ -1,4 +1,4 @@
-"""The README's tables of learning results, from ``results/learning.csv`` and ``published.csv``.
+"""The README's tables of learning results, from ``results/learning.csv``, ``results/report/`` and ``published.csv``.
 
     python benchmarks/tables.py            # print them
     python benchmarks/tables.py --write    # put them into the README, between their marks
@@ -24,6 +24,7 @@ from sb3_pg.zoo import ALGORITHMS
 
 ROOT = Path(__file__).resolve().parents[1]
 LEARNING = ROOT / "benchmarks" / "results" / "learning.csv"
+IMPROVEMENTS = LEARNING.parent / "report" / "improvements.csv"
 PUBLISHED = ROOT / "benchmarks" / "published.csv"
 README = ROOT / "README.md"
 
@@ -150,10 +151,29 @@ def peer_table(cells: Cells, published: Sequence[Row]) -> str:
     return markdown([*header, "published"], lines)
 
 
+def improvement_table(lines: Sequence[Row]) -> str:
+    """How often a run of each class ends higher than one of the peer, as ``sb3-pg report`` has it."""
+    ours = [line for line in lines if line["label"] in OURS]
+    peers = {PEERS[line["against"]] for line in ours}
+    body = [
+        [
+            f"`{OURS[line['label']]}`",
+            f"{float(line['probability']):.2f} ({float(line['low']):.2f} to {float(line['high']):.2f})",
+            line["envs"],
+        ]
+        for line in ours
+    ]
+    return markdown(["", f"ends higher than {' or '.join(peers)}, 95 % interval", "envs"], body)
+
+
 def tables() -> dict[str, str]:
     """All of them, by the name in their marks."""
     cells = read_cells(read_csv(LEARNING))
-    made = {"peers": peer_table(cells, read_csv(PUBLISHED)), "classes": class_table(cells)}
+    made = {
+        "peers": peer_table(cells, read_csv(PUBLISHED)),
+        "classes": class_table(cells),
+        "improvements": improvement_table(read_csv(IMPROVEMENTS)),
+    }
     return made | ({"untuned": class_table(cells, known=False)} if tasks(cells, OURS, False) else {})
 
 

@@ -4,7 +4,7 @@ import argparse
 import csv
 import sys
 from collections import Counter
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import fields
 from pathlib import Path
 from typing import Any, Final
@@ -20,7 +20,7 @@ from sb3_pg.curves import LogError, group
 from sb3_pg.extras import extra_hints
 from sb3_pg.plots import draw, split_label
 from sb3_pg.scores import (
-    Interval,
+    Improvements,
     Result,
     Score,
     Task,
@@ -62,6 +62,18 @@ def table(scores: Sequence[Score]) -> str:
     return "\n".join(lines)
 
 
+def comparison(better: Improvements, against: str) -> str:
+    """Who improves on the peer, in Markdown.
+
+    :param better: as :func:`sb3_pg.scores.improvements` gives it
+    :param against: the peer
+    """
+    lines = [f"| algorithm | P(ends higher than {against}), 95 % interval | on |", "|---|---|---|"]
+    for label, (point, (low, high), tasks) in better.items():
+        lines.append(f"| {label} | {point:.2f} ({low:.2f} to {high:.2f}) | {_envs(tasks)} |")
+    return "\n".join(lines)
+
+
 def profiled(results: Sequence[Result], against: str | None) -> list[str]:
     """The labels whose performance profiles are drawn: all of them, on what they have in common.
 
@@ -81,7 +93,7 @@ def profiled(results: Sequence[Result], against: str | None) -> list[str]:
 def draw_summary(
     results: Sequence[Result],
     profile: tuple[Sequence[Task], Mapping[str, NDArray[np.float64]]] | None,
-    better: Mapping[str, tuple[float, Interval, list[Task]]],
+    better: Improvements,
     against: str,
 ) -> Figure:
     """Performance profiles, and who improves on the peer: one panel or two.
@@ -121,7 +133,7 @@ def _draw_profiles(
     panel.grid(alpha=0.3)
 
 
-def _draw_improvements(panel: Any, better: Mapping[str, tuple[float, Interval, list[Task]]], against: str) -> None:
+def _draw_improvements(panel: Any, better: Improvements, against: str) -> None:
     points = [point for point, _, _ in better.values()]
     reach = [[p - low for p, (low, _), _ in better.values()], [high - p for p, (_, high), _ in better.values()]]
     panel.errorbar(points, range(len(better)), xerr=reach, fmt="o", capsize=3)
@@ -162,7 +174,7 @@ def main(arguments: Sequence[str]) -> int:
 
 
 def write_report(results: Sequence[Result], folder: Path, against: str | None = None) -> list[Path]:
-    """Print the table of scores; write it and the figures.
+    """Print the tables of scores and of who improves on the peer; write them and the figures.
 
     :param results: at least one
     :param folder: where to
@@ -170,19 +182,25 @@ def write_report(results: Sequence[Result], folder: Path, against: str | None = 
     :return: the files
     :raises LogError: ``against`` has no runs
     """
+    peer = against or ""
     scores = score(results)
     better = {} if against is None else improvements(results, against)
     folder.mkdir(parents=True, exist_ok=True)
-    text = table(scores)
+    text = "\n\n".join([table(scores), *([comparison(better, peer)] if better else [])])
     print(text)
-    (folder / "scores.md").write_text(text + "\n")
-    with (folder / "scores.csv").open("w", newline="") as file:
-        writer = csv.writer(file)
-        names = [field.name for field in fields(Score)]
-        writer.writerow([*(name for name in names if name != "interval"), "iqm_low", "iqm_high"])
-        for line in scores:
-            writer.writerow([*(getattr(line, name) for name in names if name != "interval"), *line.interval])
     written = [folder / "scores.md", folder / "scores.csv"]
+    written[0].write_text(text + "\n")
+    names = [field.name for field in fields(Score) if field.name != "interval"]
+    lines = [[*(getattr(line, name) for name in names), *line.interval] for line in scores]
+    _write_csv(written[1], [*names, "iqm_low", "iqm_high"], lines)
+    if better:
+        written.append(folder / "improvements.csv")
+        header = ["label", "against", "probability", "low", "high", "envs"]
+        _write_csv(
+            written[-1],
+            header,
+            [[label, peer, point, *bounds, len(tasks)] for label, (point, bounds, tasks) in better.items()],
+        )
     for family in dict.fromkeys(group_of(result.env) for result in results):
         curves = group(result.curve for result in results if group_of(result.env) == family)
         written.append(folder / f"curves_{family.lower().replace(' ', '_')}.png")
@@ -194,8 +212,15 @@ def write_report(results: Sequence[Result], folder: Path, against: str | None = 
         profile = None
     if profile is not None or better:
         written.append(folder / "summary.png")
-        draw_summary(results, profile, better, against or "").savefig(written[-1])
+        draw_summary(results, profile, better, peer).savefig(written[-1])
     return written
+
+
+def _write_csv(path: Path, header: Sequence[str], lines: Iterable[Sequence[object]]) -> None:
+    with path.open("w", newline="") as file:
+        writer = csv.writer(file)
+        writer.writerow(header)
+        writer.writerows(lines)
 
 
 def _parser() -> argparse.ArgumentParser:

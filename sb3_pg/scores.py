@@ -22,6 +22,7 @@ _N_RESAMPLES: Final = 2000
 _LEVEL: Final = 0.95
 Task = tuple[str, int]  # env, steps
 Interval = tuple[float, float]
+Improvements = dict[str, tuple[float, Interval, list[Task]]]  # label -> probability, its interval, the tasks
 
 
 @dataclass(frozen=True)
@@ -228,7 +229,7 @@ def profiles(
     return thresholds, shares, bounds
 
 
-def improvements(results: Sequence[Result], against: str) -> dict[str, tuple[float, Interval, list[Task]]]:
+def improvements(results: Sequence[Result], against: str) -> Improvements:
     """P(a run of a label ends higher than one of ``against``), mean over the tasks that both have.
 
     :param results: of any labels

@@ -66,7 +66,7 @@ def test_report_of_a_table(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -
     runs = [("ours", 0, 10.0), ("ours", 1, 20.0), ("peer", 0, 5.0), ("peer", 1, 15.0)]
     source = write_table(tmp_path / "learning.csv", runs)
     assert cli.main(["report", str(source), "-o", str(tmp_path / "report"), "--against", "peer"]) == 0
-    names = ["scores.md", "scores.csv", "curves_classic_control.png", "summary.png"]
+    names = ["scores.md", "scores.csv", "improvements.csv", "curves_classic_control.png", "summary.png"]
     out = capsys.readouterr().out
     assert out.endswith("".join(f"{tmp_path / 'report' / name}\n" for name in names))
     assert "| CartPole-v1 | 100 | peer | 2 | 10.0 | 7.1 | 5.0, 15.0 |" in out
@@ -74,7 +74,13 @@ def test_report_of_a_table(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -
         ours, peer = csv.DictReader(file)
     assert (ours["label"], float(ours["mean"]), float(peer["iqm"])) == ("ours", 15, 10)
     assert float(ours["iqm_low"]) <= float(ours["iqm"]) <= float(ours["iqm_high"])
-    for name in names[2:]:
+    with (tmp_path / "report/improvements.csv").open() as file:
+        (line,) = csv.DictReader(file)
+    assert (line["label"], line["against"], line["envs"]) == ("ours", "peer", "1")
+    assert float(line["probability"]) == 0.75  # 10 > 5, 20 > 5, 20 > 15 of four pairs
+    assert 0 <= float(line["low"]) <= 0.75 <= float(line["high"]) <= 1
+    assert f"| ours | 0.75 ({float(line['low']):.2f} to {float(line['high']):.2f}) | CartPole-v1 |" in out
+    for name in names[3:]:
         assert image.imread(tmp_path / "report" / name).std() > 0.01
 
 

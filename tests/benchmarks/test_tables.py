@@ -1,5 +1,8 @@
 """The README's tables say what the files say."""
 
+from itertools import product
+from statistics import fmean
+
 import learning
 import learning_run
 import pytest
@@ -44,6 +47,22 @@ def test_report_is_of_the_results() -> None:
         cell = cells[line["env"], int(line["steps"])][line["label"]]
         assert int(line["n_runs"]) == len(cell.finals), "run sb3-pg report again (benchmarks/README.md)"
         assert float(line["mean"]) == pytest.approx(cell.mean)
+
+
+def test_improvements_are_of_the_results() -> None:
+    cells = tables.read_cells(sorted(read_csv(tables.LEARNING), key=lambda line: int(line["seed"])))
+    report = read_csv(tables.IMPROVEMENTS)
+    assert {"npg", "trpo"} <= {line["label"] for line in report}
+    for line in report:
+        labels = line["label"], line["against"]
+        both = [cell for (env, _), cell in cells.items() if env in tables.ENVS and set(labels) <= set(cell)]
+        assert int(line["envs"]) == len(both), "run sb3-pg report again (benchmarks/README.md)"
+        n_runs = {label: min(len(cell[label].finals) for cell in both) for label in labels}
+        shares = []
+        for cell in both:
+            mine, theirs = (cell[label].finals[: n_runs[label]] for label in labels)
+            shares.append(fmean((a > b) + (a == b) / 2 for a, b in product(mine, theirs)))
+        assert float(line["probability"]) == pytest.approx(fmean(shares))
 
 
 def test_peers_stand_beside_the_best_of_ours_on_the_same_budget() -> None:
