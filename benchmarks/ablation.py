@@ -3,9 +3,9 @@
     python benchmarks/ablation.py            # runs, table, results/ablation.csv, ablation_curves.csv and ablation.png
     python benchmarks/ablation.py --plot     # table and figure alone
 
-Protocol: that of ``learning.py``, with 300k steps instead of the 1M of the configuration file's settings ("as it is")
-and on tuning seeds, as these runs were made to find settings. A change is on top of the configuration file; a schedule
-falls to 0 at the end of the shorter run.
+Protocol: that of ``learning.py``, with 300k steps instead of the 1M of the configuration file's settings, and on
+tuning seeds, as these runs were made to find settings. A change is on top of the configuration file and of STARTS,
+which puts back what the file has taken from here; a schedule falls to 0 at the end of the shorter run.
 """
 
 import argparse
@@ -22,7 +22,8 @@ OUTPUT = Path(__file__).resolve().parent / "results" / "ablation.csv"
 ENVS = ("Hopper-v4", "HalfCheetah-v4")
 STEPS = 300_000
 SEEDS = (100, 101)
-BASE = "as it is"
+BASE = "unchanged"
+STARTS: Mapping[str, tuple[str, ...]] = {"Hopper-v4": ("target_kl:lin_0.12",)}
 CHANGES: Mapping[str, tuple[str, ...]] = {  # {policy_kwargs} stands for the configuration file's
     BASE: (),
     "2 passes of the critic": ("n_critic_updates:2",),
@@ -53,7 +54,8 @@ def plan(envs: Sequence[str], seeds: Sequence[int], steps: int) -> dict[str, lis
         seen: set[str] = set()
         policy_kwargs = learning_run.resolve_hyperparams("trpo", env, {}, None).get("policy_kwargs", "dict()")
         for name, changes in CHANGES.items():
-            overrides = [change.replace("{policy_kwargs}", policy_kwargs) for change in changes]
+            changed = [change.replace("{policy_kwargs}", policy_kwargs) for change in changes]
+            overrides = [*STARTS.get(env, ()), *changed]
             options = argparse.Namespace(
                 algo=["trpo"], env=[env], seeds=seeds, steps=steps, hyperparams=overrides, config=None
             )
@@ -78,7 +80,7 @@ def measured(runs: Mapping[str, Sequence[learning.Run]], output: Path) -> dict[s
 
 
 def table(found: Mapping[str, Mapping[str, Sequence[float]]], envs: Sequence[str]) -> str:
-    """One line per change: the mean on each env, and its difference from the settings as they are."""
+    """One line per change: the mean on each env, and its difference from the settings unchanged."""
     lines = []
     for name, finals in found.items():
         line: dict[str, Any] = {"change": name}

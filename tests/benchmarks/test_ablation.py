@@ -38,6 +38,13 @@ def test_a_change_of_the_policy_leaves_the_rest_of_the_policy_as_it_is() -> None
     assert policy_kwargs == ["policy_kwargs:dict(dict(log_std_init=-1), net_arch=[256, 256])"]
 
 
+def test_a_start_is_below_the_changes(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(ablation, "STARTS", {"Pendulum-v1": ("target_kl:0.3",)})
+    runs = ablation.plan(["Pendulum-v1"], [100], 64)
+    assert runs[ablation.BASE][0].hyperparams["target_kl"] == 0.3
+    assert runs["KL 0.02, constant"][0].hyperparams["target_kl"] == 0.02
+
+
 def test_report_seeds_are_refused(capsys: pytest.CaptureFixture[str], tmp_path: Path) -> None:
     with pytest.raises(SystemExit):
         ablation.main(["--seeds", "0", "100", "--output", str(tmp_path / "a.csv")])
