@@ -152,18 +152,21 @@ def peer_table(cells: Cells, published: Sequence[Row]) -> str:
 
 
 def improvement_table(lines: Sequence[Row]) -> str:
-    """How often a run of each class ends higher than one of the peer, as ``sb3-pg report`` has it."""
-    ours = [line for line in lines if line["label"] in OURS]
-    peers = {PEERS[line["against"]] for line in ours}
+    """How often a run of each class ends higher than one of each peer, as ``sb3-pg report`` has it."""
+    cells = {(line["label"], line["against"]): line for line in lines}
+    peers = [peer for peer in PEERS if any(peer == against for _, against in cells)]
+
+    def cell(algo: str, peer: str) -> str:
+        line = cells.get((algo, peer))
+        if line is None:
+            return ""
+        low, point, high = (float(line[name]) for name in ("low", "probability", "high"))
+        return f"{point:.2f} ({low:.2f} to {high:.2f}), {line['envs']} envs"
+
     body = [
-        [
-            f"`{OURS[line['label']]}`",
-            f"{float(line['probability']):.2f} ({float(line['low']):.2f} to {float(line['high']):.2f})",
-            line["envs"],
-        ]
-        for line in ours
+        [f"`{name}`", *(cell(algo, peer) for peer in peers)] for algo, name in OURS.items() if (algo, peers[0]) in cells
     ]
-    return markdown(["", f"ends higher than {' or '.join(peers)}, 95 % interval", "envs"], body)
+    return markdown(["", *(f"ends higher than {PEERS[peer]}" for peer in peers)], body)
 
 
 def tables() -> dict[str, str]:

@@ -74,18 +74,18 @@ def comparison(better: Improvements, against: str) -> str:
     return "\n".join(lines)
 
 
-def profiled(results: Sequence[Result], against: str | None) -> list[str]:
+def profiled(results: Sequence[Result], peers: Sequence[str]) -> list[str]:
     """The labels whose performance profiles are drawn: all of them, on what they have in common.
 
     With a peer that others follow on every env, these alone: a label with few envs would leave all others the same few.
 
     :param results: of any labels
-    :param against: the peer
+    :param peers: the first one counts
     """
     labels = list(dict.fromkeys(result.label for result in results))
-    if against is None:
+    if not peers:
         return labels
-    everywhere = common_tasks(results, [against])
+    everywhere = common_tasks(results, peers[:1])
     following = [label for label in labels if everywhere <= common_tasks(results, [label])]
     return following if len(following) > 1 else labels
 
@@ -93,24 +93,23 @@ def profiled(results: Sequence[Result], against: str | None) -> list[str]:
 def draw_summary(
     results: Sequence[Result],
     profile: tuple[Sequence[Task], Mapping[str, NDArray[np.float64]]] | None,
-    better: Improvements,
-    against: str,
+    better: Mapping[str, Improvements],
 ) -> Figure:
-    """Performance profiles, and who improves on the peer: one panel or two.
+    """Performance profiles, and who improves on the peers: a panel for the profiles, and one for each peer.
 
     :param results: what the others are made of
     :param profile: as :func:`sb3_pg.scores.matrices` gives it, None to leave the panel out
-    :param better: as :func:`sb3_pg.scores.improvements` gives it, empty to leave the panel out (if there is a profile)
-    :param against: the peer
+    :param better: peer -> what :func:`sb3_pg.scores.improvements` gives; not empty without a profile
     """
-    n_panels = (profile is not None) + bool(better)
-    figure = Figure(figsize=(6.4 * n_panels, max(4.4, 0.6 * len(better))), dpi=150, layout="constrained")
+    widths = [6.4] * (profile is not None) + [4.8] * len(better)
+    height = max([4.4, *(0.6 * len(lines) for lines in better.values())])
+    figure = Figure(figsize=(sum(widths), height), dpi=150, layout="constrained")
     FigureCanvasAgg(figure)
-    panels = list(figure.subplots(1, n_panels, squeeze=False)[0])
+    panels = list(figure.subplots(1, len(widths), squeeze=False, width_ratios=widths)[0])
     if profile is not None:
         _draw_profiles(panels.pop(0), results, *profile)
-    if better:
-        _draw_improvements(panels.pop(0), better, against)
+    for panel, (peer, lines) in zip(panels, better.items(), strict=True):
+        _draw_improvements(panel, lines, peer)
     return figure
 
 
@@ -173,20 +172,20 @@ def main(arguments: Sequence[str]) -> int:
     return 0
 
 
-def write_report(results: Sequence[Result], folder: Path, against: str | None = None) -> list[Path]:
-    """Print the tables of scores and of who improves on the peer; write them and the figures.
+def write_report(results: Sequence[Result], folder: Path, peers: Sequence[str] = ()) -> list[Path]:
+    """Print the tables of scores and of who improves on the peers; write them and the figures.
 
     :param results: at least one
     :param folder: where to
-    :param against: the label that the others are compared with, None for no comparison
+    :param peers: labels that each of the others is compared with
     :return: the files
-    :raises LogError: ``against`` has no runs
+    :raises LogError: a peer has no runs
     """
-    peer = against or ""
     scores = score(results)
-    better = {} if against is None else improvements(results, against)
+    compared = {peer: improvements(results, peer) for peer in dict.fromkeys(peers)}
+    better = {peer: lines for peer, lines in compared.items() if lines}
     folder.mkdir(parents=True, exist_ok=True)
-    text = "\n\n".join([table(scores), *([comparison(better, peer)] if better else [])])
+    text = "\n\n".join([table(scores), *(comparison(lines, peer) for peer, lines in better.items())])
     print(text)
     written = [folder / "scores.md", folder / "scores.csv"]
     written[0].write_text(text + "\n")
@@ -199,20 +198,24 @@ def write_report(results: Sequence[Result], folder: Path, against: str | None = 
         _write_csv(
             written[-1],
             header,
-            [[label, peer, point, *bounds, len(tasks)] for label, (point, bounds, tasks) in better.items()],
+            [
+                [label, peer, point, *bounds, len(tasks)]
+                for peer, lines in better.items()
+                for label, (point, bounds, tasks) in lines.items()
+            ],
         )
     for family in dict.fromkeys(group_of(result.env) for result in results):
         curves = group(result.curve for result in results if group_of(result.env) == family)
         written.append(folder / f"curves_{family.lower().replace(' ', '_')}.png")
         draw(curves, title=family).savefig(written[-1])
     try:
-        profile = matrices(results, profiled(results, against))
+        profile = matrices(results, profiled(results, peers))
     except LogError as error:
         print(f"no performance profile: {error}", file=sys.stderr)
         profile = None
     if profile is not None or better:
         written.append(folder / "summary.png")
-        draw_summary(results, profile, better, peer).savefig(written[-1])
+        draw_summary(results, profile, better).savefig(written[-1])
     return written
 
 
@@ -238,7 +241,7 @@ def _parser() -> argparse.ArgumentParser:
     parser.add_argument("-o", "--output", type=Path, default=Path("report"), help="folder (default: %(default)s)")
     parser.add_argument("--env", nargs="+", help="these environments only")
     parser.add_argument("--label", nargs="+", help="these algorithms or labels only")
-    parser.add_argument("--against", help="compare the others with this one")
+    parser.add_argument("--against", nargs="+", default=[], help="compare the others with these")
     return parser
 
 
@@ -247,7 +250,7 @@ def _read(args: argparse.Namespace) -> list[Result]:
     chosen = [
         result
         for result in found
-        if (not args.env or result.env in args.env) and (not args.label or result.label in [*args.label, args.against])
+        if (not args.env or result.env in args.env) and (not args.label or result.label in [*args.label, *args.against])
     ]
     if not chosen:
         raise LogError(f"no run in {', '.join(args.inputs)} has that --env and --label")

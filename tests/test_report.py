@@ -36,30 +36,34 @@ def test_table_is_markdown() -> None:
 def test_summary_says_what_it_shows() -> None:
     found = [*results("ours", 2.0, 4.0), *results("peer", 1.0, 3.0)]
     profile, better = matrices(found, ["ours", "peer"]), improvements(found, "peer")
-    left, right = draw_summary(found, profile, better, "peer").axes
+    left, right = draw_summary(found, profile, {"peer": better}).axes
     assert left.get_title() == "Performance profile on CartPole-v1"
     assert [line.get_label() for line in left.get_lines()] == ["ours (2 runs of each)", "peer (2 runs of each)"]
     assert right.get_title() == "Improvement on peer"
     assert [label.get_text() for label in right.get_yticklabels()] == ["ours\nCartPole-v1"]
-    (alone,) = draw_summary(found, profile, {}, "").axes
+    (alone,) = draw_summary(found, profile, {}).axes
     assert alone.get_title() == left.get_title()
-    (alone,) = draw_summary(found, None, better, "peer").axes
+    (alone,) = draw_summary(found, None, {"peer": better}).axes
     assert alone.get_title() == right.get_title()
 
 
 def test_summary_says_which_runs_it_shows() -> None:
     found = [*results("ours", 2.0, 4.0), *results("ours", 1.0, env="Acrobot-v1")]
-    (panel,) = draw_summary(found, matrices(found, ["ours"]), {}, "").axes
+    (panel,) = draw_summary(found, matrices(found, ["ours"]), {}).axes
     assert panel.get_lines()[0].get_label() == "ours (first 1 runs of each)"
 
 
 def test_profile_is_of_those_that_follow_the_peer_everywhere() -> None:
     found = [r for env in ("A", "B") for label in ("peer", "ours") for r in results(label, 1.0, env=env)]
     found += results("few", 1.0, env="A")
-    assert profiled(found, None) == ["peer", "ours", "few"]
-    assert profiled(found, "peer") == ["peer", "ours"]
-    assert profiled(found, "few") == ["peer", "ours", "few"]
-    assert profiled([*found, *results("peer", 1.0, env="C")], "peer") == ["peer", "ours", "few"]  # alone: no comparison
+    assert profiled(found, []) == ["peer", "ours", "few"]
+    assert profiled(found, ["peer", "few"]) == ["peer", "ours"]
+    assert profiled(found, ["few"]) == ["peer", "ours", "few"]
+    assert profiled([*found, *results("peer", 1.0, env="C")], ["peer"]) == [
+        "peer",
+        "ours",
+        "few",
+    ]  # alone: no comparison
 
 
 def test_report_of_a_table(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
@@ -82,6 +86,21 @@ def test_report_of_a_table(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -
     assert f"| ours | 0.75 ({float(line['low']):.2f} to {float(line['high']):.2f}) | CartPole-v1 |" in out
     for name in names[3:]:
         assert image.imread(tmp_path / "report" / name).std() > 0.01
+
+
+def test_several_peers_each_have_a_table_and_a_panel(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    runs = [(label, seed, value) for label, value in (("ours", 2.0), ("a", 1.0), ("b", 3.0)) for seed in (0, 1)]
+    source = write_table(tmp_path / "learning.csv", runs)
+    assert main([str(source), "-o", str(tmp_path / "out"), "--label", "ours", "--against", "a", "b", "a"]) == 0
+    with (tmp_path / "out/improvements.csv").open() as file:
+        found = {(line["label"], line["against"]): float(line["probability"]) for line in csv.DictReader(file)}
+    assert found == {("ours", "a"): 1, ("b", "a"): 1, ("a", "b"): 0, ("ours", "b"): 0}
+    text = (tmp_path / "out/scores.md").read_text()
+    assert text in capsys.readouterr().out
+    assert [text.count(f"P(ends higher than {peer})") for peer in "ab"] == [1, 1]
+    better = {peer: improvements(results("ours", 2.0) + results(peer, 1.0), peer) for peer in "ab"}
+    titles = [panel.get_title() for panel in draw_summary(results("ours", 2.0), None, better).axes]
+    assert titles == ["Improvement on a", "Improvement on b"]
 
 
 def test_inputs_have_labels_and_are_chosen_from(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
