@@ -163,9 +163,8 @@ def improvement_table(lines: Sequence[Row]) -> str:
         low, point, high = (float(line[name]) for name in ("low", "probability", "high"))
         return f"{point:.2f} ({low:.2f} to {high:.2f}), {line['envs']} envs"
 
-    body = [
-        [f"`{name}`", *(cell(algo, peer) for peer in peers)] for algo, name in OURS.items() if (algo, peers[0]) in cells
-    ]
+    classes = [algo for algo in OURS if any((algo, peer) in cells for peer in peers)]
+    body = [[f"`{OURS[algo]}`", *(cell(algo, peer) for peer in peers)] for algo in classes]
     return markdown(["", *(f"ends higher than {PEERS[peer]}" for peer in peers)], body)
 
 
