@@ -5,7 +5,7 @@ import csv
 import sys
 from collections import Counter
 from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import fields
+from dataclasses import fields, replace
 from pathlib import Path
 from typing import Any, Final
 
@@ -16,7 +16,7 @@ from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.figure import Figure
 from numpy.typing import NDArray
 
-from sb3_pg.curves import LogError, group
+from sb3_pg.curves import Curve, LogError, group
 from sb3_pg.extras import extra_hints
 from sb3_pg.plots import draw, split_label
 from sb3_pg.scores import (
@@ -72,6 +72,30 @@ def comparison(better: Improvements, against: str) -> str:
     for label, (point, (low, high), tasks) in better.items():
         lines.append(f"| {label} | {point:.2f} ({low:.2f} to {high:.2f}) | {_envs(tasks)} |")
     return "\n".join(lines)
+
+
+def learning_curves(results: Sequence[Result]) -> list[Curve]:
+    """One curve for each label and environment; where runs of an environment differ in length, for each length.
+
+    Less than a tenth is no difference: evaluations need not fall on the last step. The longest comes last.
+
+    :param results: any number, in any order
+    """
+    lengths: dict[str, list[int]] = {result.env: [] for result in results}
+    for env, steps in sorted({result.task for result in results}, key=lambda task: -task[1]):
+        if not lengths[env] or steps < 0.9 * lengths[env][-1]:
+            lengths[env].append(steps)
+    envs = list(lengths)
+
+    def length(result: Result) -> int:
+        return min(steps for steps in lengths[result.env] if steps >= result.steps)
+
+    return group(
+        replace(
+            result.curve, env=f"{result.env}, {length(result):,} steps" if len(lengths[result.env]) > 1 else result.env
+        )
+        for result in sorted(results, key=lambda result: (envs.index(result.env), length(result)))
+    )
 
 
 def profiled(results: Sequence[Result], peers: Sequence[str]) -> list[str]:
@@ -205,7 +229,7 @@ def write_report(results: Sequence[Result], folder: Path, peers: Sequence[str] =
             ],
         )
     for family in dict.fromkeys(group_of(result.env) for result in results):
-        curves = group(result.curve for result in results if group_of(result.env) == family)
+        curves = learning_curves([result for result in results if group_of(result.env) == family])
         written.append(folder / f"curves_{family.lower().replace(' ', '_')}.png")
         draw(curves, title=family).savefig(written[-1])
     try:

@@ -7,7 +7,7 @@ import pytest
 from matplotlib import image
 
 from sb3_pg import cli
-from sb3_pg.report import draw_summary, group_of, main, profiled, table
+from sb3_pg.report import draw_summary, group_of, learning_curves, main, profiled, table
 from sb3_pg.scores import improvements, matrices, score
 from tests.test_scores import results, write_table
 
@@ -61,6 +61,21 @@ def test_profile_is_of_those_that_follow_the_peer_everywhere() -> None:
     assert profiled(found, ["few"]) == ["peer", "ours", "few"]
     found += results("peer", 1.0, env="C")  # where it is alone: no comparison
     assert profiled(found, ["peer"]) == ["peer", "ours", "few"]
+
+
+def test_runs_of_different_lengths_are_different_curves() -> None:
+    short, long = results("ours", 1.0, 2.0, steps=100), results("ours", 3.0, steps=1000)
+    assert [(curve.env, curve.n_runs) for curve in learning_curves(short)] == [("CartPole-v1", 2)]
+    others = [*results("peer", 4.0, steps=1000), *results("ours", 5.0, env="Acrobot-v1")]
+    found = learning_curves([*long, *short, *others])
+    assert [(curve.label, curve.env, curve.n_runs) for curve in found] == [
+        ("ours", "CartPole-v1, 100 steps", 2),
+        ("ours", "CartPole-v1, 1,000 steps", 1),
+        ("peer", "CartPole-v1, 1,000 steps", 1),
+        ("ours", "Acrobot-v1", 1),
+    ]
+    nearly = learning_curves([*short, *results("peer", 4.0, steps=91)])  # of another number of envs, say
+    assert [(curve.label, curve.env) for curve in nearly] == [("ours", "CartPole-v1"), ("peer", "CartPole-v1")]
 
 
 def test_report_of_a_table(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
