@@ -25,8 +25,17 @@ _Y_LABELS: Final[dict[Source, str]] = {
 }
 
 
+def styles(labels: Iterable[str]) -> dict[str, tuple[str, str]]:
+    """Color and line style of each label, all different for 30 of them."""
+    return {label: (f"C{i % 10}", ("-", "--", ":")[i // 10 % 3]) for i, label in enumerate(labels)}
+
+
 def draw(
-    curves: Sequence[Curve], source: Source = "evaluation", axis: Axis = "steps", title: str | None = None
+    curves: Sequence[Curve],
+    source: Source = "evaluation",
+    axis: Axis = "steps",
+    title: str | None = None,
+    labels: Iterable[str] | None = None,
 ) -> Figure:
     """A figure with one panel for each environment; save it with ``figure.savefig``.
 
@@ -34,10 +43,10 @@ def draw(
     :param source: what the returns are of
     :param axis: unit of x
     :param title: above the figure
+    :param labels: those of all figures, where several are to have the same colors (default: those of the curves)
     """
     envs = list(dict.fromkeys(curve.env for curve in curves))
-    labels = list(dict.fromkeys(curve.label for curve in curves))
-    styles = {label: (f"C{i % 10}", ("-", "--", ":")[i // 10 % 3]) for i, label in enumerate(labels)}
+    lines = styles(dict.fromkeys(curve.label for curve in curves) if labels is None else labels)
     n_columns = min(len(envs), 3)
     n_rows = -(-len(envs) // n_columns)
     figure = Figure(figsize=(6.4 * n_columns, 4.4 * n_rows), dpi=150, layout="constrained")
@@ -45,7 +54,7 @@ def draw(
     panels = list(figure.subplots(n_rows, n_columns, squeeze=False).flat)
     for env, panel in zip(envs, panels[: len(envs)], strict=True):
         for curve in (curve for curve in curves if curve.env == env):
-            (color, line), marker = styles[curve.label], "." if len(curve.x) < 30 else None
+            (color, line), marker = lines[curve.label], "." if len(curve.x) < 30 else None
             panel.plot(curve.x, curve.mean, label=curve.label, color=color, linestyle=line, marker=marker)
             panel.fill_between(curve.x, curve.low, curve.high, color=color, alpha=0.2, linewidth=0)
         panel.set(title=env, xlabel=_X_LABELS[source, axis], ylabel=_Y_LABELS[source])
@@ -54,10 +63,11 @@ def draw(
         panel.grid(alpha=0.3)
     for panel in panels[len(envs) :]:
         panel.set_visible(False)
-    lines = {line.get_label(): line for panel in panels for line in panel.get_lines()}
+    handles = {line.get_label(): line for panel in panels for line in panel.get_lines()}
+    shown = [label for label in lines if label in handles]
     figure.legend(
-        handles=[lines[label] for label in labels],
-        labels=[_legend(label, [curve.n_runs for curve in curves if curve.label == label]) for label in labels],
+        handles=[handles[label] for label in shown],
+        labels=[_legend(label, [curve.n_runs for curve in curves if curve.label == label]) for label in shown],
         loc="outside lower center",  # where it hides no band
         title="mean and 95 % bootstrap band over runs (of a single run: over its episodes)",
         title_fontsize="small",

@@ -18,7 +18,7 @@ from numpy.typing import NDArray
 
 from sb3_pg.curves import Curve, LogError, group
 from sb3_pg.extras import extra_hints
-from sb3_pg.plots import draw, split_label
+from sb3_pg.plots import draw, split_label, styles
 from sb3_pg.scores import (
     Improvements,
     Result,
@@ -30,6 +30,7 @@ from sb3_pg.scores import (
     profiles,
     read_results,
     score,
+    with_common_steps,
 )
 
 #: Part of the entry point in Gymnasium -> what the group is called.
@@ -75,26 +76,15 @@ def comparison(better: Improvements, against: str) -> str:
 
 
 def learning_curves(results: Sequence[Result]) -> list[Curve]:
-    """One curve for each label and environment; where runs of an environment differ in length, for each length.
+    """One curve for each label and task. Where an env has several lengths, its name gets the length added.
 
-    Less than a tenth is no difference: evaluations need not fall on the last step. The longest comes last.
-
-    :param results: any number, in any order
+    :param results: any number; curves come in their order, but a shorter length first
     """
-    lengths: dict[str, list[int]] = {result.env: [] for result in results}
-    for env, steps in sorted({result.task for result in results}, key=lambda task: -task[1]):
-        if not lengths[env] or steps < 0.9 * lengths[env][-1]:
-            lengths[env].append(steps)
-    envs = list(lengths)
-
-    def length(result: Result) -> int:
-        return min(steps for steps in lengths[result.env] if steps >= result.steps)
-
+    envs = list(dict.fromkeys(result.env for result in results))
+    several = {env for env in envs if len({result.steps for result in results if result.env == env}) > 1}
     return group(
-        replace(
-            result.curve, env=f"{result.env}, {length(result):,} steps" if len(lengths[result.env]) > 1 else result.env
-        )
-        for result in sorted(results, key=lambda result: (envs.index(result.env), length(result)))
+        replace(result.curve, env=f"{result.env}, {result.steps:,} steps") if result.env in several else result.curve
+        for result in sorted(results, key=lambda result: (envs.index(result.env), result.steps))
     )
 
 
@@ -141,12 +131,15 @@ def _draw_profiles(
     panel: Any, results: Sequence[Result], tasks: Sequence[Task], scores: Mapping[str, NDArray[np.float64]]
 ) -> None:
     n_results = Counter((result.label, result.task) for result in results)
+    lines = styles(dict.fromkeys(result.label for result in results))
     thresholds, shares, bounds = profiles(scores)
     for label, finals in scores.items():
         n_runs = len(finals)
         which = "first " if any(n_results[label, task] > n_runs for task in tasks) else ""
-        (line,) = panel.plot(thresholds, shares[label], label=f"{label} ({which}{n_runs} runs of each)")
-        panel.fill_between(thresholds, *bounds[label], alpha=0.2, linewidth=0, color=line.get_color())
+        name = f"{label} ({which}{n_runs} run{'s' * (n_runs > 1)} of each)"
+        color, line = lines[label]
+        panel.plot(thresholds, shares[label], label=name, color=color, linestyle=line)
+        panel.fill_between(thresholds, *bounds[label], alpha=0.2, linewidth=0, color=color)
     panel.set(
         title=f"Performance profile on {_envs(tasks)}",
         xlabel="Final return, 0 the worst run of all and 1 the best (per env)",
@@ -228,10 +221,11 @@ def write_report(results: Sequence[Result], folder: Path, peers: Sequence[str] =
                 for label, (point, bounds, tasks) in lines.items()
             ],
         )
+    labels = list(dict.fromkeys(result.label for result in results))
     for family in dict.fromkeys(group_of(result.env) for result in results):
         curves = learning_curves([result for result in results if group_of(result.env) == family])
         written.append(folder / f"curves_{family.lower().replace(' ', '_')}.png")
-        draw(curves, title=family).savefig(written[-1])
+        draw(curves, title=family, labels=labels).savefig(written[-1])
     try:
         profile = matrices(results, profiled(results, peers))
     except LogError as error:
@@ -278,4 +272,9 @@ def _read(args: argparse.Namespace) -> list[Result]:
     ]
     if not chosen:
         raise LogError(f"no run in {', '.join(args.inputs)} has that --env and --label")
-    return chosen
+
+    def place(result: Result) -> tuple[int, int]:  # in the order asked for
+        labels = [*(args.label or ()), *args.against]
+        return args.env.index(result.env) if args.env else 0, labels.index(result.label) if args.label else 0
+
+    return with_common_steps(sorted(chosen, key=place))

@@ -8,7 +8,7 @@ import csv
 import importlib
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, Final
 
@@ -89,6 +89,23 @@ def read_results(source: Path, label: str | None = None) -> list[Result]:
     if not results:
         raise LogError(f"no run in {source} has an evaluations.npz: train with --eval-freq")
     return results
+
+
+def with_common_steps(results: Sequence[Result]) -> list[Result]:
+    """Runs of an env whose lengths differ by less than a tenth get the longest of them, and so are comparable.
+
+    A log tells how long a run was by its last evaluation, which need not fall on the last step.
+
+    :param results: any number, in any order
+    """
+    longest: dict[str, int] = {}
+    steps: dict[Task, int] = {}
+    for task in sorted({result.task for result in results}, reverse=True):
+        env, length = task
+        if env not in longest or length < 0.9 * longest[env]:
+            longest[env] = length
+        steps[task] = longest[env]
+    return [replace(result, steps=steps[result.task]) for result in results]
 
 
 def _of_table(path: Path, label: str | None) -> list[Result]:

@@ -55,6 +55,12 @@ def test_figure_draws_mean_and_band() -> None:
     assert {tuple(point) for point in np.asarray(outline)} >= {(1e3, 50), (1e3, 200), (3e3, 150), (3e3, 600)}
 
 
+def test_a_label_has_one_color_in_all_figures_of_the_same_labels() -> None:
+    alone, both = draw([curve("b")], labels=["a", "b"]), draw([curve("a"), curve("b")])
+    assert alone.axes[0].get_lines()[0].get_color() == both.axes[0].get_lines()[1].get_color() == "C1"
+    assert [text.get_text() for text in alone.legends[0].get_texts()] == ["b (3 runs)"]
+
+
 def test_a_label_has_one_color_in_all_panels() -> None:
     left, right = draw([curve("a"), curve("b"), curve("b", "Acrobot-v1")]).axes
     assert left.get_lines()[1].get_color() == right.get_lines()[0].get_color()

@@ -8,7 +8,7 @@ import pytest
 
 from sb3_pg.curves import LogError, Run
 from sb3_pg.extras import MissingExtraError
-from sb3_pg.scores import Result, improvements, matrices, profiles, read_results, score
+from sb3_pg.scores import Result, improvements, matrices, profiles, read_results, score, with_common_steps
 
 
 def result(label: str, final: float, env: str = "CartPole-v1", steps: int = 100) -> Result:
@@ -54,6 +54,16 @@ def test_other_settings_are_another_label(tmp_path: Path) -> None:
     for file in (path, tmp_path / "learning_curves.csv"):
         file.write_text(file.read_text().replace("npg,CartPole-v1,1,100,abc", "npg,CartPole-v1,1,100,def"))
     assert [found.label for found in read_results(path)] == ["npg abc", "npg def", "a2c"]
+
+
+def test_lengths_that_differ_by_less_than_a_tenth_are_one() -> None:
+    found = [*results("ours", 1.0, steps=1000), *results("peer", 2.0, steps=992), *results("ours", 3.0, steps=100)]
+    other = results("ours", 4.0, env="Acrobot-v1", steps=992)
+    common = with_common_steps([*found, *other])
+    assert [result.steps for result in common] == [1000, 1000, 100, 992]
+    assert [result.final for result in common] == [1, 2, 3, 4]
+    ((probability, _, tasks),) = improvements(common, "peer").values()
+    assert (probability, tasks) == (0, [("CartPole-v1", 1000)])
 
 
 def test_results_of_a_folder_of_logs(tmp_path: Path) -> None:
