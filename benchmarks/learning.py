@@ -5,8 +5,9 @@
 
 Protocol
 --------
-- Seeds 0 to 4 are for reports. Every one of them is reported; a run that fails is a missing seed in the summary, not
-  a dropped one. Tuning uses seeds from 100 up and writes to another file (``--output``); a file never holds both.
+- Seeds 0 to 4 are for reports, and 5 to 9 where five cannot tell whether a target is reached. Every one of them is
+  reported; a run that fails is a missing seed in the summary, not a dropped one. Tuning uses seeds from 100 up and
+  writes to another file (``--output``); a file never holds both.
 - Hyperparameters come from the algorithm's YAML file, with ``--hyperparams`` on top (values as Python literals).
 - Evaluations: 5 deterministic episodes at every 5 % of the budget, on an env of its own whose seeds are not the
   training env's. The policy after the last update is evaluated on 50 more (``final_mean``). Returns are

@@ -3,8 +3,9 @@
     python benchmarks/tables.py            # print them
     python benchmarks/tables.py --write    # put them into the README, between their marks
 
-A cell is the mean over seeds +- standard deviation of the final policy's return. ``published.csv`` has what others
-have published, from these pages:
+A cell is the mean over seeds +- standard deviation of the final policy's return. ``targets.csv`` has what was aimed at:
+a mean return that the best of some classes, or each of them, was to reach. ``published.csv`` has what others have
+published, from these pages:
 
 zoo        github.com/DLR-RM/rl-baselines3-zoo, benchmark.md: one run; the spread is that of its episodes
 contrib    sb3-contrib.readthedocs.io, TRPO: three runs
@@ -18,18 +19,22 @@ from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
+import numpy as np
 from bench_io import Row, make_parser, read_csv
 
+from sb3_pg.curves import bootstrap_band
 from sb3_pg.zoo import ALGORITHMS
 
 ROOT = Path(__file__).resolve().parents[1]
 LEARNING = ROOT / "benchmarks" / "results" / "learning.csv"
 IMPROVEMENTS = LEARNING.parent / "report" / "improvements.csv"
 PUBLISHED = ROOT / "benchmarks" / "published.csv"
+TARGETS = ROOT / "benchmarks" / "targets.csv"
 README = ROOT / "README.md"
 
 OURS = {name: algorithm.__name__ for name, algorithm in ALGORITHMS.items()}
 OFF_POLICY = ("off_policy_pg", "off_pac")
+OFF_POLICY_PEERS = {"ddpg": "DDPG", "sac": "SAC", "dqn": "DQN"}
 PEERS = {"contrib_trpo": "sb3-contrib TRPO", "ppo": "SB3 PPO", "a2c": "SB3 A2C"}
 ENVS = (
     *("CartPole-v1", "Acrobot-v1", "Pendulum-v1", "LunarLander-v3", "LunarLanderContinuous-v3"),
@@ -49,6 +54,12 @@ class Cell:
     def mean(self) -> float:
         """Mean over seeds."""
         return statistics.fmean(self.finals)
+
+    @property
+    def interval(self) -> tuple[float, float]:
+        """95 % bootstrap interval of the mean."""
+        low, high = bootstrap_band(np.array(self.finals)[:, None])
+        return float(low[0]), float(high[0])
 
     def __str__(self) -> str:
         n = len(self.finals)
@@ -151,6 +162,45 @@ def peer_table(cells: Cells, published: Sequence[Row]) -> str:
     return markdown([*header, "published"], lines)
 
 
+def off_pac_table(cells: Cells) -> str:
+    """``OffPAC`` beside SB3's off-policy algorithms."""
+    lines = []
+    for env, steps in tasks(cells, ["off_pac"], True):
+        cell = cells[env, steps]
+        line = [env, budget(steps)]
+        for algo in ("off_pac", *OFF_POLICY_PEERS):
+            runs = cell.get(algo)
+            worst_best = f"{digits(min(runs.finals))}, {digits(max(runs.finals))}" if runs else ""
+            line += [str(runs or ""), worst_best]
+        lines.append(line)
+    names = (f"`{OURS['off_pac']}`", *OFF_POLICY_PEERS.values())
+    return markdown(["env", "env steps", *(text for name in names for text in (name, "worst, best"))], lines)
+
+
+def target_table(cells: Cells, targets: Sequence[Row]) -> str:
+    """What was aimed at, and what was reached by the best of several classes, or the last where each is to reach it."""
+    lines = []
+    for row in targets:
+        env, steps, target, algos = row["env"], int(row["steps"]), float(row["target"]), row["algos"].split()
+        cell = cells[env, steps]
+        counts = {"best": max, "each": min}[row["by"]](algos, key=lambda algo: cell[algo].mean)
+        names = (" or " if row["by"] == "best" else ", ").join(f"`{OURS[algo]}`" for algo in algos)
+        low, high = cell[counts].interval
+        short = target - cell[counts].mean
+        lines.append(
+            [
+                env,
+                budget(steps),
+                f"{target:g}",
+                names,
+                f"`{OURS[counts]}` {cell[counts]}",
+                f"{digits(low)} to {digits(high)}",
+                f"**{digits(short)}**" if short > 0 else "",
+            ]
+        )
+    return markdown(["env", "env steps", "aimed at", "by", "reached", "95 % interval of the mean", "missed by"], lines)
+
+
 def improvement_table(lines: Sequence[Row]) -> str:
     """How often a run of each class ends higher than one of each peer, as ``sb3-pg report`` has it."""
     cells = {(line["label"], line["against"]): line for line in lines}
@@ -174,6 +224,8 @@ def tables() -> dict[str, str]:
     made = {
         "peers": peer_table(cells, read_csv(PUBLISHED)),
         "classes": class_table(cells),
+        "off_pac": off_pac_table(cells),
+        "targets": target_table(cells, read_csv(TARGETS)),
         "improvements": improvement_table(read_csv(IMPROVEMENTS)),
     }
     return made | ({"untuned": class_table(cells, known=False)} if tasks(cells, OURS, False) else {})

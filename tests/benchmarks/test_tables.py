@@ -86,6 +86,19 @@ def test_peers_stand_beside_the_best_of_ours_on_the_same_budget() -> None:
     assert tables.published_text(published[1:], "CartPole-v1", 100_000) == "PPO 500 ± 3 after 200k (s, CartPole-v0)"
 
 
+def test_targets_stand_beside_what_was_reached() -> None:
+    finals = {"npg": (480, 500), "trpo": (470, 470)}
+    rows = [row(algo, "CartPole-v1", seed, final) for algo, pair in finals.items() for seed, final in enumerate(pair)]
+    columns = ("env", "steps", "target", "by", "algos")
+    targets = [
+        dict(zip(columns, ("CartPole-v1", "100000", "480", by, "npg trpo"), strict=True)) for by in ("best", "each")
+    ]
+    best, each = tables.target_table(tables.read_cells(rows), targets).splitlines()[2:]
+    start = "| CartPole-v1 | 100k | 480 | "
+    assert best == start + "`NPG` or `TRPO` | `NPG` 490 ± 14 (2 seeds) | 480 to 500 | |"
+    assert each == start + "`NPG`, `TRPO` | `TRPO` 470 ± 0 (2 seeds) | 470 to 470 | **10.0** |"
+
+
 def test_two_configurations_are_not_one_result() -> None:
     with pytest.raises(ValueError, match="npg on CartPole-v1 for 100000 steps: runs of several configurations"):
         tables.read_cells([row("npg", "CartPole-v1", seed, 0, config_hash=str(seed)) for seed in (0, 1)])
