@@ -229,7 +229,7 @@ def profiles(
 ) -> tuple[NDArray[np.float64], dict[str, NDArray[np.float64]], dict[str, NDArray[np.float64]]]:
     """Performance profiles: the share of runs above each threshold.
 
-    Each task's returns are scaled so that 0 is the worst run of all labels, and 1 the best.
+    Each task's returns are scaled so that 0 is the worst run of all labels, and 1 the best, as all are that are equal.
 
     :param scores: label -> ``(n_runs, n_tasks)``
     :param n_points: thresholds from 0 to 1
@@ -240,7 +240,7 @@ def profiles(
     low, high = everything.min(axis=0), everything.max(axis=0)
     scale = np.where(high > low, high - low, 1.0)
     thresholds = np.linspace(0.0, 1.0, n_points)
-    scaled = {label: (values - low) / scale for label, values in scores.items()}
+    scaled = {label: np.where(high > low, (values - low) / scale, 1.0) for label, values in scores.items()}
     with _seeded():
         shares, bounds = library.create_performance_profile(scaled, thresholds, reps=_N_RESAMPLES)
     return thresholds, shares, bounds

@@ -154,6 +154,13 @@ def test_profile_is_the_share_of_runs_above() -> None:
     np.testing.assert_array_equal(profiles(scores, n_points=5)[2]["a"], bounds["a"])
 
 
+def test_a_task_on_which_all_runs_are_equal_counts_as_solved_in_the_profile() -> None:
+    scores = {"a": np.array([[0.0, 7.0]]), "b": np.array([[20.0, 7.0]])}
+    _, shares, _ = profiles(scores, n_points=5)
+    np.testing.assert_array_equal(shares["a"], [0.5, 0.5, 0.5, 0.5, 0])
+    np.testing.assert_array_equal(shares["b"], [1, 1, 1, 1, 0])
+
+
 def test_improvement_is_the_probability_of_a_higher_end() -> None:
     found = [*results("ours", 2.0, 4.0), *results("peer", 1.0, 3.0, 5.0), *results("alone", 1.0, env="Acrobot-v1")]
     better = improvements(found, "peer")
