@@ -13,6 +13,7 @@ from stable_baselines3.common.type_aliases import GymEnv, MaybeCallback, Schedul
 from stable_baselines3.common.vec_env import VecEnv
 from typing_extensions import Unpack
 
+from sb3_pg.algorithms import arguments as arg
 from sb3_pg.algorithms.signature import CriticFitArguments
 from sb3_pg.algorithms.update import UpdatingAlgorithm
 from sb3_pg.errors import NonFiniteError
@@ -21,7 +22,7 @@ from sb3_pg.rollout import (
     DictTrajectoryRolloutBuffer,
     RolloutBatch,
     TrajectoryRolloutBuffer,
-    batch_from_foreign_buffer,
+    batch_from_filled_buffer,
     make_batch,
 )
 
@@ -51,6 +52,8 @@ class PolicyGradientAlgorithm(UpdatingAlgorithm, OnPolicyAlgorithm):
     n_steps: int | None  # type: ignore[assignment]  # None: complete episodes
     max_grad_norm: float | None  # type: ignore[assignment]
     _batch: RolloutBatch | None = None
+    #: the buffer that ``_batch`` was collected into, and the estimates that were written there: name -> bytes
+    _collected: tuple[RolloutBuffer, dict[str, bytes]] | None = None
 
     def __init__(
         self,
@@ -95,11 +98,7 @@ class PolicyGradientAlgorithm(UpdatingAlgorithm, OnPolicyAlgorithm):
                 f"n_steps and n_episodes exclude each other, got n_steps={self.n_steps} and "
                 f"n_episodes={self.n_episodes}: segments of fixed length, or complete episodes; set the other to None"
             )
-        if self.n_steps is not None and not self._uses_critic():
-            raise ValueError(
-                f"n_steps={self.n_steps} cuts episodes, which takes a critic to value the cut: use baseline='value', "
-                "or complete episodes with n_episodes="
-            )
+        self._require_critic_to_cut("n_steps", self.n_steps)
         super()._check_combinations()
         if self._has_foreign_buffer and self.n_steps is None:
             raise ValueError(
@@ -115,6 +114,13 @@ class PolicyGradientAlgorithm(UpdatingAlgorithm, OnPolicyAlgorithm):
             raise ValueError(
                 f"rollout_buffer_class={self.rollout_buffer_class} knows neither each step's index nor a scale of the "
                 "critic's values: it takes neither state_discount nor normalize_value_targets"
+            )
+
+    def _require_critic_to_cut(self, name: str, n_steps: int | None) -> None:
+        if n_steps is not None and not self._uses_critic():
+            raise ValueError(
+                f"{name}={n_steps} cuts episodes, which takes a critic to value the cut: use baseline='value', "
+                "or complete episodes with n_episodes="
             )
 
     @property
@@ -161,29 +167,36 @@ class PolicyGradientAlgorithm(UpdatingAlgorithm, OnPolicyAlgorithm):
         return self._learn(total_timesteps, callback, log_interval, tb_log_name, reset_num_timesteps, progress_bar)
 
     def collect_rollouts(
-        self, env: VecEnv, callback: BaseCallback, rollout_buffer: RolloutBuffer, n_rollout_steps: int
+        self, env: VecEnv, callback: BaseCallback, rollout_buffer: RolloutBuffer, n_rollout_steps: int | None
     ) -> bool:
         """Fill the buffer with one rollout of the current policy; returns are in it before ``on_rollout_end``.
 
+        :param env: the envs
+        :param callback: its hooks are called as by SB3, with SB3's names in ``locals``
+        :param rollout_buffer: is reset and filled
+        :param n_rollout_steps: steps per env; None for ``n_steps``, or for ``n_episodes`` complete episodes
         :return: False if the callback stopped training
         :raises NonFiniteError: a reward or an observation is not finite
+        :raises ValueError: ``n_rollout_steps`` is not positive, or given to an algorithm without a critic
         """
         began, steps_before = time.perf_counter(), self.num_timesteps
-        self._batch = None
+        arg.integer(1, optional=True)("n_rollout_steps", n_rollout_steps)
+        n_steps = self.n_steps if n_rollout_steps is None else n_rollout_steps
+        self._require_critic_to_cut("n_rollout_steps", n_steps)
+        self._batch = self._collected = None
         self._iteration += 1
         self._estimate_seconds = 0.0
         if not isinstance(rollout_buffer, TrajectoryRolloutBuffer):
-            if not super().collect_rollouts(env, callback, rollout_buffer, n_rollout_steps):
+            assert n_steps is not None  # as _check_combinations requires
+            if not super().collect_rollouts(env, callback, rollout_buffer, n_steps):
                 return False
-            self._batch = batch_from_foreign_buffer(rollout_buffer)
         else:
             if self._collector is None or self._collector.env is not env:
                 self._collector = Collector(self, env)
-            per_env = self._episodes_per_env()
+            per_env = self._episodes_per_env() if n_steps is None else None
+            self._collected = rollout_buffer, {}
             try:
-                sampler = self._collector.collect(
-                    callback, rollout_buffer, self.n_steps, per_env, self.max_episode_steps
-                )
+                sampler = self._collector.collect(callback, rollout_buffer, n_steps, per_env, self.max_episode_steps)
                 if sampler is None:
                     return False
                 batch = make_batch(
@@ -199,7 +212,7 @@ class PolicyGradientAlgorithm(UpdatingAlgorithm, OnPolicyAlgorithm):
                 )
                 estimating = time.perf_counter()
                 batch.returns, batch.advantages = self._estimate(batch)
-                written = self._publish(batch, rollout_buffer)
+                self._collected = rollout_buffer, self._publish(batch, rollout_buffer)
                 self._estimate_seconds = time.perf_counter() - estimating
                 self._batch = batch
             except NonFiniteError as error:
@@ -208,8 +221,6 @@ class PolicyGradientAlgorithm(UpdatingAlgorithm, OnPolicyAlgorithm):
                 self._skip_or_raise(error)
             self.logger.record("rollout/valid_fraction", rollout_buffer.valid_fraction)
             callback.on_rollout_end()
-            if self._batch is not None:
-                self._take_back(self._batch, rollout_buffer, written)
         self.logger.record("time/collect_seconds", time.perf_counter() - began - self._estimate_seconds)
         return True
 
@@ -228,16 +239,49 @@ class PolicyGradientAlgorithm(UpdatingAlgorithm, OnPolicyAlgorithm):
 
     @staticmethod
     def _take_back(batch: RolloutBatch, buffer: RolloutBuffer, written: dict[str, bytes]) -> None:
-        """Use what a callback has changed at the end of the rollout, as SB3's algorithms do."""
+        """Use what somebody has changed in the buffer since, a callback for example, as SB3's algorithms do."""
         for name, before in written.items():
             ours, now = getattr(batch, name), getattr(buffer, name)
             if now.shape == ours.shape and now.tobytes() != before:
                 setattr(batch, name, th.as_tensor(now).to(ours))
 
     def train(self) -> None:
-        """One update from the rollout that was collected last; parameters stay as they were if it fails.
+        """One update from the rollout in ``rollout_buffer``; parameters stay as they were if it fails.
+
+        The advantages and returns are the buffer's, whoever has computed them: :meth:`collect_rollouts`, a callback
+        that has changed them since, or SB3's ``compute_returns_and_advantage`` on a buffer that was filled by hand.
 
         :raises NonFiniteError: a gradient or a parameter would not be finite
+        :raises ValueError: the buffer is not full, or was filled by hand where the estimates are to be made anew
         """
+        if not self._was_collected:
+            self._check_given_estimates()
+            self._batch = batch_from_filled_buffer(self.rollout_buffer)
+        elif self._batch is not None:  # else the rollout was skipped
+            assert self._collected is not None
+            self._take_back(self._batch, *self._collected)
         if self._batch is not None:
             self._update_from(self._batch)
+
+    @property
+    def _was_collected(self) -> bool:
+        """Whether ``rollout_buffer`` holds the rollout that ``_batch`` was made of."""
+        buffer = self.rollout_buffer
+        return (
+            isinstance(buffer, TrajectoryRolloutBuffer)
+            and self._collected is not None
+            and self._collected[0] is buffer
+            and not buffer.filled_by_hand
+            and (self._batch is None or buffer.pos > 0)
+        )
+
+    def _check_given_estimates(self) -> None:
+        """Require arguments under which the buffer's own advantages can be used.
+
+        :raises ValueError: an argument that asks for estimates of another kind
+        """
+        if self.critic_fit == "before":
+            raise ValueError(
+                "critic_fit='before' estimates advantages anew with the fitted critic, which takes a rollout that "
+                "collect_rollouts has put into rollout_buffer: this one was filled otherwise; use critic_fit='after'"
+            )

@@ -85,6 +85,14 @@ class CriticEstimates(PolicyGradientAlgorithm):
                 f"recompute_advantage={self.recompute_advantage}"
             )
 
+    def _check_given_estimates(self) -> None:
+        super()._check_given_estimates()
+        if self.recompute_advantage:
+            raise ValueError(
+                "recompute_advantage=True estimates advantages anew before each pass of the critic, which takes a "
+                "rollout that collect_rollouts has put into rollout_buffer: this one was filled otherwise"
+            )
+
     def _estimate(self, batch: RolloutBatch) -> tuple[th.Tensor, th.Tensor]:
         assert batch.values is not None
         kind = _DEFAULT_TARGETS[self.advantage]

@@ -10,7 +10,7 @@ from sb3_pg.algorithms import arguments as arg
 from sb3_pg.algorithms.base import PolicyGradientAlgorithm
 from sb3_pg.algorithms.monte_carlo import MonteCarloAlgorithm
 from sb3_pg.algorithms.signature import OnPolicyArguments
-from sb3_pg.baselines import Baseline, ValueBaseline, make_baseline
+from sb3_pg.baselines import Baseline, OptimalBaseline, ValueBaseline, make_baseline
 
 
 class Reinforce(MonteCarloAlgorithm, PolicyGradientAlgorithm):
@@ -79,6 +79,14 @@ class Reinforce(MonteCarloAlgorithm, PolicyGradientAlgorithm):
             raise ValueError(
                 f"rollout_buffer_class={self.rollout_buffer_class} subtracts the critic's values itself: "
                 f"it takes baseline='value', got {self.baseline!r}"
+            )
+
+    def _check_given_estimates(self) -> None:
+        super()._check_given_estimates()
+        if isinstance(self._baseline, OptimalBaseline) and self._baseline.component_wise:
+            raise ValueError(
+                "baseline='optimal' with component_wise=True has no advantage per step, which is what rollout_buffer "
+                "holds: train from a rollout that collect_rollouts has collected"
             )
 
     def _n_episodes_at_least(self) -> int:

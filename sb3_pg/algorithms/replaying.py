@@ -41,6 +41,7 @@ from sb3_pg.rollout import (
     Collector,
     DictTrajectoryReplayBuffer,
     DictTrajectoryRolloutBuffer,
+    OffPolicyLocals,
     Pieces,
     RolloutBatch,
     Sampler,
@@ -215,9 +216,26 @@ class ReplayingAlgorithm(UpdatingAlgorithm, OffPolicyAlgorithm):
             n_steps, self.observation_space, self.action_space, self.device, n_envs=env.num_envs
         )
         found: list[Trajectory] = []
+        names = {
+            "self": self,
+            "env": env,
+            "train_freq": train_freq,
+            "replay_buffer": replay_buffer,
+            "action_noise": action_noise,
+            "learning_starts": learning_starts,
+            "log_interval": log_interval,
+            "continue_training": True,
+        }
+        callback_locals = OffPolicyLocals(callback, names)
         try:
             sampler = self._collector.collect(
-                callback, rollout, n_steps, per_env, self.max_episode_steps, self._behavior(learning_starts)
+                callback,
+                rollout,
+                n_steps,
+                per_env,
+                self.max_episode_steps,
+                self._behavior(learning_starts),
+                callback_locals,
             )
             if sampler is None:
                 return RolloutReturn(self.num_timesteps - steps_before, 0, continue_training=False)

@@ -18,7 +18,7 @@ SelfSaved = TypeVar("SelfSaved", bound="SavedAlgorithm")
 #: Names of the attributes that ``load`` was given; None while nothing is loaded.
 _LOADING: ContextVar[Collection[str] | None] = ContextVar("loading", default=None)
 #: Attributes that belong to a rollout or follow from the policy, and are neither saved nor copied.
-PASSING = ("_batch", "_collector", "_parameter_sets", "_surrogate", "_pieces")
+PASSING = ("_batch", "_collected", "_collector", "_parameter_sets", "_surrogate", "_pieces")
 
 
 class SavedAlgorithm(LearningAlgorithm):

@@ -3,11 +3,12 @@
 from sb3_pg.rollout.batch import Observations, RolloutBatch
 from sb3_pg.rollout.behavior import BehaviorPolicy, BehaviorSampler, uniform_behavior
 from sb3_pg.rollout.buffers import DictTrajectoryRolloutBuffer, TrajectoryRolloutBuffer
+from sb3_pg.rollout.callback_locals import OffPolicyLocals
 from sb3_pg.rollout.collector import Collector, false_steps_masked
 from sb3_pg.rollout.compiled import compile_networks, compiled
 from sb3_pg.rollout.evaluation import (
     action_log_probs,
-    batch_from_foreign_buffer,
+    batch_from_filled_buffer,
     evaluate_batch,
     fill_bootstrap,
     make_batch,
@@ -65,6 +66,7 @@ __all__ = [
     "Evaluation",
     "NormalizationGuard",
     "Observations",
+    "OffPolicyLocals",
     "Pieces",
     "RolloutBatch",
     "Sampler",
@@ -76,7 +78,7 @@ __all__ = [
     "action_dist_kept",
     "action_distribution",
     "action_log_probs",
-    "batch_from_foreign_buffer",
+    "batch_from_filled_buffer",
     "compile_networks",
     "compiled",
     "evaluate",

@@ -59,18 +59,53 @@ class TrajectoryRolloutBuffer(RolloutBuffer):
         super().__init__(self.capacity, observation_space, action_space, device, gae_lambda, gamma, n_envs)
 
     def reset(self) -> None:
-        """Forget the rollout. A buffer that has grown keeps its capacity."""
+        """Forget the rollout. A buffer without a fixed size that has grown keeps its capacity."""
+        if self.fixed_size is not None:
+            self.capacity = self.fixed_size
         self.buffer_size = self.capacity
         super().reset()
         shape = (self.buffer_size, self.n_envs)
         self.dones, self.truncated = np.zeros(shape, dtype=bool), np.zeros(shape, dtype=bool)
         self.mask = np.ones(shape, dtype=bool)
+        #: whether the rows came by :meth:`add`, rather than from a collector
+        self.filled_by_hand = False
+        #: value of the observation that followed a truncated step, where it counts; 0 elsewhere, reward units
+        self.terminal_values: np.ndarray | float = 0.0
         #: (step, env) -> the observation that followed a truncated or cut-off step
         self.final_observations: dict[tuple[int, int], Any] = {}
         self.first_timesteps = np.zeros(self.n_envs, dtype=np.int64)
         self._order: np.ndarray | None = None
         #: share of the steps taken that are valid
         self.valid_fraction = 1.0
+
+    def add(self, obs: Any, *args: Any, **kwargs: Any) -> None:
+        """As SB3's, for those who fill the buffer themselves; a buffer without a fixed size grows."""
+        if self.pos == self.buffer_size and self.fixed_size is None:
+            self._grow()
+        if self.pos == 0:
+            self.observations = wide_enough(self.observations, obs)
+        self.filled_by_hand = True
+        super().add(obs, *args, **kwargs)
+
+    def compute_returns_and_advantage(self, last_values: th.Tensor, dones: np.ndarray) -> None:
+        """As SB3's: lambda-returns and generalized advantages of the rewards and values in the buffer.
+
+        The value that follows a truncated step counts. SB3's collector has added it to the reward, this one has not.
+
+        :param last_values: V of the observations that follow the last row, reward units, one per env
+        :param dones: ``(n_envs,)``, True where the last row ended an episode
+        """
+        if self.filled_by_hand:
+            if self.fixed_size is None:
+                self._cut(self.pos)
+                self.full = True
+            self.dones[:-1] = self.episode_starts[1:] > 0
+            self.dones[-1] = dones
+        rewards, self.rewards = self.rewards, self.rewards + np.float32(self.gamma) * self.terminal_values
+        try:
+            super().compute_returns_and_advantage(last_values, dones)
+        finally:
+            self.rewards = rewards
 
     def append(
         self, obs: Any, actions: np.ndarray, rewards: np.ndarray, dones: np.ndarray, active: np.ndarray | None

@@ -17,6 +17,7 @@ from stable_baselines3.common.vec_env import VecEnv, VecEnvWrapper, VecFrameStac
 
 from sb3_pg.rollout.acting import ActingCopy
 from sb3_pg.rollout.buffers import TrajectoryRolloutBuffer
+from sb3_pg.rollout.callback_locals import OffPolicyLocals, OnPolicyLocals
 from sb3_pg.rollout.finite import (
     NormalizationGuard,
     require_finite_policy,
@@ -64,6 +65,7 @@ class Collector:
         episodes_per_env: int | None,
         max_episode_steps: int,
         sampler: Sampler | None = None,
+        callback_locals: OnPolicyLocals | OffPolicyLocals | None = None,
     ) -> Sampler | None:
         """Collect one rollout.
 
@@ -75,6 +77,7 @@ class Collector:
         :param episodes_per_env: complete episodes per env
         :param max_episode_steps: longest episode that is waited for
         :param sampler: what acts; None for the policy
+        :param callback_locals: what the callbacks find in ``locals``; None for what SB3's on-policy loop has there
         :return: the sampler that was used, or None if the callback stopped training
         :raises EndlessEpisodeError: an episode exceeds ``max_episode_steps`` in complete-episode mode
         :raises NonFiniteError: a reward or an observation is not finite
@@ -89,10 +92,13 @@ class Collector:
         try:
             if sampler is None:
                 sampler = make_sampler(self.acting, device, self.env.num_envs)
+            if callback_locals is None:
+                names = {"self": model, "env": self.env, "rollout_buffer": buffer, "n_rollout_steps": n_steps}
+                callback_locals = OnPolicyLocals(callback, self._policy, getattr(model, "value_scale", 1.0), names)
             progress = RolloutProgress(self.env.num_envs, n_steps, episodes_per_env, max_episode_steps)
             with self.normalization.statistics_kept(), false_steps_masked(self.env) as resetting:
                 self._reset_if_needed(complete=episodes_per_env is not None)
-                finished = self._loop(callback, buffer, sampler, progress, n_steps, resetting)
+                finished = self._loop(callback, callback_locals, buffer, sampler, progress, resetting)
         except BaseException:
             model._last_obs = None  # the env is in an unknown state: it is reset before the next rollout
             raise
@@ -109,10 +115,10 @@ class Collector:
     def _loop(
         self,
         callback: BaseCallback,
+        callback_locals: OnPolicyLocals | OffPolicyLocals,
         rollout_buffer: TrajectoryRolloutBuffer,
         sampler: Sampler,
         progress: RolloutProgress,
-        n_rollout_steps: int | None,
         resets_next: np.ndarray | None,
     ) -> bool:
         model, env, to_env = self.model, self.env, self.to_env
@@ -120,8 +126,6 @@ class Collector:
         obs: Any = model._last_obs
         first_starts = np.asarray(model._last_episode_starts, dtype=bool)
         self.timesteps[first_starts] = 0
-        names = {"self": model, "env": env, "callback": callback, "rollout_buffer": rollout_buffer}
-        callback.update_locals({**names, "n_rollout_steps": n_rollout_steps})
         complete = False
         while not complete:
             if model.use_sde and model.sde_sample_freq > 0 and progress.n_steps % model.sde_sample_freq == 0:
@@ -141,17 +145,8 @@ class Collector:
             if resetting is not None:
                 active = ~resetting if active is None else active & ~resetting
             dones = at_start if active is None else at_start & active
-            callback.update_locals(
-                {
-                    "n_steps": progress.n_steps,
-                    "actions": actions,
-                    "clipped_actions": clipped_actions,
-                    "new_obs": new_obs,
-                    "rewards": rewards,
-                    "dones": dones,
-                    "infos": infos,
-                }
-            )
+            result = new_obs, rewards, dones, infos
+            callback_locals.step(progress.n_steps, obs, actions, clipped_actions, result, sampler)
             go_on = callback.on_step()
             progress.n_steps += 1
             rollout_buffer.append(obs, actions, rewards, dones, active)
@@ -167,6 +162,7 @@ class Collector:
                 self._carry_over(progress)
                 return False
             complete = progress.is_complete()
+        callback_locals.end(obs)
         rollout_buffer.finish(first_starts, self.timesteps.copy(), gaps=resets_next is not None)
         self._carry_over(progress)
         if progress.active is None:

@@ -72,6 +72,8 @@ def make_batch(
         known=known,
     )
     buffer.log_probs = batch.log_probs.cpu().numpy()
+    if batch.bootstrap is not None:
+        buffer.terminal_values = batch.bootstrap.where(batch.truncated, 0.0).float().cpu().numpy()
     if batch.values is not None:
         buffer.values = batch.values.float().cpu().numpy()
     return batch
@@ -185,11 +187,44 @@ def _stack(observations: list[Any], buffer: TrajectoryRolloutBuffer) -> Any:
     return obs_as_tensor(stacked, buffer.device)
 
 
-def batch_from_foreign_buffer(buffer: RolloutBuffer) -> RolloutBatch:
-    """A batch from a buffer that is not ours, with the advantages and returns that it computed.
+def batch_from_filled_buffer(buffer: RolloutBuffer) -> RolloutBatch:
+    """A batch from what a buffer holds: its own advantages, returns, values and log-probs, as SB3's algorithms use it.
 
-    :param buffer: full; its samples are read by ``get``, all at once, in its own order
+    :param buffer: filled by the user or by SB3's collector; its ``get`` is called unless it is one of ours
+    :raises ValueError: it is not full
     """
+    if not buffer.full:
+        kind = type(buffer).__name__
+        raise ValueError(
+            f"rollout_buffer ({kind}) is not full: it holds {buffer.pos} of {buffer.buffer_size} steps. Call "
+            "collect_rollouts before train, or fill it by add and compute_returns_and_advantage"
+        )
+    if isinstance(buffer, TrajectoryRolloutBuffer) and not buffer.generator_ready:
+        return _batch_of_rows(buffer)
+    return _batch_of_samples(buffer)
+
+
+def _batch_of_rows(buffer: TrajectoryRolloutBuffer) -> RolloutBatch:
+    def tensor(array: np.ndarray) -> th.Tensor:
+        return th.as_tensor(array, device=buffer.device)
+
+    return RolloutBatch(
+        observations=obs_as_tensor(buffer.observations, buffer.device),
+        actions=tensor(buffer.actions),
+        rewards=precise(tensor(buffer.rewards)),
+        terminated=tensor(buffer.dones & ~buffer.truncated),
+        truncated=tensor(buffer.truncated),
+        timesteps=tensor(buffer.timesteps),
+        mask=None if buffer.mask.all() else tensor(buffer.mask),
+        values=precise(tensor(buffer.values)),
+        log_probs=tensor(buffer.log_probs),
+        advantages=precise(tensor(buffer.advantages)),
+        returns=precise(tensor(buffer.returns)),
+    )
+
+
+def _batch_of_samples(buffer: RolloutBuffer) -> RolloutBatch:
+    """One column of samples, in the order of the buffer's ``get``."""
     (data,) = buffer.get(batch_size=None)
 
     def one_env(x: th.Tensor) -> th.Tensor:

@@ -1,0 +1,252 @@
+"""The ``locals`` of SB3's callbacks: SB3's names, of which some are computed when a callback reads them.
+
+SB3's on-policy loop calls the critic at every step. The collector here does not, so that ``values``, ``log_probs`` and
+``obs_tensor`` cost a forward, which only those pay who read them.
+"""
+
+from collections.abc import ItemsView, Iterator, KeysView, ValuesView
+from typing import Any
+
+import numpy as np
+import torch as th
+from stable_baselines3.common.callbacks import BaseCallback
+from stable_baselines3.common.policies import ActorCriticPolicy
+from stable_baselines3.common.utils import obs_as_tensor
+
+from sb3_pg.rollout.forward import policy_actions
+from sb3_pg.rollout.samplers import ForwardSampler, Sampler, unvalidated_distributions
+from sb3_pg.rollout.structure import action_dist_kept
+
+
+class StepOutputs:
+    """What SB3's loop has of the policy at the latest step, computed on demand.
+
+    :param policy: the policy that is trained, in eval mode during the rollout
+    :param value_scale: what the critic's values are multiplied by to give reward units
+    """
+
+    NAMES = ("obs_tensor", "values", "log_probs")
+
+    def __init__(self, policy: ActorCriticPolicy, value_scale: float) -> None:
+        self.policy, self.value_scale = policy, value_scale
+        self._sampler: Sampler | None = None
+        self._obs: Any = None
+        self._actions: np.ndarray | None = None
+        self._last_obs: Any = None
+        self._known: dict[str, Any] = {}
+
+    def step(self, obs: Any, actions: np.ndarray, sampler: Sampler) -> None:
+        """Note the latest step: observations as acted upon, actions as drawn, and what drew them."""
+        self._obs, self._actions, self._sampler = obs, actions, sampler
+        if self._known:
+            self._known = {}
+
+    def end(self, last_obs: Any) -> None:
+        """Note the end of the rollout, where SB3's ``values`` are those of the observations that follow it."""
+        self._last_obs = last_obs
+        self._known.pop("values", None)
+
+    def __contains__(self, name: object) -> bool:
+        return name in self.NAMES and self._actions is not None
+
+    def __getitem__(self, name: str) -> Any:
+        if name not in self:
+            raise KeyError(name)
+        if name not in self._known:
+            with th.no_grad(), unvalidated_distributions(), action_dist_kept(self.policy):
+                self._known[name] = getattr(self, f"_{name}")()
+        return self._known[name]
+
+    def _obs_tensor(self) -> Any:
+        return obs_as_tensor(self._obs, self.policy.device)
+
+    def _values(self) -> th.Tensor:
+        if self._last_obs is not None:
+            values = self.policy.predict_values(obs_as_tensor(self._last_obs, self.policy.device))
+        elif isinstance(self._sampler, ForwardSampler):
+            values = self._sampler.values[-1].reshape(-1, 1)
+        else:
+            values = self.policy.predict_values(self["obs_tensor"])
+        return values if self.value_scale == 1 else values * self.value_scale
+
+    def _log_probs(self) -> th.Tensor:
+        if isinstance(self._sampler, ForwardSampler):
+            return self._sampler.log_probs[-1]
+        rows = th.as_tensor(self._actions, device=self.policy.device)
+        actions = policy_actions(rows.reshape(len(rows), -1), self.policy.action_space)
+        log_probs: th.Tensor = self.policy.get_distribution(self["obs_tensor"]).log_prob(actions)
+        return log_probs
+
+
+class LazyLocals(dict[str, Any]):
+    """A dictionary with more keys, whose values are computed when they are read.
+
+    ``BaseCallback.update_locals`` copies a dictionary's items into the callback's own, which would compute them at
+    every step. Hence this is what the callbacks own, see :func:`offer`.
+
+    :param items: the ordinary ones, which come first
+    :param outputs: the computed ones
+    """
+
+    def __init__(self, items: dict[str, Any], outputs: StepOutputs) -> None:
+        super().__init__(items)
+        self.outputs = outputs
+
+    def __missing__(self, name: str) -> Any:
+        return self.outputs[name]
+
+    def __contains__(self, name: object) -> bool:
+        return super().__contains__(name) or name in self.outputs
+
+    def get(self, name: str, default: Any = None) -> Any:
+        """As a dictionary's."""
+        if name not in self:
+            return default
+        return self[name]
+
+    def __iter__(self) -> Iterator[str]:
+        yield from super().__iter__()
+        own = super().__contains__
+        yield from (name for name in StepOutputs.NAMES if name in self.outputs and not own(name))
+
+    def __len__(self) -> int:
+        return sum(1 for _ in self)
+
+    def copy(self) -> dict[str, Any]:
+        """An ordinary dictionary with all items, computed now."""
+        return {name: self[name] for name in self}
+
+    def keys(self) -> Any:
+        """As a dictionary's."""
+        return KeysView(self)
+
+    def items(self) -> Any:
+        """As a dictionary's; the computed ones as they are met."""
+        return ItemsView(self)
+
+    def values(self) -> Any:
+        """As a dictionary's; the computed ones as they are met."""
+        return ValuesView(self)
+
+
+def offer(callback: BaseCallback, outputs: StepOutputs) -> None:
+    """Let a callback, and all those that it holds, find the policy's outputs in ``locals``.
+
+    :param callback: what ``learn`` or the user passes to ``collect_rollouts``
+    :param outputs: of the rollout that begins
+    """
+    replaced: dict[int, LazyLocals] = {}
+    for one in _tree(callback, set()):
+        given = one.locals
+        if isinstance(given, LazyLocals):
+            given.outputs = outputs
+        else:  # several callbacks may share one dictionary
+            one.locals = replaced.setdefault(id(given), LazyLocals(given, outputs))
+
+
+def _tree(callback: BaseCallback, seen: set[int]) -> Iterator[BaseCallback]:
+    """A callback and those in its attributes: of lists, of events, of the user's own."""
+    if id(callback) in seen:
+        return
+    seen.add(id(callback))
+    yield callback
+    for value in list(vars(callback).values()):
+        for one in value if isinstance(value, list | tuple) else (value,):
+            if isinstance(one, BaseCallback):
+                yield from _tree(one, seen)
+
+
+class OnPolicyLocals:
+    """Writes each step into the callbacks' ``locals``, under the names of SB3's on-policy loop.
+
+    :param callback: what ``learn`` or the user passes to ``collect_rollouts``
+    :param policy: the policy that is trained
+    :param value_scale: what the critic's values are multiplied by to give reward units
+    :param names: what does not change during the rollout
+    """
+
+    def __init__(
+        self, callback: BaseCallback, policy: ActorCriticPolicy, value_scale: float, names: dict[str, Any]
+    ) -> None:
+        self._callback, self._outputs = callback, StepOutputs(policy, value_scale)
+        offer(callback, self._outputs)
+        callback.update_locals({"callback": callback, **names})
+
+    def step(
+        self,
+        n_steps: int,
+        obs: Any,
+        actions: np.ndarray,
+        env_actions: np.ndarray,
+        result: tuple[Any, np.ndarray, np.ndarray, list[dict[str, Any]]],
+        sampler: Sampler,
+    ) -> None:
+        """Write one step.
+
+        :param n_steps: steps before this one
+        :param obs: as acted upon
+        :param actions: as drawn
+        :param env_actions: as the env received them
+        :param result: what the env returned: observations, rewards, dones, infos
+        :param sampler: what drew the actions
+        """
+        self._outputs.step(obs, actions, sampler)
+        new_obs, rewards, dones, infos = result
+        self._callback.update_locals(
+            {
+                "n_steps": n_steps,
+                "actions": actions,
+                "clipped_actions": env_actions,
+                "new_obs": new_obs,
+                "rewards": rewards,
+                "dones": dones,
+                "infos": infos,
+            }
+        )
+
+    def end(self, last_obs: Any) -> None:
+        """Note the end of the rollout and the observations that follow it."""
+        self._outputs.end(last_obs)
+
+
+class OffPolicyLocals:
+    """Writes each step into the callbacks' ``locals``, under the names of SB3's off-policy loop.
+
+    :param callback: what ``learn`` or the user passes to ``collect_rollouts``
+    :param names: what does not change during the rollout
+    """
+
+    def __init__(self, callback: BaseCallback, names: dict[str, Any]) -> None:
+        self._callback, self._n_episodes = callback, 0
+        callback.update_locals({"callback": callback, **names})
+
+    def step(
+        self,
+        n_steps: int,
+        obs: Any,
+        actions: np.ndarray,
+        env_actions: np.ndarray,
+        result: tuple[Any, np.ndarray, np.ndarray, list[dict[str, Any]]],
+        sampler: Sampler,
+    ) -> None:
+        """Write one step. SB3's loop has counted the step by then, and not yet the episodes that end with it.
+
+        The parameters are those of :meth:`OnPolicyLocals.step`.
+        """
+        new_obs, rewards, dones, infos = result
+        self._callback.update_locals(
+            {
+                "num_collected_steps": n_steps + 1,
+                "num_collected_episodes": self._n_episodes,
+                "actions": env_actions,
+                "buffer_actions": actions,
+                "new_obs": new_obs,
+                "rewards": rewards,
+                "dones": dones,
+                "infos": infos,
+            }
+        )
+        self._n_episodes += int(dones.sum())
+
+    def end(self, last_obs: Any) -> None:
+        """Note the end of the rollout, of which SB3's off-policy loop says nothing."""
