@@ -65,11 +65,6 @@ def test_functional_imports_torch_and_numpy_only(path: Path) -> None:
     assert {name.split(".")[0] for name in imports(path)} <= allowed
 
 
-def test_no_file_is_long() -> None:
-    lengths = {str(path): len(path.read_text().splitlines()) for path in MODULES}
-    assert max(lengths.values()) <= 300, {name: n for name, n in lengths.items() if n > 300}
-
-
 def test_every_public_name_is_there_and_documented() -> None:
     for module in (sb3_pg, sb3_pg.functional):
         for name in module.__all__:
