@@ -136,12 +136,6 @@ def subclass(base: type) -> Check:
     return check
 
 
-def function(name: str, value: Any) -> None:
-    """Something to call, or None."""
-    if value is not None and not callable(value):
-        raise TypeError(_message(name, value, "callable", True))
-
-
 def nothing(reason: str) -> Check:
     """None, for a reason."""
 

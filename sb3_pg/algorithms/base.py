@@ -24,6 +24,7 @@ from sb3_pg.rollout import (
     TrajectoryRolloutBuffer,
     batch_from_filled_buffer,
     make_batch,
+    takes_other_numbers,
 )
 
 SelfPolicyGradient = TypeVar("SelfPolicyGradient", bound="PolicyGradientAlgorithm")
@@ -109,6 +110,11 @@ class PolicyGradientAlgorithm(UpdatingAlgorithm, OnPolicyAlgorithm):
             raise ValueError(
                 f"rollout_buffer_class={self.rollout_buffer_class} computes advantages itself, once, and bootstraps "
                 f"truncated episodes: it takes neither critic_fit='before' nor truncation='terminal'"
+            )
+        if self._has_foreign_buffer and takes_other_numbers(self.action_space):
+            raise ValueError(
+                f"rollout_buffer_class={self.rollout_buffer_class} is filled by SB3's own loop, which neither rounds "
+                f"actions nor counts them from a start: it does not take action_space {self.action_space}"
             )
         if self._has_foreign_buffer and (self.state_discount or self.normalize_value_targets):
             raise ValueError(

@@ -17,6 +17,7 @@ from sb3_pg.rollout import (
     has_own_forward,
     policy_actions,
     predict_log_probs,
+    stored_dtype,
 )
 
 Metrics = dict[str, th.Tensor | float]
@@ -96,7 +97,8 @@ def clipped_action_fraction(batch: RolloutBatch, policy: ActorCriticPolicy) -> t
     if not isinstance(space, spaces.Box) or policy.squash_output:
         return 0.0
     actions: th.Tensor = batch.select(batch.actions)
-    low, high = (th.as_tensor(bound.reshape(-1), device=actions.device) for bound in (space.low, space.high))
+    bounds = (bound.astype(stored_dtype(space), copy=False) for bound in (space.low, space.high))
+    low, high = (th.as_tensor(bound.reshape(-1), device=actions.device) for bound in bounds)
     flat = actions.reshape(len(actions), -1)
     return ((flat < low) | (flat > high)).float().mean()
 

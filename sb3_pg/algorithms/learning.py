@@ -5,6 +5,7 @@ import pathlib
 from collections.abc import Mapping
 from typing import Any, ClassVar, TypeVar
 
+import numpy as np
 from stable_baselines3.common.base_class import BaseAlgorithm, maybe_make_env
 from stable_baselines3.common.callbacks import BaseCallback
 from stable_baselines3.common.type_aliases import GymEnv, MaybeCallback
@@ -12,7 +13,7 @@ from stable_baselines3.common.type_aliases import GymEnv, MaybeCallback
 from sb3_pg.algorithms import arguments as arg
 from sb3_pg.errors import NonFiniteError
 from sb3_pg.extras import extra_hints
-from sb3_pg.rollout import NormalizationGuard, require_finite_step
+from sb3_pg.rollout import NormalizationGuard, predict, require_finite_step
 
 SelfLearning = TypeVar("SelfLearning", bound="LearningAlgorithm")
 
@@ -71,6 +72,22 @@ class LearningAlgorithm(BaseAlgorithm):
             learn: Any = super().learn  # type: ignore[safe-super]  # SB3's on- or off-policy base has it
             learn(total_timesteps, callback, log_interval, tb_log_name or type(self).__name__, *arguments)
         return self
+
+    def predict(
+        self,
+        observation: np.ndarray | dict[str, np.ndarray],
+        state: tuple[np.ndarray, ...] | None = None,
+        episode_start: np.ndarray | None = None,
+        deterministic: bool = False,
+    ) -> tuple[np.ndarray, tuple[np.ndarray, ...] | None]:
+        """As SB3's; actions are those that the env receives.
+
+        They are integers where the space is a Box of integers, and counted from the space's ``start``.
+
+        :return: actions, and the next state of a recurrent policy
+        """
+        actions, state = predict(self.policy, observation, state, episode_start, deterministic)
+        return actions, state
 
     def _setup_learn(self, *args: Any, **kwargs: Any) -> tuple[int, BaseCallback]:
         """As SB3's, which resets the env; a NaN in it must not get into a VecNormalize's statistics.

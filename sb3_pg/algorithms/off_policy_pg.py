@@ -71,9 +71,24 @@ class OffPolicyPG(MonteCarloAlgorithm, ReplayingAlgorithm):
     :param baseline_kwargs: likewise
     :param critic_learning_rate: likewise
     :param n_critic_updates: likewise, per gradient step
-    :param kwargs: of :class:`~sb3_pg.algorithms.replaying.ReplayingAlgorithm`, and those that all algorithms share
+    :param kwargs: of :class:`~sb3_pg.algorithms.replaying.ReplayingAlgorithm`, ``behavior_policy`` among them, and
+        those that all algorithms share
     :raises ValueError: an argument out of range, or arguments that contradict each other
     :raises TypeError: an argument of the wrong type, or an unknown one
+
+    ``behavior_policy`` acts instead of the policy that is trained. It is a model, a policy, or a callable that returns
+    actions and their log-probs:
+
+    >>> import numpy as np
+    >>> from stable_baselines3 import A2C
+    >>> from sb3_pg import OffPolicyPG
+    >>> teacher = A2C("MlpPolicy", "CartPole-v1", device="cpu").learn(100)
+    >>> model = OffPolicyPG("MlpPolicy", "CartPole-v1", behavior_policy=teacher, device="cpu").learn(200)
+    >>> rng = np.random.default_rng(0)
+    >>> def mostly_right(obs):
+    ...     right = rng.random(len(obs)) < 0.6
+    ...     return right.astype(int), np.log(np.where(right, 0.6, 0.4))
+    >>> model = OffPolicyPG("MlpPolicy", "CartPole-v1", behavior_policy=mostly_right, device="cpu").learn(200)
     """
 
     checks: ClassVar[Mapping[str, arg.Check]] = {

@@ -158,6 +158,15 @@ class OffPACPolicy(SACPolicy):
     critic: Critic
     critic_target: Critic
 
+    @property
+    def use_sde(self) -> bool:
+        """Whether the actor's noise depends on the state."""
+        return bool(self.actor_kwargs.get("use_sde", False))
+
+    def get_distribution(self, obs: PyTorchObs) -> Distribution:
+        """What the actor draws from at each observation, as SB3's ActorCriticPolicy has it."""
+        return self.actor.distribution(obs)
+
     def make_actor(self, features_extractor: BaseFeaturesExtractor | None = None) -> Any:
         """The actor for the action space."""
         kwargs = self._update_features_extractor(self.actor_kwargs, features_extractor)

@@ -36,6 +36,7 @@ from sb3_pg.algorithms.signature import (
 from sb3_pg.algorithms.update import UpdatingAlgorithm
 from sb3_pg.errors import NonFiniteError
 from sb3_pg.rollout import (
+    Behavior,
     BehaviorPolicy,
     BehaviorSampler,
     Collector,
@@ -49,6 +50,7 @@ from sb3_pg.rollout import (
     TrajectoryReplayBuffer,
     TrajectoryRolloutBuffer,
     action_log_probs,
+    adopted,
     uniform_behavior,
 )
 
@@ -73,8 +75,11 @@ class ReplayingAlgorithm(UpdatingAlgorithm, OffPolicyAlgorithm):
     :param replay_buffer_kwargs: its arguments
     :param optimize_memory_usage: must be False
     :param action_noise: must be None: the log-prob of a noisy action would be unknown
-    :param behavior_policy: what acts instead of the policy: a callable from observations, ``(n_envs, ...)``, to actions
-        (as the policy samples them) and their log-probs, ``(n_envs,)``
+    :param behavior_policy: what acts instead of the policy, from the first step on: a model that knows its log-probs
+        (A2C, PPO, TRPO, this package's), of which the policy is kept; a policy; or a callable as
+        :data:`~sb3_pg.rollout.BehaviorPolicy` describes. It sees the observations that this algorithm acts on: a model
+        that was trained with a VecNormalize needs one with the same statistics around this env. See also
+        :class:`~sb3_pg.rollout.PolicyBehavior`
     :param kwargs: arguments that all algorithms share
     :raises ValueError: an argument out of range, or arguments that contradict each other
     :raises TypeError: an argument of the wrong type, or an unknown one
@@ -101,7 +106,7 @@ class ReplayingAlgorithm(UpdatingAlgorithm, OffPolicyAlgorithm):
         replay_buffer_kwargs: dict[str, Any] | None = None,
         optimize_memory_usage: bool = False,
         action_noise: ActionNoise | None = None,
-        behavior_policy: BehaviorPolicy | None = None,
+        behavior_policy: Behavior | None = None,
         **kwargs: Unpack[CriticFitArguments],
     ) -> None:
         self.buffer_size = buffer_size
@@ -136,6 +141,14 @@ class ReplayingAlgorithm(UpdatingAlgorithm, OffPolicyAlgorithm):
             is_dict = isinstance(self.observation_space, spaces.Dict)
             self.replay_buffer_class = DictTrajectoryReplayBuffer if is_dict else TrajectoryReplayBuffer
         self.replay_buffer_kwargs = {**self.replay_buffer_kwargs, "max_trajectories": self.buffer_trajectories}
+
+    def _setup_model(self) -> None:
+        super()._setup_model()
+        self._adopt_behavior()
+
+    def _adopt_behavior(self) -> BehaviorPolicy | None:
+        self.behavior_policy, behavior = adopted(self.behavior_policy, self)
+        return behavior
 
     def _convert_train_freq(self) -> None:
         self.train_freq = self._frequency()  # type: ignore[assignment]  # as SB3 does
@@ -183,12 +196,14 @@ class ReplayingAlgorithm(UpdatingAlgorithm, OffPolicyAlgorithm):
     def add_trajectories(self, trajectories: Iterable[Trajectory]) -> None:
         """Put logged episodes into the replay buffer, as if they had just been collected.
 
-        :param trajectories: complete, with the log-probs of what acted
-        :raises ValueError: one is not complete, or has arrays of other shapes or with numbers that are not finite; none
-            is added then
+        :param trajectories: complete, with the log-probs of what acted. Discrete and MultiDiscrete actions are numbered
+            as the env numbers them; those of a Box are as sampled, before clipping or rescaling
+        :raises ValueError: one is not complete, has arrays of other shapes or with numbers that are not finite, or
+            actions that are not in the space; none is added then
         """
         assert self.replay_buffer is not None
-        self.replay_buffer.add_trajectories(trajectories, self._n_updates)
+        own = [trajectory.counted_from_0(self.action_space) for trajectory in trajectories]
+        self.replay_buffer.add_trajectories(own, self._n_updates)
 
     def collect_rollouts(  # type: ignore[override]
         self,
@@ -263,11 +278,10 @@ class ReplayingAlgorithm(UpdatingAlgorithm, OffPolicyAlgorithm):
 
     def _behavior(self, learning_starts: int) -> Sampler | None:
         """What acts in the next rollout; None for the policy."""
-        if self.behavior_policy is not None:
-            return BehaviorSampler(self.behavior_policy, self.action_space)
-        if self.num_timesteps < learning_starts:
-            return BehaviorSampler(uniform_behavior(self.action_space, self.policy.squash_output), self.action_space)
-        return None
+        behavior, squashed = self._adopt_behavior(), self.policy.squash_output
+        if behavior is None and self.num_timesteps < learning_starts:
+            behavior = uniform_behavior(self.action_space, squashed)
+        return None if behavior is None else BehaviorSampler(behavior, self.action_space, squashed)
 
     @property
     def actor(self) -> Any:  # type: ignore[override]

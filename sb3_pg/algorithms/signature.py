@@ -15,7 +15,7 @@ from stable_baselines3.common.type_aliases import Schedule
 from stable_baselines3.common.vec_env import VecEnv
 
 from sb3_pg.algorithms import arguments as arg
-from sb3_pg.rollout import BehaviorPolicy, TrajectoryReplayBuffer
+from sb3_pg.rollout import Behavior, TrajectoryReplayBuffer, behavior_source
 
 
 class NewSharedArguments(TypedDict, total=False):
@@ -88,7 +88,7 @@ class ReplayingArguments(CommonArguments, total=False):
     replay_buffer_kwargs: dict[str, Any] | None
     optimize_memory_usage: bool
     action_noise: ActionNoise | None
-    behavior_policy: BehaviorPolicy | None
+    behavior_policy: Behavior | None
 
 
 CHECKS: dict[str, arg.Check] = {
@@ -127,6 +127,12 @@ CHECKS: dict[str, arg.Check] = {
     "compile": arg.instance(bool),
 }
 
+
+def _check_behavior(_name: str, value: Any) -> None:
+    if value is not None:
+        behavior_source(value)
+
+
 REPLAYING_CHECKS: dict[str, arg.Check] = {
     "buffer_size": arg.integer(1),
     "buffer_trajectories": arg.integer(1),
@@ -138,5 +144,5 @@ REPLAYING_CHECKS: dict[str, arg.Check] = {
     "replay_buffer_kwargs": arg.instance(dict, optional=True),
     "optimize_memory_usage": arg.instance(bool),
     "action_noise": arg.nothing("the log-prob of a noisy action would be unknown"),
-    "behavior_policy": arg.function,
+    "behavior_policy": _check_behavior,
 }

@@ -26,9 +26,12 @@ from sb3_pg.rollout import (
     DictBehaviorReplayBuffer,
     NormalizationGuard,
     compile_networks,
+    from_env,
+    keep_what_is_drawn,
     require_finite_observation,
     require_finite_policy,
     require_finite_step,
+    to_env,
     uniform_behavior,
     unvalidated_distributions,
 )
@@ -63,8 +66,6 @@ class TransitionAlgorithm(LearningAlgorithm, OffPolicyAlgorithm):
         space = self.action_space
         if isinstance(space, spaces.Box) and not (space.low < space.high).all():
             raise ValueError(f"actions are scaled by the bounds, which must differ, got {space}")
-        if np.any(getattr(space, "start", 0)):
-            raise ValueError(f"actions are counted from 0, got {space}")
         self._convert_train_freq()
         frequency: Any = self.train_freq
         if self.n_envs > 1 and frequency.unit == TrainFrequencyUnit.EPISODE:
@@ -77,6 +78,8 @@ class TransitionAlgorithm(LearningAlgorithm, OffPolicyAlgorithm):
             is_dict = isinstance(self.observation_space, spaces.Dict)
             self.replay_buffer_class = DictBehaviorReplayBuffer if is_dict else BehaviorReplayBuffer
         super()._setup_model()
+        assert self.replay_buffer is not None
+        keep_what_is_drawn(self.replay_buffer)  # one of the user's own, too
         for module in (self.policy.actor, self.policy.critic):
             module.optimizer = with_fewer_operations(module.optimizer)
         if self.compile:
@@ -120,12 +123,11 @@ class TransitionAlgorithm(LearningAlgorithm, OffPolicyAlgorithm):
         """
         if self.num_timesteps < learning_starts:
             actions, self._log_probs = uniform_behavior(self.action_space, squashed=True)(self._last_obs)
+            actions = from_env(actions, self.action_space)
         else:
             actions, self._log_probs = self._draw()
             actions = actions.reshape(n_envs, *(self.action_space.shape or ()))
-        if isinstance(self.action_space, spaces.Box):
-            return self.policy.unscale_action(actions), actions
-        return actions, actions
+        return to_env(self.policy)(actions), actions
 
     def _draw(self) -> tuple[np.ndarray, np.ndarray]:
         obs: Any = self._last_obs

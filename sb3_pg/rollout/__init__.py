@@ -1,7 +1,16 @@
 """From env steps to a batch: sampling, collecting, storing, evaluating."""
 
+from sb3_pg.rollout.actions import from_env, predict, require_choices, stored_dtype, takes_other_numbers, to_env
 from sb3_pg.rollout.batch import Observations, RolloutBatch
-from sb3_pg.rollout.behavior import BehaviorPolicy, BehaviorSampler, uniform_behavior
+from sb3_pg.rollout.behavior import (
+    Behavior,
+    BehaviorPolicy,
+    BehaviorSampler,
+    PolicyBehavior,
+    adopted,
+    behavior_source,
+    uniform_behavior,
+)
 from sb3_pg.rollout.buffers import DictTrajectoryRolloutBuffer, TrajectoryRolloutBuffer
 from sb3_pg.rollout.callback_locals import OffPolicyLocals
 from sb3_pg.rollout.collector import Collector, false_steps_masked
@@ -48,10 +57,16 @@ from sb3_pg.rollout.structure import (
     structure_of,
 )
 from sb3_pg.rollout.trajectories import Pieces, Trajectory
-from sb3_pg.rollout.transitions import BehaviorReplayBuffer, BehaviorSamples, DictBehaviorReplayBuffer
+from sb3_pg.rollout.transitions import (
+    BehaviorReplayBuffer,
+    BehaviorSamples,
+    DictBehaviorReplayBuffer,
+    keep_what_is_drawn,
+)
 
 __all__ = [
     "CHUNK_SIZE",
+    "Behavior",
     "BehaviorPolicy",
     "BehaviorReplayBuffer",
     "BehaviorSampler",
@@ -68,6 +83,7 @@ __all__ = [
     "Observations",
     "OffPolicyLocals",
     "Pieces",
+    "PolicyBehavior",
     "RolloutBatch",
     "Sampler",
     "Snapshot",
@@ -79,6 +95,9 @@ __all__ = [
     "action_distribution",
     "action_log_probs",
     "batch_from_filled_buffer",
+    "adopted",
+    "batch_from_foreign_buffer",
+    "behavior_source",
     "compile_networks",
     "compiled",
     "evaluate",
@@ -86,20 +105,27 @@ __all__ = [
     "evaluation_mode",
     "false_steps_masked",
     "fill_bootstrap",
+    "from_env",
     "has_own_forward",
     "has_own_head",
+    "keep_what_is_drawn",
     "make_batch",
     "make_sampler",
     "perceptron_distribution",
     "policy_actions",
+    "predict",
     "predict_log_probs",
     "predict_values",
+    "require_choices",
     "require_finite_observation",
     "require_finite_policy",
     "require_finite_step",
     "set_training_mode",
     "split_observations",
+    "stored_dtype",
     "structure_of",
+    "takes_other_numbers",
+    "to_env",
     "torch_distributions",
     "uniform_behavior",
     "unvalidated_distributions",

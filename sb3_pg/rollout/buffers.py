@@ -8,6 +8,8 @@ import torch as th
 from gymnasium import spaces
 from stable_baselines3.common.buffers import DictRolloutBuffer, RolloutBuffer
 
+from sb3_pg.rollout.actions import stored_dtype
+
 #: Steps that a buffer without a fixed size starts with.
 INITIAL_CAPACITY = 512
 
@@ -64,6 +66,7 @@ class TrajectoryRolloutBuffer(RolloutBuffer):
             self.capacity = self.fixed_size
         self.buffer_size = self.capacity
         super().reset()
+        self.actions = self.actions.astype(stored_dtype(self.action_space), copy=False)
         shape = (self.buffer_size, self.n_envs)
         self.dones, self.truncated = np.zeros(shape, dtype=bool), np.zeros(shape, dtype=bool)
         self.mask = np.ones(shape, dtype=bool)

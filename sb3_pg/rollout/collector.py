@@ -8,7 +8,6 @@ from contextlib import AbstractContextManager, nullcontext
 from typing import Any, cast
 
 import numpy as np
-from gymnasium import spaces
 from stable_baselines3.common.base_class import BaseAlgorithm
 from stable_baselines3.common.callbacks import BaseCallback
 from stable_baselines3.common.policies import ActorCriticPolicy
@@ -16,6 +15,7 @@ from stable_baselines3.common.utils import get_device
 from stable_baselines3.common.vec_env import VecEnv, VecEnvWrapper, VecFrameStack, VecMonitor, is_vecenv_wrapped
 
 from sb3_pg.rollout.acting import ActingCopy
+from sb3_pg.rollout.actions import to_env
 from sb3_pg.rollout.buffers import TrajectoryRolloutBuffer
 from sb3_pg.rollout.callback_locals import OffPolicyLocals, OnPolicyLocals
 from sb3_pg.rollout.finite import (
@@ -224,10 +224,4 @@ def false_steps_masked(env: VecEnv) -> AbstractContextManager[np.ndarray | None]
 
 def _action_transform(model: BaseAlgorithm) -> Callable[[np.ndarray], np.ndarray]:
     """From the policy's actions to the env's."""
-    space = model.action_space
-    if not isinstance(space, spaces.Box):
-        return lambda actions: actions
-    if model.policy.squash_output:
-        return model.policy.unscale_action
-    low, high = space.low, space.high
-    return lambda actions: np.minimum(np.maximum(actions, low), high)
+    return to_env(model.policy)

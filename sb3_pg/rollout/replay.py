@@ -10,9 +10,11 @@ from stable_baselines3.common.buffers import DictReplayBuffer, ReplayBuffer
 from stable_baselines3.common.utils import obs_as_tensor
 
 from sb3_pg.functional.precision import precise
+from sb3_pg.rollout.actions import require_choices
 from sb3_pg.rollout.batch import RolloutBatch
 from sb3_pg.rollout.buffers import wide_enough
 from sb3_pg.rollout.trajectories import Trajectory
+from sb3_pg.rollout.transitions import keep_what_is_drawn
 
 
 class Stored(NamedTuple):
@@ -64,6 +66,7 @@ class TrajectoryReplayBuffer(ReplayBuffer):
         if not handle_timeout_termination:
             raise ValueError("handle_timeout_termination=False loses which trajectories a time limit has cut")
         super().__init__(buffer_size, observation_space, action_space, device, n_envs=1)
+        keep_what_is_drawn(self)
         self.log_probs = np.zeros((self.buffer_size, 1), dtype=np.float32)
         self.max_trajectories = max_trajectories
         self.trajectories: list[Stored] = []
@@ -191,26 +194,12 @@ class TrajectoryReplayBuffer(ReplayBuffer):
         _check_array(
             "actions", trajectory.actions, (length, *(self.action_space.shape or ())), (length, self.action_dim)
         )
-        self._check_choices(np.asarray(trajectory.actions))
+        require_choices(trajectory.actions, self.action_space, start=0, row="step")
         behind = ": an importance ratio is undefined where the behavior policy has probability 0 for what it did"
         _check_array("log_probs", trajectory.log_probs, (length,), hint=behind)
         self._check_observations("observations", trajectory.observations, (length,))
         if trajectory.final_observation is not None:
             self._check_observations("final_observation", trajectory.final_observation, ())
-
-    def _check_choices(self, actions: np.ndarray) -> None:
-        """Actions of Box spaces may lie outside the bounds, to which they are clipped afterwards; others may not."""
-        space = self.action_space
-        if isinstance(space, spaces.Box):
-            return
-        n_choices: Any = 2
-        if isinstance(space, spaces.Discrete | spaces.MultiDiscrete):
-            n_choices = space.n if isinstance(space, spaces.Discrete) else space.nvec
-        rows = actions.reshape(len(actions), -1)
-        bad = np.argwhere((rows < 0) | (rows >= n_choices) | (rows != rows.round()))
-        if len(bad):
-            step, dim = (int(i) for i in bad[0])
-            raise ValueError(f"actions must be in {space}, got {rows[step, dim]} at step {step}")
 
     def _check_observations(self, name: str, observations: Any, rows: tuple[int, ...]) -> None:
         stored: Any = self.observations

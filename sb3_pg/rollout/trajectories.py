@@ -1,10 +1,13 @@
 """Trajectories: whole episodes of one env, and how a rollout's columns are cut into them."""
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import numpy as np
+from gymnasium import spaces
+from stable_baselines3.common.preprocessing import get_action_dim
 
+from sb3_pg.rollout.actions import first_choice, from_env, require_choices
 from sb3_pg.rollout.buffers import TrajectoryRolloutBuffer
 
 
@@ -13,7 +16,9 @@ class Trajectory:
     """An episode of T steps, or a piece of one, as a policy has lived it.
 
     :param observations: as acted upon (normalized, stacked, ...), ``(T, *obs_shape)``, or a dict of those
-    :param actions: as sampled, before clipping or rescaling to the environment's bounds, ``(T, *action_shape)``
+    :param actions: as sampled, before clipping or rescaling to the environment's bounds, ``(T, *action_shape)``.
+        Discrete and MultiDiscrete ones count from 0 in a buffer, and from the space's ``start`` in what
+        ``OffPolicyPG.add_trajectories`` takes
     :param rewards: r_t, reward units, ``(T,)``
     :param log_probs: log mu(a_t|s_t) of the policy that acted, nats, ``(T,)``
     :param terminated: whether it ended in a terminal state
@@ -36,6 +41,19 @@ class Trajectory:
     def is_complete(self) -> bool:
         """Whether the episode has ended."""
         return self.terminated or self.truncated
+
+    def counted_from_0(self, space: spaces.Space[Any]) -> "Trajectory":
+        """The same with the policy's numbers, counted from 0, for actions that are numbered as the env numbers them.
+
+        :param space: action space
+        :raises ValueError: an action is not in the space
+        """
+        actions, start = np.asarray(self.actions), first_choice(space)
+        n_dims = np.shape(actions)[1:]
+        if not np.any(start) or n_dims not in (space.shape, (get_action_dim(space),)):  # a shape that is refused later
+            return self
+        require_choices(actions, space, start, "step")
+        return replace(self, actions=from_env(actions, space))
 
     def followed_by(self, rest: "Trajectory") -> "Trajectory":
         """A piece and the next one of the same episode as one."""

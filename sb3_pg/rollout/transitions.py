@@ -7,6 +7,17 @@ import torch as th
 from gymnasium import spaces
 from stable_baselines3.common.buffers import DictReplayBuffer, ReplayBuffer
 
+from sb3_pg.rollout.actions import takes_other_numbers
+
+
+def keep_what_is_drawn(buffer: ReplayBuffer) -> None:
+    """Let an empty buffer store the floating numbers that are drawn for a Box of integers.
+
+    :param buffer: SB3's, which has an array of the space's dtype
+    """
+    if isinstance(buffer.action_space, spaces.Box) and takes_other_numbers(buffer.action_space):
+        buffer.actions = buffer.actions.astype(np.float32)
+
 
 class BehaviorSamples(NamedTuple):
     """A minibatch: SB3's fields, and the behavior's log-probs, nats, ``(n_samples,)``."""
@@ -27,8 +38,7 @@ class BehaviorReplayBuffer(ReplayBuffer):
 
     def __init__(self, *args: Any, **kwargs: Any) -> None:
         super().__init__(*args, **kwargs)
-        if isinstance(self.action_space, spaces.Box):  # rescaled to [-1, 1], where integers are few
-            self.actions = self.actions.astype(np.float32, copy=False)
+        keep_what_is_drawn(self)
         self.log_probs = np.zeros((self.buffer_size, self.n_envs), dtype=np.float32)
 
     def record_log_probs(self, log_probs: np.ndarray) -> None:
