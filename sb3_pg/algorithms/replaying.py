@@ -202,7 +202,7 @@ class ReplayingAlgorithm(UpdatingAlgorithm, OffPolicyAlgorithm):
             actions that are not in the space; none is added then
         """
         assert self.replay_buffer is not None
-        own = [trajectory.counted_from_0(self.action_space) for trajectory in trajectories]
+        own = [trajectory.as_drawn_by(self.policy) for trajectory in trajectories]
         self.replay_buffer.add_trajectories(own, self._n_updates)
 
     def collect_rollouts(  # type: ignore[override]

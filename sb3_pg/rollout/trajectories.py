@@ -5,6 +5,7 @@ from typing import Any
 
 import numpy as np
 from gymnasium import spaces
+from stable_baselines3.common.policies import BasePolicy
 from stable_baselines3.common.preprocessing import get_action_dim
 
 from sb3_pg.rollout.actions import first_choice, from_env, require_choices
@@ -42,16 +43,21 @@ class Trajectory:
         """Whether the episode has ended."""
         return self.terminated or self.truncated
 
-    def counted_from_0(self, space: spaces.Space[Any]) -> "Trajectory":
+    def as_drawn_by(self, policy: BasePolicy) -> "Trajectory":
         """The same with the policy's numbers, counted from 0, for actions that are numbered as the env numbers them.
 
-        :param space: action space
-        :raises ValueError: an action is not in the space
+        :param policy: policy that is to learn from it
+        :raises ValueError: an action that is not in the space, or that a squashed policy cannot draw
         """
-        actions, start = np.asarray(self.actions), first_choice(space)
-        n_dims = np.shape(actions)[1:]
-        if not np.any(start) or n_dims not in (space.shape, (get_action_dim(space),)):  # a shape that is refused later
-            return self
+        actions, space = np.asarray(self.actions), policy.action_space
+        if isinstance(space, spaces.Box) and policy.squash_output:
+            bad = np.argwhere(np.abs(actions) > 1)
+            if len(bad):
+                value, step = actions[tuple(bad[0])], bad[0][0]
+                raise ValueError(f"actions of a squashed policy must be in [-1, 1], got {value} at step {step}")
+        start = first_choice(space)
+        if not np.any(start) or actions.shape[1:] not in (space.shape, (get_action_dim(space),)):
+            return self  # a wrong shape is refused by the buffer
         require_choices(actions, space, start, "step")
         return replace(self, actions=from_env(actions, space))
 
