@@ -36,7 +36,9 @@ def takes_other_numbers(space: spaces.Space[Any]) -> bool:
     """Whether the env takes other numbers than SB3's loops give it: integers of a Box, or counted from ``start``."""
     if isinstance(space, spaces.Box):
         return space.dtype not in _PRECISE
-    return bool(np.any(first_choice(space)))
+    if isinstance(space, spaces.Discrete):
+        return bool(space.start)
+    return isinstance(space, spaces.MultiDiscrete) and bool(space.start.any())
 
 
 def to_env(policy: BasePolicy) -> Callable[[np.ndarray], np.ndarray]:

@@ -124,6 +124,8 @@ def behavior_source(given: Any) -> Any:
     :param given: value of the argument ``behavior_policy``
     :raises TypeError: none of these, or one that cannot tell how probable its actions are
     """
+    if inspect.isclass(given) and issubclass(given, BaseAlgorithm | BasePolicy):
+        raise TypeError(f"behavior_policy must be {_ACCEPTED}, or None, got the class {given.__name__}: give an object")
     policy = getattr(given, "policy", None) if isinstance(given, BaseAlgorithm) else given
     if isinstance(policy, RecurrentActorCriticPolicy | MaskableActorCriticPolicy):
         raise TypeError(
@@ -132,8 +134,7 @@ def behavior_source(given: Any) -> Any:
         )
     if callable(getattr(policy, "get_distribution", None)):
         return policy
-    is_class = inspect.isclass(given) and issubclass(given, BaseAlgorithm | BasePolicy)
-    if callable(given) and not isinstance(given, BasePolicy) and not is_class:
+    if callable(given) and not isinstance(given, BasePolicy):
         return given
     reason = ", whose policy has no log-probs to tell" if isinstance(given, BaseAlgorithm | BasePolicy) else ""
     raise TypeError(f"behavior_policy must be {_ACCEPTED}, or None, got {given!r}{reason}")
