@@ -13,6 +13,7 @@ from gymnasium import spaces
 from stable_baselines3.common.buffers import ReplayBuffer, RolloutBuffer
 from stable_baselines3.common.callbacks import BaseCallback
 from stable_baselines3.common.evaluation import evaluate_policy
+from stable_baselines3.common.off_policy_algorithm import OffPolicyAlgorithm
 from stable_baselines3.common.utils import obs_as_tensor
 
 from sb3_pg import NPG, TRPO, ActorCritic, KLPenaltyPG, NonFiniteError, OffPAC, OffPolicyPG, Reinforce
@@ -90,7 +91,7 @@ class Recorder(BaseCallback):
         self.stored: list[np.ndarray] = []
 
     def _on_step(self) -> bool:
-        names = ("buffer_actions", "actions") if isinstance(self.model, OffPAC) else ("actions", "clipped_actions")
+        names = ("buffer_actions", "actions") if isinstance(self.model, OffPolicyAlgorithm) else ("actions", "clipped_actions")
         self.drawn.append(self.locals[names[0]].copy())
         self.received.append(self.locals[names[1]].copy())
         return True
