@@ -91,7 +91,11 @@ class Recorder(BaseCallback):
         self.stored: list[np.ndarray] = []
 
     def _on_step(self) -> bool:
-        names = ("buffer_actions", "actions") if isinstance(self.model, OffPolicyAlgorithm) else ("actions", "clipped_actions")
+        names = (
+            ("buffer_actions", "actions")
+            if isinstance(self.model, OffPolicyAlgorithm)
+            else ("actions", "clipped_actions")
+        )
         self.drawn.append(self.locals[names[0]].copy())
         self.received.append(self.locals[names[1]].copy())
         return True
