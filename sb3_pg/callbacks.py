@@ -19,6 +19,7 @@ from sb3_pg.rollout import (
     RolloutBatch,
     TrajectoryRolloutBuffer,
     has_own_forward,
+    original,
     policy_actions,
     unvalidated_distributions,
 )
@@ -71,18 +72,23 @@ class GradientDiagnosticsCallback(BaseCallback):
         self._said = False
 
     def _on_training_start(self) -> None:
-        model, policy = self.model, self.model.policy
+        model = self.model
         name = f"{type(self).__name__} cannot measure {type(model).__name__}"
         if not isinstance(model, OnPolicyAlgorithm):
             raise TypeError(f"{name}: it is not an on-policy algorithm")
-        if not isinstance(policy, ActorCriticPolicy) or has_own_forward(policy):
-            raise ValueError(
-                f"{name} with {type(policy).__name__}, which replaces SB3's forward, evaluate_actions or "
-                "get_distribution: log-probs are taken from SB3's own get_distribution"
-            )
+        self._require_known_log_prob()
         baseline = getattr(model, "_baseline", None)
         if isinstance(baseline, OptimalBaseline) and baseline.component_wise:
             raise ValueError(f"{name} with a component-wise baseline, which leaves no single advantage per step")
+
+    def _require_known_log_prob(self) -> None:
+        policy = original(self.model.policy)
+        if not isinstance(policy, ActorCriticPolicy) or has_own_forward(policy):
+            raise ValueError(
+                f"{type(self).__name__} cannot measure {type(self.model).__name__} with {type(policy).__name__}, which "
+                "replaces SB3's forward, evaluate_actions or get_distribution: log-probs are taken from SB3's own "
+                "get_distribution"
+            )
 
     def _on_step(self) -> bool:
         return True
@@ -91,6 +97,7 @@ class GradientDiagnosticsCallback(BaseCallback):
         self._n_rollouts += 1
         if self._n_rollouts % self.every:
             return
+        self._require_known_log_prob()  # somebody may have replaced a method since
         weighted = _weighted_batch(self.model)
         if weighted is None:
             return

@@ -7,7 +7,7 @@ import torch as th
 from sb3_pg.algorithms.explanation import Metrics, describe_policy
 from sb3_pg.algorithms.update import UpdatingAlgorithm
 from sb3_pg.functional import policy_gradient_loss, reduce_actor, value_loss
-from sb3_pg.rollout import Evaluation, RolloutBatch, evaluate, has_own_head, policy_actions, structure_of
+from sb3_pg.rollout import Evaluation, RolloutBatch, evaluate, is_same_in_both_modes, policy_actions
 
 
 class FirstOrderAlgorithm(UpdatingAlgorithm):
@@ -28,8 +28,7 @@ class FirstOrderAlgorithm(UpdatingAlgorithm):
 
     def _gradient_of(self) -> str | None:
         fits_first = self._critic_is_separate and self.critic_fit == "before"
-        same_in_both_modes = structure_of(self.policy).is_same_in_both_modes and not has_own_head(self.policy)
-        if fits_first or not same_in_both_modes:
+        if fits_first or not is_same_in_both_modes(self.policy):
             return None
         return "both" if self._critic_shares_step else "actor"
 

@@ -6,9 +6,11 @@ from collections.abc import Mapping
 from typing import Any, ClassVar, TypeVar
 
 import numpy as np
+import torch as th
 from stable_baselines3.common.base_class import BaseAlgorithm, maybe_make_env
 from stable_baselines3.common.callbacks import BaseCallback
-from stable_baselines3.common.type_aliases import GymEnv, MaybeCallback
+from stable_baselines3.common.save_util import load_from_zip_file
+from stable_baselines3.common.type_aliases import GymEnv, MaybeCallback, TensorDict
 
 from sb3_pg.algorithms import arguments as arg
 from sb3_pg.errors import NonFiniteError
@@ -40,6 +42,24 @@ class LearningAlgorithm(BaseAlgorithm):
         """
         arg.no_typos(cls, kwargs)
         return super().load(path, None if env is None else maybe_make_env(env, verbose=0), *args, **kwargs)
+
+    def get_parameters(self) -> dict[str, dict[str, Any]]:
+        """As SB3's; names are those of the modules themselves where ``torch.compile`` has wrapped some."""
+        parameters = super().get_parameters()
+        return {key: {_of_original(name): value for name, value in parameters[key].items()} for key in parameters}
+
+    def set_parameters(
+        self, load_path_or_dict: str | TensorDict, exact_match: bool = True, device: th.device | str = "auto"
+    ) -> None:
+        """As SB3's; modules that ``torch.compile`` has wrapped take the names of the modules themselves."""
+        params: Any = load_path_or_dict
+        if not isinstance(params, dict):
+            _, params, _ = load_from_zip_file(params, device=device, load_data=False)
+        wrapped = {_of_original(name): name for name in self.policy.state_dict()}
+        if "policy" in params:
+            named = {wrapped.get(_of_original(name), name): value for name, value in params["policy"].items()}
+            params = {**params, "policy": named}
+        super().set_parameters(params, exact_match, device)
 
     def _check_again(self) -> None:
         """Look at the arguments once more, since ``load`` replaces attributes after the constructor.
@@ -109,3 +129,8 @@ class LearningAlgorithm(BaseAlgorithm):
     def _update_current_progress_remaining(self, num_timesteps: int, total_timesteps: int) -> None:
         """As SB3's, but never below 0: the last rollout may overshoot, and a linear schedule would turn negative."""
         super()._update_current_progress_remaining(min(num_timesteps, total_timesteps), total_timesteps)
+
+
+def _of_original(name: str) -> str:
+    """A parameter's name without what ``torch.compile`` puts into it."""
+    return name.replace("_orig_mod.", "")

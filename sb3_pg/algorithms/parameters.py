@@ -10,7 +10,7 @@ from stable_baselines3.common.policies import ActorCriticPolicy
 from stable_baselines3.common.preprocessing import get_action_dim
 from stable_baselines3.common.utils import obs_as_tensor
 
-from sb3_pg.rollout import action_dist_kept, policy_actions
+from sb3_pg.rollout import action_dist_kept, compiled, original, policy_actions
 
 
 class ParameterSets(NamedTuple):
@@ -27,6 +27,7 @@ def reachable_parameters(policy: ActorCriticPolicy) -> ParameterSets:
 
     :param policy: any policy with SB3's ``evaluate_actions``
     """
+    policy = original(policy)
     training = policy.training
     policy.set_training_mode(False)
     named = dict(policy.named_parameters())
@@ -35,7 +36,9 @@ def reachable_parameters(policy: ActorCriticPolicy) -> ParameterSets:
         parameter.requires_grad_(True)  # what is frozen now may train later
     space = policy.action_space
     actions = th.zeros((1, get_action_dim(space)), device=policy.device)
-    with th.enable_grad(), action_dist_kept(policy):
+    devices = [policy.device] if policy.device.type == "cuda" else []
+    # The random numbers that a hook or an own method may draw are not taken from those of the training.
+    with th.random.fork_rng(devices), compiled(False), th.enable_grad(), action_dist_kept(policy):
         values, log_prob, entropy = policy.evaluate_actions(zero_observation(policy), policy_actions(actions, space))
         actor_output = log_prob.sum() if entropy is None else log_prob.sum() + entropy.sum()
         sets = ParameterSets(_reached(actor_output, named), _reached(values.sum(), named))

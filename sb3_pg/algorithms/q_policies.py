@@ -113,8 +113,7 @@ class Critic(ContinuousCritic):
 
     def all_q_values(self, obs: PyTorchObs) -> th.Tensor:
         """Q(s, .) of a Discrete space, reward units, ``(n_critics, n_samples, n_actions)``."""
-        features = self._features(obs)
-        return th.stack([network(features) for network in self.q_networks])
+        return th.stack(self(obs))
 
     def q_values(self, obs: PyTorchObs, actions: th.Tensor) -> th.Tensor:
         """Q(s, a), reward units.
@@ -127,15 +126,26 @@ class Critic(ContinuousCritic):
             values = self.all_q_values(obs)
             index = actions.reshape(-1, values.shape[1]).T.expand(self.n_critics, -1, -1)
             return values.gather(2, index).transpose(1, 2).reshape(-1, *actions.shape)
-        features, encoded = self._features(obs), self._encode(actions)
+        return th.stack(self(obs, actions)).squeeze(-1)
+
+    def forward(self, obs: PyTorchObs, actions: th.Tensor | None = None) -> tuple[th.Tensor, ...]:
+        """As SB3's: one column per network, for actions as they are stored. Without actions: one per Discrete action.
+
+        The other methods call the critic for their values, so that hooks on it are called.
+        """
+        features = self._features(obs)
+        if isinstance(self.action_space, spaces.Discrete):
+            values = tuple(network(features) for network in self.q_networks)
+            if actions is None:
+                return values
+            chosen = policy_actions(actions, self.action_space).unsqueeze(1)
+            return tuple(value.gather(1, chosen) for value in values)
+        assert actions is not None
+        encoded = self._encode(actions)
         if encoded.dim() == 3:
             features = features.expand(len(encoded), -1, -1)
         rows = th.cat((features, encoded), dim=-1)
-        return th.stack([network(rows).squeeze(-1) for network in self.q_networks])
-
-    def forward(self, obs: th.Tensor, actions: th.Tensor) -> tuple[th.Tensor, ...]:
-        """As SB3's: one column per network, for actions as they are stored."""
-        return tuple(q.unsqueeze(1) for q in self.q_values(obs, policy_actions(actions, self.action_space)))
+        return tuple(network(rows) for network in self.q_networks)
 
     def _features(self, obs: PyTorchObs) -> th.Tensor:
         # shared features are trained by the actor's loss alone, as in SB3

@@ -10,7 +10,7 @@ from torch import nn
 from torch.func import functional_call
 
 from sb3_pg.functional.episode_gradients import LogProb
-from sb3_pg.rollout import action_dist_kept, compiled
+from sb3_pg.rollout import action_dist_kept, compiled, has_own_forward, original
 
 
 class _LogProbModule(nn.Module):
@@ -19,8 +19,11 @@ class _LogProbModule(nn.Module):
     def __init__(self, policy: ActorCriticPolicy) -> None:
         super().__init__()
         self.policy = policy
+        self._has_own_forward = has_own_forward(policy)
 
     def forward(self, observations: Any, actions: th.Tensor) -> th.Tensor:
+        if self._has_own_forward:
+            return self.policy.evaluate_actions(observations, actions)[1]
         log_prob: th.Tensor = self.policy.get_distribution(observations).log_prob(actions)
         return log_prob
 
@@ -31,6 +34,7 @@ def functional_log_prob(policy: ActorCriticPolicy) -> Iterator[LogProb]:
 
     :param policy: the policy
     """
+    policy = original(policy)
     module = _LogProbModule(policy)
     # Where each parameter hangs, shared modules once: functional_call's own search for tied weights meets them several
     # times, and then does not put them back.

@@ -28,6 +28,8 @@ from sb3_pg.rollout import (
     compile_networks,
     from_env,
     keep_what_is_drawn,
+    is_listened_to,
+    is_patched,
     require_finite_observation,
     require_finite_policy,
     require_finite_step,
@@ -134,8 +136,9 @@ class TransitionAlgorithm(LearningAlgorithm, OffPolicyAlgorithm):
         cause: Exception | None = None
         try:
             with th.no_grad(), unvalidated_distributions():
-                distribution = self.actor.distribution(obs_as_tensor(obs, self.device))
-                drawn = distribution.sample()
+                obs_tensor = obs_as_tensor(obs, self.device)
+                distribution = self.actor.distribution(obs_tensor)
+                drawn = self.policy._predict(obs_tensor) if self._acts_by_calls() else distribution.sample()
                 actions, log_probs = drawn.cpu().numpy(), distribution.log_prob(drawn).cpu().numpy()
             if np.isfinite(log_probs).all():
                 return actions, log_probs
@@ -144,6 +147,12 @@ class TransitionAlgorithm(LearningAlgorithm, OffPolicyAlgorithm):
         require_finite_step("observation", obs, self._n_collected, cause=cause)
         require_finite_policy(self.policy, cause)
         raise cause or NonFiniteError("log_prob", math.nan, step=self._n_collected)
+
+    def _acts_by_calls(self) -> bool:
+        """Whether it matters that SB3 acts by ``_predict``, which calls the actor: there are hooks, or own methods."""
+        policy, actor = self.policy, self.policy.actor
+        own = "_predict" in vars(policy) or type(policy)._predict is not OffPACPolicy._predict
+        return own or is_listened_to((actor,)) or is_patched(actor)
 
     # ---------------------------------------------------------------- collecting
 

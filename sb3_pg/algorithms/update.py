@@ -20,6 +20,7 @@ from sb3_pg.rollout import (
     EntropyUse,
     RolloutBatch,
     compiled,
+    is_same_in_both_modes,
     set_training_mode,
     structure_of,
     unvalidated_distributions,
@@ -68,7 +69,9 @@ class UpdatingAlgorithm(EstimatingAlgorithm):
             self.logger.record("train/critic_learning_rate", rate)
         try:
             with unchanged_on_error(self.policy) as before, unvalidated_distributions(), compiled():
-                if batch.evaluation is not None and not batch.evaluation.serves(before, self._entropy_use()):
+                if batch.evaluation is not None and not (
+                    batch.evaluation.serves(before, self._entropy_use()) and is_same_in_both_modes(self.policy)
+                ):
                     batch.evaluation = None  # somebody has changed the policy since, or what is asked of it
                 if self.normalize_value_targets:
                     assert batch.returns is not None
@@ -125,6 +128,9 @@ class UpdatingAlgorithm(EstimatingAlgorithm):
         """Set the parameters' ``grad``, for :meth:`_gradient_step`, to the gradient of the loss."""
         for parameter in structure_of(self.policy).parameters:
             parameter.grad = None
+        for group in self.policy.optimizer.param_groups:  # it may know parameters that the policy has no more
+            for parameter in group["params"]:
+                parameter.grad = None
         if not self._warms_up():
             if loss.requires_grad:  # not all of it is frozen
                 loss.backward()

@@ -4,7 +4,7 @@ import importlib
 import types
 import warnings
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, nullcontext
 from contextvars import ContextVar
 from typing import Any
 
@@ -13,7 +13,7 @@ from stable_baselines3.common.policies import BasePolicy
 from stable_baselines3.common.torch_layers import BaseFeaturesExtractor
 from torch import nn
 
-from sb3_pg.rollout.structure import is_listened_to
+from sb3_pg.rollout.structure import is_listened_to, is_patched
 
 _IN_USE: ContextVar[bool] = ContextVar("compiled networks are in use", default=False)
 
@@ -44,11 +44,12 @@ def compile_networks(policy: BasePolicy) -> None:
 def compiled(on: bool = True) -> Iterator[None]:
     """Let the body use compiled networks, where a policy has them; or the original ones, to differentiate twice.
 
-    :param on: which of the two
+    :param on: which of the two; False stops what the user has compiled, too
     """
     token = _IN_USE.set(on)
     try:
-        yield
+        with nullcontext() if on else th.compiler.set_stance("force_eager"):
+            yield
     finally:
         _IN_USE.reset(token)
 
@@ -67,7 +68,8 @@ class _Compiled:
 
     def __call__(self, *args: Any, **kwargs: Any) -> Any:
         # A graph does not know of hooks that came after it.
-        if _IN_USE.get() and not is_listened_to([*self._network.modules()]):
+        modules = [*self._network.modules()]
+        if _IN_USE.get() and not is_listened_to(modules) and not any(map(is_patched, modules)):
             return self._compiled(*args, **kwargs)
         return self._call(*args, **kwargs)
 

@@ -21,6 +21,8 @@ from sb3_pg.rollout.structure import (
     has_own_forward,
     has_own_head,
     overrides,
+    structure_of,
+    without_gradient,
 )
 
 #: Samples per forward without gradient; bounds the memory of image policies.
@@ -58,7 +60,7 @@ def predict_values(policy: ActorCriticPolicy, observations: Observations) -> th.
     :return: shape ``(n_samples,)``
     """
     predict = value_function(policy)
-    with th.inference_mode():
+    with without_gradient(policy)():
         values = [predict(chunk) for chunk in split_observations(observations, CHUNK_SIZE)]
     return th.cat(values)  # concatenated outside, so that autograd may use the result as a constant
 
@@ -74,7 +76,7 @@ def predict_log_probs(
     :return: log-probs in nats, shape ``(n_samples,)``, and the distributions of the chunks
     """
     log_probs, distributions = [], []
-    with th.inference_mode(), unvalidated_distributions(), action_dist_kept(policy):
+    with without_gradient(policy)(), unvalidated_distributions(), action_dist_kept(policy):
         for chunk, action in zip(split_observations(observations, CHUNK_SIZE), actions.split(CHUNK_SIZE), strict=True):
             distribution = policy.get_distribution(chunk)
             log_probs.append(distribution.log_prob(action))
@@ -180,7 +182,8 @@ def _evaluate(
     policy: ActorCriticPolicy, observations: Any, actions: th.Tensor, with_values: bool, entropy: EntropyUse
 ) -> Evaluation:
     """Through the policy's own methods."""
-    if with_values or has_own_forward(policy):  # shared features once for both
+    # shared features once for both
+    if with_values or has_own_forward(policy) or structure_of(policy).calls_matter:
         values, log_prob, entropies = policy.evaluate_actions(observations, actions)
         distribution = None if has_own_forward(policy) else _held(policy.action_dist)
         return Evaluation(log_prob, entropies, values.flatten() if with_values else None, distribution)

@@ -81,7 +81,7 @@ def plain_layers(policy: ActorCriticPolicy) -> PlainLayers | None:
     structure = structure_of(policy)
     if structure.plain is None:
         structure.plain = PlainLayers(policy) if _is_plain(policy) else False
-    return None if structure.has_hooks else structure.plain or None
+    return None if structure.calls_matter else structure.plain or None
 
 
 def value_function(policy: ActorCriticPolicy) -> Callable[[Observations], th.Tensor]:

@@ -5,7 +5,8 @@
 * :class:`NumpySampler` for SB3's standard MLP policies on the CPU, with Discrete or Box actions;
 * :class:`MlpSampler` for those policies elsewhere: the layers' matrices by themselves;
 * :class:`DistributionSampler` for policies that keep SB3's ``get_distribution``: images, dicts, gSDE, own extractors;
-* :class:`ForwardSampler` for policies that override ``forward``: calls it, and keeps its values and log-probs.
+* :class:`ForwardSampler` for policies with a ``forward`` of their own, or with hooks: calls them as SB3 does, and keeps
+  values and log-probs.
 """
 
 from collections.abc import Callable, Iterator
@@ -26,7 +27,7 @@ from torch import nn
 from torch.distributions import Distribution
 
 from sb3_pg.rollout.plain import NumpyLayer, PlainLayers, plain_layers
-from sb3_pg.rollout.structure import has_own_forward, has_own_head
+from sb3_pg.rollout.structure import has_own_forward, has_own_head, overrides, structure_of, without_gradient
 
 
 class Sampler(Protocol):
@@ -61,7 +62,8 @@ def make_sampler(policy: ActorCriticPolicy, device: th.device, n_envs: int) -> S
     :param device: where the policy lives
     :param n_envs: number of parallel environments
     """
-    if has_own_forward(policy):
+    # The values of the steps are those of forward, where predict_values says something else.
+    if has_own_forward(policy) or structure_of(policy).calls_matter or overrides(policy, "predict_values"):
         return ForwardSampler(policy, device)
     if type(policy.action_dist) in OF_OUTPUTS and not has_own_head(policy):
         layers = plain_layers(policy)
@@ -173,11 +175,11 @@ class DistributionSampler:
     def __init__(self, policy: ActorCriticPolicy, device: th.device) -> None:
         self.policy, self.device = policy, device
         self.shape = (-1, *cast(tuple[int, ...], policy.action_space.shape))
+        self._without_gradient = without_gradient(policy)
 
-    @th.inference_mode()
     def __call__(self, obs: Any) -> np.ndarray:
         """Draw actions."""
-        with unvalidated_distributions():
+        with self._without_gradient(), unvalidated_distributions():
             actions = self.policy.get_distribution(obs_as_tensor(obs, self.device)).get_actions()
         result: np.ndarray = actions.reshape(self.shape).cpu().numpy()
         return result
@@ -195,7 +197,7 @@ class ForwardSampler:
         self.values: list[th.Tensor] = []
         self.log_probs: list[th.Tensor] = []
 
-    @th.no_grad()  # not inference mode: a policy of the user's may keep what it computes
+    @th.no_grad()
     def __call__(self, obs: Any) -> np.ndarray:
         """Draw actions."""
         actions, values, log_probs = self.policy(obs_as_tensor(obs, self.device))

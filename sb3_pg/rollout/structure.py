@@ -1,11 +1,12 @@
 """What a policy is made of: found once, since walking through its modules takes longer than a small update."""
 
 import copy
+import inspect
 import math
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
-from functools import cached_property
-from typing import Any
+from functools import cache, cached_property
+from typing import Any, TypeVar
 from weakref import WeakKeyDictionary
 
 import torch as th
@@ -14,6 +15,7 @@ from torch import nn
 from torch._utils import _flatten_dense_tensors, _unflatten_dense_tensors
 from torch.nn.modules.module import _has_any_global_hook
 
+PolicyT = TypeVar("PolicyT", bound=BasePolicy)
 #: torch's modules that do something else in training than in evaluation.
 _MODE_DEPENDENT = (
     nn.modules.batchnorm._NormBase,
@@ -24,12 +26,28 @@ _MODE_DEPENDENT = (
 )
 
 
+#: SB3's own methods, as they were when this module was imported.
+_OF_SB3 = dict(inspect.getmembers(ActorCriticPolicy))
+
+
+def original(policy: PolicyT) -> PolicyT:
+    """The policy itself, where ``torch.compile`` has wrapped it into a module of its own."""
+    unwrapped: PolicyT = getattr(policy, "_orig_mod", policy)  # torch has no public name for it
+    return unwrapped
+
+
 def overrides(policy: BasePolicy, *methods: str) -> bool:
-    """Whether the policy's class replaces one of these methods of SB3's ActorCriticPolicy."""
-    return any(getattr(type(policy), name) is not getattr(ActorCriticPolicy, name) for name in methods)
+    """Whether the policy replaces one of these methods of SB3's ActorCriticPolicy, in its class or in the object.
+
+    A policy that ``torch.compile`` has wrapped replaces all of them.
+    """
+    cls = type(policy)
+    return not vars(policy).keys().isdisjoint(methods) or any(
+        getattr(cls, name, None) is not _OF_SB3[name] for name in methods
+    )
 
 
-def has_own_forward(policy: ActorCriticPolicy) -> bool:
+def has_own_forward(policy: BasePolicy) -> bool:
     """Whether the policy replaces a method of SB3's that samples, scores or extracts features.
 
     Then ``forward`` and ``evaluate_actions``, which SB3 calls, are the only ones that say what the policy is.
@@ -38,8 +56,25 @@ def has_own_forward(policy: ActorCriticPolicy) -> bool:
 
 
 def has_own_head(policy: ActorCriticPolicy) -> bool:
-    """Whether the policy replaces SB3's way from the actor's last layer to the distribution."""
-    return overrides(policy, "_get_action_dist_from_latent")
+    """Whether the policy replaces SB3's way from the actor's last layer to the distribution, or methods of that."""
+    return overrides(policy, "_get_action_dist_from_latent") or is_patched(policy.action_dist)
+
+
+@cache
+def _methods_of(cls: type) -> frozenset[str]:
+    """Names of a class's methods; of those that all modules have, the ones that a call or a change of mode calls."""
+    members = {name: getattr(cls, name, None) for name in dir(cls)}
+    methods = {name for name, member in members.items() if callable(member) and not inspect.isclass(member)}
+    return frozenset(methods.difference(dir(nn.Module)) | methods & {"forward", "train"})
+
+
+def is_patched(instance: object) -> bool:
+    """Whether somebody has replaced a method of the object's class in the object itself."""
+    return not vars(instance).keys().isdisjoint(_methods(instance))
+
+
+def _methods(instance: Any) -> frozenset[str]:
+    return _methods_of(type(instance))
 
 
 class Snapshot:
@@ -85,14 +120,10 @@ def _flatten(group: list[nn.Parameter]) -> th.Tensor:
     return flat.clone() if len(group) == 1 else flat  # of one tensor it is a view
 
 
-def is_listened_to(modules: list[nn.Module]) -> bool:
-    """Whether there are hooks on calls of any of these modules, or somebody has replaced one's ``forward``."""
+def is_listened_to(modules: Iterable[nn.Module]) -> bool:
+    """Whether there are hooks on calls of any of these modules."""
     return bool(_has_any_global_hook()) or any(
-        module._forward_hooks
-        or module._forward_pre_hooks
-        or module._backward_hooks
-        or module._backward_pre_hooks
-        or "forward" in vars(module)
+        module._forward_hooks or module._forward_pre_hooks or module._backward_hooks or module._backward_pre_hooks
         for module in modules
     )
 
@@ -109,7 +140,10 @@ class Structure:
         self.buffers = list(policy.buffers())
         #: the bare layers of :mod:`sb3_pg.rollout.plain`, False if there are none, None if nobody has asked
         self.plain: Any = None
-        self.has_hooks = is_listened_to(self.parts)
+        self.attributes = [vars(part) for part in self.parts]
+        self._methods = [(vars(part).keys(), _methods(part)) for part in self.parts]
+        self._splits_features = _splits_features(policy)
+        self.look_at_calls(policy)
         tables = [t for m in (policy, *self.parts) for t in (m._modules, m._parameters, m._buffers)]
         self._tables = [table.values() for table in tables if table]
         self._empty = [table for table in tables if not table]
@@ -126,17 +160,25 @@ class Structure:
         """The parameters' and buffers' values as they are now."""
         return Snapshot(self.parameters, self.buffers)
 
-    def refresh_hooks(self) -> None:
-        """Look again whether somebody listens to the modules' calls."""
-        self.has_hooks = is_listened_to(self.parts)
+    def look_at_calls(self, policy: BasePolicy) -> None:
+        """Look again for hooks and for methods that somebody has replaced.
+
+        :param policy: the policy
+        """
+        #: whether only SB3's own calls of the policy and its modules say what the policy is
+        self.calls_matter = (
+            is_listened_to((policy, *self.parts))
+            or not all(names.isdisjoint(methods) for names, methods in self._methods)
+            or self._splits_features
+        )
 
     @property
     def is_same_in_both_modes(self) -> bool:
-        """Whether the policy surely computes the same in training and in evaluation mode.
+        """Whether the modules surely compute the same in training and in evaluation mode.
 
         Hooks, and modules that are neither torch's nor SB3's, may look at the mode.
         """
-        return self._parts_ignore_modes and not self.has_hooks
+        return self._parts_ignore_modes and not self.calls_matter
 
     @cached_property
     def _parts_ignore_modes(self) -> bool:
@@ -150,6 +192,16 @@ class Structure:
         return any(
             type(part).train is not nn.Module.train or isinstance(part, th.jit.ScriptModule) for part in self.parts
         )
+
+
+def _splits_features(policy: BasePolicy) -> bool:
+    """Whether a features extractor that actor and critic share has been replaced in one of its three places only.
+
+    SB3's methods differ in where they look for it.
+    """
+    names = ("features_extractor", "pi_features_extractor", "vf_features_extractor")
+    extractors = {getattr(policy, name, None) for name in names}
+    return getattr(policy, "share_features_extractor", False) and len(extractors) > 1
 
 
 _KNOWN: WeakKeyDictionary[nn.Module, Structure] = WeakKeyDictionary()
@@ -169,15 +221,15 @@ def set_training_mode(policy: BasePolicy, mode: bool) -> None:
     """
     structure = structure_of(policy)
     if structure.is_current():
-        structure.refresh_hooks()
+        structure.look_at_calls(policy)
     else:
         structure = _KNOWN[policy] = Structure(policy)
-    if structure.has_own_modes or overrides(policy, "set_training_mode", "train"):
+    if structure.calls_matter or structure.has_own_modes or overrides(policy, "set_training_mode", "train"):
         policy.set_training_mode(mode)
         return
     vars(policy)["training"] = mode
-    for part in structure.parts:
-        vars(part)["training"] = mode
+    for attributes in structure.attributes:
+        attributes["training"] = mode
 
 
 @contextmanager
@@ -191,13 +243,34 @@ def evaluation_mode(policy: BasePolicy) -> Iterator[None]:
         set_training_mode(policy, before)
 
 
+def is_same_in_both_modes(policy: ActorCriticPolicy) -> bool:
+    """Whether the policy surely computes the same in training and in evaluation mode, as far as its modules are known.
+
+    Methods of its own may look at the mode.
+    """
+    return structure_of(policy).is_same_in_both_modes and not has_own_forward(policy) and not has_own_head(policy)
+
+
+def without_gradient(policy: ActorCriticPolicy) -> type[th.no_grad] | type[th.inference_mode]:
+    """The context for calls of the policy that are not differentiated.
+
+    Hooks and methods of the user's own may keep tensors, which inference mode would make useless to autograd.
+    """
+    own = structure_of(policy).calls_matter or has_own_forward(policy) or has_own_head(policy)
+    return th.no_grad if own or overrides(policy, "predict_values") else th.inference_mode
+
+
 @contextmanager
 def action_dist_kept(policy: ActorCriticPolicy) -> Iterator[None]:
     """Let the body use a copy of the policy's distribution object.
 
     It keeps what it computed last, graphs and tensors of transforms included, which could not be copied or used later.
+    An object with methods of its own is not copied: they may be bound to it.
     """
     distribution = policy.action_dist
+    if is_patched(distribution):
+        yield
+        return
     policy.action_dist = copy.copy(distribution)
     try:
         yield
