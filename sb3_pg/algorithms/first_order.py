@@ -7,7 +7,7 @@ import torch as th
 from sb3_pg.algorithms.explanation import Metrics, describe_policy
 from sb3_pg.algorithms.update import UpdatingAlgorithm
 from sb3_pg.functional import policy_gradient_loss, reduce_actor, value_loss
-from sb3_pg.rollout import Evaluation, RolloutBatch, evaluate, is_same_in_both_modes, policy_actions
+from sb3_pg.rollout import Evaluation, RolloutBatch, compiled, evaluate, is_same_in_both_modes, policy_actions
 
 
 class FirstOrderAlgorithm(UpdatingAlgorithm):
@@ -71,10 +71,14 @@ class FirstOrderAlgorithm(UpdatingAlgorithm):
         """The batch's own forward, if it still has its graph; otherwise a new one."""
         evaluation: Evaluation | None = batch.evaluation
         batch.evaluation = None
-        return evaluation or evaluate(
-            self.policy,
-            batch.flat_observations,
-            policy_actions(batch.select(batch.actions), self.action_space),
-            with_values=self._critic_shares_step,
-            entropy=self._entropy_use(),
-        )
+        if evaluation is not None:
+            return evaluation
+        # Of a graph that is differentiated twice torch.compile knows only if it was told, as compile=True does.
+        with compiled(self.compile or not self._explains()):
+            return evaluate(
+                self.policy,
+                batch.flat_observations,
+                policy_actions(batch.select(batch.actions), self.action_space),
+                with_values=self._critic_shares_step,
+                entropy=self._entropy_use(),
+            )

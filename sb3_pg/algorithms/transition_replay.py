@@ -30,6 +30,7 @@ from sb3_pg.rollout import (
     keep_what_is_drawn,
     is_listened_to,
     is_patched,
+    original,
     require_finite_observation,
     require_finite_policy,
     require_finite_step,
@@ -150,7 +151,8 @@ class TransitionAlgorithm(LearningAlgorithm, OffPolicyAlgorithm):
 
     def _acts_by_calls(self) -> bool:
         """Whether it matters that SB3 acts by ``_predict``, which calls the actor: there are hooks, or own methods."""
-        policy, actor = self.policy, self.policy.actor
+        policy = original(self.policy)
+        actor = policy.actor
         own = "_predict" in vars(policy) or type(policy)._predict is not OffPACPolicy._predict
         return own or is_listened_to((actor,)) or is_patched(actor)
 

@@ -60,6 +60,9 @@ class _Compiled:
     :param network: the network
     """
 
+    #: what tells it from what the user has compiled
+    for_updates_only = True
+
     def __init__(self, network: nn.Module) -> None:
         self._network = network
         self._call: Callable[..., Any] = network._call_impl

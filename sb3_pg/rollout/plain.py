@@ -80,7 +80,9 @@ def plain_layers(policy: ActorCriticPolicy) -> PlainLayers | None:
     """The policy's bare layers, or None if its networks are anything else than SB3's standard ones."""
     structure = structure_of(policy)
     if structure.plain is None:
-        structure.plain = PlainLayers(policy) if _is_plain(policy) else False
+        # A weight that is no parameter may be replaced unnoticed.
+        of_parameters = all(vars(part).keys().isdisjoint(("weight", "bias")) for part in structure.parts)
+        structure.plain = PlainLayers(policy) if of_parameters and _is_plain(policy) else False
     return None if structure.calls_matter else structure.plain or None
 
 
@@ -105,6 +107,8 @@ def _is_plain(policy: ActorCriticPolicy) -> bool:
         and type(policy.pi_features_extractor) is FlattenExtractor
         and type(policy.vf_features_extractor) is FlattenExtractor
         and type(policy.mlp_extractor) is MlpExtractor
+        and type(policy.mlp_extractor.policy_net) is nn.Sequential
+        and type(policy.mlp_extractor.value_net) is nn.Sequential
         and type(policy.action_net) is nn.Linear
         and type(policy.value_net) is nn.Linear
     )

@@ -73,8 +73,9 @@ def is_patched(instance: object) -> bool:
     return not vars(instance).keys().isdisjoint(_methods(instance))
 
 
-def _methods(instance: Any) -> frozenset[str]:
-    return _methods_of(type(instance))
+def _methods(instance: object) -> frozenset[str]:
+    cls: Any = type(instance)
+    return _methods_of(cls)
 
 
 class Snapshot:
@@ -121,9 +122,13 @@ def _flatten(group: list[nn.Parameter]) -> th.Tensor:
 
 
 def is_listened_to(modules: Iterable[nn.Module]) -> bool:
-    """Whether there are hooks on calls of any of these modules."""
+    """Whether there are hooks on calls of any of these modules, or the user has compiled one in place."""
     return bool(_has_any_global_hook()) or any(
-        module._forward_hooks or module._forward_pre_hooks or module._backward_hooks or module._backward_pre_hooks
+        module._forward_hooks
+        or module._forward_pre_hooks
+        or module._backward_hooks
+        or module._backward_pre_hooks
+        or (module._compiled_call_impl and not getattr(module._compiled_call_impl, "for_updates_only", False))
         for module in modules
     )
 
