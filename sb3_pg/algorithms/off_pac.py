@@ -206,6 +206,7 @@ class OffPAC(TransitionAlgorithm):
         :param gradient_steps: how many
         :param batch_size: transitions per step
         :raises NonFiniteError: a parameter would not be finite
+        :raises ValueError: layers of the critic have been changed, and not those of its target
         """
         policy = self.policy
         buffer, progress = self.replay_buffer, self._current_progress_remaining
@@ -264,8 +265,15 @@ class OffPAC(TransitionAlgorithm):
 
     def _move_target(self) -> None:
         critic, target = self.policy.critic, self.policy.critic_target
+        slow, fast = list(target.parameters()), list(critic.parameters())
+        if [parameter.shape for parameter in slow] != [parameter.shape for parameter in fast]:
+            shapes = [tuple(parameter.shape) for parameter in slow], [tuple(parameter.shape) for parameter in fast]
+            raise ValueError(
+                "policy.critic_target must have parameters of the same shapes as policy.critic, in the same order: change "
+                f"layers in both, got {shapes[0]} and {shapes[1]}"
+            )
         with th.no_grad():
-            th._foreach_lerp_(list(target.parameters()), list(critic.parameters()), self.tau)
+            th._foreach_lerp_(slow, fast, self.tau)
             for theirs, ours in zip(target.buffers(), critic.buffers(), strict=True):  # BatchNorm's statistics
                 theirs.copy_(ours)
 

@@ -76,6 +76,10 @@ class ContinuousActor(Actor):
         distribution: Distribution = own.proba_distribution(mean, log_std, **kwargs)
         return distribution
 
+    def forward(self, obs: PyTorchObs, deterministic: bool = False) -> th.Tensor:
+        """Actions."""
+        return self.distribution(obs).get_actions(deterministic)
+
 
 class Critic(ContinuousCritic):
     """Q(s, a) of several networks: one output per action for Discrete, actions as an input otherwise.
