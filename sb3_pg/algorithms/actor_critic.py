@@ -10,6 +10,7 @@ from typing_extensions import Self, Unpack
 
 from sb3_pg.algorithms import arguments as arg
 from sb3_pg.algorithms.critic_estimates import CriticArguments, CriticEstimates
+from sb3_pg.algorithms.effects import check_effects
 from sb3_pg.algorithms.first_order import FirstOrderAlgorithm
 
 
@@ -73,7 +74,11 @@ class ActorCritic(CriticEstimates, FirstOrderAlgorithm):
     ) -> None:
         arg.check_arguments(locals(), {"rms_prop_eps": arg.real(0), "use_rms_prop": arg.instance(bool)})
         arg.instance(dict, optional=True)("policy_kwargs", policy_kwargs)
-        if use_rms_prop and "optimizer_class" not in (policy_kwargs or {}):
+        chosen = "optimizer_class" in (policy_kwargs or {})
+        if chosen or not use_rms_prop:
+            why = "an optimizer_class in policy_kwargs" if chosen else "use_rms_prop=False"
+            check_effects(type(self), {"rms_prop_eps": rms_prop_eps}, {"rms_prop_eps": why}, {"rms_prop_eps"})
+        else:
             rms_prop = {"alpha": 0.99, "eps": rms_prop_eps, "weight_decay": 0}
             policy_kwargs = {**(policy_kwargs or {}), "optimizer_class": th.optim.RMSprop, "optimizer_kwargs": rms_prop}
         super().__init__(

@@ -1,17 +1,19 @@
 """Checks of constructor arguments: one table per class, errors that name argument, value and what is allowed."""
 
-import difflib
 import inspect
 import math
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from numbers import Integral, Real
 from typing import Any
 
 import torch as th
 from sb3_contrib.common.recurrent.policies import RecurrentActorCriticPolicy
+from stable_baselines3.common.callbacks import BaseCallback
 from stable_baselines3.common.policies import ActorCriticPolicy
 from stable_baselines3.common.type_aliases import Schedule, TrainFrequencyUnit
 from stable_baselines3.common.utils import FloatSchedule, LinearSchedule
+
+from sb3_pg.algorithms.suggestions import suggestion
 
 Check = Callable[[str, Any], None]
 
@@ -136,6 +138,17 @@ def subclass(base: type) -> Check:
     return check
 
 
+def callback(name: str, value: Any) -> None:
+    """One of SB3's callbacks, a list of them, a function of locals and globals, or None."""
+    if isinstance(value, list):
+        fits = all(isinstance(one, BaseCallback) for one in value)
+    else:
+        fits = value is None or isinstance(value, BaseCallback) or (callable(value) and not inspect.isclass(value))
+    if not fits:
+        allowed = "a BaseCallback, a list of BaseCallbacks, a function of (locals, globals)"
+        raise TypeError(_message(name, value, allowed, True))
+
+
 def nothing(reason: str) -> Check:
     """None, for a reason."""
 
@@ -198,8 +211,8 @@ def known_arguments(cls: type, kwargs: Mapping[str, Any], but: Mapping[str, str]
         if name in but:
             raise TypeError(f"{cls.__name__} has no argument {name!r}: {but[name]}")
         if name not in names:
-            close = difflib.get_close_matches(name, names, n=1)
-            hint = f"; did you mean {close[0]!r}?" if close else f"; it has {sorted(names)}"
+            meant = suggestion(name, names)
+            hint = f"; did you mean {meant!r}?" if meant else f"; it has {sorted(names)}"
             raise TypeError(f"{cls.__name__} has no argument {name!r}{hint}")
     return dict(kwargs)
 
@@ -211,19 +224,25 @@ def no_typos(cls: type, kwargs: Mapping[str, Any]) -> None:
     """
     names = _argument_names(cls)
     for name in kwargs:
-        close = difflib.get_close_matches(name, names, n=1, cutoff=0.8)
-        if name not in names and close:
-            raise TypeError(f"{cls.__name__} has no argument {name!r}; did you mean {close[0]!r}?")
+        meant = suggestion(name, names)
+        if name not in names and meant:
+            raise TypeError(f"{cls.__name__} has no argument {name!r}; did you mean {meant!r}?")
 
 
 def _argument_names(cls: type) -> set[str]:
     return {
         name
-        for base in cls.__mro__
-        if "__init__" in vars(base) and base is not object and not base.__module__.startswith("stable_baselines3.")
-        for name, parameter in inspect.signature(base.__init__).parameters.items()  # type: ignore[misc]
+        for init in constructors(cls)
+        for name, parameter in inspect.signature(init).parameters.items()
         if parameter.kind not in (parameter.VAR_POSITIONAL, parameter.VAR_KEYWORD) and name != "self"
     }
+
+
+def constructors(cls: type) -> Iterator[Callable[..., None]]:
+    """The ``__init__`` of each class on the way upwards from ``cls``, without those of SB3."""
+    for base in cls.__mro__:
+        if "__init__" in vars(base) and base is not object and not base.__module__.startswith("stable_baselines3."):
+            yield base.__init__  # type: ignore[misc]
 
 
 def to_schedule(value: Any, name: str = "learning_rate") -> Schedule:

@@ -1,7 +1,7 @@
 """The template of all on-policy algorithms: collect a rollout, update from it, log what happened."""
 
 import time
-from typing import Any, TypeVar
+from typing import Any, ClassVar, TypeVar
 
 import torch as th
 from gymnasium import spaces
@@ -20,6 +20,7 @@ from sb3_pg.errors import NonFiniteError
 from sb3_pg.rollout import (
     Collector,
     DictTrajectoryRolloutBuffer,
+    EpisodeLimit,
     RolloutBatch,
     TrajectoryRolloutBuffer,
     batch_from_filled_buffer,
@@ -129,6 +130,34 @@ class PolicyGradientAlgorithm(UpdatingAlgorithm, OnPolicyAlgorithm):
                 "or complete episodes with n_episodes="
             )
 
+    tolerated: ClassVar[frozenset[str]] = UpdatingAlgorithm.tolerated | {"gae_lambda"}
+
+    def _without_effect(self) -> dict[str, str]:
+        unused = super()._without_effect()
+        if self.n_steps is not None:
+            unused["max_episode_steps"] = f"n_steps={self.n_steps}, which cuts episodes: give n_episodes="
+        if not self._uses_gae_lambda:
+            unused["gae_lambda"] = f"the returns of {type(self).__name__}: ActorCritic has generalized advantages"
+        if self._has_foreign_buffer:
+            unused["act_device"] = f"rollout_buffer_class={self.rollout_buffer_class}, which the policy itself fills"
+        return unused
+
+    @property
+    def _uses_gae_lambda(self) -> bool:
+        return self._has_foreign_buffer
+
+    @property
+    def _episode_limit(self) -> EpisodeLimit | None:
+        """How long an episode may be that is waited for; None where none is."""
+        if self.n_steps is not None:
+            return None
+        return EpisodeLimit(self.max_episode_steps, f"collect segments with {self._for_segments}")
+
+    @property
+    def _for_segments(self) -> str:
+        """What collects segments, which wait for no episode's end."""
+        return "n_steps="
+
     @property
     def _has_foreign_buffer(self) -> bool:
         cls = self.rollout_buffer_class
@@ -167,8 +196,8 @@ class PolicyGradientAlgorithm(UpdatingAlgorithm, OnPolicyAlgorithm):
         in ``log_interval``: those that tell what the step has done (``train/joint_kl`` and the like), and, without a
         callback that could read them in between, entropy and explained variance.
 
-        :raises ValueError: negative ``total_timesteps``, or a model without env
-        :raises TypeError: ``total_timesteps`` is not a number
+        :raises ValueError: an argument out of range, or a model without env
+        :raises TypeError: an argument of the wrong type
         """
         return self._learn(total_timesteps, callback, log_interval, tb_log_name, reset_num_timesteps, progress_bar)
 
@@ -202,7 +231,8 @@ class PolicyGradientAlgorithm(UpdatingAlgorithm, OnPolicyAlgorithm):
             per_env = self._episodes_per_env() if n_steps is None else None
             self._collected = rollout_buffer, {}
             try:
-                sampler = self._collector.collect(callback, rollout_buffer, n_steps, per_env, self.max_episode_steps)
+                limit = None if per_env is None else self._episode_limit
+                sampler = self._collector.collect(callback, rollout_buffer, n_steps, per_env, limit)
                 if sampler is None:
                     return False
                 batch = make_batch(

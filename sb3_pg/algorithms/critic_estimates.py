@@ -93,6 +93,25 @@ class CriticEstimates(PolicyGradientAlgorithm):
                 "rollout that collect_rollouts has put into rollout_buffer: this one was filled otherwise"
             )
 
+    def _without_effect(self) -> dict[str, str]:
+        unused = super()._without_effect()
+        asked = f"advantage={self.advantage!r} and critic_target={self.critic_target!r}"
+        if "n_step" not in self._kinds:
+            unused["td_steps"] = asked
+        if "gae_lambda" in unused:
+            unused["gae_lambda"] = asked
+        return unused
+
+    @property
+    def _kinds(self) -> set[str]:
+        """The returns that are computed."""
+        kind = _DEFAULT_TARGETS[self.advantage]
+        return {kind, self.critic_target or kind}
+
+    @property
+    def _uses_gae_lambda(self) -> bool:
+        return "lambda" in self._kinds or super()._uses_gae_lambda
+
     def _estimate(self, batch: RolloutBatch) -> tuple[th.Tensor, th.Tensor]:
         assert batch.values is not None
         kind = _DEFAULT_TARGETS[self.advantage]

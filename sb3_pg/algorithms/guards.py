@@ -1,7 +1,9 @@
 """NaN never travels: what is checked around an update, and how it is undone."""
 
-from collections.abc import Iterator
+import math
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
+from typing import Any
 
 import torch as th
 from stable_baselines3.common.policies import ActorCriticPolicy, BasePolicy
@@ -10,6 +12,8 @@ from sb3_pg.errors import NonFiniteError
 from sb3_pg.rollout import RolloutBatch, Snapshot, require_finite_policy, structure_of
 
 _SMALLER_STEP = "A smaller learning rate may help."
+#: The gradient of a Gaussian's density has std^4 in it, which single precision has from e^-87 to e^88.
+_LARGEST_LOG_STD = 20.0
 
 
 @contextmanager
@@ -86,6 +90,25 @@ def require_log_probs(policy: ActorCriticPolicy, log_probs: th.Tensor, valid: th
         require_finite_policy(policy)
         step, env = bad[0].tolist()
         raise NonFiniteError("log_prob", float(log_probs[step, env]), env, step)
+
+
+def require_usable_std(policy: th.nn.Module, policy_kwargs: Mapping[str, Any], use_sde: bool) -> None:
+    """Check the standard deviation that a new policy starts with.
+
+    :param policy: an actor-critic policy, or an actor
+    :param policy_kwargs: with or without ``log_std_init``
+    :param use_sde: gSDE, which adds to a small standard deviation
+    :raises ValueError: a Gaussian's density, or the gradient of it, would overflow in single precision
+    """
+    log_std = getattr(policy, "log_std", None)
+    if "log_std_init" not in policy_kwargs or not isinstance(log_std, th.nn.Parameter):
+        return
+    lowest = -math.inf if use_sde else -_LARGEST_LOG_STD
+    if not ((log_std >= lowest) & (log_std <= _LARGEST_LOG_STD)).all():
+        raise ValueError(
+            f"policy_kwargs['log_std_init'] must be in [{lowest:g}, {_LARGEST_LOG_STD:g}], got "
+            f"{policy_kwargs['log_std_init']}: the standard deviation of the actions is exp(log_std_init)"
+        )
 
 
 def require_finite_parameters(policy: BasePolicy) -> None:

@@ -120,6 +120,12 @@ class KLPenaltyPG(TrustRegionAlgorithm):
         if self.dual_update == "multiplicative" and self.kl_coef == 0:
             raise ValueError("dual_update='multiplicative' leaves kl_coef=0 at 0 for ever: start above 0")
 
+    def _without_effect(self) -> dict[str, str]:
+        unused = super()._without_effect()
+        if self.dual_update == "multiplicative":
+            unused["dual_learning_rate"] = "dual_update='multiplicative': give dual_update='additive'"
+        return unused
+
     def _update(self, batch: RolloutBatch) -> Metrics:
         metrics = super()._update(batch)
         if "joint_kl" in metrics:

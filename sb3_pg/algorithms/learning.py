@@ -2,22 +2,44 @@
 
 import io
 import pathlib
-from collections.abc import Mapping
+import warnings
+from collections.abc import Collection, Mapping
+from contextvars import ContextVar
 from typing import Any, ClassVar, TypeVar
 
 import numpy as np
 import torch as th
+from gymnasium import spaces
+from gymnasium.vector import VectorEnv
 from stable_baselines3.common.base_class import BaseAlgorithm, maybe_make_env
 from stable_baselines3.common.callbacks import BaseCallback
+from stable_baselines3.common.off_policy_algorithm import OffPolicyAlgorithm
 from stable_baselines3.common.save_util import load_from_zip_file
 from stable_baselines3.common.type_aliases import GymEnv, MaybeCallback, TensorDict
+from stable_baselines3.common.vec_env import VecEnv
 
 from sb3_pg.algorithms import arguments as arg
+from sb3_pg.algorithms.effects import check_effects
+from sb3_pg.algorithms.environments import check_observation_space
+from sb3_pg.envs import GymVectorAdapter
 from sb3_pg.errors import NonFiniteError
 from sb3_pg.extras import extra_hints
 from sb3_pg.rollout import NormalizationGuard, predict, require_finite_step
 
 SelfLearning = TypeVar("SelfLearning", bound="LearningAlgorithm")
+#: Names of the attributes that ``load`` was given; None while nothing is loaded.
+_LOADING: ContextVar[Collection[str] | None] = ContextVar("loading", default=None)
+
+
+#: of ``learn``'s arguments, in their order
+LEARN_CHECKS: dict[str, arg.Check] = {
+    "total_timesteps": arg.real(0),
+    "callback": arg.callback,
+    "log_interval": arg.integer(1, optional=True),
+    "tb_log_name": arg.instance(str, optional=True),
+    "reset_num_timesteps": arg.instance(bool),
+    "progress_bar": arg.instance(bool),
+}
 
 
 class LearningAlgorithm(BaseAlgorithm):
@@ -36,12 +58,58 @@ class LearningAlgorithm(BaseAlgorithm):
     ) -> SelfLearning:
         """As SB3's; ``kwargs`` replace attributes, and arguments of the constructor are checked as there.
 
-        ``env`` may be the id of a registered environment too.
+        ``env`` may be the id of a registered environment, or one of Gymnasium's vector envs, too.
 
         :raises TypeError: an argument that is misspelled
         """
         arg.no_typos(cls, kwargs)
-        return super().load(path, None if env is None else maybe_make_env(env, verbose=0), *args, **kwargs)
+        if "stats_window_size" in kwargs:  # SB3 keeps it under another name
+            kwargs["_stats_window_size"] = kwargs.pop("stats_window_size")
+        token = _LOADING.set(tuple(kwargs))
+        try:
+            given: Any = env  # see _wrap_env
+            return super().load(path, given, *args, **kwargs)
+        finally:
+            _LOADING.reset(token)
+
+    @staticmethod
+    def _is_loading() -> bool:
+        return _LOADING.get() is not None
+
+    @staticmethod
+    def _is_given_to_load(name: str) -> bool:
+        """Whether an attribute's value is not the one that was saved."""
+        return name in (_LOADING.get() or ())
+
+    @classmethod
+    def _wrap_env(cls, env: Any, verbose: int = 0, monitor_wrapper: bool = True) -> VecEnv:
+        """As SB3's, which passes the env of the constructor, of ``set_env`` and of ``load`` through here.
+
+        The id of a registered environment is made, and Gymnasium's vector envs are adapted.
+
+        :raises ValueError: an observation space that no policy takes, or wrappers in an order that does not work
+        :raises TypeError: no environment
+        """
+        cls.checks["env"]("env", env)
+        if env is None:
+            raise TypeError("env must be an environment or the id of a registered one, got None")
+        env = maybe_make_env(env, verbose)
+        if isinstance(env, VectorEnv):
+            if verbose >= 1:
+                print("Wrapping the env in a GymVectorAdapter.")
+            env = GymVectorAdapter(env)
+        check_observation_space(env.observation_space)
+        wrapped = super()._wrap_env(env, verbose, monitor_wrapper)
+        cls._check_env(wrapped)
+        return wrapped
+
+    @classmethod
+    def _check_env(cls, env: VecEnv) -> None:
+        """Require an env that this class can learn from.
+
+        :param env: with all its wrappers
+        :raises ValueError: saying why not, and which one would do
+        """
 
     def get_parameters(self) -> dict[str, dict[str, Any]]:
         """As SB3's; names are those of the modules themselves where ``torch.compile`` has wrapped some."""
@@ -71,6 +139,34 @@ class LearningAlgorithm(BaseAlgorithm):
             raise ValueError("env must be an environment or the id of a registered one, got None")
         values = {name: value for name, value in vars(self).items() if name not in ("policy", "env")}
         arg.check_arguments(values, self.checks)
+        for_dict = self.policy_class is self.policy_aliases["MultiInputPolicy"]
+        for_dict = for_dict and "features_extractor_class" not in self.policy_kwargs
+        if for_dict and not isinstance(self.observation_space, spaces.Dict):
+            raise ValueError(
+                "policy='MultiInputPolicy' is for Dict observations: use 'MlpPolicy', or 'CnnPolicy' for images, with "
+                f"{self.observation_space}"
+            )
+
+    # ---------------------------------------------------------------- arguments without effect
+
+    #: Arguments that scripts for SB3's classes and our config files set whether or not they have an effect.
+    tolerated: ClassVar[frozenset[str]] = frozenset({"sde_sample_freq"})
+
+    def _without_effect(self) -> dict[str, str]:
+        """Arguments that have no effect beside the others -> why."""
+        return {} if self.use_sde else {"sde_sample_freq": "use_sde=False"}
+
+    def _check_effects(self) -> None:
+        """Look for arguments that are given and have no effect; of those of a zip, none has been given.
+
+        :raises ValueError: there is one, and it is not among the tolerated ones, which give a warning
+        """
+        unused = self._without_effect()
+        if self._is_loading():
+            unused = {name: why for name, why in unused.items() if self._is_given_to_load(name)}
+        check_effects(type(self), vars(self), unused, self.tolerated)
+
+    # ---------------------------------------------------------------- learning
 
     def _learn(
         self: SelfLearning,
@@ -82,15 +178,22 @@ class LearningAlgorithm(BaseAlgorithm):
     ) -> SelfLearning:
         """SB3's ``learn``, of arguments that have been looked at; the TensorBoard run is named after the class.
 
-        :raises ValueError: negative ``total_timesteps``, or a model without env
-        :raises TypeError: ``total_timesteps`` is not a number
+        It warns if it ends without an update that was asked for.
+
+        :raises ValueError: an argument out of range, or a model without env
+        :raises TypeError: an argument of the wrong type
         """
-        arg.real(0)("total_timesteps", total_timesteps)
+        given = (total_timesteps, callback, log_interval, tb_log_name, *arguments)
+        arg.check_arguments(dict(zip(LEARN_CHECKS, given, strict=True)), LEARN_CHECKS)
         if self.env is None:
             raise ValueError("learn() needs an environment: call set_env(env), or load(path, env=env)")
+        updates_before = self._n_updates
         with extra_hints():
             learn: Any = super().learn  # type: ignore[safe-super]  # SB3's on- or off-policy base has it
             learn(total_timesteps, callback, log_interval, tb_log_name or type(self).__name__, *arguments)
+        was_stopped = self.num_timesteps < self._total_timesteps  # by a callback
+        if total_timesteps and self._n_updates == updates_before and not was_stopped and (why := self._why_no_update()):
+            warnings.warn(f"learn() has taken no update: {why}", stacklevel=3)
         return self
 
     def predict(
@@ -108,6 +211,10 @@ class LearningAlgorithm(BaseAlgorithm):
         """
         actions, state = predict(self.policy, observation, state, episode_start, deterministic)
         return actions, state
+
+    def _why_no_update(self) -> str:
+        """Why a ``learn`` that has collected has taken no update; empty where that was asked for or has been said."""
+        return ""
 
     def _setup_learn(self, *args: Any, **kwargs: Any) -> tuple[int, BaseCallback]:
         """As SB3's, which resets the env; a NaN in it must not get into a VecNormalize's statistics.
@@ -134,3 +241,11 @@ class LearningAlgorithm(BaseAlgorithm):
 def _of_original(name: str) -> str:
     """A parameter's name without what ``torch.compile`` puts into it."""
     return name.replace("_orig_mod.", "")
+
+
+def waits_for_learning_starts(model: OffPolicyAlgorithm) -> str:
+    """Why there is no update before ``learning_starts``, and what to do."""
+    return (
+        f"num_timesteps={model.num_timesteps} is not above learning_starts={model.learning_starts}. Give more "
+        "total_timesteps, a smaller learning_starts, or reset_num_timesteps=False to go on counting."
+    )

@@ -11,7 +11,7 @@ from sb3_pg.algorithms.explanation import Metrics
 from sb3_pg.algorithms.first_order import FirstOrderAlgorithm
 from sb3_pg.algorithms.scores import functional_log_prob
 from sb3_pg.algorithms.signature import CHECKS
-from sb3_pg.baselines import Baseline, OptimalBaseline, make_baseline
+from sb3_pg.baselines import Baseline, NoBaseline, OptimalBaseline, make_baseline
 from sb3_pg.functional import episode_gradients, policy_gradient_loss, reward_to_go, total_return
 from sb3_pg.rollout import RolloutBatch, policy_actions
 
@@ -69,6 +69,14 @@ class MonteCarloAlgorithm(FirstOrderAlgorithm):
         baseline = make_baseline(self.baseline, self.baseline_kwargs, observation_space=self.observation_space)
         if isinstance(baseline, OptimalBaseline) and baseline.component_wise and self.normalize_advantage:
             raise ValueError("normalize_advantage has no single advantage to normalize with a component-wise baseline")
+
+    def _without_effect(self) -> dict[str, str]:
+        unused = super()._without_effect()
+        baseline = make_baseline(self.baseline, self.baseline_kwargs, observation_space=self.observation_space)
+        fitted_first = getattr(baseline, "fits_own_batch", False) or isinstance(baseline, NoBaseline)
+        if fitted_first and not self._uses_critic():
+            unused["critic_fit"] = f"baseline={self.baseline!r}, which has nothing to fit later"
+        return unused
 
     def _setup_model(self) -> None:
         super()._setup_model()

@@ -187,6 +187,16 @@ class NaturalGradient(NaturalStep):
                 f"{self.sub_sampling_factor} and {self.fisher_subsample}"
             )
 
+    tolerated: ClassVar[frozenset[str]] = NaturalStep.tolerated | {*_OF_NO_USE, "learning_rate", "batch_size"}
+
+    def _without_effect(self) -> dict[str, str]:
+        unused = super()._without_effect() | {name: f"{type(self).__name__}: {why}" for name, why in _OF_NO_USE.items()}
+        if self.critic_learning_rate is not None:
+            unused["learning_rate"] = f"critic_learning_rate={self.critic_learning_rate!r}: no other step follows it"
+        if self.critic_batch_size is not None:
+            unused["batch_size"] = f"critic_batch_size={self.critic_batch_size}, which says the same"
+        return unused
+
     def _warn_of_units(self, target_kl: float) -> None:
         space = self.action_space
         d = math.prod(space.shape or ()) if isinstance(space, spaces.Box | spaces.MultiBinary) else 1

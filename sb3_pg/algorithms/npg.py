@@ -1,7 +1,5 @@
 """Natural policy gradient."""
 
-import inspect
-import warnings
 from collections.abc import Mapping
 from typing import Any, ClassVar
 
@@ -46,12 +44,14 @@ class NPG(NaturalGradient):
         self.step = step
         self.step_size = step_size
         super().__init__(*args, **kwargs)
-        unused = dict.fromkeys(_OF_LINE_SEARCH, "NPG has no line search")
-        unused |= {"step_size": "step='kl'"} if step == "kl" else {"target_kl": "step='fixed'"}
-        arguments = {**inspect.signature(NaturalGradient).parameters, **inspect.signature(NPG).parameters}
-        for name, why in unused.items():
-            if getattr(self, name) != arguments[name].default:
-                warnings.warn(f"{why}: {name}={getattr(self, name)} has no effect", stacklevel=2)
+
+    tolerated: ClassVar[frozenset[str]] = NaturalGradient.tolerated | {*_OF_LINE_SEARCH, "target_kl"}
+
+    def _without_effect(self) -> dict[str, str]:
+        unused = super()._without_effect() | dict.fromkeys(_OF_LINE_SEARCH, "NPG, which has no line search")
+        if self.step == "kl":
+            return unused | {"step_size": "step='kl': give step='fixed'"}
+        return unused | {"target_kl": "step='fixed': give step='kl'"}
 
     def _step_length(self, curvature: float, gradient_norm: float) -> float:
         if self.step == "kl":

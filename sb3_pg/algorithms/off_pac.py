@@ -77,6 +77,9 @@ class OffPAC(TransitionAlgorithm):
         :class:`~sb3_pg.rollout.BehaviorReplayBuffer`
     :param replay_buffer_kwargs: its arguments
     :param optimize_memory_usage: as in SB3's off-policy algorithms
+    :param n_steps: rewards before the bootstrap in the critic's target, uncorrected for the policy's changes since; not
+        for Dict observations. As in SB3's off-policy algorithms, it is ignored beside a ``replay_buffer_class``, with a
+        warning: give that its own ``replay_buffer_kwargs={"n_steps": 3}``; gamma is the algorithm's
     :param action_noise: must be None: the log-prob of a noisy action would be unknown
     :param compile: as :class:`~sb3_pg.algorithms.setup.ConfiguredAlgorithm` has it
     :param use_sde: generalized state-dependent exploration
@@ -124,6 +127,7 @@ class OffPAC(TransitionAlgorithm):
         replay_buffer_class: type[ReplayBuffer] | None = None,
         replay_buffer_kwargs: dict[str, Any] | None = None,
         optimize_memory_usage: bool = False,
+        n_steps: int = 1,
         action_noise: ActionNoise | None = None,
         compile: bool = False,  # noqa: A002 (the name that its users know)
         use_sde: bool = False,
@@ -160,6 +164,7 @@ class OffPAC(TransitionAlgorithm):
                 replay_buffer_class=replay_buffer_class,
                 replay_buffer_kwargs=replay_buffer_kwargs,
                 optimize_memory_usage=optimize_memory_usage,
+                n_steps=n_steps,
                 policy_kwargs=dict(policy_kwargs or {}),  # SB3 writes into it
                 stats_window_size=stats_window_size,
                 tensorboard_log=tensorboard_log,
@@ -187,8 +192,17 @@ class OffPAC(TransitionAlgorithm):
         if kind == "importance" and cls is not None and not issubclass(cls, BehaviorReplayBuffer):
             raise ValueError(
                 f"actor_gradient='importance' takes the behavior's log-probs from the buffer: replay_buffer_class must "
-                f"be a BehaviorReplayBuffer, got {cls.__name__}"
+                f"be a BehaviorReplayBuffer (None with n_steps= makes one of n steps), got {cls.__name__}"
             )
+
+    def _without_effect(self) -> dict[str, str]:
+        unused, kind = super()._without_effect(), self._gradient
+        is_exact = kind == "importance" and isinstance(self.action_space, spaces.Discrete)
+        if kind in ("expected", "reparameterized") or is_exact:
+            unused["n_actions"] = f"actor_gradient={kind!r} and {self.action_space}"
+        if kind != "importance":
+            unused["max_ratio"] = f"actor_gradient={kind!r}: give actor_gradient='importance'"
+        return unused
 
     @property
     def _gradient(self) -> str:
@@ -211,6 +225,7 @@ class OffPAC(TransitionAlgorithm):
         policy = self.policy
         buffer, progress = self.replay_buffer, self._current_progress_remaining
         assert buffer is not None
+        self._discount_replay()
         set_training_mode(policy, True)
         rate = critic_rate = self.lr_schedule(progress)
         if self.critic_learning_rate is not None:

@@ -138,6 +138,12 @@ class OffPolicyPG(MonteCarloAlgorithm, ReplayingAlgorithm):
         collected = self.n_envs * (self._episodes_per_env() or 0)
         return max(1, min(collected, self.batch_size or collected, self.buffer_trajectories))
 
+    def _why_no_update(self) -> str:
+        why = super()._why_no_update()
+        if why or not self._n_refused:
+            return why
+        return f"the effective sample size has stayed under min_ess={self.min_ess}. Give a smaller one."
+
     # ---------------------------------------------------------------- the formula
 
     def _next_batch(self, batch_size: int | None) -> RolloutBatch | None:

@@ -89,5 +89,10 @@ class Reinforce(MonteCarloAlgorithm, PolicyGradientAlgorithm):
                 "holds: train from a rollout that collect_rollouts has collected"
             )
 
+    @property
+    def _for_segments(self) -> str:
+        forward = " and returns='reward_to_go'" if self.returns == "total" else ""
+        return f"n_steps=, baseline='value'{forward}"
+
     def _n_episodes_at_least(self) -> int:
         return self.n_envs * (self._episodes_per_env() or 1)

@@ -3,8 +3,6 @@
 import io
 import pathlib
 import warnings
-from collections.abc import Collection
-from contextvars import ContextVar
 from typing import Any, TypeVar
 
 import torch as th
@@ -15,8 +13,6 @@ from stable_baselines3.common.type_aliases import GymEnv, TensorDict
 from sb3_pg.algorithms.learning import LearningAlgorithm
 
 SelfSaved = TypeVar("SelfSaved", bound="SavedAlgorithm")
-#: Names of the attributes that ``load`` was given; None while nothing is loaded.
-_LOADING: ContextVar[Collection[str] | None] = ContextVar("loading", default=None)
 #: Attributes that belong to a rollout or follow from the policy, and are neither saved nor copied.
 PASSING = ("_batch", "_collected", "_collector", "_parameter_sets", "_surrogate", "_pieces")
 
@@ -52,9 +48,9 @@ class SavedAlgorithm(LearningAlgorithm):
     ) -> SelfSaved:
         """As SB3's; ``kwargs`` replace attributes, and arguments of the constructor are checked as there.
 
-        ``env`` may be the id of a registered environment too. A critic's optimizer that was not saved starts afresh,
-        and one that is no longer wanted is left out. ``policy_kwargs`` need not name the optimizer that
-        ``use_rms_prop`` has put into the saved ones.
+        ``env`` may be the id of a registered environment, or one of Gymnasium's vector envs, too. A critic's optimizer
+        that was not saved starts afresh, and one that is no longer wanted is left out. ``policy_kwargs`` need not name
+        the optimizer that ``use_rms_prop`` has put into the saved ones.
 
         :raises TypeError: an argument that is misspelled
         """
@@ -64,27 +60,16 @@ class SavedAlgorithm(LearningAlgorithm):
             if issubclass(saved.get("optimizer_class", object), th.optim.RMSprop):
                 optimizer = {name: saved[name] for name in ("optimizer_class", "optimizer_kwargs") if name in saved}
                 kwargs["policy_kwargs"] = {**kwargs["policy_kwargs"], **optimizer}
-        token = _LOADING.set(tuple(kwargs))
-        try:
-            model = super().load(path, env, device, custom_objects, print_system_info, force_reset, **kwargs)
-        finally:
-            _LOADING.reset(token)
+        model = super().load(path, env, device, custom_objects, print_system_info, force_reset, **kwargs)
         has_rms_prop = isinstance(model.policy.optimizer, th.optim.RMSprop)
         if kwargs.get("use_rms_prop", has_rms_prop) != has_rms_prop:
             kept = type(model.policy.optimizer).__name__
             warnings.warn(
                 f"use_rms_prop={not has_rms_prop} has no effect: the model was saved with {kept}", stacklevel=2
             )
+        if "rms_prop_eps" in kwargs:
+            warnings.warn("rms_prop_eps has no effect: the model was saved with its optimizer", stacklevel=2)
         return model
-
-    @staticmethod
-    def _is_loading() -> bool:
-        return _LOADING.get() is not None
-
-    @staticmethod
-    def _is_given_to_load(name: str) -> bool:
-        """Whether an attribute's value is not the one that was saved."""
-        return name in (_LOADING.get() or ())
 
     def set_parameters(
         self, load_path_or_dict: str | TensorDict, exact_match: bool = True, device: th.device | str = "auto"

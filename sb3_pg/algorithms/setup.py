@@ -13,6 +13,7 @@ from stable_baselines3.common.type_aliases import GymEnv, Schedule
 from sb3_pg.algorithms import arguments as arg
 from sb3_pg.algorithms.critic import ReturnScale, make_critic_optimizer
 from sb3_pg.algorithms.flat_step import with_fewer_operations
+from sb3_pg.algorithms.guards import require_usable_std
 from sb3_pg.algorithms.parameters import ParameterSets, reachable_parameters
 from sb3_pg.algorithms.saving import SavedAlgorithm
 from sb3_pg.algorithms.signature import CHECKS
@@ -26,7 +27,7 @@ class ConfiguredAlgorithm(SavedAlgorithm):
     It stands before one of SB3's two bases in the order of bases, on-policy or off-policy.
 
     :param policy: "MlpPolicy", "CnnPolicy", "MultiInputPolicy", or a subclass of SB3's ActorCriticPolicy
-    :param env: environment, vectorized environment, or the id of a registered one
+    :param env: environment, vectorized environment (SB3's or Gymnasium's), or the id of a registered one
     :param learning_rate: step size of ``policy.optimizer``: a number, ``"lin_1e-3"``, or a function of the remaining
         progress (1 to 0)
     :param gamma: discount per env step, in [0, 1]
@@ -46,14 +47,15 @@ class ConfiguredAlgorithm(SavedAlgorithm):
     :param critic_warmup_updates: updates at the start in which the critic alone is trained
     :param normalize_value_targets: train the critic on targets divided by the running standard deviation of the
         targets; its values are multiplied by it (``value_scale``) wherever they are used
-    :param max_episode_steps: longest episode that complete-episode mode waits for
+    :param max_episode_steps: longest episode that is waited for: where complete episodes are collected, and in
+        :class:`~sb3_pg.OffPolicyPG`, which learns from complete episodes only
     :param on_nonfinite: "raise" a :class:`~sb3_pg.NonFiniteError`, or "skip" the update with a warning
     :param act_device: device that actions are computed on, by a copy of the policy that is brought up to date before
         each rollout; None for ``device``. With small nets and ``device="cuda"``, "cpu" acts faster
     :param compile: whether the networks are compiled (``torch.compile``) for updates; results differ by rounding. Takes
         seconds at first and a C++ compiler (or, on a GPU, Triton). On a CPU it is for images: small MLPs lose by it
     :param use_sde: generalized state-dependent exploration
-    :param sde_sample_freq: steps between new gSDE noise, -1 for once per rollout
+    :param sde_sample_freq: steps between new gSDE noise, -1 for once per rollout; it is for ``use_sde``
     :param stats_window_size: episodes that the logged means are taken over
     :param tensorboard_log: folder of TensorBoard logs
     :param policy_kwargs: arguments of the policy
@@ -166,6 +168,22 @@ class ConfiguredAlgorithm(SavedAlgorithm):
         if (self.normalize_value_targets or self.critic_warmup_updates) and not self._uses_critic():
             raise ValueError("normalize_value_targets and critic_warmup_updates are for a critic, and none is in use")
 
+    tolerated: ClassVar[frozenset[str]] = SavedAlgorithm.tolerated | {
+        "critic_learning_rate",
+        "n_critic_updates",
+        "critic_batch_size",
+        "vf_coef",
+    }
+
+    def _without_effect(self) -> dict[str, str]:
+        unused = super()._without_effect()
+        if not self._uses_critic():
+            names = ("critic_learning_rate", "n_critic_updates", "critic_batch_size", "vf_coef")
+            unused |= dict.fromkeys(names, "no critic in use")
+        elif not self._critic_shares_step:
+            unused["vf_coef"] = "a critic that has an optimizer of its own and shares no features with the actor"
+        return unused
+
     @property
     def _bootstraps_truncated(self) -> bool:
         return self._uses_critic() if self.truncation is None else self.truncation == "bootstrap"
@@ -208,6 +226,7 @@ class ConfiguredAlgorithm(SavedAlgorithm):
         self._check_again()
         self._prepare()
         super()._setup_model()  # type: ignore[safe-super]  # SB3's on- or off-policy base has it
+        require_usable_std(self.policy, self.policy_kwargs, self.use_sde)
         self.policy.optimizer = with_fewer_operations(self.policy.optimizer)
         if self.compile:
             compile_networks(self.policy)
@@ -216,6 +235,7 @@ class ConfiguredAlgorithm(SavedAlgorithm):
         if self._critic_has_optimizer:
             rate = self.critic_lr_schedule(1.0)
             self.critic_optimizer = make_critic_optimizer(list(self._critic_only().values()), rate)
+        self._check_effects()
 
     @property
     def critic_lr_schedule(self) -> Schedule:

@@ -9,6 +9,7 @@ from typing import Any, TypedDict
 
 import gymnasium as gym
 import torch as th
+from gymnasium.vector import VectorEnv
 from stable_baselines3.common.buffers import ReplayBuffer, RolloutBuffer
 from stable_baselines3.common.noise import ActionNoise
 from stable_baselines3.common.type_aliases import Schedule
@@ -93,7 +94,7 @@ class ReplayingArguments(CommonArguments, total=False):
 
 CHECKS: dict[str, arg.Check] = {
     "policy": arg.policy,
-    "env": arg.instance(str, gym.Env, VecEnv, optional=True),
+    "env": arg.instance(str, gym.Env, VecEnv, VectorEnv, optional=True),
     "learning_rate": arg.schedule(),
     "n_steps": arg.integer(1, optional=True),
     "n_episodes": arg.integer(1, optional=True),

@@ -8,16 +8,19 @@ from typing import Any, ClassVar
 import numpy as np
 import torch as th
 from gymnasium import spaces
-from stable_baselines3.common.buffers import ReplayBuffer
+from stable_baselines3.common.buffers import NStepReplayBuffer, ReplayBuffer
 from stable_baselines3.common.noise import ActionNoise
 from stable_baselines3.common.off_policy_algorithm import OffPolicyAlgorithm
 from stable_baselines3.common.type_aliases import MaybeCallback, RolloutReturn, TrainFrequencyUnit
 from stable_baselines3.common.utils import obs_as_tensor
+from stable_baselines3.common.vec_env import VecEnv
 from typing_extensions import Self
 
 from sb3_pg.algorithms import arguments as arg
+from sb3_pg.algorithms.environments import require_normalized_last
 from sb3_pg.algorithms.flat_step import with_fewer_operations
-from sb3_pg.algorithms.learning import LearningAlgorithm
+from sb3_pg.algorithms.guards import require_usable_std
+from sb3_pg.algorithms.learning import LearningAlgorithm, waits_for_learning_starts
 from sb3_pg.algorithms.q_policies import Critic, OffPACPolicy
 from sb3_pg.algorithms.signature import CHECKS, REPLAYING_CHECKS
 from sb3_pg.errors import NonFiniteError
@@ -25,11 +28,12 @@ from sb3_pg.rollout import (
     BehaviorReplayBuffer,
     DictBehaviorReplayBuffer,
     NormalizationGuard,
+    NStepBehaviorReplayBuffer,
     compile_networks,
     from_env,
-    keep_what_is_drawn,
     is_listened_to,
     is_patched,
+    keep_what_is_drawn,
     original,
     require_finite_observation,
     require_finite_policy,
@@ -53,6 +57,7 @@ class TransitionAlgorithm(LearningAlgorithm, OffPolicyAlgorithm):
         **REPLAYING_CHECKS,
         "policy": _check_policy,
         "batch_size": arg.integer(1),
+        "n_steps": arg.integer(1),
         "tau": arg.real(0, 1),
         "replay_buffer_class": arg.subclass(ReplayBuffer),
     }
@@ -74,15 +79,85 @@ class TransitionAlgorithm(LearningAlgorithm, OffPolicyAlgorithm):
         if self.n_envs > 1 and frequency.unit == TrainFrequencyUnit.EPISODE:
             raise ValueError(f"train_freq in episodes takes one env, got {self.n_envs} envs: give it in steps")
 
+        self._check_n_steps()
+
+    @classmethod
+    def _check_env(cls, env: VecEnv) -> None:
+        require_normalized_last(env)
+        if getattr(env, "resets_late", False):
+            raise ValueError(
+                f"env resets in the step after an episode's end (NEXT_STEP), a transition that {cls.__name__} cannot "
+                f"leave out, got {env}: use another autoreset mode, e.g. sb3_pg.envs.make_vec_env(..., backend='dummy')"
+            )
+
+    def _check_n_steps(self) -> None:
+        """Require that the replay buffer can sum the rewards of n steps, as the algorithm would.
+
+        :raises ValueError: it cannot, or its arguments say otherwise
+        """
+        cls, kwargs = self.replay_buffer_class or ReplayBuffer, self.replay_buffer_kwargs
+        n_steps = self.n_steps if self._chooses_buffer else 1
+        if n_steps > 1 and isinstance(self.observation_space, spaces.Dict):
+            raise ValueError(f"n_steps={n_steps} takes observations that are no Dict, got {self.observation_space}")
+        if n_steps > 1 and self.optimize_memory_usage:
+            raise ValueError(f"n_steps={n_steps} takes every next observation: optimize_memory_usage must be False")
+        if self._is_loading() and not self._is_given_to_load("replay_buffer_kwargs"):
+            return  # they were saved beside other values
+        for name, ours, holds in (
+            ("n_steps", n_steps, n_steps > 1),
+            ("gamma", self.gamma, n_steps > 1 or issubclass(cls, NStepReplayBuffer)),
+        ):
+            if holds and kwargs.get(name, ours) != ours:
+                raise ValueError(
+                    f"replay_buffer_kwargs[{name!r}] must be {name}={ours} or left out, got {kwargs[name]}"
+                )
+
+    @property
+    def _chooses_buffer(self) -> bool:
+        """Whether the class of the replay buffer follows from ``n_steps`` and the observation space."""
+        cls = self.replay_buffer_class
+        if self._is_loading() and cls is NStepBehaviorReplayBuffer:
+            return self.n_steps > 1 or self._is_given_to_load("n_steps")
+        return cls in (None, BehaviorReplayBuffer, DictBehaviorReplayBuffer)
+
+    def _make_n_step_buffer(self) -> None:
+        if self.replay_buffer is None:
+            self.replay_buffer = NStepBehaviorReplayBuffer(
+                self.buffer_size,
+                self.observation_space,
+                self.action_space,
+                device=self.device,
+                n_envs=self.n_envs,
+                **{**self.replay_buffer_kwargs, "n_steps": self.n_steps, "gamma": self.gamma},
+            )
+
+    def _discount_replay(self) -> None:
+        """Let the replay buffer discount rewards as the algorithm does."""
+        if isinstance(self.replay_buffer, NStepReplayBuffer):
+            self.replay_buffer.gamma = self.gamma
+
     def _setup_model(self) -> None:
         self._check_again()
         self._check_combinations()
-        if self.replay_buffer_class is None:
+        self._check_effects()
+        in_steps = self._chooses_buffer and self.n_steps > 1
+        if in_steps:
+            # SB3 says that n_steps is ignored beside a class: it is to find no class, and the buffer made already.
+            self.replay_buffer_class = None
+            self._make_n_step_buffer()
+        elif self._chooses_buffer:
+            if self.replay_buffer_class is NStepBehaviorReplayBuffer:  # saved with more steps
+                kept = self.replay_buffer_kwargs.items()
+                self.replay_buffer_kwargs = {name: value for name, value in kept if name not in ("n_steps", "gamma")}
             is_dict = isinstance(self.observation_space, spaces.Dict)
             self.replay_buffer_class = DictBehaviorReplayBuffer if is_dict else BehaviorReplayBuffer
         super()._setup_model()
         assert self.replay_buffer is not None
         keep_what_is_drawn(self.replay_buffer)  # one of the user's own, too
+        if in_steps:
+            self.replay_buffer_class = NStepBehaviorReplayBuffer
+        self._discount_replay()
+        require_usable_std(self.policy.actor, self.policy_kwargs, self.use_sde)
         for module in (self.policy.actor, self.policy.critic):
             module.optimizer = with_fewer_operations(module.optimizer)
         if self.compile:
@@ -105,6 +180,10 @@ class TransitionAlgorithm(LearningAlgorithm, OffPolicyAlgorithm):
     def critic_target(self) -> Critic:
         """What follows the critic slowly."""
         return self.policy.critic_target
+
+    def _why_no_update(self) -> str:
+        waits = self.gradient_steps != 0 and self.num_timesteps <= self.learning_starts
+        return waits_for_learning_starts(self) if waits else ""
 
     # ---------------------------------------------------------------- saving
 
@@ -206,7 +285,7 @@ class TransitionAlgorithm(LearningAlgorithm, OffPolicyAlgorithm):
     ) -> Self:
         """As SB3's; the TensorBoard run is named after the class.
 
-        :raises ValueError: negative ``total_timesteps``, or a model without env
-        :raises TypeError: ``total_timesteps`` is not a number
+        :raises ValueError: an argument out of range, or a model without env
+        :raises TypeError: an argument of the wrong type
         """
         return self._learn(total_timesteps, callback, log_interval, tb_log_name, reset_num_timesteps, progress_bar)

@@ -43,7 +43,7 @@ from sb3_pg.rollout.forward import (
     torch_distributions,
 )
 from sb3_pg.rollout.plain import value_function
-from sb3_pg.rollout.progress import EndlessEpisodeError
+from sb3_pg.rollout.progress import EndlessEpisodeError, EpisodeLimit
 from sb3_pg.rollout.replay import DictTrajectoryReplayBuffer, TrajectoryReplayBuffer
 from sb3_pg.rollout.samplers import Sampler, make_sampler, unvalidated_distributions
 from sb3_pg.rollout.structure import (
@@ -64,6 +64,7 @@ from sb3_pg.rollout.transitions import (
     BehaviorReplayBuffer,
     BehaviorSamples,
     DictBehaviorReplayBuffer,
+    NStepBehaviorReplayBuffer,
     keep_what_is_drawn,
 )
 
@@ -81,7 +82,9 @@ __all__ = [
     "Distributions",
     "EndlessEpisodeError",
     "EntropyUse",
+    "EpisodeLimit",
     "Evaluation",
+    "NStepBehaviorReplayBuffer",
     "NormalizationGuard",
     "Observations",
     "OffPolicyLocals",
@@ -110,10 +113,10 @@ __all__ = [
     "from_env",
     "has_own_forward",
     "has_own_head",
-    "keep_what_is_drawn",
     "is_listened_to",
     "is_patched",
     "is_same_in_both_modes",
+    "keep_what_is_drawn",
     "make_batch",
     "make_sampler",
     "original",

@@ -24,7 +24,7 @@ from sb3_pg.rollout.finite import (
     require_finite_rollout,
     require_finite_step,
 )
-from sb3_pg.rollout.progress import RolloutProgress
+from sb3_pg.rollout.progress import EpisodeLimit, RolloutProgress
 from sb3_pg.rollout.samplers import Sampler, make_sampler
 from sb3_pg.rollout.structure import set_training_mode
 
@@ -63,7 +63,7 @@ class Collector:
         buffer: TrajectoryRolloutBuffer,
         n_steps: int | None,
         episodes_per_env: int | None,
-        max_episode_steps: int,
+        limit: EpisodeLimit | None,
         sampler: Sampler | None = None,
         callback_locals: OnPolicyLocals | OffPolicyLocals | None = None,
     ) -> Sampler | None:
@@ -75,11 +75,11 @@ class Collector:
         :param buffer: is reset, filled and closed
         :param n_steps: steps per env
         :param episodes_per_env: complete episodes per env
-        :param max_episode_steps: longest episode that is waited for
+        :param limit: of the episodes that are waited for; None where none is
         :param sampler: what acts; None for the policy
         :param callback_locals: what the callbacks find in ``locals``; None for what SB3's on-policy loop has there
         :return: the sampler that was used, or None if the callback stopped training
-        :raises EndlessEpisodeError: an episode exceeds ``max_episode_steps`` in complete-episode mode
+        :raises EndlessEpisodeError: an episode exceeds the limit
         :raises NonFiniteError: a reward or an observation is not finite
         """
         model = self.model
@@ -95,7 +95,7 @@ class Collector:
             if callback_locals is None:
                 names = {"self": model, "env": self.env, "rollout_buffer": buffer, "n_rollout_steps": n_steps}
                 callback_locals = OnPolicyLocals(callback, self._policy, getattr(model, "value_scale", 1.0), names)
-            progress = RolloutProgress(self.env.num_envs, n_steps, episodes_per_env, max_episode_steps)
+            progress = RolloutProgress(self.env.num_envs, n_steps, episodes_per_env, limit)
             with self.normalization.statistics_kept(), false_steps_masked(self.env) as resetting:
                 self._reset_if_needed(complete=episodes_per_env is not None)
                 finished = self._loop(callback, callback_locals, buffer, sampler, progress, resetting)
@@ -126,6 +126,7 @@ class Collector:
         obs: Any = model._last_obs
         first_starts = np.asarray(model._last_episode_starts, dtype=bool)
         self.timesteps[first_starts] = 0
+        progress.start(self.timesteps)
         complete = False
         while not complete:
             if model.use_sde and model.sde_sample_freq > 0 and progress.n_steps % model.sde_sample_freq == 0:

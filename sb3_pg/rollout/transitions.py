@@ -5,7 +5,7 @@ from typing import Any, NamedTuple
 import numpy as np
 import torch as th
 from gymnasium import spaces
-from stable_baselines3.common.buffers import DictReplayBuffer, ReplayBuffer
+from stable_baselines3.common.buffers import DictReplayBuffer, NStepReplayBuffer, ReplayBuffer
 
 from sb3_pg.rollout.actions import takes_other_numbers
 
@@ -59,3 +59,10 @@ class BehaviorReplayBuffer(ReplayBuffer):
 
 class DictBehaviorReplayBuffer(BehaviorReplayBuffer, DictReplayBuffer):  # type: ignore[misc]
     """:class:`BehaviorReplayBuffer` for Dict observations."""
+
+
+class NStepBehaviorReplayBuffer(BehaviorReplayBuffer, NStepReplayBuffer):  # type: ignore[misc]
+    """:class:`BehaviorReplayBuffer` whose rewards, next observations and discounts are those of n steps.
+
+    Its arguments are those of SB3's NStepReplayBuffer.
+    """

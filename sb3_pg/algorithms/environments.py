@@ -1,0 +1,87 @@
+"""What an environment must be, checked wherever one is set: in constructors, ``set_env`` and ``load``."""
+
+from typing import Any
+
+import numpy as np
+from gymnasium import spaces
+from stable_baselines3.common.vec_env import VecEnv, VecEnvWrapper, VecNormalize
+
+
+def check_observation_space(space: spaces.Space[Any]) -> None:
+    """Require a space that SB3's policies and buffers can take.
+
+    :param space: of the environment
+    :raises ValueError: naming the space, and a wrapper that makes another one of it
+    """
+    name = "observation_space"
+    if isinstance(space, spaces.Dict):
+        if not space.spaces:
+            raise ValueError(f"{name} must have at least one key, got {space}")
+        for key, part in space.spaces.items():
+            _check_part(part, f"{name}[{key!r}]")
+    else:
+        _check_part(space, name)
+
+
+def _check_part(space: spaces.Space[Any], name: str) -> None:
+    flatten = "gymnasium.wrappers.FlattenObservation(env) makes a vector of it"
+    if isinstance(space, spaces.Box):
+        if space.shape == ():
+            reshape = "gymnasium.wrappers.ReshapeObservation(env, (1,)) makes a vector of it"
+            raise ValueError(f"{name} must have at least one dimension, got {space}: {reshape}")
+        if 0 in space.shape:
+            raise ValueError(f"{name} must hold at least one number, got {space}")
+    elif isinstance(space, spaces.MultiDiscrete) and space.nvec.ndim != 1:
+        raise ValueError(f"{name} must be a MultiDiscrete of one dimension, got {space}: {flatten}")
+    elif isinstance(space, spaces.Discrete | spaces.MultiDiscrete):
+        if np.any(space.start):
+            raise ValueError(f"{name} must count from 0, got {space}: {_subtraction(space)}")
+    elif not isinstance(space, spaces.MultiBinary):
+        raise ValueError(
+            f"{name} must be a Box, Discrete, MultiDiscrete or MultiBinary space, or one Dict of these, got {space}: "
+            f"{flatten}, if it has a fixed size"
+        )
+
+
+def _subtraction(space: spaces.Discrete | spaces.MultiDiscrete) -> str:
+    """What makes observations count from 0."""
+    if isinstance(space, spaces.Discrete):
+        start, counted = str(space.start), f"Discrete({space.n})"
+    else:
+        start, counted = f"np.array({space.start.tolist()})", f"MultiDiscrete({space.nvec.tolist()})"
+    return (
+        f"subtract the start in an ObservationWrapper, whose observation_space is {counted}, e.g. "
+        f"gymnasium.wrappers.TransformObservation(env, lambda obs: obs - {start}, gymnasium.spaces.{counted})"
+    )
+
+
+def require_normalized_last(env: VecEnv) -> None:
+    """Require that no wrapper around a VecNormalize changes the shape of what it has normalized.
+
+    A replay buffer keeps what the VecNormalize was given, and normalizes it when it is sampled.
+
+    :param env: with all its wrappers
+    :raises ValueError: naming the wrapper, and the order of wrappers that works
+    """
+    wrappers = []
+    while isinstance(env, VecEnvWrapper) and not isinstance(env, VecNormalize):
+        wrappers.append(env)
+        env = env.venv
+    if not isinstance(env, VecNormalize):
+        return
+    inner = env
+    for wrapper in reversed(wrappers):
+        if _shapes(wrapper.observation_space) != _shapes(inner.observation_space):
+            name = type(wrapper).__name__
+            raise ValueError(
+                f"env must have its VecNormalize around {name}, got the opposite order: the replay buffer keeps "
+                f"observations of {wrapper.observation_space}, and VecNormalize knows those of "
+                f"{inner.observation_space}. Wrap in this order: VecNormalize({name}(env))"
+            )
+        inner = wrapper  # type: ignore[assignment]
+
+
+def _shapes(space: spaces.Space[Any]) -> Any:
+    if isinstance(space, spaces.Dict):
+        return {key: _shapes(part) for key, part in space.spaces.items()}
+    return space.shape
