@@ -35,7 +35,12 @@ def _check_part(space: spaces.Space[Any], name: str) -> None:
         raise ValueError(f"{name} must be a MultiDiscrete of one dimension, got {space}: {flatten}")
     elif isinstance(space, spaces.Discrete | spaces.MultiDiscrete):
         if np.any(space.start):
-            raise ValueError(f"{name} must count from 0, got {space}: {_subtraction(space)}")
+            start, counted = _counted_from_0(space)
+            remedy = f"subtract {start} in an ObservationWrapper, whose space is {counted} there"
+            if name == "observation_space":
+                made = f"lambda obs: obs - {start}, gymnasium.spaces.{counted}"
+                remedy += f", e.g. gymnasium.wrappers.TransformObservation(env, {made})"
+            raise ValueError(f"{name} must count from 0, got {space}: {remedy}")
     elif not isinstance(space, spaces.MultiBinary):
         raise ValueError(
             f"{name} must be a Box, Discrete, MultiDiscrete or MultiBinary space, or one Dict of these, got {space}: "
@@ -43,16 +48,11 @@ def _check_part(space: spaces.Space[Any], name: str) -> None:
         )
 
 
-def _subtraction(space: spaces.Discrete | spaces.MultiDiscrete) -> str:
-    """What makes observations count from 0."""
+def _counted_from_0(space: spaces.Discrete | spaces.MultiDiscrete) -> tuple[str, str]:
+    """Python's words for the start, and for the space without it."""
     if isinstance(space, spaces.Discrete):
-        start, counted = str(space.start), f"Discrete({space.n})"
-    else:
-        start, counted = f"np.array({space.start.tolist()})", f"MultiDiscrete({space.nvec.tolist()})"
-    return (
-        f"subtract the start in an ObservationWrapper, whose observation_space is {counted}, e.g. "
-        f"gymnasium.wrappers.TransformObservation(env, lambda obs: obs - {start}, gymnasium.spaces.{counted})"
-    )
+        return str(space.start), f"Discrete({space.n})"
+    return f"np.array({space.start.tolist()})", f"MultiDiscrete({space.nvec.tolist()})"
 
 
 def require_normalized_last(env: VecEnv) -> None:

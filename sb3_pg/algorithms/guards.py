@@ -1,6 +1,5 @@
 """NaN never travels: what is checked around an update, and how it is undone."""
 
-import math
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from typing import Any
@@ -103,11 +102,12 @@ def require_usable_std(policy: th.nn.Module, policy_kwargs: Mapping[str, Any], u
     log_std = getattr(policy, "log_std", None)
     if "log_std_init" not in policy_kwargs or not isinstance(log_std, th.nn.Parameter):
         return
-    lowest = -math.inf if use_sde else -_LARGEST_LOG_STD
-    if not ((log_std >= lowest) & (log_std <= _LARGEST_LOG_STD)).all():
+    large = _LARGEST_LOG_STD
+    if not ((log_std <= large) & (use_sde | (log_std >= -large))).all():
+        allowed = f"at most {large:g}" if use_sde else f"in [{-large:g}, {large:g}]"
         raise ValueError(
-            f"policy_kwargs['log_std_init'] must be in [{lowest:g}, {_LARGEST_LOG_STD:g}], got "
-            f"{policy_kwargs['log_std_init']}: the standard deviation of the actions is exp(log_std_init)"
+            f"policy_kwargs['log_std_init'] must be {allowed}, got {policy_kwargs['log_std_init']}: the standard "
+            "deviation of the actions is exp(log_std_init)"
         )
 
 

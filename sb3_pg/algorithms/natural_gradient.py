@@ -187,10 +187,10 @@ class NaturalGradient(NaturalStep):
                 f"{self.sub_sampling_factor} and {self.fisher_subsample}"
             )
 
-    tolerated: ClassVar[frozenset[str]] = NaturalStep.tolerated | {*_OF_NO_USE, "learning_rate", "batch_size"}
+    tolerated: ClassVar[frozenset[str]] = NaturalStep.tolerated | {"learning_rate", "batch_size"}
 
     def _without_effect(self) -> dict[str, str]:
-        unused = super()._without_effect() | {name: f"{type(self).__name__}: {why}" for name, why in _OF_NO_USE.items()}
+        unused = super()._without_effect() | {"vf_coef": f"{type(self).__name__}: {_OF_NO_USE['vf_coef']}"}
         if self.critic_learning_rate is not None:
             unused["learning_rate"] = f"critic_learning_rate={self.critic_learning_rate!r}: no other step follows it"
         if self.critic_batch_size is not None:

@@ -87,7 +87,8 @@ class TransitionAlgorithm(LearningAlgorithm, OffPolicyAlgorithm):
         if getattr(env, "resets_late", False):
             raise ValueError(
                 f"env resets in the step after an episode's end (NEXT_STEP), a transition that {cls.__name__} cannot "
-                f"leave out, got {env}: use another autoreset mode, e.g. sb3_pg.envs.make_vec_env(..., backend='dummy')"
+                f"leave out, got a {type(env).__name__}: use another autoreset mode, or an env of "
+                "sb3_pg.envs.make_vec_env(..., backend='dummy')"
             )
 
     def _check_n_steps(self) -> None:
