@@ -102,6 +102,11 @@ class PolicyGradientAlgorithm(UpdatingAlgorithm, OnPolicyAlgorithm):
             )
         self._require_critic_to_cut("n_steps", self.n_steps)
         super()._check_combinations()
+        if self._has_foreign_buffer and getattr(self.env, "resets_late", False):
+            raise ValueError(
+                f"rollout_buffer_class={self.rollout_buffer_class} cannot leave out the steps that only reset an env, "
+                "which the env has (NEXT_STEP): use another autoreset mode"
+            )
         if self._has_foreign_buffer and self.n_steps is None:
             raise ValueError(
                 f"rollout_buffer_class={self.rollout_buffer_class} is filled by SB3's own contract, which has segments "

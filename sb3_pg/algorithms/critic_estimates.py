@@ -93,6 +93,8 @@ class CriticEstimates(PolicyGradientAlgorithm):
                 "rollout that collect_rollouts has put into rollout_buffer: this one was filled otherwise"
             )
 
+    tolerated: ClassVar[frozenset[str]] = PolicyGradientAlgorithm.tolerated | {"td_steps"}
+
     def _without_effect(self) -> dict[str, str]:
         unused = super()._without_effect()
         asked = f"advantage={self.advantage!r} and critic_target={self.critic_target!r}"

@@ -149,7 +149,8 @@ class LearningAlgorithm(BaseAlgorithm):
 
     # ---------------------------------------------------------------- arguments without effect
 
-    #: Arguments that scripts for SB3's classes and our config files set whether or not they have an effect.
+    #: Arguments that scripts for SB3's classes, config files and comparisons of several modes set whether or not they
+    #: have an effect: they give a warning, where others are an error.
     tolerated: ClassVar[frozenset[str]] = frozenset({"sde_sample_freq"})
 
     def _without_effect(self) -> dict[str, str]:

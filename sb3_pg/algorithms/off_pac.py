@@ -195,6 +195,8 @@ class OffPAC(TransitionAlgorithm):
                 f"be a BehaviorReplayBuffer (None with n_steps= makes one of n steps), got {cls.__name__}"
             )
 
+    tolerated: ClassVar[frozenset[str]] = TransitionAlgorithm.tolerated | {"n_actions", "max_ratio"}
+
     def _without_effect(self) -> dict[str, str]:
         unused, kind = super()._without_effect(), self._gradient
         is_exact = kind == "importance" and isinstance(self.action_space, spaces.Discrete)

@@ -13,8 +13,9 @@ from typing_extensions import Unpack
 from sb3_pg.algorithms import arguments as arg
 from sb3_pg.algorithms.explanation import Metrics
 from sb3_pg.algorithms.guards import require_log_probs
+from sb3_pg.algorithms.learning import waits_for_learning_starts
 from sb3_pg.algorithms.monte_carlo import MonteCarloAlgorithm
-from sb3_pg.algorithms.replaying import ReplayingAlgorithm
+from sb3_pg.algorithms.replaying import OTHER_ALGORITHM, ReplayingAlgorithm
 from sb3_pg.algorithms.signature import ReplayingArguments
 from sb3_pg.baselines import Baseline
 from sb3_pg.functional import (
@@ -139,10 +140,19 @@ class OffPolicyPG(MonteCarloAlgorithm, ReplayingAlgorithm):
         return max(1, min(collected, self.batch_size or collected, self.buffer_trajectories))
 
     def _why_no_update(self) -> str:
-        why = super()._why_no_update()
-        if why or not self._n_refused:
-            return why
-        return f"the effective sample size has stayed under min_ess={self.min_ess}. Give a smaller one."
+        assert self.replay_buffer is not None
+        if self.gradient_steps == 0 or self._n_skipped:  # which has been said
+            return ""
+        if self.num_timesteps <= self.learning_starts:
+            return waits_for_learning_starts(self)
+        if not self.replay_buffer.trajectories:
+            return (
+                f"no episode has ended in {self.num_timesteps} steps, and updates take complete episodes. Give more "
+                f"total_timesteps, give the env a time limit (gymnasium.wrappers.TimeLimit), or {OTHER_ALGORITHM}."
+            )
+        if self._n_refused:
+            return f"the effective sample size has stayed under min_ess={self.min_ess}. Give a smaller one."
+        return ""
 
     # ---------------------------------------------------------------- the formula
 

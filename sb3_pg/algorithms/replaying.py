@@ -26,7 +26,6 @@ from typing_extensions import Unpack
 
 from sb3_pg.algorithms import arguments as arg
 from sb3_pg.algorithms.guards import require_log_probs
-from sb3_pg.algorithms.learning import waits_for_learning_starts
 from sb3_pg.algorithms.signature import (
     CHECKS,
     REPLAYING_CHECKS,
@@ -56,8 +55,8 @@ from sb3_pg.rollout import (
     uniform_behavior,
 )
 
-#: For envs whose episodes have no end.
-_OTHER_ALGORITHM = "use ActorCritic, which learns from pieces of episodes too"
+#: What else there is for envs whose episodes have no end.
+OTHER_ALGORITHM = "use ActorCritic, which learns from pieces of episodes too"
 
 SelfReplaying = TypeVar("SelfReplaying", bound="ReplayingAlgorithm")
 
@@ -198,23 +197,10 @@ class ReplayingAlgorithm(UpdatingAlgorithm, OffPolicyAlgorithm):
         """
         return self._learn(total_timesteps, callback, log_interval, tb_log_name, reset_num_timesteps, progress_bar)
 
-    def _why_no_update(self) -> str:
-        assert self.replay_buffer is not None
-        if self.gradient_steps == 0 or self._n_skipped:  # which has been said
-            return ""
-        if self.num_timesteps <= self.learning_starts:
-            return waits_for_learning_starts(self)
-        if not self.replay_buffer.trajectories:
-            return (
-                f"no episode has ended in {self.num_timesteps} steps, and updates take complete episodes. Give more "
-                f"total_timesteps, give the env a time limit (gymnasium.wrappers.TimeLimit), or {_OTHER_ALGORITHM}."
-            )
-        return ""
-
     @property
     def _episode_limit(self) -> EpisodeLimit:
         """How long an episode may be, whether or not a rollout waits for its end."""
-        return EpisodeLimit(self.max_episode_steps, _OTHER_ALGORITHM)
+        return EpisodeLimit(self.max_episode_steps, OTHER_ALGORITHM)
 
     def add_trajectories(self, trajectories: Iterable[Trajectory]) -> None:
         """Put logged episodes into the replay buffer, as if they had just been collected.

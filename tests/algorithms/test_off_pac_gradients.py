@@ -102,8 +102,8 @@ def test_the_critics_step_is_the_gradient_of_half_the_squared_error_and_leaves_t
 
 
 def test_rewards_of_n_steps_bring_their_own_discount() -> None:
-    steps = {"n_steps": 2, "gamma": 0.5}
-    model = filled("discrete", gamma=0.9, replay_buffer_class=NStepReplayBuffer, replay_buffer_kwargs=steps)
+    steps = {"n_steps": 2}
+    model = filled("discrete", gamma=0.5, replay_buffer_class=NStepReplayBuffer, replay_buffer_kwargs=steps)
     samples = sample(model)
     assert 0.25 in samples.discounts
     values = actor_gradients.state_values(

@@ -164,10 +164,10 @@ def test_those_that_collect_as_sb3_does_are_refused() -> None:
     def native() -> VecEnv:
         return GymVectorAdapter(gym.make_vec("CartPole-v1", 2, "vector_entry_point"))
 
-    with pytest.raises(RuntimeError, match="NEXT_STEP"):
-        OffPAC("MlpPolicy", native(), learning_starts=5, **SMALL).learn(100)
-    with pytest.raises(RuntimeError, match="NEXT_STEP"):
-        ActorCritic("MlpPolicy", native(), n_steps=4, rollout_buffer_class=RolloutBuffer, **SMALL).learn(100)
+    with pytest.raises(ValueError, match="NEXT_STEP"):
+        OffPAC("MlpPolicy", native(), learning_starts=5, **SMALL)
+    with pytest.raises(ValueError, match="NEXT_STEP"):
+        ActorCritic("MlpPolicy", native(), n_steps=4, rollout_buffer_class=RolloutBuffer, **SMALL)
 
 
 @pytest.mark.parametrize("wrap", [lambda env: VecFrameStack(env, 2), VecMonitor], ids=["frames", "monitor"])
