@@ -138,6 +138,13 @@ class ReplayingAlgorithm(UpdatingAlgorithm, OffPolicyAlgorithm):
         if self.learning_starts and self.behavior_policy is None:
             uniform_behavior(self.action_space, squashed=False)  # whether it has a density
         self._episodes_per_env()
+        kept = self.replay_buffer_kwargs.get("max_trajectories", self.buffer_trajectories)
+        saved = self._is_loading() and not self._is_given_to_load("replay_buffer_kwargs")
+        if kept != self.buffer_trajectories and not saved:
+            raise ValueError(
+                f"replay_buffer_kwargs['max_trajectories'] must be buffer_trajectories={self.buffer_trajectories} or "
+                f"left out, got {kept}"
+            )
 
     def _prepare(self) -> None:
         super()._prepare()

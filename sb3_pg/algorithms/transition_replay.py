@@ -100,6 +100,10 @@ class TransitionAlgorithm(LearningAlgorithm, OffPolicyAlgorithm):
         n_steps = self.n_steps if self._chooses_buffer else 1
         if n_steps > 1 and isinstance(self.observation_space, spaces.Dict):
             raise ValueError(f"n_steps={n_steps} takes observations that are no Dict, got {self.observation_space}")
+        if isinstance(self.observation_space, spaces.Dict) and (
+            self.replay_buffer_class is ReplayBuffer or issubclass(cls, NStepReplayBuffer)
+        ):
+            raise ValueError(f"{cls.__name__} takes observations that are no Dict, got {self.observation_space}")
         if n_steps > 1 and self.optimize_memory_usage:
             raise ValueError(f"n_steps={n_steps} takes every next observation: optimize_memory_usage must be False")
         if self._is_loading() and not self._is_given_to_load("replay_buffer_kwargs"):
