@@ -12,6 +12,7 @@ from sb3_pg.algorithms import arguments as arg
 from sb3_pg.algorithms.critic_estimates import CriticArguments, CriticEstimates
 from sb3_pg.algorithms.effects import check_effects
 from sb3_pg.algorithms.first_order import FirstOrderAlgorithm
+from sb3_pg.algorithms.learning import LogInterval
 
 
 class ActorCriticArguments(CriticArguments, total=False):
@@ -110,7 +111,7 @@ class ActorCritic(CriticEstimates, FirstOrderAlgorithm):
         self,
         total_timesteps: int,
         callback: MaybeCallback = None,
-        log_interval: int | None = 100,
+        log_interval: LogInterval = 100,
         *args: Any,
         **kwargs: Any,
     ) -> Self:

@@ -149,6 +149,17 @@ def callback(name: str, value: Any) -> None:
         raise TypeError(_message(name, value, allowed, True))
 
 
+def log_interval(name: str, value: Any) -> None:
+    """What there is between two log entries, 1 or more of it; "auto", or None for no log."""
+    if value is None or (isinstance(value, str) and value == "auto"):
+        return
+    allowed = 'a whole number of at least 1, "auto"'
+    if isinstance(value, bool) or not isinstance(value, Integral):
+        raise TypeError(_message(name, value, allowed, True))
+    if int(value) < 1:
+        raise ValueError(_message(name, value, allowed, True))
+
+
 def nothing(reason: str) -> Check:
     """None, for a reason."""
 

@@ -14,6 +14,7 @@ from stable_baselines3.common.vec_env import VecEnv
 from typing_extensions import Unpack
 
 from sb3_pg.algorithms import arguments as arg
+from sb3_pg.algorithms.learning import LogInterval
 from sb3_pg.algorithms.signature import CriticFitArguments
 from sb3_pg.algorithms.update import UpdatingAlgorithm
 from sb3_pg.errors import NonFiniteError
@@ -190,12 +191,14 @@ class PolicyGradientAlgorithm(UpdatingAlgorithm, OnPolicyAlgorithm):
         self: SelfPolicyGradient,
         total_timesteps: int,
         callback: MaybeCallback = None,
-        log_interval: int | None = 1,
+        log_interval: LogInterval = 1,
         tb_log_name: str | None = None,
         reset_num_timesteps: bool = True,
         progress_bar: bool = False,
     ) -> SelfPolicyGradient:
         """As SB3's; the TensorBoard run is named after the class.
+
+        ``log_interval`` counts updates. With "auto" it is about every 500 steps of each env, as often as A2C's default.
 
         Numbers that the update does not compute anyway are computed for the updates that are written to the log, one
         in ``log_interval``: those that tell what the step has done (``train/joint_kl`` and the like), and, without a
@@ -262,8 +265,17 @@ class PolicyGradientAlgorithm(UpdatingAlgorithm, OnPolicyAlgorithm):
                 self._skip_or_raise(error)
             self.logger.record("rollout/valid_fraction", rollout_buffer.valid_fraction)
             callback.on_rollout_end()
-        self.logger.record("time/collect_seconds", time.perf_counter() - began - self._estimate_seconds)
+        seconds = time.perf_counter() - began - self._estimate_seconds
+        self.logger.record("time/collect_seconds", seconds, self._detail)
         return True
+
+    def dump_logs(self, iteration: int = 0) -> None:
+        """As SB3's, which calls it after every rollout with ``log_interval="auto"``; some are left out then.
+
+        :param iteration: of ``learn``; 0 for a call from elsewhere, which always writes
+        """
+        if not iteration or not self._log_steps or iteration in self._logged_iterations:
+            super().dump_logs(iteration)
 
     def _on_new_estimates(self, batch: RolloutBatch) -> None:
         self._publish(batch, self.rollout_buffer)

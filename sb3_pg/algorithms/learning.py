@@ -5,7 +5,7 @@ import pathlib
 import warnings
 from collections.abc import Collection, Mapping
 from contextvars import ContextVar
-from typing import Any, ClassVar, TypeVar
+from typing import Any, ClassVar, Literal, TypeVar
 
 import numpy as np
 import torch as th
@@ -27,6 +27,8 @@ from sb3_pg.extras import extra_hints
 from sb3_pg.rollout import NormalizationGuard, predict, require_finite_step
 
 SelfLearning = TypeVar("SelfLearning", bound="LearningAlgorithm")
+#: Of ``learn``: SB3's, or "auto" for about every 500 steps of each env.
+LogInterval = int | Literal["auto"] | None
 #: Names of the attributes that ``load`` was given; None while nothing is loaded.
 _LOADING: ContextVar[Collection[str] | None] = ContextVar("loading", default=None)
 
@@ -35,7 +37,7 @@ _LOADING: ContextVar[Collection[str] | None] = ContextVar("loading", default=Non
 LEARN_CHECKS: dict[str, arg.Check] = {
     "total_timesteps": arg.real(0),
     "callback": arg.callback,
-    "log_interval": arg.integer(1, optional=True),
+    "log_interval": arg.log_interval,
     "tb_log_name": arg.instance(str, optional=True),
     "reset_num_timesteps": arg.instance(bool),
     "progress_bar": arg.instance(bool),

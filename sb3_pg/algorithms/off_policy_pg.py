@@ -176,7 +176,7 @@ class OffPolicyPG(MonteCarloAlgorithm, ReplayingAlgorithm):
                 if self._effective_share(batch) >= self.min_ess:
                     batch.returns, batch.advantages = self._estimate(batch)
                     updates_since = [self._n_updates - trajectory.collected for trajectory in chosen]
-                    self.logger.record("train/staleness", sum(updates_since) / len(updates_since))
+                    self.logger.record("train/staleness", sum(updates_since) / len(updates_since), self._detail)
                     return batch
             self._n_refused += 1
             self.logger.record("train/n_refused", self._n_refused)

@@ -3,11 +3,12 @@
 from typing import Any
 
 from stable_baselines3.common.policies import ActorCriticPolicy
-from stable_baselines3.common.type_aliases import GymEnv, Schedule
-from typing_extensions import Unpack
+from stable_baselines3.common.type_aliases import GymEnv, MaybeCallback, Schedule
+from typing_extensions import Self, Unpack
 
 from sb3_pg.algorithms import arguments as arg
 from sb3_pg.algorithms.base import PolicyGradientAlgorithm
+from sb3_pg.algorithms.learning import LogInterval
 from sb3_pg.algorithms.monte_carlo import MonteCarloAlgorithm
 from sb3_pg.algorithms.signature import OnPolicyArguments
 from sb3_pg.baselines import Baseline, OptimalBaseline, ValueBaseline, make_baseline
@@ -69,6 +70,20 @@ class Reinforce(MonteCarloAlgorithm, PolicyGradientAlgorithm):
             n_critic_updates=n_critic_updates,
             **arg.known_arguments(type(self), kwargs),
         )
+
+    def learn(
+        self,
+        total_timesteps: int,
+        callback: MaybeCallback = None,
+        log_interval: LogInterval = "auto",
+        *args: Any,
+        **kwargs: Any,
+    ) -> Self:
+        """As SB3's, with a log entry about every 500 steps of each env, as often as A2C's default.
+
+        ``log_interval`` counts updates.
+        """
+        return super().learn(total_timesteps, callback, log_interval, *args, **kwargs)
 
     def _check_combinations(self) -> None:
         if self.returns == "total" and self.n_steps is not None:

@@ -26,6 +26,7 @@ from typing_extensions import Unpack
 
 from sb3_pg.algorithms import arguments as arg
 from sb3_pg.algorithms.guards import require_log_probs
+from sb3_pg.algorithms.learning import LogInterval
 from sb3_pg.algorithms.signature import (
     CHECKS,
     REPLAYING_CHECKS,
@@ -192,12 +193,14 @@ class ReplayingAlgorithm(UpdatingAlgorithm, OffPolicyAlgorithm):
         self: SelfReplaying,
         total_timesteps: int,
         callback: MaybeCallback = None,
-        log_interval: int | None = 4,
+        log_interval: LogInterval = 4,
         tb_log_name: str | None = None,
         reset_num_timesteps: bool = True,
         progress_bar: bool = False,
     ) -> SelfReplaying:
         """As SB3's; ``log_interval`` counts episodes, and the TensorBoard run is named after the class.
+
+        With ``log_interval="auto"`` it is about every 500 steps of each env, as often as A2C's default.
 
         :raises ValueError: an argument out of range, or a model without env
         :raises TypeError: an argument of the wrong type
@@ -283,12 +286,11 @@ class ReplayingAlgorithm(UpdatingAlgorithm, OffPolicyAlgorithm):
         self.logger.record("rollout/valid_fraction", rollout.valid_fraction)
         self._update_current_progress_remaining(self.num_timesteps, self._total_timesteps)
         callback.on_rollout_end()
-        self.logger.record("time/collect_seconds", time.perf_counter() - began)
-        logged = log_interval is not None and (self._episode_num + len(found)) // log_interval > (
-            self._episode_num // log_interval
-        )
-        self._episode_num += len(found)
-        if logged:
+        self.logger.record("time/collect_seconds", time.perf_counter() - began, self._detail)
+        before, self._episode_num = self._episode_num, self._episode_num + len(found)
+        if log_interval is not None and (
+            self._is_time_to_log() if self._log_steps else self._episode_num // log_interval > before // log_interval
+        ):
             self.dump_logs()
         return RolloutReturn(self.num_timesteps - steps_before, len(found), continue_training=True)
 

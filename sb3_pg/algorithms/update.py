@@ -4,16 +4,18 @@ import math
 import time
 import warnings
 from collections.abc import Mapping
-from typing import Any, TypeVar
+from typing import Any, Final, TypeVar
 
 import torch as th
 from stable_baselines3.common.type_aliases import MaybeCallback
 from stable_baselines3.common.utils import update_learning_rate
 
+from sb3_pg.algorithms import arguments as arg
 from sb3_pg.algorithms.estimation import EstimatingAlgorithm
 from sb3_pg.algorithms.explanation import Metrics, clipped_action_fraction, explain_step, explained_variance
 from sb3_pg.algorithms.flat_step import clip_gradient
 from sb3_pg.algorithms.guards import forget_nonfinite, nonfinite_gradient, require_finite_parameters, unchanged_on_error
+from sb3_pg.algorithms.learning import LogInterval
 from sb3_pg.errors import NonFiniteError
 from sb3_pg.rollout import (
     Collector,
@@ -27,6 +29,16 @@ from sb3_pg.rollout import (
 )
 
 SelfUpdating = TypeVar("SelfUpdating", bound="UpdatingAlgorithm")
+#: Steps of each env between two logs of ``log_interval="auto"``: as often as A2C logs, every 100 updates of 5 steps.
+AUTO_LOG_STEPS: Final = 500
+#: What is printed with ``verbose=2`` only. TensorBoard and CSV files have all of it.
+DETAILS: Final = frozenset(
+    {
+        *("clipped_action_fraction", "entropy", "step_size", "surrogate_predicted", "surrogate_realized"),
+        *("largest_ratio", "effective_sample_size", "largest_weight", "truncated_fraction"),
+        *("cg_iterations", "cg_residual", "line_search_steps"),
+    }
+)
 
 
 class UpdatingAlgorithm(EstimatingAlgorithm):
@@ -39,6 +51,12 @@ class UpdatingAlgorithm(EstimatingAlgorithm):
     _n_skipped = 0
     _estimate_seconds = 0.0
     _log_interval: int | None = 1
+    #: of ``log_interval="auto"``, otherwise 0: env steps between two logs at least; when the last one was; the last
+    #: iteration of which it is known whether it is logged; those that are
+    _log_steps = 0
+    _logged_at = 0
+    _decided = 0
+    _logged_iterations: tuple[int, ...] = ()
     _iteration = 0
     _is_observed = False
     #: of an update that is explained: w_t A_t, and the surrogate objective's gradient before the step
@@ -49,8 +67,15 @@ class UpdatingAlgorithm(EstimatingAlgorithm):
         return None
 
     def _learn(
-        self: SelfUpdating, total_timesteps: int, callback: MaybeCallback, log_interval: int | None, *arguments: Any
+        self: SelfUpdating, total_timesteps: int, callback: MaybeCallback, log_interval: LogInterval, *arguments: Any
     ) -> SelfUpdating:
+        self._log_steps = self._logged_at = self._decided = 0
+        self._logged_iterations = ()
+        if log_interval == "auto":
+            arg.real(0)("total_timesteps", total_timesteps)
+            log_interval = 1
+            # A short run is logged a few times too.
+            self._log_steps = max(1, min(AUTO_LOG_STEPS * self.n_envs, int(total_timesteps) // 5))
         self._log_interval, self._iteration, self._is_observed = log_interval, 0, bool(callback)
         return super()._learn(total_timesteps, callback, log_interval, *arguments)
 
@@ -66,7 +91,7 @@ class UpdatingAlgorithm(EstimatingAlgorithm):
         if self.critic_optimizer is not None:
             rate = self.critic_lr_schedule(self._current_progress_remaining)
             update_learning_rate(self.critic_optimizer, rate)
-            self.logger.record("train/critic_learning_rate", rate)
+            self.logger.record("train/critic_learning_rate", rate, self._detail)
         try:
             with unchanged_on_error(self.policy) as before, unvalidated_distributions(), compiled():
                 if batch.evaluation is not None and not (
@@ -93,7 +118,7 @@ class UpdatingAlgorithm(EstimatingAlgorithm):
         self._n_updates += 1
         self._record(metrics)
         self.logger.record("train/n_updates", self._n_updates, exclude="tensorboard")
-        self.logger.record("time/update_seconds", time.perf_counter() - began + self._estimate_seconds)
+        self.logger.record("time/update_seconds", time.perf_counter() - began + self._estimate_seconds, self._detail)
         return True
 
     def _describe(self, batch: RolloutBatch) -> Metrics:
@@ -113,7 +138,21 @@ class UpdatingAlgorithm(EstimatingAlgorithm):
 
     def _explains(self) -> bool:
         """Whether this update is among those that are written to the log, before which SB3 collects once more."""
-        return self._log_interval is not None and (self._iteration + 1) % self._log_interval == 0
+        following = self._iteration + 1
+        if not self._log_steps:
+            return self._log_interval is not None and following % self._log_interval == 0
+        if following > self._decided:
+            self._decided = following
+            if self._is_time_to_log():
+                self._logged_iterations = (*self._logged_iterations[-1:], following)
+        return following in self._logged_iterations
+
+    def _is_time_to_log(self) -> bool:
+        """Whether enough env steps have gone by since the last log of ``log_interval="auto"``; if so, this is one."""
+        if self.num_timesteps - max(self._logged_at, self._num_timesteps_at_start) < self._log_steps:
+            return False
+        self._logged_at = self.num_timesteps
+        return True
 
     def _describes(self) -> bool:
         """Whether somebody may read what this update logs: it is written to the log, or there are callbacks."""
@@ -163,4 +202,9 @@ class UpdatingAlgorithm(EstimatingAlgorithm):
         """Log numbers under ``train/``, with one transfer from the device."""
         values = th.stack([th.as_tensor(v, device=self.device).detach().float() for v in metrics.values()]).tolist()
         for name, value in zip(metrics, values, strict=True):
-            self.logger.record(f"train/{name}", value)
+            self.logger.record(f"train/{name}", value, self._detail if name in DETAILS else None)
+
+    @property
+    def _detail(self) -> str | None:
+        """Where a detail is not written to."""
+        return None if self.verbose > 1 else "stdout"

@@ -17,7 +17,7 @@ import rl_zoo3.train
 from rl_zoo3.exp_manager import ExperimentManager
 
 from sb3_pg.extras import extra_hints
-from sb3_pg.zoo.vec_env import backend_of, training_envs
+from sb3_pg.zoo.experiment import own_experiments
 
 # Ahead of the user's arguments, so that theirs win: rl_zoo3 looks for agents of its own hub unless told otherwise.
 _TRAINED_HERE: Final = ("--folder", "logs")
@@ -31,8 +31,7 @@ def train(arguments: Sequence[str]) -> None:
     :raises MissingExtraError: the environment or an option needs an optional dependency
     """
     try:
-        backend, arguments = backend_of(arguments)
-        with _command_line("train", arguments), training_envs(backend):
+        with _command_line("train", arguments), own_experiments():
             rl_zoo3.train.train()
     except (SystemExit, ImportError) as error:
         _remove_unused_run(error)
