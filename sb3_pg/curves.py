@@ -12,8 +12,10 @@ from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Final, Literal
+from zipfile import BadZipFile
 
 import numpy as np
+import yaml  # type: ignore[import-untyped]
 from numpy.typing import NDArray
 
 Axis = Literal["steps", "time"]
@@ -66,8 +68,21 @@ def find_runs(root: Path) -> list[Path]:
     return sorted({log.parent for log in logs})
 
 
+def label_of(folder: Path) -> str:
+    """The algorithm's name, if the run has noted it, else the name of the folder above.
+
+    :param folder: the run's folder, under whatever name and wherever it lies
+    """
+    return str(_arguments(folder).get("algo") or folder.resolve().parent.name)
+
+
 def env_of(folder: Path) -> str:
-    """The environment's id, if the run's monitors know it, else the folder's name without its number."""
+    """The environment's id, if the run or its monitors have noted it, else the folder's name without its number.
+
+    :param folder: the run's folder, under whatever name and wherever it lies
+    """
+    if _arguments(folder).get("env"):
+        return str(_arguments(folder)["env"])
     named = [header["env_id"] for header in _headers(folder) if header.get("env_id", "None") != "None"]
     return str(named[0]) if named else re.sub(r"_\d+(_[0-9a-f-]{36})?$", "", folder.name)
 
@@ -75,22 +90,25 @@ def env_of(folder: Path) -> str:
 def read_evaluations(folder: Path, label: str | None = None) -> Run:
     """A run as its ``EvalCallback`` saw it.
 
-    :param folder: the run's folder, ``<algo>/<env>_<number>``
+    :param folder: the run's folder
     :param label: instead of the algorithm's name
-    :raises LogError: there is no ``evaluations.npz``
+    :raises LogError: there is no ``evaluations.npz``, or it cannot be read
     """
     path = folder / "evaluations.npz"
     if not path.is_file():
         raise LogError(f"no evaluations.npz in {folder}")
-    with np.load(path) as log:
-        steps, returns = log["timesteps"].astype(np.float64), log["results"].astype(np.float64)
-    return Run(label or folder.parent.name, env_of(folder), steps, returns.reshape(len(steps), -1).T)
+    try:
+        with np.load(path) as log:
+            steps, returns = log["timesteps"].astype(np.float64), log["results"].astype(np.float64)
+    except (BadZipFile, EOFError, KeyError, ValueError) as error:
+        raise LogError(f"{path} is not what EvalCallback writes: {error}") from error
+    return Run(label or label_of(folder), env_of(folder), steps, returns.reshape(len(steps), -1).T)
 
 
 def read_training(folder: Path, axis: Axis = "steps", window: int = 100, label: str | None = None) -> Run:
     """A run as its training episodes saw it, each point being a window of successive episodes.
 
-    :param folder: the run's folder, ``<algo>/<env>_<number>``
+    :param folder: the run's folder
     :param axis: unit of ``x``
     :param window: episodes per point; fewer (a fifth of all) where there are not many
     :param label: instead of the algorithm's name
@@ -100,13 +118,14 @@ def read_training(folder: Path, axis: Axis = "steps", window: int = 100, label: 
     if not episodes:
         raise LogError(f"no finished episode in the *.monitor.csv of {folder}")
     ends, lengths, returns = np.array(episodes, dtype=np.float64).T
-    x = np.cumsum(lengths) if axis == "steps" else ends - min(header["t_start"] for header in _headers(folder))
+    before = _arguments(folder).get("num_timesteps_before") or 0  # of a run that continues another one
+    x = before + np.cumsum(lengths) if axis == "steps" else ends - min(header["t_start"] for header in _headers(folder))
     window = max(1, min(window, len(returns) // 5))
     windows = np.lib.stride_tricks.sliding_window_view(returns, window)
     x = x[window - 1 :]
     # At most one point per stretch of x: vectorized envs may finish many episodes at once.
     points = np.unique(np.searchsorted(x, np.linspace(x[0], x[-1], _GRID_POINTS), side="right")) - 1
-    return Run(label or folder.parent.name, env_of(folder), x[points], windows[points].T)
+    return Run(label or label_of(folder), env_of(folder), x[points], windows[points].T)
 
 
 def bootstrap_band(
@@ -162,6 +181,29 @@ def group(runs: Iterable[Run]) -> list[Curve]:
     for run in runs:
         groups.setdefault((run.env, run.label), []).append(run)
     return [aggregate(members) for members in groups.values()]
+
+
+class _ArgumentsLoader(yaml.SafeLoader):  # type: ignore[misc]
+    """Reads the command line that rl_zoo3 saves, an OrderedDict, and executes nothing. Other objects become None."""
+
+
+_ArgumentsLoader.add_multi_constructor("tag:yaml.org,2002:python/", lambda *_: None)
+_ArgumentsLoader.add_constructor(
+    "tag:yaml.org,2002:python/object/apply:collections.OrderedDict",
+    lambda loader, node: dict(loader.construct_sequence(node, deep=True)[0]),
+)
+
+
+def _arguments(folder: Path) -> dict[str, Any]:
+    """The command line of the run, empty if it was not saved."""
+    for path in folder.glob("*/args.yml"):
+        try:
+            arguments = yaml.load(path.read_text(), _ArgumentsLoader)
+        except (yaml.YAMLError, UnicodeDecodeError) as error:
+            raise LogError(f"{path} is not what rl_zoo3 writes: {error}") from error
+        if isinstance(arguments, dict):
+            return arguments
+    return {}
 
 
 def _headers(folder: Path) -> list[dict[str, Any]]:

@@ -1,6 +1,7 @@
 """``sb3-pg demo``: from nothing to a solved environment, a learning curve and a saved model, in under a minute."""
 
 import argparse
+import shlex
 import shutil
 import sys
 import time
@@ -71,10 +72,33 @@ def main(arguments: Sequence[str]) -> int:
     table.add_row("learning curve", str(curve))
     table.add_row("log folder", str(run))
     Console().print(table)
+    _print_next_steps(args.output)
     if mean < SOLVED_AT:
         print(f"sb3-pg demo: not solved: {mean:.1f} is below {SOLVED_AT}", file=sys.stderr)
         return 1
     return 0
+
+
+def _print_next_steps(folder: Path) -> None:
+    """Commands to type next, which work in the folder that the demo was run in."""
+    sb3_pg, logs = _this_program(), shlex.quote(str(folder))
+    print("Next, its scores (without --no-render, a window shows it), or another algorithm to compare it with:")
+    print(f"  {sb3_pg} enjoy --algo {ALGO} --env {ENV} -f {logs} --no-render")
+    print(f"  {sb3_pg} train --algo trpo --env {ENV} -f {logs} -P")
+
+
+def _this_program() -> str:
+    """What to type for ``sb3-pg``."""
+    script, python = Path(sys.argv[0]), Path(sys.executable)
+    if script.stem == "sb3-pg":
+        return "sb3-pg" if _is_found(script) else shlex.quote(str(script))
+    return f"{'python' if _is_found(python.with_name('python')) else shlex.quote(str(python))} -m sb3_pg"
+
+
+def _is_found(program: Path) -> bool:
+    """Whether the shell finds this program by its name alone."""
+    found = shutil.which(program.name)
+    return found is not None and Path(found).parent.resolve() == program.parent.resolve()
 
 
 def _latest_run(folder: Path) -> Path:

@@ -20,6 +20,7 @@ EXTRAS: Final = {
     "mujoco": "envs",
     "pygame": "envs",
     "tensorboard": "tensorboard",
+    "wandb": "track",
     "moviepy": "video",
     "plotly": "plots",
     "rliable": "plots",

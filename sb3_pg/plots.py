@@ -10,9 +10,22 @@ from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.figure import Figure
 from matplotlib.ticker import EngFormatter
 
-from sb3_pg.curves import Axis, Curve, LogError, Run, env_of, find_runs, group, read_evaluations, read_training
+from sb3_pg.curves import (
+    Axis,
+    Curve,
+    LogError,
+    Run,
+    env_of,
+    find_runs,
+    group,
+    label_of,
+    read_evaluations,
+    read_training,
+)
 
 Source = Literal["evaluation", "training"]
+FEWEST_EVALUATIONS: Final = 10
+"""With fewer of them in a run, training episodes are drawn, unless ``--source`` says otherwise."""
 
 _X_LABELS: Final[dict[tuple[Source, Axis], str]] = {
     ("evaluation", "steps"): "Training time [env steps]",
@@ -117,7 +130,8 @@ def _parser() -> argparse.ArgumentParser:
     parser.add_argument(
         "--source",
         choices=get_args(Source),
-        help="evaluation episodes or training episodes (default: evaluations, if any run has them)",
+        help="evaluation episodes or training episodes (default: evaluations, but training episodes where a run has "
+        "fewer than 10 evaluations)",
     )
     parser.add_argument(
         "--x-axis", choices=get_args(Axis), default="steps", help="env steps or wall-clock seconds (training only)"
@@ -132,14 +146,13 @@ def _read(args: argparse.Namespace) -> tuple[Source, list[Run]]:
         (run.resolve(), label) for root, label in map(split_label, args.inputs) for run in find_runs(root)
     )
     chosen = [
-        (folder, label or folder.parent.name)
-        for folder, label in found
-        if (not args.env or env_of(folder) in args.env)
-        and (not args.label or (label or folder.parent.name) in args.label)
+        (folder, label)
+        for folder, label in ((folder, label or label_of(folder)) for folder, label in found)
+        if (not args.env or env_of(folder) in args.env) and (not args.label or label in args.label)
     ]
     if not chosen:
         raise LogError(f"no run in {', '.join(args.inputs)} has that --env and --label")
-    source: Source = args.source or _default_source([folder for folder, _ in chosen], args.x_axis)
+    source: Source = args.source or _default_source(chosen, args.x_axis)
     if (source, args.x_axis) not in _X_LABELS:
         raise LogError("evaluations are logged without the time: use --source training with --x-axis time")
     runs = []
@@ -156,9 +169,30 @@ def _read(args: argparse.Namespace) -> tuple[Source, list[Run]]:
     return source, runs
 
 
-def _default_source(folders: Iterable[Path], axis: Axis) -> Source:
-    evaluated = any((folder / "evaluations.npz").is_file() for folder in folders)
-    return "evaluation" if evaluated and axis == "steps" else "training"
+def _default_source(chosen: Iterable[tuple[Path, str]], axis: Axis) -> Source:
+    """Evaluations, unless a run has so few of them that they make no curve, and every run has training episodes."""
+    if axis == "time":
+        return "training"
+    n_evaluations, trained = [], True
+    for folder, label in chosen:
+        try:
+            n_evaluations.append((len(read_evaluations(folder).x), f"{label} on {env_of(folder)}"))
+        except LogError:
+            n_evaluations.append((0, f"{label} on {env_of(folder)}"))
+        try:
+            read_training(folder)
+        except LogError:
+            trained = False
+    fewest, which = min(n_evaluations)
+    if fewest >= FEWEST_EVALUATIONS or (not trained and max(n_evaluations)[0] > 0):
+        return "evaluation"
+    if max(n_evaluations)[0] > 0:
+        print(
+            f"{which} has {fewest} evaluations, fewer than {FEWEST_EVALUATIONS}: training episodes are drawn; "
+            "--source evaluation draws evaluations",
+            file=sys.stderr,
+        )
+    return "training"
 
 
 def _report_short_runs(curves: Iterable[Curve], runs: Sequence[Run]) -> None:

@@ -87,7 +87,7 @@ def read_results(source: Path, label: str | None = None) -> list[Result]:
             steps = int(curve.x[-1])
             results.append(Result(curve.label, env_of(folder), steps, means[-1], means.max(), None, curve))
     if not results:
-        raise LogError(f"no run in {source} has an evaluations.npz: train with --eval-freq")
+        raise LogError(f"no run in {source} has an evaluations.npz: train without --eval-freq -1")
     return results
 
 

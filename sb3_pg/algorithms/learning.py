@@ -5,7 +5,7 @@ import pathlib
 import warnings
 from collections.abc import Collection, Mapping
 from contextvars import ContextVar
-from typing import Any, ClassVar, Literal, TypeVar
+from typing import Any, ClassVar, Final, Literal, TypeVar
 
 import numpy as np
 import torch as th
@@ -29,6 +29,8 @@ from sb3_pg.rollout import NormalizationGuard, predict, require_finite_step
 SelfLearning = TypeVar("SelfLearning", bound="LearningAlgorithm")
 #: Of ``learn``: SB3's, or "auto" for about every 500 steps of each env.
 LogInterval = int | Literal["auto"] | None
+#: As often as A2C logs, every 100 updates of 5 steps.
+AUTO_LOG_STEPS: Final = 500
 #: Names of the attributes that ``load`` was given; None while nothing is loaded.
 _LOADING: ContextVar[Collection[str] | None] = ContextVar("loading", default=None)
 
@@ -49,6 +51,9 @@ class LearningAlgorithm(BaseAlgorithm):
 
     #: of each argument, what it must be
     checks: ClassVar[Mapping[str, arg.Check]]
+    #: of ``log_interval="auto"``, otherwise 0: env steps between two logs at least, and when the last one was
+    _log_steps = 0
+    _logged_at = 0
 
     @classmethod
     def load(
@@ -175,7 +180,7 @@ class LearningAlgorithm(BaseAlgorithm):
         self: SelfLearning,
         total_timesteps: int,
         callback: MaybeCallback,
-        log_interval: int | None,
+        log_interval: LogInterval,
         tb_log_name: str | None,
         *arguments: Any,
     ) -> SelfLearning:
@@ -188,6 +193,11 @@ class LearningAlgorithm(BaseAlgorithm):
         """
         given = (total_timesteps, callback, log_interval, tb_log_name, *arguments)
         arg.check_arguments(dict(zip(LEARN_CHECKS, given, strict=True)), LEARN_CHECKS)
+        self._log_steps = self._logged_at = 0
+        if log_interval == "auto":
+            log_interval = 1
+            # A short run is logged a few times too.
+            self._log_steps = max(1, min(AUTO_LOG_STEPS * self.n_envs, int(total_timesteps) // 5))
         if self.env is None:
             raise ValueError("learn() needs an environment: call set_env(env), or load(path, env=env)")
         updates_before = self._n_updates
@@ -218,6 +228,13 @@ class LearningAlgorithm(BaseAlgorithm):
     def _why_no_update(self) -> str:
         """Why a ``learn`` that has collected has taken no update; empty where that was asked for or has been said."""
         return ""
+
+    def _is_time_to_log(self) -> bool:
+        """Whether enough env steps have gone by since the last log of ``log_interval="auto"``; if so, this is one."""
+        if self.num_timesteps - max(self._logged_at, self._num_timesteps_at_start) < self._log_steps:
+            return False
+        self._logged_at = self.num_timesteps
+        return True
 
     def _setup_learn(self, *args: Any, **kwargs: Any) -> tuple[int, BaseCallback]:
         """As SB3's, which resets the env; a NaN in it must not get into a VecNormalize's statistics.

@@ -20,7 +20,7 @@ from sb3_pg.algorithms import arguments as arg
 from sb3_pg.algorithms.environments import require_normalized_last
 from sb3_pg.algorithms.flat_step import with_fewer_operations
 from sb3_pg.algorithms.guards import require_usable_std
-from sb3_pg.algorithms.learning import LearningAlgorithm, waits_for_learning_starts
+from sb3_pg.algorithms.learning import LearningAlgorithm, LogInterval, waits_for_learning_starts
 from sb3_pg.algorithms.q_policies import Critic, OffPACPolicy
 from sb3_pg.algorithms.signature import CHECKS, REPLAYING_CHECKS
 from sb3_pg.errors import NonFiniteError
@@ -272,23 +272,31 @@ class TransitionAlgorithm(LearningAlgorithm, OffPolicyAlgorithm):
         """
         assert self.env is not None
         self._n_collected = 0
+        auto = self._log_steps > 0 and kwargs.get("log_interval") is not None
+        if auto:
+            kwargs["log_interval"] = None  # of episodes
         try:
             with NormalizationGuard(self.env).statistics_kept():
-                return super().collect_rollouts(*args, **kwargs)
+                result = super().collect_rollouts(*args, **kwargs)
         except BaseException:
             self._last_obs = None  # the env is in an unknown state: it is reset before the next rollout
             raise
+        if auto and self._is_time_to_log():
+            self.dump_logs()
+        return result
 
     def learn(
         self,
         total_timesteps: int,
         callback: MaybeCallback = None,
-        log_interval: int | None = 4,
+        log_interval: LogInterval = 4,
         tb_log_name: str | None = None,
         reset_num_timesteps: bool = True,
         progress_bar: bool = False,
     ) -> Self:
-        """As SB3's; the TensorBoard run is named after the class.
+        """As SB3's; ``log_interval`` counts episodes, and the TensorBoard run is named after the class.
+
+        With ``log_interval="auto"`` it is about every 500 steps of each env, as often as A2C's default.
 
         :raises ValueError: an argument out of range, or a model without env
         :raises TypeError: an argument of the wrong type

@@ -10,7 +10,6 @@ import torch as th
 from stable_baselines3.common.type_aliases import MaybeCallback
 from stable_baselines3.common.utils import update_learning_rate
 
-from sb3_pg.algorithms import arguments as arg
 from sb3_pg.algorithms.estimation import EstimatingAlgorithm
 from sb3_pg.algorithms.explanation import Metrics, clipped_action_fraction, explain_step, explained_variance
 from sb3_pg.algorithms.flat_step import clip_gradient
@@ -29,8 +28,6 @@ from sb3_pg.rollout import (
 )
 
 SelfUpdating = TypeVar("SelfUpdating", bound="UpdatingAlgorithm")
-#: Steps of each env between two logs of ``log_interval="auto"``: as often as A2C logs, every 100 updates of 5 steps.
-AUTO_LOG_STEPS: Final = 500
 #: What is printed with ``verbose=2`` only. TensorBoard and CSV files have all of it.
 DETAILS: Final = frozenset(
     {
@@ -51,10 +48,7 @@ class UpdatingAlgorithm(EstimatingAlgorithm):
     _n_skipped = 0
     _estimate_seconds = 0.0
     _log_interval: int | None = 1
-    #: of ``log_interval="auto"``, otherwise 0: env steps between two logs at least; when the last one was; the last
-    #: iteration of which it is known whether it is logged; those that are
-    _log_steps = 0
-    _logged_at = 0
+    #: of ``log_interval="auto"``: the last iteration of which it is known whether it is logged, and those that are
     _decided = 0
     _logged_iterations: tuple[int, ...] = ()
     _iteration = 0
@@ -69,14 +63,9 @@ class UpdatingAlgorithm(EstimatingAlgorithm):
     def _learn(
         self: SelfUpdating, total_timesteps: int, callback: MaybeCallback, log_interval: LogInterval, *arguments: Any
     ) -> SelfUpdating:
-        self._log_steps = self._logged_at = self._decided = 0
-        self._logged_iterations = ()
-        if log_interval == "auto":
-            arg.real(0)("total_timesteps", total_timesteps)
-            log_interval = 1
-            # A short run is logged a few times too.
-            self._log_steps = max(1, min(AUTO_LOG_STEPS * self.n_envs, int(total_timesteps) // 5))
-        self._log_interval, self._iteration, self._is_observed = log_interval, 0, bool(callback)
+        self._log_interval = 1 if log_interval == "auto" else log_interval
+        self._iteration, self._is_observed = 0, bool(callback)
+        self._decided, self._logged_iterations = 0, ()
         return super()._learn(total_timesteps, callback, log_interval, *arguments)
 
     def _update_from(self, batch: RolloutBatch) -> bool:
@@ -146,13 +135,6 @@ class UpdatingAlgorithm(EstimatingAlgorithm):
             if self._is_time_to_log():
                 self._logged_iterations = (*self._logged_iterations[-1:], following)
         return following in self._logged_iterations
-
-    def _is_time_to_log(self) -> bool:
-        """Whether enough env steps have gone by since the last log of ``log_interval="auto"``; if so, this is one."""
-        if self.num_timesteps - max(self._logged_at, self._num_timesteps_at_start) < self._log_steps:
-            return False
-        self._logged_at = self.num_timesteps
-        return True
 
     def _describes(self) -> bool:
         """Whether somebody may read what this update logs: it is written to the log, or there are callbacks."""

@@ -188,7 +188,7 @@ class Experiment(ExperimentManager):
             kwargs["log_interval"] = self.log_interval
         elif self.log_interval < -1:
             kwargs["log_interval"] = None
-        elif isinstance(model, (PolicyGradientAlgorithm, ReplayingAlgorithm)):
+        elif self.algo in ALGORITHMS:
             kwargs["log_interval"] = "auto"
         try:
             with _refilled_buffer(model) if self.continue_training else nullcontext():
