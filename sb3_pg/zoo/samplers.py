@@ -12,7 +12,8 @@ from torch import nn
 NET_ARCH: dict[str, list[int]] = {"tiny": [32], "small": [64, 64], "medium": [256, 256]}
 _ACTIVATION: dict[str, type[nn.Module]] = {"tanh": nn.Tanh, "relu": nn.ReLU}
 
-_NPG: dict[str, Any] = {"step": "kl"}  # the one that target_kl means something for
+#: The step that target_kl means something for; a config file's step_size would contradict it.
+_NPG: dict[str, Any] = {"step": "kl", "step_size": 0.1}
 
 
 def sample_reinforce_params(
