@@ -1,29 +1,49 @@
-# Needs Python (3.10 or newer), git and make; everything else goes into .venv, once.
+# Needs Python (3.10 or newer), git and make; everything else goes into a virtual environment, once.
 PYTHON ?= python3
-BIN := .venv/bin
-STAMP := .venv/.installed
+VENV = .venv
+# The versions to install. An empty file (/dev/null) lets pip choose the newest ones.
+CONSTRAINTS = constraints.txt
+# What pip is to be told when it installs torch, e.g. the index of the builds without CUDA:
+#   make demo TORCH_INDEX="--index-url https://download.pytorch.org/whl/cpu"
+TORCH_INDEX ?=
+# Test processes, with one torch thread each: more threads only wait for each other.
+WORKERS ?= 2
 
-.PHONY: demo test check clean
+BIN := $(VENV)/bin
+STAMP := $(VENV)/.installed
+
+.PHONY: demo test check test-pythons test-lowest test-newest clean
 
 demo: $(STAMP)
 	$(BIN)/sb3-pg demo
 
-# Two workers with one torch thread each: more threads only wait for each other.
 test: $(STAMP)
-	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n 2
+	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n $(WORKERS)
 
 check: $(STAMP)
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
 	$(BIN)/mypy
 
+# On each supported Python that is found; PYTHONS="3.10 3.13" chooses.
+test-pythons:
+	.ci/test-pythons
+
+# With the lower bound of each dependency, then with the newest release of each.
+test-lowest:
+	$(PYTHON) .ci/lowest_constraints.py > .venv-lowest.txt
+	$(MAKE) test VENV=.venv-lowest CONSTRAINTS=.venv-lowest.txt
+
+test-newest:
+	$(MAKE) test VENV=.venv-newest CONSTRAINTS=/dev/null
+
 # torch comes first and by its exact version, so that no later requirement can pull in another build.
 $(STAMP): pyproject.toml constraints.txt
-	$(PYTHON) -m venv .venv
-	$(BIN)/python -m pip install $$(grep '^torch==' constraints.txt)
-	$(BIN)/python -m pip install --constraint constraints.txt --editable '.[dev]'
+	$(PYTHON) -m venv $(VENV)
+	$(BIN)/python -m pip install $(TORCH_INDEX) $$(grep '^torch==' $(CONSTRAINTS) || echo torch)
+	$(BIN)/python -m pip install --constraint $(CONSTRAINTS) --editable '.[dev]'
 	touch $(STAMP)
 
 clean:
-	rm -rf .venv build dist .mypy_cache .pytest_cache .ruff_cache
+	rm -rf .venv .venv-* build dist .mypy_cache .pytest_cache .ruff_cache
 	find sb3_pg tests benchmarks -name __pycache__ -type d -prune -exec rm -rf {} +
