@@ -12,6 +12,7 @@ from stable_baselines3 import A2C, SAC
 from stable_baselines3.common.callbacks import BaseCallback, CallbackList, EveryNTimesteps
 from stable_baselines3.common.env_util import make_vec_env
 from stable_baselines3.common.policies import ActorCriticPolicy
+from stable_baselines3.common.torch_layers import FlattenExtractor
 from stable_baselines3.common.utils import obs_as_tensor
 
 from sb3_pg import NPG, TRPO, ActorCritic, KLPenaltyPG, OffPolicyPG, Reinforce
@@ -199,22 +200,27 @@ def test_before_the_first_step_there_are_none() -> None:
 
 
 def test_who_does_not_read_them_pays_for_no_forward() -> None:
-    class Counts(ActorCriticPolicy):
-        n_values = 0
+    class Counts(FlattenExtractor):
+        n_calls = 0
 
-        def predict_values(self, obs: Any) -> th.Tensor:
-            Counts.n_values += 1
-            return super().predict_values(obs)
+        def forward(self, observations: th.Tensor) -> th.Tensor:
+            Counts.n_calls += 1
+            return super().forward(observations)
 
     class Reads(BaseCallback):
         def _on_step(self) -> bool:
             return bool(self.locals["new_obs"].size)
 
-    model = ActorCritic(Counts, "CartPole-v1", n_steps=50, seed=0, device="cpu")
-    model.learn(50, callback=Reads())
-    assert Counts.n_values < 5
-    model.learn(50, callback=Recorder(item))
-    assert Counts.n_values >= 50
+    def n_calls(callback: BaseCallback) -> int:
+        Counts.n_calls = 0
+        model.learn(50, callback=callback)
+        return Counts.n_calls
+
+    kwargs = {"features_extractor_class": Counts}
+    model = ActorCritic("MlpPolicy", "CartPole-v1", n_steps=50, policy_kwargs=kwargs, seed=0, device="cpu")
+    n_without = n_calls(Reads())
+    assert 50 <= n_without < 60
+    assert n_calls(Recorder(item)) - n_without == 2 * 50 + 1  # values and log-probs, and at the end values
 
 
 def test_reading_them_changes_nothing() -> None:
