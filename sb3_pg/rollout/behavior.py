@@ -162,8 +162,8 @@ def adopted(given: Any, model: BaseAlgorithm) -> tuple[Any, BehaviorPolicy | Non
 class PolicyBehavior:
     """A policy that acts, in evaluation mode and without gradient, for another one that learns.
 
-    Where only the learner's actions are unscaled, those of the squashed policy, in [-1, 1], are rescaled to the bounds,
-    and so is their density.
+    If the policy is squashed and the learner is not, its actions in [-1, 1] are rescaled to the bounds, and the log-probs
+    are those of the rescaled actions.
 
     :param policy: what acts, on its own device
     :param learner: what learns
@@ -184,7 +184,7 @@ class PolicyBehavior:
             )
         self.policy = policy
         self._start = first_choice(space)
-        #: to rescale the actions to
+        #: what to rescale the actions to; None for no rescaling
         self._bounds = space if is_box and policy.squash_output and not learner.squash_output else None
         self._has_noise = False
 

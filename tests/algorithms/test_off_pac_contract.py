@@ -328,9 +328,6 @@ def test_arguments_that_contradict_each_other() -> None:
         make(envs("discrete", 2), train_freq=(1, "episode"))
     with pytest.raises(ValueError, match="continuous actions"):
         make(envs("discrete"), use_sde=True)
-    for space in (spaces.Discrete(3, start=2), spaces.MultiDiscrete([2, 3], start=[0, 2])):
-        with pytest.raises(ValueError, match="counted from 0"):
-            make(vec(ScriptedEnv(action_space=space)))
     with pytest.raises(ValueError, match=r"bounds, which must differ"):
         make(vec(ScriptedEnv(action_space=spaces.Box(0.0, 0.0, (2,)))))
 
