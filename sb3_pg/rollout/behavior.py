@@ -162,8 +162,8 @@ def adopted(given: Any, model: BaseAlgorithm) -> tuple[Any, BehaviorPolicy | Non
 class PolicyBehavior:
     """A policy that acts, in evaluation mode and without gradient, for another one that learns.
 
-    If the policy is squashed and the learner is not, its actions in [-1, 1] are rescaled to the bounds, and the log-probs
-    are those of the rescaled actions.
+    If the policy is squashed and the learner is not, its actions in [-1, 1] are rescaled to the bounds. The log-probs
+    are then those of the rescaled actions.
 
     :param policy: what acts, on its own device
     :param learner: what learns
