@@ -282,17 +282,18 @@ class OffPAC(TransitionAlgorithm):
 
     def _move_target(self) -> None:
         critic, target = self.policy.critic, self.policy.critic_target
-        slow, fast = list(target.parameters()), list(critic.parameters())
+        slow: list[th.Tensor] = list(target.parameters())
+        fast: list[th.Tensor] = list(critic.parameters())
         if [parameter.shape for parameter in slow] != [parameter.shape for parameter in fast]:
-            shapes = [tuple(parameter.shape) for parameter in slow], [tuple(parameter.shape) for parameter in fast]
+            theirs, ours = ([tuple(parameter.shape) for parameter in parameters] for parameters in (slow, fast))
             raise ValueError(
-                "policy.critic_target must have parameters of the same shapes as policy.critic, in the same order: change "
-                f"layers in both, got {shapes[0]} and {shapes[1]}"
+                "policy.critic_target must have parameters of the shapes of policy.critic, in the same order: change "
+                f"layers in both, got {theirs} and {ours}"
             )
         with th.no_grad():
             th._foreach_lerp_(slow, fast, self.tau)
-            for theirs, ours in zip(target.buffers(), critic.buffers(), strict=True):  # BatchNorm's statistics
-                theirs.copy_(ours)
+            for statistics, now in zip(target.buffers(), critic.buffers(), strict=True):  # BatchNorm's
+                statistics.copy_(now)
 
 
 def _descend(loss: th.Tensor, optimizer: th.optim.Optimizer) -> None:

@@ -80,9 +80,7 @@ def plain_layers(policy: ActorCriticPolicy) -> PlainLayers | None:
     """The policy's bare layers, or None if its networks are anything else than SB3's standard ones."""
     structure = structure_of(policy)
     if structure.plain is None:
-        # A weight that is no parameter may be replaced unnoticed.
-        of_parameters = all(vars(part).keys().isdisjoint(("weight", "bias")) for part in structure.parts)
-        structure.plain = PlainLayers(policy) if of_parameters and _is_plain(policy) else False
+        structure.plain = PlainLayers(policy) if _is_plain(policy) else False
     return None if structure.calls_matter else structure.plain or None
 
 

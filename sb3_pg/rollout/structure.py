@@ -147,7 +147,9 @@ class Structure:
         self.plain: Any = None
         self.attributes = [vars(part) for part in self.parts]
         self._methods = [(vars(part).keys(), _methods(part)) for part in self.parts]
-        self._splits_features = _splits_features(policy)
+        # A weight that is no parameter may be replaced unnoticed.
+        constants = not all(names.isdisjoint(("weight", "bias")) for names, _ in self._methods)
+        self._is_irregular = constants or "log_std" in vars(policy) or _splits_features(policy)
         self.look_at_calls(policy)
         tables = [t for m in (policy, *self.parts) for t in (m._modules, m._parameters, m._buffers)]
         self._tables = [table.values() for table in tables if table]
@@ -174,7 +176,7 @@ class Structure:
         self.calls_matter = (
             is_listened_to((policy, *self.parts))
             or not all(names.isdisjoint(methods) for names, methods in self._methods)
-            or self._splits_features
+            or self._is_irregular
         )
 
     @property
@@ -249,11 +251,16 @@ def evaluation_mode(policy: BasePolicy) -> Iterator[None]:
 
 
 def is_same_in_both_modes(policy: ActorCriticPolicy) -> bool:
-    """Whether the policy surely computes the same in training and in evaluation mode, as far as its modules are known.
+    """Whether the policy surely computes the same in training and in evaluation mode.
 
-    Methods of its own may look at the mode.
+    Methods and a distribution of its own may look at the mode.
     """
-    return structure_of(policy).is_same_in_both_modes and not has_own_forward(policy) and not has_own_head(policy)
+    return (
+        structure_of(policy).is_same_in_both_modes
+        and type(policy.action_dist).__module__.startswith("stable_baselines3.")
+        and not has_own_forward(policy)
+        and not has_own_head(policy)
+    )
 
 
 def without_gradient(policy: ActorCriticPolicy) -> type[th.no_grad] | type[th.inference_mode]:
