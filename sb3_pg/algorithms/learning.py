@@ -89,6 +89,11 @@ class LearningAlgorithm(BaseAlgorithm):
         return name in (_LOADING.get() or ())
 
     @classmethod
+    def _is_kept_by_load(cls, name: str) -> bool:
+        """Whether an attribute's value was saved, beside other values than it may have now."""
+        return cls._is_loading() and not cls._is_given_to_load(name)
+
+    @classmethod
     def _wrap_env(cls, env: Any, verbose: int = 0, monitor_wrapper: bool = True) -> VecEnv:
         """As SB3's, which passes the env of the constructor, of ``set_env`` and of ``load`` through here.
 
@@ -169,9 +174,7 @@ class LearningAlgorithm(BaseAlgorithm):
 
         :raises ValueError: there is one, and it is not among the tolerated ones, which give a warning
         """
-        unused = self._without_effect()
-        if self._is_loading():
-            unused = {name: why for name, why in unused.items() if self._is_given_to_load(name)}
+        unused = {name: why for name, why in self._without_effect().items() if not self._is_kept_by_load(name)}
         check_effects(type(self), vars(self), unused, self.tolerated)
 
     # ---------------------------------------------------------------- learning

@@ -39,13 +39,12 @@ class NPG(NaturalGradient):
         "step": arg.choice("kl", "fixed"),
         "step_size": arg.schedule(),
     }
+    tolerated: ClassVar[frozenset[str]] = NaturalGradient.tolerated | {*_OF_LINE_SEARCH, "target_kl"}
 
     def __init__(self, *args: Any, step: str = "kl", step_size: float | str | Schedule = 0.1, **kwargs: Any) -> None:
         self.step = step
         self.step_size = step_size
         super().__init__(*args, **kwargs)
-
-    tolerated: ClassVar[frozenset[str]] = NaturalGradient.tolerated | {*_OF_LINE_SEARCH, "target_kl"}
 
     def _without_effect(self) -> dict[str, str]:
         unused = super()._without_effect() | dict.fromkeys(_OF_LINE_SEARCH, "NPG, which has no line search")

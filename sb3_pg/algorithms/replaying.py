@@ -140,12 +140,9 @@ class ReplayingAlgorithm(UpdatingAlgorithm, OffPolicyAlgorithm):
             uniform_behavior(self.action_space, squashed=False)  # whether it has a density
         self._episodes_per_env()
         kept = self.replay_buffer_kwargs.get("max_trajectories", self.buffer_trajectories)
-        saved = self._is_loading() and not self._is_given_to_load("replay_buffer_kwargs")
-        if kept != self.buffer_trajectories and not saved:
-            raise ValueError(
-                f"replay_buffer_kwargs['max_trajectories'] must be buffer_trajectories={self.buffer_trajectories} or "
-                f"left out, got {kept}"
-            )
+        if kept != self.buffer_trajectories and not self._is_kept_by_load("replay_buffer_kwargs"):
+            wanted = f"buffer_trajectories={self.buffer_trajectories} or left out"
+            raise ValueError(f"replay_buffer_kwargs['max_trajectories'] must be {wanted}, got {kept}")
 
     def _prepare(self) -> None:
         super()._prepare()

@@ -78,7 +78,6 @@ class TransitionAlgorithm(LearningAlgorithm, OffPolicyAlgorithm):
         frequency: Any = self.train_freq
         if self.n_envs > 1 and frequency.unit == TrainFrequencyUnit.EPISODE:
             raise ValueError(f"train_freq in episodes takes one env, got {self.n_envs} envs: give it in steps")
-
         self._check_n_steps()
 
     @classmethod
@@ -106,8 +105,8 @@ class TransitionAlgorithm(LearningAlgorithm, OffPolicyAlgorithm):
             raise ValueError(f"{cls.__name__} takes observations that are no Dict, got {self.observation_space}")
         if n_steps > 1 and self.optimize_memory_usage:
             raise ValueError(f"n_steps={n_steps} takes every next observation: optimize_memory_usage must be False")
-        if self._is_loading() and not self._is_given_to_load("replay_buffer_kwargs"):
-            return  # they were saved beside other values
+        if self._is_kept_by_load("replay_buffer_kwargs"):
+            return
         for name, ours, holds in (
             ("n_steps", n_steps, n_steps > 1),
             ("gamma", self.gamma, n_steps > 1 or issubclass(cls, NStepReplayBuffer)),
