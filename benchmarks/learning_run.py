@@ -5,6 +5,7 @@ Heavy imports live here and not in ``learning.py``: a worker sets its thread lim
 
 import argparse
 import contextlib
+import io
 import math
 import tempfile
 import time
@@ -63,7 +64,7 @@ def make_manager(
 
 def resolve_hyperparams(algo: str, env: str, hyperparams: dict[str, Any], config: str | None) -> dict[str, Any]:
     """The hyperparameters that a run will use: those of the YAML file, with ``hyperparams`` on top."""
-    with tempfile.TemporaryDirectory() as folder, contextlib.redirect_stdout(None):
+    with tempfile.TemporaryDirectory() as folder, contextlib.redirect_stdout(io.StringIO()):
         manager = make_manager(algo, env, 0, 0, hyperparams, config, folder)
         return dict(manager.read_hyperparameters()[1])
 
@@ -144,7 +145,7 @@ def train(run: "Run", report: Callable[[Point], None]) -> tuple[dict[str, Any], 
     torch.set_num_threads(1)
     begin = time.perf_counter()
     # rl_zoo3 prints its configuration whatever its verbosity
-    with tempfile.TemporaryDirectory() as folder, contextlib.redirect_stdout(None):
+    with tempfile.TemporaryDirectory() as folder, contextlib.redirect_stdout(io.StringIO()):
         set_random_seed(run.seed)
         manager = make_manager(run.algo, run.env, run.seed, run.steps, run.hyperparams, run.config, folder)
         experiment = manager.setup_experiment()

@@ -15,6 +15,7 @@ Protocol
 """
 
 import contextlib
+import io
 import itertools
 import math
 import statistics
@@ -66,7 +67,7 @@ def race(entrant: str, seed: int, limit: int) -> dict[str, Any]:
     algo, _, backend = entrant.partition(":")
     with (
         tempfile.TemporaryDirectory() as folder,
-        contextlib.redirect_stdout(None),
+        contextlib.redirect_stdout(io.StringIO()),
         training_envs(backend or None),
     ):
         set_random_seed(seed)

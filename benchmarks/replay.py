@@ -17,6 +17,7 @@ Protocol
 """
 
 import contextlib
+import io
 import itertools
 import math
 import multiprocessing
@@ -111,7 +112,7 @@ def run(job: tuple[str, str, float, int]) -> dict[str, Any]:
             latest = [point[:2] for point in self.points[-2:]]
             return super()._on_step() and arrival(latest, task.threshold) == math.inf
 
-    with tempfile.TemporaryDirectory() as folder, contextlib.redirect_stdout(None):
+    with tempfile.TemporaryDirectory() as folder, contextlib.redirect_stdout(io.StringIO()):
         set_random_seed(seed)
         settings = resolve_hyperparams("off_policy_pg", env, task.settings | {"learning_rate": f"lin_{rate}"}, None)
         manager = make_manager("off_policy_pg", env, seed, task.budget, settings | changes(arm, settings), None, folder)
