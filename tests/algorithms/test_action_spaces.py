@@ -58,7 +58,12 @@ COUNTED: dict[str, spaces.Space[Any]] = {
 def make(cls: type, env: Any, **kwargs: Any) -> Any:
     policy = "MultiInputPolicy" if isinstance(env.observation_space, spaces.Dict) else "MlpPolicy"
     policy_kwargs = {"net_arch": [8], **kwargs.pop("policy_kwargs", {})}
-    return cls(policy, env, **{"seed": 0, "device": "cpu", **SMALL[cls], **kwargs}, policy_kwargs=policy_kwargs)
+    log_std = kwargs.pop("log_std", None)
+    model: Any = cls(policy, env, **{"seed": 0, "device": "cpu", **SMALL[cls], **kwargs}, policy_kwargs=policy_kwargs)
+    if log_std is not None:  # larger ones than log_std_init takes
+        with th.no_grad():
+            model.policy.log_std.fill_(log_std)
+    return model
 
 
 def an_env(space: spaces.Space[Any], observations: str = "vector") -> ScriptedEnv:
@@ -67,7 +72,7 @@ def an_env(space: spaces.Space[Any], observations: str = "vector") -> ScriptedEn
 
 def spread(cls: type, log_std: float) -> dict[str, Any]:
     """Arguments that make the policy reach the bounds; the squashed one of OffPAC does anyway."""
-    return {} if cls is OffPAC else {"policy_kwargs": {"log_std_init": log_std}}
+    return {} if cls is OffPAC else {"log_std": log_std}
 
 
 def log_prob(model: Any, observations: Any, actions: np.ndarray) -> np.ndarray:
