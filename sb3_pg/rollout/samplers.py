@@ -62,8 +62,8 @@ def make_sampler(policy: ActorCriticPolicy, device: th.device, n_envs: int) -> S
     :param device: where the policy lives
     :param n_envs: number of parallel environments
     """
-    # The values of the steps are those of forward, where predict_values says something else.
-    if has_own_forward(policy) or structure_of(policy).calls_matter or overrides(policy, "predict_values"):
+    # Where predict_values says something else than forward, the steps have forward's values.
+    if has_own_forward(policy) or structure_of(policy).calls_matter or overrides(policy, "predict_values", "__call__"):
         return ForwardSampler(policy, device)
     if type(policy.action_dist) in OF_OUTPUTS and not has_own_head(policy):
         layers = plain_layers(policy)

@@ -156,11 +156,11 @@ class Structure:
         self._empty = [table for table in tables if not table]
         self._ids = self._identify()
 
-    def _identify(self) -> list[tuple[int, ...]]:
-        return [tuple(map(id, values)) for values in self._tables]
+    def _identify(self) -> list[tuple[Any, ...]]:
+        return [tuple(map(type, self.parts)), *(tuple(map(id, values)) for values in self._tables)]
 
     def is_current(self) -> bool:
-        """Whether no module, parameter or buffer has been added, removed or replaced."""
+        """Whether no module, parameter or buffer has been added, removed or replaced, and no module's class."""
         return self._identify() == self._ids and not any(self._empty)
 
     def snapshot(self) -> Snapshot:

@@ -353,6 +353,10 @@ def own_linear_layer(model: Any) -> None:
     model.policy.mlp_extractor.policy_net[2] = layer
 
 
+def other_class(model: Any) -> None:
+    model.policy.mlp_extractor.policy_net[2].__class__ = Doubled
+
+
 class Delegating(nn.Module):
     def __init__(self, inner: nn.Module) -> None:
         super().__init__()
@@ -501,6 +505,7 @@ CHANGES: list[Callable[[Any], None]] = [
     new_head_in_the_optimizer,
     new_layer,
     own_linear_layer,
+    other_class,
     delegate,
     new_extractor,
     new_extractor_for_the_value,
@@ -530,8 +535,8 @@ CHANGES: list[Callable[[Any], None]] = [
 def learned(cls: Any, changes: dict[int, Callable[[Any], None]], env: str = "CartPole-v1", **kwargs: Any) -> th.Tensor:
     """Parameters after 10 rollouts of 5 steps, with changes after some of them."""
     # without clipping: A2C counts the gradients of modules that its optimizer does not know, which nobody sets to zero
-    kwargs = {"max_grad_norm": float("inf"), "ent_coef": 0.01, **kwargs}
-    model = cls("MlpPolicy", make_vec_env(env, 2, seed=0), seed=0, device="cpu", **kwargs)
+    kwargs = {"policy": "MlpPolicy", "max_grad_norm": float("inf"), "ent_coef": 0.01, **kwargs}
+    model = cls(env=make_vec_env(env, 2, seed=0), seed=0, device="cpu", **kwargs)
     changes.get(0, lambda _: None)(model)
     return vector(model.learn(100, callback=Watch(changes)).policy)
 
@@ -541,6 +546,17 @@ def learned(cls: Any, changes: dict[int, Callable[[Any], None]], env: str = "Car
 @pytest.mark.parametrize("change", CHANGES, ids=lambda change: change.__name__)
 def test_changes_count_as_under_a2c(change: Callable[[Any], None], after: int) -> None:
     theirs, ours = (learned(cls, {after: change}) for cls in (A2C, ActorCritic))
+    assert th.allclose(theirs, ours, atol=1e-5)
+
+
+class OwnCall(ActorCriticPolicy):
+    def __call__(self, *args: Any, **kwargs: Any) -> Any:
+        actions, values, log_prob = super().__call__(*args, **kwargs)
+        return 1 - actions, values + 1, log_prob
+
+
+def test_an_own_call_counts_as_under_a2c() -> None:
+    theirs, ours = (learned(cls, {}, policy=OwnCall) for cls in (A2C, ActorCritic))
     assert th.allclose(theirs, ours, atol=1e-5)
 
 
