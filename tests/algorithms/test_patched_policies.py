@@ -213,6 +213,24 @@ def test_a_mask_counts_from_the_rollout_that_follows_and_as_long_as_it_stands(
     assert seen[:6] == [True, True, False, False, True, True]
 
 
+@of_actor_critic_policies
+def test_a_mask_that_is_set_within_a_rollout_counts_from_the_next(cls: Any) -> None:
+    class InAStep(Watch):
+        def _on_rollout_start(self) -> None:
+            self.actions.append([])
+
+        def _on_step(self) -> bool:
+            self.actions[-1].extend(self.locals["actions"])
+            if self.n_calls == 5:
+                mask_head(self.model)
+            return True
+
+    model, watch = make(cls), InAStep()
+    model.learn(96, callback=watch)
+    assert 0 in watch.actions[0]
+    assert set(np.concatenate(watch.actions[1:])) == {1, 2}
+
+
 def test_masks_between_two_calls_of_learn() -> None:
     model = make(ActorCritic)
     for mask, expected in ((None, {0, 1, 2}), (mask_head, {1, 2}), (None, {0, 1, 2})):
