@@ -120,7 +120,7 @@ def test_conversion_for_natural_gradients() -> None:
     # the learning rate is the critic's, whatever a config file says
     expected = TRUST_REGION_CONVERTED | {"cg_damping": 0.01, "critic_learning_rate": None}
     assert convert_trpo_params(params) == expected
-    assert convert_npg_params(params) == expected | {"step": "kl"}
+    assert convert_npg_params(params) == expected | {"step": "kl", "step_size": 0.1}
 
 
 def test_conversion_for_kl_penalty_pg() -> None:
