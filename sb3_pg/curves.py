@@ -102,6 +102,8 @@ def read_evaluations(folder: Path, label: str | None = None) -> Run:
             steps, returns = log["timesteps"].astype(np.float64), log["results"].astype(np.float64)
     except (BadZipFile, EOFError, KeyError, ValueError) as error:
         raise LogError(f"{path} is not what EvalCallback writes: {error}") from error
+    if not returns.size:
+        raise LogError(f"no evaluation episode in {path}")
     return Run(label or label_of(folder), env_of(folder), steps, returns.reshape(len(steps), -1).T)
 
 

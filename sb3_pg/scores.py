@@ -6,6 +6,7 @@ computed by its authors' ``rliable`` (extra ``plots``).
 
 import csv
 import importlib
+import sys
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
@@ -83,6 +84,9 @@ def read_results(source: Path, label: str | None = None) -> list[Result]:
     for folder in find_runs(source):
         if (folder / "evaluations.npz").is_file():
             curve = read_evaluations(folder, label)
+            if curve.x[-1] == 0:
+                print(f"left out: {folder} was evaluated before the first step only", file=sys.stderr)
+                continue
             means = curve.returns.mean(axis=0)
             steps = int(curve.x[-1])
             results.append(Result(curve.label, env_of(folder), steps, means[-1], means.max(), None, curve))

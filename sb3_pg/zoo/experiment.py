@@ -78,7 +78,7 @@ class Experiment(ExperimentManager):
     def read_hyperparameters(self) -> tuple[dict[str, Any], dict[str, Any]]:
         """As rl_zoo3's; what a ``default:`` block leaves to the observation space is filled in.
 
-        :raises ValueError: the configuration has nothing for this environment
+        :raises ValueError: the configuration has nothing for this environment, or no policy takes its observations
         """
         is_default = self._takes_our_default()
         hyperparams, saved = super().read_hyperparameters()
@@ -118,6 +118,9 @@ class Experiment(ExperimentManager):
         return size
 
     def _preprocess_hyperparams(self, hyperparams: dict[str, Any]) -> Any:
+        n_envs = hyperparams.get("n_envs", 1)
+        if not isinstance(n_envs, int) or n_envs < 1:
+            raise ValueError(f"n_envs must be an integer of at least 1, got {n_envs!r}")
         result = super()._preprocess_hyperparams(hyperparams)
         if self.eval_freq is None:
             self.eval_freq = max(_LEAST_EVAL_FREQ, self.n_timesteps // N_EVALUATIONS)
@@ -166,7 +169,13 @@ class Experiment(ExperimentManager):
     # ---------------------------------------------------------------- learning
 
     def _load_pretrained_agent(self, hyperparams: dict[str, Any], env: VecEnv) -> BaseAlgorithm:
-        model = super()._load_pretrained_agent(hyperparams, env)
+        try:
+            model = super()._load_pretrained_agent(hyperparams, env)
+        except (AttributeError, KeyError, RuntimeError, TypeError, ValueError) as error:
+            raise ValueError(
+                f"{self.trained_agent} cannot be continued with --algo {self.algo} --env {self.env_name.gym_id} and "
+                f"these hyperparameters: {error}"
+            ) from error
         before, after = model.num_timesteps, model.num_timesteps + self.n_timesteps
         self.args.num_timesteps_before = before
         print(

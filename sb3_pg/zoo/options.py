@@ -44,3 +44,17 @@ class TrainParser(argparse.ArgumentParser):
         """As argparse's, but for the options that differ here."""
         changed = next((_CHANGED[name] for name in names if name in _CHANGED), {})
         return super().add_argument(*names, **options | changed)
+
+    def parse_args(self, *args: Any, **kwargs: Any) -> Any:
+        """As argparse's; numbers that would fail later are refused.
+
+        :raises SystemExit: the command line cannot be parsed, or a number is out of range
+        """
+        parsed = super().parse_args(*args, **kwargs)
+        for name in ("eval_episodes", "n_eval_envs"):
+            value = getattr(parsed, name)
+            if value is not None and value < 1:
+                self.error(f"argument --{name.replace('_', '-')}: must be at least 1, got {value}")
+        if parsed.log_interval == 0:
+            self.error("argument --log-interval: must be at least 1, -1 (default) or -2 (no logging), got 0")
+        return parsed

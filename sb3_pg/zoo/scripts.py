@@ -69,7 +69,7 @@ def _command_line(command: str, arguments: Sequence[str]) -> Iterator[None]:
     try:
         with extra_hints():
             yield
-    except (AssertionError, NameError, SyntaxError, TypeError, ValueError) as error:
+    except Exception as error:
         message = _wrong_call(error)
         if message is None:
             raise
@@ -85,7 +85,17 @@ _CHECKS: Final = {
     ("rl_zoo3.utils", "get_model_path"),
     ("rl_zoo3.exp_manager", "read_hyperparameters"),
 }
+# Where it imports what it was given the name of.
+_IMPORTS: Final = {
+    *_CHECKS,
+    ("rl_zoo3.enjoy", "enjoy"),
+    ("rl_zoo3.exp_manager", "_create_sampler"),
+    ("rl_zoo3.utils", "get_wrapper_class"),
+    ("rl_zoo3.utils", "get_class_by_name"),
+    ("rl_zoo3.utils", "get_callback_list"),
+}
 _SETUP: Final = ("rl_zoo3.exp_manager", "setup_experiment")
+_TRIAL: Final = ("rl_zoo3.exp_manager", "load_trial")
 _EVALUATION: Final = ("rl_zoo3.utils", "__call__")
 
 
@@ -98,12 +108,32 @@ def _wrong_call(error: Exception) -> str | None:
         (frame.f_globals.get("__name__", ""), frame.f_code.co_name)
         for frame, _ in traceback.walk_tb(error.__traceback__)
     ]
+    module, function = frames[-1]
+    if isinstance(error, (ImportError, AttributeError)):
+        asked = [frame for frame in frames if not frame[0].startswith("importlib") and frame[1] != "__getattr__"]
+        return str(error) if asked[-1] in _IMPORTS else None
+    if isinstance(error, (KeyError, IndexError)):
+        return f"--study-name, --storage and --trial-id name no trial: {error}" if _TRIAL in frames else None
+    if isinstance(error, FileNotFoundError):
+        return str(error) if frames[-1] in _CHECKS else None
+    if not isinstance(error, (AssertionError, NameError, SyntaxError, TypeError, ValueError)):
+        return None
     if _EVALUATION in frames:
         return f"""{error}: write KEY:VALUE with VALUE in Python, such as gamma:0.9 or baseline:"'mean'\""""
     # Our constructors refuse arguments, which rl_zoo3 takes from the config file and from --hyperparams.
-    refused_by_us = _SETUP in frames and frames[-1][0].startswith("sb3_pg.") and not isinstance(error, AssertionError)
-    unknown_to_theirs = frames[-1] == _SETUP and "unexpected keyword argument" in str(error)
-    return str(error) if frames[-1] in _CHECKS or refused_by_us or unknown_to_theirs else None
+    refused_by_us = _SETUP in frames and module.startswith("sb3_pg.") and not isinstance(error, AssertionError)
+    # SB3 refuses spaces and what wraps them.
+    refused_by_theirs = (
+        _SETUP in frames
+        and module.startswith(("stable_baselines3.", "sb3_contrib."))
+        and isinstance(error, (AssertionError, ValueError))
+    )
+    unexpected = "unexpected keyword argument" in str(error)
+    unknown_to_theirs = frames[-1] == _SETUP and unexpected
+    unknown_to_env = (module, function) == ("gymnasium.envs.registration", "make") and unexpected
+    if frames[-1] in _CHECKS or refused_by_us or refused_by_theirs or unknown_to_theirs or unknown_to_env:
+        return str(error)
+    return None
 
 
 def _remove_unused_run(error: BaseException) -> None:

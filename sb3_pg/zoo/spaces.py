@@ -38,11 +38,15 @@ def fit_to_observations(
     :param hyperparams: in rl_zoo3's format
     :param buffer_size: transitions that the algorithm's replay buffer has room for by default; None if it has none
     :return: the hyperparameters that differ, empty if all of them fit
+    :raises ValueError: no policy takes observations of this space, nor can they be flattened
     """
     changed: dict[str, Any] = {}
     if _needs_flattening(space):
         if not space.is_np_flattenable:
-            return {}  # SB3's error says what it does not take
+            raise ValueError(
+                f"no policy takes observations of {space}: wrap the env (env_wrapper), so that they are a Box, "
+                "Discrete, MultiDiscrete, MultiBinary, Dict or Tuple"
+            )
         changed["env_wrapper"] = _FLATTEN
         space = spaces.flatten_space(space)
     normalized: list[str] | bool = _is_vector(space)
