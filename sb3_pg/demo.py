@@ -81,14 +81,14 @@ def main(arguments: Sequence[str]) -> int:
 
 def _print_next_steps(folder: Path) -> None:
     """Commands to type next, which work in the folder that the demo was run in."""
-    sb3_pg, logs = _this_program(), shlex.quote(str(folder))
+    sb3_pg, logs = this_program(), shlex.quote(str(folder))
     print("Next, its scores (without --no-render, a window shows it), or another algorithm to compare it with:")
     print(f"  {sb3_pg} enjoy --algo {ALGO} --env {ENV} -f {logs} --no-render")
     print(f"  {sb3_pg} train --algo trpo --env {ENV} -f {logs} -P")
 
 
-def _this_program() -> str:
-    """What to type for ``sb3-pg``."""
+def this_program() -> str:
+    """What to type for ``sb3-pg``, given how this process was started."""
     script, python = Path(sys.argv[0]), Path(sys.executable)
     if script.stem == "sb3-pg":
         return "sb3-pg" if _is_found(script) else shlex.quote(str(script))
