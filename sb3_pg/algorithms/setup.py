@@ -51,7 +51,8 @@ class ConfiguredAlgorithm(SavedAlgorithm):
         :class:`~sb3_pg.OffPolicyPG`, which learns from complete episodes only
     :param on_nonfinite: "raise" a :class:`~sb3_pg.NonFiniteError`, or "skip" the update with a warning
     :param act_device: device that actions are computed on, by a copy of the policy that is brought up to date before
-        each rollout; None for ``device``. With small nets and ``device="cuda"``, "cpu" acts faster
+        each rollout; None for ``device``. With small nets and ``device="cuda"``, "cpu" acts faster. A policy with hooks
+        or replaced methods has no copy: it acts where it is, with a warning
     :param compile: whether the networks are compiled (``torch.compile``) for updates; results differ by rounding. Takes
         seconds at first and a C++ compiler (or, on a GPU, Triton). On a CPU it is for images: small MLPs lose by it
     :param use_sde: generalized state-dependent exploration
