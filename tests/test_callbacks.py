@@ -194,7 +194,7 @@ def test_what_is_logged_is_what_was_measured() -> None:
 def test_every_kth_rollout() -> None:
     recorder = Recorder()
     model = Reinforce("MlpPolicy", "CartPole-v1", n_steps=32, seed=0)
-    model.learn(7 * 32, [GradientDiagnosticsCallback(every=3), recorder])
+    model.learn(7 * 32, [GradientDiagnosticsCallback(every=3), recorder], log_interval=1)
     assert [bool(logged) for logged in recorder.logged] == [False, False, True, False, False, True, False]
 
 

@@ -25,7 +25,8 @@ def logs(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
         folder.mkdir(parents=True)
         (folder / "0.monitor.csv").write_text(monitor)
         if evaluated:
-            np.savez(folder / "evaluations.npz", timesteps=[100, 200], results=[[1.0, 2.0], [3.0, 4.0]])
+            steps = list(range(20, 201, 20))
+            np.savez(folder / "evaluations.npz", timesteps=steps, results=[[1.0, i] for i in steps])
     return tmp_path / "logs"
 
 
@@ -78,7 +79,7 @@ def test_panels_without_curves_are_hidden() -> None:
 
 @pytest.mark.usefixtures("logs")
 def test_plot_writes_a_picture(capsys: pytest.CaptureFixture[str]) -> None:
-    assert main(["-o", "pictures/curve.png", "--title", "Two runs"]) == 0
+    assert main(["-o", "pictures/curve.png", "--title", "Two runs", "--source", "evaluation"]) == 0
     output = capsys.readouterr()
     assert output.out == "pictures/curve.png\n"
     assert "left out: no evaluations.npz in " in output.err  # the a2c run, which has none
@@ -88,7 +89,7 @@ def test_plot_writes_a_picture(capsys: pytest.CaptureFixture[str]) -> None:
 
 
 def test_short_run_is_reported(logs: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    np.savez(logs / "reinforce/CartPole-v1_2/evaluations.npz", timesteps=[90, 1000], results=[[1.0], [2.0]])
+    np.savez(logs / "reinforce/CartPole-v1_2/evaluations.npz", timesteps=range(100, 1001, 100), results=[[1.0]] * 10)
     assert main(["--label", "reinforce"]) == 0
     assert "reinforce on CartPole-v1 ends at 200, with its shortest run; its longest goes on to 1,000" in (
         capsys.readouterr().err
@@ -112,14 +113,16 @@ def drawn(monkeypatch: pytest.MonkeyPatch) -> list[tuple[list[Curve], str, str]]
 @pytest.mark.parametrize(
     ("arguments", "source", "labels"),
     [
-        ("", "evaluation", {("reinforce", 2)}),
+        ("", "training", {("reinforce", 2), ("a2c", 1)}),  # one of them has no evaluations
+        ("--source evaluation", "evaluation", {("reinforce", 2)}),
+        ("logs/reinforce", "evaluation", {("reinforce", 2)}),
         ("--source training", "training", {("reinforce", 2), ("a2c", 1)}),
         ("--x-axis time", "training", {("reinforce", 2), ("a2c", 1)}),
         ("logs/a2c", "training", {("a2c", 1)}),
         ("--source training --label a2c", "training", {("a2c", 1)}),
-        ("logs logs/reinforce logs/reinforce/CartPole-v1_1", "evaluation", {("reinforce", 2)}),
-        ("mine=logs/reinforce/CartPole-v1_1 logs", "evaluation", {("mine", 1), ("reinforce", 2)}),
-        ("--env CartPole-v1", "evaluation", {("reinforce", 2)}),
+        ("logs/reinforce logs/reinforce/CartPole-v1_1", "evaluation", {("reinforce", 2)}),
+        ("mine=logs/reinforce/CartPole-v1_1 logs/reinforce", "evaluation", {("mine", 1), ("reinforce", 2)}),
+        ("--env CartPole-v1", "training", {("reinforce", 2), ("a2c", 1)}),
     ],
 )
 def test_choice_of_runs(

@@ -94,7 +94,7 @@ def test_sources_without_results_are_told_apart(tmp_path: Path) -> None:
     with pytest.raises(LogError, match="no run in"):
         read_results(write_table(tmp_path / "empty.csv", []))
     (tmp_path / "0.monitor.csv").write_text('#{"t_start": 0.0}\nr,l,t\n')
-    with pytest.raises(LogError, match=r"evaluations\.npz: train with --eval-freq"):
+    with pytest.raises(LogError, match=r"evaluations\.npz: train without --eval-freq -1"):
         read_results(tmp_path)
 
 

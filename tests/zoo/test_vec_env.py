@@ -10,7 +10,6 @@ from stable_baselines3.common.vec_env import DummyVecEnv, VecEnv
 
 from sb3_pg.envs import EnvPoolAdapter, GymVectorAdapter
 from sb3_pg.zoo import scripts
-from sb3_pg.zoo.vec_env import backend_of
 
 SHORT = ["--verbose", "0", "--num-threads", "1", "--device", "cpu", "--eval-freq", "300", "--eval-episodes", "2"]
 
@@ -115,15 +114,6 @@ def test_a_wrapper_of_each_of_gymnasiums_own_is_fine(made: list[VecEnv]) -> None
 def test_arguments_of_the_env_arrive(made: list[VecEnv]) -> None:
     train("reinforce", "CartPole-v1", "--vec-env", "vector", "--env-kwargs", "sutton_barto_reward:True")
     assert next(env for env in made if env.num_envs == 4).get_attr("_sutton_barto_reward") == [True] * 4
-
-
-def test_the_command_line_is_read() -> None:
-    assert backend_of(["--algo", "ppo"]) == (None, ["--algo", "ppo"])
-    assert backend_of(["--vec-env", "subproc", "-n", "5"]) == (None, ["--vec-env", "subproc", "-n", "5"])
-    assert backend_of(["-n", "5", "--vec-env=envpool", "-params", "a:-1"]) == (
-        "envpool",
-        ["-n", "5", "-params", "a:-1"],
-    )
 
 
 def test_an_unknown_backend_is_an_error(capsys: pytest.CaptureFixture[str]) -> None:
