@@ -272,7 +272,7 @@ def test_what_is_no_vector_env_is_refused() -> None:
 
 
 def test_an_env_that_resets_more_than_it_was_asked_to_is_found_out() -> None:
-    class Deaf(VectorWrapper[Any, Any, Any, Any, Any]):
+    class Deaf(VectorWrapper):
         def reset(self, *, seed: Any = None, options: Any = None) -> Any:
             return super().reset(seed=seed)
 
@@ -299,7 +299,7 @@ def test_infos_are_taken_apart() -> None:
     assert rows_of(infos, 2) == [row | same for row in expected]
 
 
-class Reusing(VectorWrapper[Any, Any, Any, Any, Any]):
+class Reusing(VectorWrapper):
     """Hands out the same array at every step."""
 
     def reset(self, **kwargs: Any) -> Any:
@@ -341,7 +341,7 @@ def test_attributes_behind_a_wrapper_of_a_vector_env() -> None:
 
 
 def test_an_episode_without_its_final_observation_is_an_error() -> None:
-    class Silent(VectorWrapper[Any, Any, Any, Any, Any]):
+    class Silent(VectorWrapper):
         def step(self, actions: Any) -> Any:
             *others, infos = super().step(actions)
             return *others, {key: value for key, value in infos.items() if key != "final_obs"}
