@@ -1,4 +1,4 @@
-# Needs Python (3.10 or newer), git and make; everything else goes into a virtual environment, once.
+# Needs Python 3.10 to 3.13, git and make; everything else goes into a virtual environment, once.
 PYTHON ?= python3
 VENV = .venv
 # The versions to install. An empty file (/dev/null) lets pip choose the newest ones.

@@ -42,6 +42,11 @@ def test_requires_python_names_the_oldest_classifier() -> None:
     assert sorted(PYTHONS, key=Version) == PYTHONS
 
 
+def test_readme_and_makefile_name_the_pythons() -> None:
+    assert f"On a machine with Python {', '.join(PYTHONS[:-1])} or {PYTHONS[-1]}, " in (ROOT / "README.md").read_text()
+    assert f"# Needs Python {PYTHONS[0]} to {PYTHONS[-1]}, " in (ROOT / "Makefile").read_text()
+
+
 def test_hosted_ci_runs_every_python() -> None:
     assert JOBS["pythons"]["strategy"]["matrix"]["python"] == PYTHONS
 
