@@ -136,7 +136,7 @@ class PolicyGradientAlgorithm(UpdatingAlgorithm, OnPolicyAlgorithm):
                 "or complete episodes with n_episodes="
             )
 
-    tolerated: ClassVar[frozenset[str]] = UpdatingAlgorithm.tolerated | {"gae_lambda"}
+    tolerated: ClassVar[frozenset[str]] = UpdatingAlgorithm.tolerated | {"gae_lambda", "max_episode_steps"}
 
     def _without_effect(self) -> dict[str, str]:
         unused = super()._without_effect()
