@@ -71,9 +71,12 @@ def find_runs(root: Path) -> list[Path]:
 def label_of(folder: Path) -> str:
     """The algorithm's name, if the run has noted it, else the name of the folder above.
 
+    A run that continues another one is told apart by the env step that it begins at.
+
     :param folder: the run's folder, under whatever name and wherever it lies
     """
-    return str(_arguments(folder).get("algo") or folder.resolve().parent.name)
+    name, before = _arguments(folder).get("algo"), _steps_before(folder)
+    return str(name or folder.resolve().parent.name) + (f" from step {before:,}" if before else "")
 
 
 def env_of(folder: Path) -> str:
@@ -120,8 +123,10 @@ def read_training(folder: Path, axis: Axis = "steps", window: int = 100, label: 
     if not episodes:
         raise LogError(f"no finished episode in the *.monitor.csv of {folder}")
     ends, lengths, returns = np.array(episodes, dtype=np.float64).T
-    before = _arguments(folder).get("num_timesteps_before") or 0  # of a run that continues another one
-    x = before + np.cumsum(lengths) if axis == "steps" else ends - min(header["t_start"] for header in _headers(folder))
+    if axis == "steps":
+        x = _steps_before(folder) + np.cumsum(lengths)
+    else:
+        x = ends - min(header["t_start"] for header in _headers(folder))
     window = max(1, min(window, len(returns) // 5))
     windows = np.lib.stride_tricks.sliding_window_view(returns, window)
     x = x[window - 1 :]
@@ -206,6 +211,11 @@ def _arguments(folder: Path) -> dict[str, Any]:
         if isinstance(arguments, dict):
             return arguments
     return {}
+
+
+def _steps_before(folder: Path) -> int:
+    """Env steps of the run that this one continues, 0 if it continues none."""
+    return int(_arguments(folder).get("num_timesteps_before") or 0)
 
 
 def _headers(folder: Path) -> list[dict[str, Any]]:

@@ -12,7 +12,8 @@ search and hyperparameters as before. Its other entries stay as they are, and re
 
 rl_zoo3's bare command line (``python -m rl_zoo3.train``) cannot offer ``--algo reinforce``, because it fixes the
 choices before anybody can add to them; ``sb3-pg train`` (or ``python -m sb3_pg train``) is the same script with the
-registration before it.
+registration before it. It also fits the ``default:`` blocks to the observation space, evaluates more often, and
+continues the count of steps with ``-i``: see :class:`sb3_pg.zoo.experiment.Experiment`.
 """
 
 from sb3_pg.zoo.registry import ALGORITHMS, config_path, register

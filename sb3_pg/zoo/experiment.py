@@ -2,6 +2,8 @@
 
 import inspect
 import random
+import shutil
+import warnings
 from collections.abc import Iterator
 from contextlib import contextmanager, nullcontext, suppress
 from functools import partial
@@ -24,7 +26,6 @@ from stable_baselines3.common.vec_env import DummyVecEnv, VecEnv
 
 from sb3_pg.algorithms.base import PolicyGradientAlgorithm
 from sb3_pg.algorithms.replaying import ReplayingAlgorithm
-from sb3_pg.algorithms.transition_replay import TransitionAlgorithm
 from sb3_pg.zoo.options import VECTOR_BACKENDS, TrainParser
 from sb3_pg.zoo.registry import ALGORITHMS, config_path
 from sb3_pg.zoo.spaces import fit_to_observations
@@ -111,11 +112,11 @@ class Experiment(ExperimentManager):
 
     def _buffer_size(self) -> int | None:
         """Transitions that the algorithm's replay buffer has room for by default, None if it keeps none."""
-        algorithm = ALGORITHMS[self.algo]
-        if not issubclass(algorithm, TransitionAlgorithm):
-            return None
-        size: int = inspect.signature(algorithm).parameters["buffer_size"].default
-        return size
+        for cls in ALGORITHMS[self.algo].__mro__:  # the first that lists it; others pass it on
+            argument = inspect.signature(cls).parameters.get("buffer_size")
+            if argument is not None:
+                return int(argument.default)
+        return None
 
     def _preprocess_hyperparams(self, hyperparams: dict[str, Any]) -> Any:
         n_envs = hyperparams.get("n_envs", 1)
@@ -166,6 +167,22 @@ class Experiment(ExperimentManager):
                 )
             )
 
+    # ---------------------------------------------------------------- searching
+
+    def hyperparameters_optimization(self) -> None:
+        """As rl_zoo3's; the folder of a run that it has made remains only if something is in it."""
+        super().hyperparameters_optimization()
+        self.remove_if_unused()
+
+    def remove_if_unused(self) -> None:
+        """Remove the run's folder, which ``enjoy`` would take for the latest run, if nothing was trained.
+
+        Nothing is removed but what rl_zoo3 writes before the first episode ends.
+        """
+        run = Path(self.save_path)
+        if all(_is_unused(path) for path in run.rglob("*") if path.is_file()):
+            shutil.rmtree(run, ignore_errors=True)
+
     # ---------------------------------------------------------------- learning
 
     def _load_pretrained_agent(self, hyperparams: dict[str, Any], env: VecEnv) -> BaseAlgorithm:
@@ -212,8 +229,19 @@ class Experiment(ExperimentManager):
                 model.env.close()
 
 
+def _is_unused(path: Path) -> bool:
+    if path.name.endswith(".monitor.csv"):
+        return path.stat().st_size < 10_000 and len(path.read_bytes().splitlines()) <= 2  # a header of two lines
+    return path.name in ("args.yml", "config.yml", "command.txt")
+
+
 class Evaluation(EvalCallback):
     """SB3's, before the first step too. Training is the same with it and without, and its log has its own numbers."""
+
+    def _init_callback(self) -> None:
+        with warnings.catch_warnings():  # training envs may be those of another backend
+            warnings.filterwarnings("ignore", "Training and eval env are not of the same type")
+            super()._init_callback()
 
     def _on_training_start(self) -> None:
         self._on_step()  # n_calls is 0, a multiple of every eval_freq

@@ -4,27 +4,24 @@ Each takes the arguments of the script it runs, all of them; its ``--help`` list
 """
 
 import runpy
-import shutil
 import sys
 import traceback
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
-from pathlib import Path
 from typing import Final
 
 import rl_zoo3.enjoy
 import rl_zoo3.train
-from rl_zoo3.exp_manager import ExperimentManager
 
 from sb3_pg.extras import extra_hints
-from sb3_pg.zoo.experiment import own_experiments
+from sb3_pg.zoo.experiment import Experiment, own_experiments
 
 # Ahead of the user's arguments, so that theirs win: rl_zoo3 looks for agents of its own hub unless told otherwise.
 _TRAINED_HERE: Final = ("--folder", "logs")
 
 
 def train(arguments: Sequence[str]) -> None:
-    """Train an agent, or optimize hyperparameters: ``rl_zoo3.train``, whose ``--vec-env`` takes ours too.
+    """Train an agent, or optimize hyperparameters: ``rl_zoo3.train``, with what :class:`Experiment` adds to it.
 
     :param arguments: its command line, without the program's name
     :raises SystemExit: the arguments are wrong, or are ``--help``
@@ -137,24 +134,13 @@ def _wrong_call(error: Exception) -> str | None:
 
 
 def _remove_unused_run(error: BaseException) -> None:
-    """Remove the folder that rl_zoo3 made for a run before it was refused; ``enjoy`` would take it for the latest.
-
-    Nothing is removed but what rl_zoo3 writes before the first episode ends.
-    """
+    """Remove the folder that rl_zoo3 made for a run before it was refused."""
     # What refused the run; an exit that nothing caused is somebody's own.
     link = error if isinstance(error, ImportError) else error.__cause__
     while link is not None:
         for frame, _ in traceback.walk_tb(link.__traceback__):
             manager = frame.f_locals.get("self")
-            if isinstance(manager, ExperimentManager):
-                run = Path(manager.save_path)
-                if all(_is_unused(path) for path in run.rglob("*") if path.is_file()):
-                    shutil.rmtree(run, ignore_errors=True)
+            if isinstance(manager, Experiment):
+                manager.remove_if_unused()
                 return
         link = link.__cause__
-
-
-def _is_unused(path: Path) -> bool:
-    if path.name.endswith(".monitor.csv"):
-        return path.stat().st_size < 10_000 and len(path.read_bytes().splitlines()) <= 2  # a header of two lines
-    return path.name in ("args.yml", "config.yml", "command.txt")

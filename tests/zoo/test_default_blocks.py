@@ -182,7 +182,7 @@ def test_default_block_trains(algo: str, env: str) -> None:
         assert normalizer.norm_obs is (env in ("Vector-v0", "Dict-v0", "Tuple-v0"))
         if env == "Dict-v0":
             assert normalizer.norm_obs_keys == ["vector"]
-    if algo == "off_pac" and isinstance(space, spaces.Box) and space.shape == (36, 36, 3):
+    if algo == "off_pac" and space is IMAGE:
         assert model.replay_buffer is not None
         assert used["buffer_size"] == model.buffer_size == 2**32 // (2 * 36 * 36 * 3)
 
@@ -218,6 +218,14 @@ def test_run_is_watched_continued_and_searched(algo: str, env: str, capsys: pyte
 def test_frozen_lake_as_the_user_types_it(algo: str) -> None:
     scripts.train(f"--algo {algo} --env FrozenLake-v1 -n 300 --num-threads 1 --device cpu --verbose 0".split())
     assert Path(f"logs/{algo}/FrozenLake-v1_1/FrozenLake-v1.zip").is_file()
+
+
+@pytest.mark.parametrize("algo", ["off_policy_pg", "off_pac"])
+def test_both_replay_buffers_fit_into_memory(algo: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("sb3_pg.zoo.spaces._LARGEST_BUFFER", 2**20)
+    run = train(algo, "Image-v0")
+    model = ALGOS[algo].load(run / "Image-v0.zip", device="cpu")
+    assert config(run, "Image-v0")["buffer_size"] == model.buffer_size == 2**20 // (2 * 36 * 36 * 3)
 
 
 def test_what_the_user_says_is_kept() -> None:

@@ -383,8 +383,9 @@ def test_an_unknown_backend_is_refused_beside_the_choices(capsys: pytest.Capture
     assert "envpool" in message.partition("choose from")[2]
 
 
+@pytest.mark.filterwarnings("error:Training and eval env")
 def test_the_backend_is_saved_with_the_run() -> None:
-    run = train("--algo reinforce --env CartPole-v1 --vec-env vector -n 100 --verbose 0 --eval-freq -1", "n_envs:2")
+    run = train("--algo reinforce --env CartPole-v1 --vec-env vector -n 100 --verbose 0", "n_envs:2")
     assert arguments_of(run)["vec_env"] == "vector"
 
 
@@ -499,6 +500,8 @@ def test_a_continued_run_continues_its_count_of_steps(algo: str, capsys: pytest.
     assert read_training(second).x[-1] == 200
     assert 100 < read_training(second).x[0] < 150
     assert read_training(first).x[-1] == 100
+    assert (label_of(first), label_of(second)) == (algo, f"{algo} from step 100")
+    assert plot(["logs", "--source", "evaluation"]) == 0  # as two curves: they have no x in common but the last
 
 
 @pytest.mark.parametrize("algo", ["off_pac", "sac"])
@@ -554,6 +557,13 @@ def test_what_cannot_be_continued_is_said(options: str, capsys: pytest.CaptureFi
     with pytest.raises(SystemExit, match="2"):
         scripts.train([*SHORT, *options.split(), "-n", "50", "-i", f"{run}/CartPole-v1.zip"])
     assert f"{run}/CartPole-v1.zip cannot be continued with {options[:10]}" in capsys.readouterr().err
+
+
+def test_a_search_leaves_no_empty_run_behind() -> None:
+    run = train("--algo npg --env Short-v0 -n 60 --verbose 0 --eval-freq -1", "n_envs:1", "n_steps:20")
+    options = "-n 40 -optimize --n-trials 1 --n-evaluations 1 --no-optim-plots"
+    scripts.train([*SHORT, "--algo", "npg", "--env", "Short-v0", *options.split()])
+    assert [path for path in Path("logs/npg").iterdir() if path.is_dir()] == [run]  # what `enjoy` finds
 
 
 def test_an_error_in_the_env_keeps_its_traceback(monkeypatch: pytest.MonkeyPatch) -> None:
