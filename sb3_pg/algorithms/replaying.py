@@ -190,14 +190,15 @@ class ReplayingAlgorithm(UpdatingAlgorithm, OffPolicyAlgorithm):
         self: SelfReplaying,
         total_timesteps: int,
         callback: MaybeCallback = None,
-        log_interval: LogInterval = 4,
+        log_interval: LogInterval = "auto",
         tb_log_name: str | None = None,
         reset_num_timesteps: bool = True,
         progress_bar: bool = False,
     ) -> SelfReplaying:
         """As SB3's; ``log_interval`` counts episodes, and the TensorBoard run is named after the class.
 
-        With ``log_interval="auto"`` it is about every 500 steps of each env, as often as A2C's default.
+        With ``log_interval="auto"`` it is about every 500 steps of each env, as often as A2C's default. (SB3's default
+        of 4 episodes would be every update.)
 
         :raises ValueError: an argument out of range, or a model without env
         :raises TypeError: an argument of the wrong type

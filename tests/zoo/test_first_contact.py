@@ -232,11 +232,14 @@ def printed(model: Any, n_steps: int, capsys: pytest.CaptureFixture[str]) -> int
 
 
 @pytest.mark.parametrize("n_envs", [1, 4])
-def test_reinforce_prints_about_as_much_as_a2c(n_envs: int, capsys: pytest.CaptureFixture[str]) -> None:
+@pytest.mark.parametrize("algorithm", [Reinforce, OffPolicyPG])
+def test_a_default_learn_prints_about_as_much_as_a2c(
+    algorithm: Any, n_envs: int, capsys: pytest.CaptureFixture[str]
+) -> None:
     envs = [make_vec_env("CartPole-v1", n_envs, seed=0) for _ in range(2)]
     n_steps = 2500 * n_envs
     theirs = printed(A2C("MlpPolicy", envs[0], verbose=1, seed=0, device="cpu"), n_steps, capsys)
-    ours = printed(Reinforce("MlpPolicy", envs[1], verbose=1, seed=0, device="cpu"), n_steps, capsys)
+    ours = printed(algorithm("MlpPolicy", envs[1], verbose=1, seed=0, device="cpu"), n_steps, capsys)
     assert 0.4 * theirs < ours < 1.3 * theirs
 
 
