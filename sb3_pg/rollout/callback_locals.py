@@ -5,7 +5,7 @@ SB3's on-policy loop calls the critic at every step. The collector here does not
 """
 
 from collections.abc import ItemsView, Iterator, KeysView, ValuesView
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 import torch as th
@@ -22,22 +22,22 @@ class StepOutputs:
     """What SB3's loop has of the policy at the latest step, computed on demand.
 
     :param policy: the policy that is trained, in eval mode during the rollout
+    :param sampler: what draws the actions; a :class:`ForwardSampler` has values and log-probs already
     :param value_scale: what the critic's values are multiplied by to give reward units
     """
 
     NAMES = ("obs_tensor", "values", "log_probs")
 
-    def __init__(self, policy: ActorCriticPolicy, value_scale: float) -> None:
-        self.policy, self.value_scale = policy, value_scale
-        self._sampler: Sampler | None = None
+    def __init__(self, policy: ActorCriticPolicy, sampler: Sampler, value_scale: float) -> None:
+        self.policy, self.value_scale, self._sampler = policy, value_scale, sampler
         self._obs: Any = None
         self._actions: np.ndarray | None = None
         self._last_obs: Any = None
         self._known: dict[str, Any] = {}
 
-    def step(self, obs: Any, actions: np.ndarray, sampler: Sampler) -> None:
-        """Note the latest step: observations as acted upon, actions as drawn, and what drew them."""
-        self._obs, self._actions, self._sampler = obs, actions, sampler
+    def step(self, obs: Any, actions: np.ndarray) -> None:
+        """Note the latest step: observations as acted upon, and actions as drawn."""
+        self._obs, self._actions = obs, actions
         if self._known:
             self._known = {}
 
@@ -156,51 +156,54 @@ def _tree(callback: BaseCallback, seen: set[int]) -> Iterator[BaseCallback]:
                 yield from _tree(one, seen)
 
 
+class EnvStep(NamedTuple):
+    """One step of all envs, as the collector made it.
+
+    :param n_steps: steps before this one
+    :param obs: as acted upon
+    :param actions: as drawn
+    :param env_actions: as the env received them
+    :param new_obs: what the env returned, like the three that follow
+    :param rewards: ``(n_envs,)``
+    :param dones: ``(n_envs,)``, True where an episode ended
+    :param infos: one per env
+    """
+
+    n_steps: int
+    obs: Any
+    actions: np.ndarray
+    env_actions: np.ndarray
+    new_obs: Any
+    rewards: np.ndarray
+    dones: np.ndarray
+    infos: list[dict[str, Any]]
+
+
 class OnPolicyLocals:
     """Writes each step into the callbacks' ``locals``, under the names of SB3's on-policy loop.
 
     :param callback: what ``learn`` or the user passes to ``collect_rollouts``
-    :param policy: the policy that is trained
-    :param value_scale: what the critic's values are multiplied by to give reward units
+    :param outputs: what the policy computes at each step
     :param names: what does not change during the rollout
     """
 
-    def __init__(
-        self, callback: BaseCallback, policy: ActorCriticPolicy, value_scale: float, names: dict[str, Any]
-    ) -> None:
-        self._callback, self._outputs = callback, StepOutputs(policy, value_scale)
-        offer(callback, self._outputs)
+    def __init__(self, callback: BaseCallback, outputs: StepOutputs, names: dict[str, Any]) -> None:
+        self._callback, self._outputs = callback, outputs
+        offer(callback, outputs)
         callback.update_locals({"callback": callback, **names})
 
-    def step(
-        self,
-        n_steps: int,
-        obs: Any,
-        actions: np.ndarray,
-        env_actions: np.ndarray,
-        result: tuple[Any, np.ndarray, np.ndarray, list[dict[str, Any]]],
-        sampler: Sampler,
-    ) -> None:
-        """Write one step.
-
-        :param n_steps: steps before this one
-        :param obs: as acted upon
-        :param actions: as drawn
-        :param env_actions: as the env received them
-        :param result: what the env returned: observations, rewards, dones, infos
-        :param sampler: what drew the actions
-        """
-        self._outputs.step(obs, actions, sampler)
-        new_obs, rewards, dones, infos = result
+    def step(self, step: EnvStep) -> None:
+        """Write one step."""
+        self._outputs.step(step.obs, step.actions)
         self._callback.update_locals(
             {
-                "n_steps": n_steps,
-                "actions": actions,
-                "clipped_actions": env_actions,
-                "new_obs": new_obs,
-                "rewards": rewards,
-                "dones": dones,
-                "infos": infos,
+                "n_steps": step.n_steps,
+                "actions": step.actions,
+                "clipped_actions": step.env_actions,
+                "new_obs": step.new_obs,
+                "rewards": step.rewards,
+                "dones": step.dones,
+                "infos": step.infos,
             }
         )
 
@@ -220,33 +223,21 @@ class OffPolicyLocals:
         self._callback, self._n_episodes = callback, 0
         callback.update_locals({"callback": callback, **names})
 
-    def step(
-        self,
-        n_steps: int,
-        obs: Any,
-        actions: np.ndarray,
-        env_actions: np.ndarray,
-        result: tuple[Any, np.ndarray, np.ndarray, list[dict[str, Any]]],
-        sampler: Sampler,
-    ) -> None:
-        """Write one step. SB3's loop has counted the step by then, and not yet the episodes that end with it.
-
-        The parameters are those of :meth:`OnPolicyLocals.step`.
-        """
-        new_obs, rewards, dones, infos = result
+    def step(self, step: EnvStep) -> None:
+        """Write one step. SB3's loop has counted the step by then, and not yet the episodes that end with it."""
         self._callback.update_locals(
             {
-                "num_collected_steps": n_steps + 1,
+                "num_collected_steps": step.n_steps + 1,
                 "num_collected_episodes": self._n_episodes,
-                "actions": env_actions,
-                "buffer_actions": actions,
-                "new_obs": new_obs,
-                "rewards": rewards,
-                "dones": dones,
-                "infos": infos,
+                "actions": step.env_actions,
+                "buffer_actions": step.actions,
+                "new_obs": step.new_obs,
+                "rewards": step.rewards,
+                "dones": step.dones,
+                "infos": step.infos,
             }
         )
-        self._n_episodes += int(dones.sum())
+        self._n_episodes += int(step.dones.sum())
 
     def end(self, last_obs: Any) -> None:
-        """Note the end of the rollout, of which SB3's off-policy loop says nothing."""
+        """Do nothing: SB3's off-policy loop computes nothing at the end of a rollout."""

@@ -17,7 +17,7 @@ from stable_baselines3.common.vec_env import VecEnv, VecEnvWrapper, VecFrameStac
 from sb3_pg.rollout.acting import ActingCopy
 from sb3_pg.rollout.actions import to_env
 from sb3_pg.rollout.buffers import TrajectoryRolloutBuffer
-from sb3_pg.rollout.callback_locals import OffPolicyLocals, OnPolicyLocals
+from sb3_pg.rollout.callback_locals import EnvStep, OffPolicyLocals, OnPolicyLocals, StepOutputs
 from sb3_pg.rollout.finite import (
     NormalizationGuard,
     require_finite_policy,
@@ -94,7 +94,8 @@ class Collector:
                 sampler = make_sampler(self.acting, device, self.env.num_envs)
             if callback_locals is None:
                 names = {"self": model, "env": self.env, "rollout_buffer": buffer, "n_rollout_steps": n_steps}
-                callback_locals = OnPolicyLocals(callback, self._policy, getattr(model, "value_scale", 1.0), names)
+                outputs = StepOutputs(self._policy, sampler, getattr(model, "value_scale", 1.0))
+                callback_locals = OnPolicyLocals(callback, outputs, names)
             progress = RolloutProgress(self.env.num_envs, n_steps, episodes_per_env, limit)
             with self.normalization.statistics_kept(), false_steps_masked(self.env) as resetting:
                 self._reset_if_needed(complete=episodes_per_env is not None)
@@ -146,8 +147,9 @@ class Collector:
             if resetting is not None:
                 active = ~resetting if active is None else active & ~resetting
             dones = at_start if active is None else at_start & active
-            result = new_obs, rewards, dones, infos
-            callback_locals.step(progress.n_steps, obs, actions, clipped_actions, result, sampler)
+            callback_locals.step(
+                EnvStep(progress.n_steps, obs, actions, clipped_actions, new_obs, rewards, dones, infos)
+            )
             go_on = callback.on_step()
             progress.n_steps += 1
             rollout_buffer.append(obs, actions, rewards, dones, active)
