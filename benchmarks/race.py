@@ -23,6 +23,7 @@ import sys
 import tempfile
 import time
 from collections.abc import Sequence
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -30,8 +31,9 @@ import torch
 from bench_io import cpu_count, format_table, make_parser, merge_csv, versions
 from learning_run import EVALUATION_SEED, Evaluations, Point, evaluation_env, make_manager, resolve_hyperparams
 from stable_baselines3.common.utils import set_random_seed
+from stable_baselines3.common.vec_env import DummyVecEnv
 
-from sb3_pg.zoo.vec_env import training_envs
+from sb3_pg.zoo.vec_env import from_functions
 
 OUTPUT = Path(__file__).resolve().parent / "results" / "race.csv"
 ENV = "CartPole-v1"
@@ -65,17 +67,16 @@ def race(entrant: str, seed: int, limit: int) -> dict[str, Any]:
     :param entrant: name in rl_zoo3, and maybe a backend after a colon
     """
     algo, _, backend = entrant.partition(":")
-    with (
-        tempfile.TemporaryDirectory() as folder,
-        contextlib.redirect_stdout(io.StringIO()),
-        training_envs(backend or None),
-    ):
+    with tempfile.TemporaryDirectory() as folder, contextlib.redirect_stdout(io.StringIO()):
         set_random_seed(seed)
         budget = int(resolve_hyperparams(algo, ENV, {}, None)["n_timesteps"])
         manager = make_manager(algo, ENV, seed, budget, {}, None, folder)
+        if backend:
+            manager.vec_env_class = partial(from_functions, backend)
         experiment = manager.setup_experiment()
         assert experiment is not None
         model = experiment[0]
+        manager.vec_env_class = DummyVecEnv
         env = evaluation_env(manager, EPISODES, EVALUATION_SEED + 1000 * seed)
         last = min(limit, budget)
         callback = Finish(env, last, last // EVERY, EPISODES, True, lambda _: None)

@@ -101,7 +101,7 @@ class PolicyGradientAlgorithm(UpdatingAlgorithm, OnPolicyAlgorithm):
                 f"n_steps and n_episodes exclude each other, got n_steps={self.n_steps} and "
                 f"n_episodes={self.n_episodes}: segments of fixed length, or complete episodes; set the other to None"
             )
-        self._require_critic_to_cut("n_steps", self.n_steps)
+        self._check_segments("n_steps", self.n_steps)
         super()._check_combinations()
         if self._has_foreign_buffer and getattr(self.env, "resets_late", False):
             raise ValueError(
@@ -129,7 +129,11 @@ class PolicyGradientAlgorithm(UpdatingAlgorithm, OnPolicyAlgorithm):
                 "critic's values: it takes neither state_discount nor normalize_value_targets"
             )
 
-    def _require_critic_to_cut(self, name: str, n_steps: int | None) -> None:
+    def _check_segments(self, name: str, n_steps: int | None) -> None:
+        """Require an algorithm that can learn from segments, if there are any.
+
+        :raises ValueError: it takes complete episodes
+        """
         if n_steps is not None and not self._uses_critic():
             raise ValueError(
                 f"{name}={n_steps} cuts episodes, which takes a critic to value the cut: use baseline='value', "
@@ -141,7 +145,7 @@ class PolicyGradientAlgorithm(UpdatingAlgorithm, OnPolicyAlgorithm):
     def _without_effect(self) -> dict[str, str]:
         unused = super()._without_effect()
         if self.n_steps is not None:
-            unused["max_episode_steps"] = f"n_steps={self.n_steps}, which cuts episodes: give n_episodes="
+            unused["max_episode_steps"] = f"n_steps={self.n_steps}, which cuts episodes: give n_steps=None"
         if not self._uses_gae_lambda:
             unused["gae_lambda"] = f"the returns of {type(self).__name__}: ActorCritic has generalized advantages"
         if self._has_foreign_buffer:
@@ -225,7 +229,7 @@ class PolicyGradientAlgorithm(UpdatingAlgorithm, OnPolicyAlgorithm):
         began, steps_before = time.perf_counter(), self.num_timesteps
         arg.integer(1, optional=True)("n_rollout_steps", n_rollout_steps)
         n_steps = self.n_steps if n_rollout_steps is None else n_rollout_steps
-        self._require_critic_to_cut("n_rollout_steps", n_steps)
+        self._check_segments("n_rollout_steps", n_steps)
         self._batch = self._collected = None
         self._iteration += 1
         self._estimate_seconds = 0.0
@@ -274,7 +278,9 @@ class PolicyGradientAlgorithm(UpdatingAlgorithm, OnPolicyAlgorithm):
 
         :param iteration: of ``learn``; 0 for a call from elsewhere, which always writes
         """
-        if not iteration or not self._log_steps or iteration in self._logged_iterations:
+        # No update comes before the first log, to decide about it.
+        first = iteration == 1 and self.num_timesteps - self._num_timesteps_at_start >= self._log_steps
+        if not iteration or not self._log_steps or first or iteration in self._logged_iterations:
             super().dump_logs(iteration)
 
     def _on_new_estimates(self, batch: RolloutBatch) -> None:

@@ -86,8 +86,6 @@ class Reinforce(MonteCarloAlgorithm, PolicyGradientAlgorithm):
         return super().learn(total_timesteps, callback, log_interval, *args, **kwargs)
 
     def _check_combinations(self) -> None:
-        if self.returns == "total" and self.n_steps is not None:
-            raise ValueError(f"returns='total' takes complete episodes, got n_steps={self.n_steps}")
         super()._check_combinations()
         baseline = make_baseline(self.baseline, self.baseline_kwargs, observation_space=self.observation_space)
         if self._has_foreign_buffer and type(baseline) is not ValueBaseline:
@@ -95,6 +93,11 @@ class Reinforce(MonteCarloAlgorithm, PolicyGradientAlgorithm):
                 f"rollout_buffer_class={self.rollout_buffer_class} subtracts the critic's values itself: "
                 f"it takes baseline='value', got {self.baseline!r}"
             )
+
+    def _check_segments(self, name: str, n_steps: int | None) -> None:
+        if self.returns == "total" and n_steps is not None:
+            raise ValueError(f"returns='total' takes complete episodes, got {name}={n_steps}")
+        super()._check_segments(name, n_steps)
 
     def _check_given_estimates(self) -> None:
         super()._check_given_estimates()

@@ -31,6 +31,7 @@ from sb3_pg.rollout import (
     NStepBehaviorReplayBuffer,
     compile_networks,
     from_env,
+    has_own_predict,
     is_listened_to,
     is_patched,
     keep_what_is_drawn,
@@ -38,6 +39,7 @@ from sb3_pg.rollout import (
     require_finite_observation,
     require_finite_policy,
     require_finite_step,
+    scaled,
     to_env,
     uniform_behavior,
     unvalidated_distributions,
@@ -120,9 +122,15 @@ class TransitionAlgorithm(LearningAlgorithm, OffPolicyAlgorithm):
     def _chooses_buffer(self) -> bool:
         """Whether the class of the replay buffer follows from ``n_steps`` and the observation space."""
         cls = self.replay_buffer_class
-        if self._is_loading() and cls is NStepBehaviorReplayBuffer:
-            return self.n_steps > 1 or self._is_given_to_load("n_steps")
-        return cls in (None, BehaviorReplayBuffer, DictBehaviorReplayBuffer)
+        if cls is None:
+            return True
+        if not self._is_loading() or self._is_given_to_load("replay_buffer_class"):
+            return False
+        # The class in a zip is the one that was chosen then, or the user's.
+        in_steps = cls is NStepBehaviorReplayBuffer
+        if not in_steps and cls not in (BehaviorReplayBuffer, DictBehaviorReplayBuffer):
+            return False
+        return self._is_given_to_load("n_steps") or in_steps == (self.n_steps > 1)
 
     def _make_n_step_buffer(self) -> None:
         if self.replay_buffer is None:
@@ -222,7 +230,7 @@ class TransitionAlgorithm(LearningAlgorithm, OffPolicyAlgorithm):
             with th.no_grad(), unvalidated_distributions():
                 obs_tensor = obs_as_tensor(obs, self.device)
                 distribution = self.actor.distribution(obs_tensor)
-                drawn = self.policy._predict(obs_tensor) if self._acts_by_calls() else distribution.sample()
+                drawn = self._predicted(obs, obs_tensor) if self._acts_by_calls() else distribution.sample()
                 actions, log_probs = drawn.cpu().numpy(), distribution.log_prob(drawn).cpu().numpy()
             if np.isfinite(log_probs).all():
                 return actions, log_probs
@@ -233,11 +241,21 @@ class TransitionAlgorithm(LearningAlgorithm, OffPolicyAlgorithm):
         raise cause or NonFiniteError("log_prob", math.nan, step=self._n_collected)
 
     def _acts_by_calls(self) -> bool:
-        """Whether it matters that SB3 acts by ``_predict``, which calls the actor: there are hooks, or own methods."""
+        """Whether it matters that SB3 acts by ``predict``, which calls the actor: there are hooks, or own methods."""
         policy = original(self.policy)
         actor = policy.actor
         own = "_predict" in vars(policy) or type(policy)._predict is not OffPACPolicy._predict
-        return own or is_listened_to((actor,)) or is_patched(actor)
+        return own or has_own_predict(policy) or is_listened_to((actor,)) or is_patched(actor)
+
+    def _predicted(self, obs: Any, obs_tensor: Any) -> th.Tensor:
+        """Actions as SB3 draws them, those of a Box in [-1, 1]."""
+        if not has_own_predict(self.policy):
+            drawn: th.Tensor = self.policy._predict(obs_tensor)
+            return drawn
+        chosen, _ = self.policy.predict(obs)
+        if isinstance(self.action_space, spaces.Box):
+            chosen = scaled(chosen, self.action_space).astype(np.float32)
+        return th.as_tensor(chosen, device=self.device)
 
     # ---------------------------------------------------------------- collecting
 

@@ -1,6 +1,6 @@
 """From env steps to a batch: sampling, collecting, storing, evaluating."""
 
-from sb3_pg.rollout.actions import from_env, predict, require_choices, stored_dtype, takes_other_numbers, to_env
+from sb3_pg.rollout.actions import from_env, predict, require_choices, scaled, stored_dtype, takes_other_numbers, to_env
 from sb3_pg.rollout.batch import Observations, RolloutBatch
 from sb3_pg.rollout.behavior import (
     Behavior,
@@ -52,6 +52,7 @@ from sb3_pg.rollout.structure import (
     action_dist_kept,
     evaluation_mode,
     has_own_forward,
+    has_own_predict,
     is_listened_to,
     is_patched,
     is_same_in_both_modes,
@@ -112,7 +113,7 @@ __all__ = [
     "fill_bootstrap",
     "from_env",
     "has_own_forward",
-    "has_own_head",
+    "has_own_predict",
     "is_listened_to",
     "is_patched",
     "is_same_in_both_modes",
@@ -129,6 +130,7 @@ __all__ = [
     "require_finite_observation",
     "require_finite_policy",
     "require_finite_step",
+    "scaled",
     "set_training_mode",
     "split_observations",
     "stored_dtype",

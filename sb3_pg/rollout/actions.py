@@ -15,6 +15,7 @@ from gymnasium import spaces
 from stable_baselines3.common.policies import BasePolicy
 
 from sb3_pg.errors import NonFiniteError
+from sb3_pg.rollout.structure import has_own_predict
 
 _PRECISE = (np.dtype(np.float32), np.dtype(np.float64))
 
@@ -79,7 +80,7 @@ def predict(policy: BasePolicy, observation: Any, state: Any, episode_start: Any
     """
     space: Any = policy.action_space
     is_wide = isinstance(space, spaces.Box) and takes_other_numbers(space)
-    if is_wide and policy.squash_output and type(policy).predict is BasePolicy.predict:
+    if is_wide and policy.squash_output and not has_own_predict(policy):
         # SB3's predict would rescale in the space's own dtype, which a width like 127 - (-128) overflows.
         policy.set_training_mode(False)
         obs, is_vectorized = policy.obs_to_tensor(observation)
@@ -115,6 +116,12 @@ def require_choices(actions: Any, space: spaces.Space[Any], start: Any, row: str
         n, dim = (int(i) for i in bad[0])
         counted = " counted from 0" if np.any(first_choice(space)) and not np.any(start) else ""
         raise ValueError(f"actions must be in {space}{counted}, got {rows[n, dim]} at {row} {n}")
+
+
+def scaled(actions: np.ndarray, space: spaces.Box) -> np.ndarray:
+    """From the bounds to [-1, 1], in double precision: in the space's own dtype the width may overflow."""
+    low = space.low.astype(np.float64)
+    return 2 * (actions.astype(np.float64) - low) / (space.high.astype(np.float64) - low) - 1
 
 
 def unscaled(actions: np.ndarray, space: spaces.Box) -> np.ndarray:

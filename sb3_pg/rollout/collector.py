@@ -3,6 +3,7 @@
 Values, log-probabilities and returns come from one batched forward after it (:mod:`sb3_pg.rollout.evaluation`).
 """
 
+import warnings
 from collections.abc import Callable
 from contextlib import AbstractContextManager, nullcontext
 from typing import Any, cast
@@ -26,7 +27,7 @@ from sb3_pg.rollout.finite import (
 )
 from sb3_pg.rollout.progress import EpisodeLimit, RolloutProgress
 from sb3_pg.rollout.samplers import Sampler, make_sampler
-from sb3_pg.rollout.structure import set_training_mode
+from sb3_pg.rollout.structure import set_training_mode, visible_changes
 
 
 class Collector:
@@ -86,6 +87,7 @@ class Collector:
         buffer.reset()
         callback.on_rollout_start()
         set_training_mode(self._policy, False)
+        before = visible_changes(self._policy)
         self.acting, device = (self._policy, model.device) if self._copy is None else self._copy.of(self._policy)
         if model.use_sde:
             self.acting.reset_noise(self.env.num_envs)
@@ -103,6 +105,13 @@ class Collector:
         except BaseException:
             model._last_obs = None  # the env is in an unknown state: it is reset before the next rollout
             raise
+        if visible_changes(self._policy) != before:
+            warnings.warn(
+                "The policy's methods or hooks were changed within a rollout. Actions follow the change from the next "
+                "rollout on, while this rollout's log-probs may be those of the changed policy already. Make such "
+                "changes in on_rollout_start or on_rollout_end.",
+                stacklevel=2,
+            )
         return sampler if finished else None
 
     def _reset_if_needed(self, complete: bool) -> None:

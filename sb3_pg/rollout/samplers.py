@@ -62,10 +62,12 @@ def make_sampler(policy: ActorCriticPolicy, device: th.device, n_envs: int) -> S
     :param device: where the policy lives
     :param n_envs: number of parallel environments
     """
+    # A head of its own may change from step to step, as a mask does: log-probs are those of the step.
     # Where predict_values says something else than forward, the steps have forward's values.
-    if has_own_forward(policy) or structure_of(policy).calls_matter or overrides(policy, "predict_values", "__call__"):
+    own = has_own_forward(policy) or has_own_head(policy) or overrides(policy, "predict_values", "__call__")
+    if own or structure_of(policy).calls_matter:
         return ForwardSampler(policy, device)
-    if type(policy.action_dist) in OF_OUTPUTS and not has_own_head(policy):
+    if type(policy.action_dist) in OF_OUTPUTS:
         layers = plain_layers(policy)
         if layers is not None:
             arrays = layers.numpy_actor() if type(policy.action_dist) in _DRAWN_IN_NUMPY else None

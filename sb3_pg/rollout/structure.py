@@ -78,6 +78,18 @@ def _methods(instance: object) -> frozenset[str]:
     return _methods_of(cls)
 
 
+def visible_changes(policy: BasePolicy) -> tuple[int, ...]:
+    """Numbers that differ after a method of the policy was replaced or put back, or a hook on it added or removed."""
+    module = original(policy)
+    return id(policy), len(vars(module)), len(module._forward_hooks), len(module._forward_pre_hooks)
+
+
+def has_own_predict(policy: BasePolicy) -> bool:
+    """Whether the policy replaces SB3's ``predict``, in its class or in the object."""
+    module = original(policy)
+    return "predict" in vars(module) or type(module).predict is not BasePolicy.predict
+
+
 class Snapshot:
     """Values of tensors at one moment; of parameters of one kind as one vector, which is fewer operations.
 

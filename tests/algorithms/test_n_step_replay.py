@@ -170,7 +170,7 @@ def test_it_is_a_positive_number(n_steps: int) -> None:
         make(envs("discrete"), n_steps=n_steps)
 
 
-@pytest.mark.parametrize("cls", [ReplayBuffer, NStepReplayBuffer])
+@pytest.mark.parametrize("cls", [ReplayBuffer, NStepReplayBuffer, BehaviorReplayBuffer])
 def test_a_class_of_ones_own_is_warned_of_as_there(cls: Any) -> None:
     said = []
     for algorithm in (DQN, OffPAC):
@@ -184,11 +184,10 @@ def test_a_class_of_ones_own_is_warned_of_as_there(cls: Any) -> None:
 
 
 def test_without_a_class_nothing_is_warned_of() -> None:
-    for cls in (None, BehaviorReplayBuffer):
-        with warnings.catch_warnings():
-            warnings.simplefilter("error")
-            model = make(envs("discrete"), n_steps=N, replay_buffer_class=cls)
-        assert type(model.replay_buffer) is model.replay_buffer_class is NStepBehaviorReplayBuffer
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        model = make(envs("discrete"), n_steps=N)
+    assert type(model.replay_buffer) is model.replay_buffer_class is NStepBehaviorReplayBuffer
 
 
 @pytest.mark.parametrize(

@@ -158,7 +158,7 @@ class OwnExtraction(ActorCriticPolicy):
         (ActorCriticPolicy, "vector", {"activation_fn": nn.ELU, "net_arch": [8]}, MlpSampler),
         (ActorCriticPolicy, "vector", {"use_sde": True}, DistributionSampler),
         (ActorCriticPolicy, "multi_discrete", {}, DistributionSampler),
-        (OwnLatent, "vector", {}, DistributionSampler),
+        (OwnLatent, "vector", {}, ForwardSampler),
         (ActorCriticCnnPolicy, "image", {}, DistributionSampler),
         (MultiInputActorCriticPolicy, "dict", {}, DistributionSampler),
         (OwnForward, "vector", {}, ForwardSampler),
