@@ -227,9 +227,10 @@ class PolicyGradientAlgorithm(UpdatingAlgorithm, OnPolicyAlgorithm):
         :raises ValueError: ``n_rollout_steps`` is not positive, or given to an algorithm without a critic
         """
         began, steps_before = time.perf_counter(), self.num_timesteps
-        arg.integer(1, optional=True)("n_rollout_steps", n_rollout_steps)
         n_steps = self.n_steps if n_rollout_steps is None else n_rollout_steps
-        self._check_segments("n_rollout_steps", n_steps)
+        if n_steps != self.n_steps:
+            arg.integer(1)("n_rollout_steps", n_steps)
+            self._check_segments("n_rollout_steps", n_steps)
         self._batch = self._collected = None
         self._iteration += 1
         self._estimate_seconds = 0.0

@@ -5,7 +5,7 @@ SB3's on-policy loop calls the critic at every step. The collector here does not
 """
 
 from collections.abc import ItemsView, Iterator, KeysView, ValuesView
-from typing import Any, NamedTuple
+from typing import Any
 
 import numpy as np
 import torch as th
@@ -19,19 +19,24 @@ from sb3_pg.rollout.structure import action_dist_kept
 
 
 class StepOutputs:
-    """What SB3's loop has of the policy at the latest step, computed on demand.
-
-    :param policy: the policy that is trained, in eval mode during the rollout
-    :param sampler: what draws the actions; a :class:`ForwardSampler` has values and log-probs already
-    :param value_scale: what the critic's values are multiplied by to give reward units
-    """
+    """What SB3's loop has of the policy at the latest step, computed on demand."""
 
     NAMES = ("obs_tensor", "values", "log_probs")
+    policy: ActorCriticPolicy
+    value_scale: float
+    _sampler: Sampler
+    _actions: np.ndarray | None = None
 
-    def __init__(self, policy: ActorCriticPolicy, sampler: Sampler, value_scale: float) -> None:
+    def begin(self, policy: ActorCriticPolicy, sampler: Sampler, value_scale: float) -> None:
+        """Begin a rollout.
+
+        :param policy: the policy that is trained, in eval mode during the rollout
+        :param sampler: what draws the actions; a :class:`ForwardSampler` has values and log-probs already
+        :param value_scale: what the critic's values are multiplied by to give reward units
+        """
         self.policy, self.value_scale, self._sampler = policy, value_scale, sampler
         self._obs: Any = None
-        self._actions: np.ndarray | None = None
+        self._actions = None
         self._last_obs: Any = None
         self._known: dict[str, Any] = {}
 
@@ -156,29 +161,6 @@ def _tree(callback: BaseCallback, seen: set[int]) -> Iterator[BaseCallback]:
                 yield from _tree(one, seen)
 
 
-class EnvStep(NamedTuple):
-    """One step of all envs, as the collector made it.
-
-    :param n_steps: steps before this one
-    :param obs: as acted upon
-    :param actions: as drawn
-    :param env_actions: as the env received them
-    :param new_obs: what the env returned, like the three that follow
-    :param rewards: ``(n_envs,)``
-    :param dones: ``(n_envs,)``, True where an episode ended
-    :param infos: one per env
-    """
-
-    n_steps: int
-    obs: Any
-    actions: np.ndarray
-    env_actions: np.ndarray
-    new_obs: Any
-    rewards: np.ndarray
-    dones: np.ndarray
-    infos: list[dict[str, Any]]
-
-
 class OnPolicyLocals:
     """Writes each step into the callbacks' ``locals``, under the names of SB3's on-policy loop.
 
@@ -189,23 +171,18 @@ class OnPolicyLocals:
 
     def __init__(self, callback: BaseCallback, outputs: StepOutputs, names: dict[str, Any]) -> None:
         self._callback, self._outputs = callback, outputs
-        offer(callback, outputs)
+        if getattr(callback.locals, "outputs", None) is not outputs:
+            offer(callback, outputs)
         callback.update_locals({"callback": callback, **names})
 
-    def step(self, step: EnvStep) -> None:
-        """Write one step."""
-        self._outputs.step(step.obs, step.actions)
-        self._callback.update_locals(
-            {
-                "n_steps": step.n_steps,
-                "actions": step.actions,
-                "clipped_actions": step.env_actions,
-                "new_obs": step.new_obs,
-                "rewards": step.rewards,
-                "dones": step.dones,
-                "infos": step.infos,
-            }
-        )
+    def step(self, obs: Any, names: dict[str, Any]) -> None:
+        """Write one step.
+
+        :param obs: as acted upon
+        :param names: the step under the names of the on-policy loop
+        """
+        self._outputs.step(obs, names["actions"])
+        self._callback.update_locals(names)
 
     def end(self, last_obs: Any) -> None:
         """Note the end of the rollout and the observations that follow it."""
@@ -223,21 +200,23 @@ class OffPolicyLocals:
         self._callback, self._n_episodes = callback, 0
         callback.update_locals({"callback": callback, **names})
 
-    def step(self, step: EnvStep) -> None:
-        """Write one step. SB3's loop has counted the step by then, and not yet the episodes that end with it."""
+    def step(self, obs: Any, names: dict[str, Any]) -> None:
+        """Write one step. SB3's loop has counted the step by then, and not yet the episodes that end with it.
+
+        :param obs: as acted upon
+        :param names: the step under the names of the on-policy loop
+        """
+        del obs
         self._callback.update_locals(
             {
-                "num_collected_steps": step.n_steps + 1,
+                "num_collected_steps": names["n_steps"] + 1,
                 "num_collected_episodes": self._n_episodes,
-                "actions": step.env_actions,
-                "buffer_actions": step.actions,
-                "new_obs": step.new_obs,
-                "rewards": step.rewards,
-                "dones": step.dones,
-                "infos": step.infos,
+                "actions": names["clipped_actions"],
+                "buffer_actions": names["actions"],
+                **{name: names[name] for name in ("new_obs", "rewards", "dones", "infos")},
             }
         )
-        self._n_episodes += int(step.dones.sum())
+        self._n_episodes += int(names["dones"].sum())
 
     def end(self, last_obs: Any) -> None:
         """Do nothing: SB3's off-policy loop computes nothing at the end of a rollout."""

@@ -18,7 +18,7 @@ from stable_baselines3.common.vec_env import VecEnv, VecEnvWrapper, VecFrameStac
 from sb3_pg.rollout.acting import ActingCopy
 from sb3_pg.rollout.actions import to_env
 from sb3_pg.rollout.buffers import TrajectoryRolloutBuffer
-from sb3_pg.rollout.callback_locals import EnvStep, OffPolicyLocals, OnPolicyLocals, StepOutputs
+from sb3_pg.rollout.callback_locals import OffPolicyLocals, OnPolicyLocals, StepOutputs
 from sb3_pg.rollout.finite import (
     NormalizationGuard,
     require_finite_policy,
@@ -48,6 +48,7 @@ class Collector:
         self.to_env = _action_transform(model)
         device = get_device(getattr(model, "act_device", None) or model.device)
         self._copy = None if device == model.device else ActingCopy(device)
+        self._outputs = StepOutputs()
         #: the policy, or its copy
         self.acting = self._policy
         #: steps since each env's episode began; kept with the model, whose ``_last_obs`` may be one of an old episode
@@ -96,8 +97,8 @@ class Collector:
                 sampler = make_sampler(self.acting, device, self.env.num_envs)
             if callback_locals is None:
                 names = {"self": model, "env": self.env, "rollout_buffer": buffer, "n_rollout_steps": n_steps}
-                outputs = StepOutputs(self._policy, sampler, getattr(model, "value_scale", 1.0))
-                callback_locals = OnPolicyLocals(callback, outputs, names)
+                self._outputs.begin(self._policy, sampler, getattr(model, "value_scale", 1.0))
+                callback_locals = OnPolicyLocals(callback, self._outputs, names)
             progress = RolloutProgress(self.env.num_envs, n_steps, episodes_per_env, limit)
             with self.normalization.statistics_kept(), false_steps_masked(self.env) as resetting:
                 self._reset_if_needed(complete=episodes_per_env is not None)
@@ -157,7 +158,16 @@ class Collector:
                 active = ~resetting if active is None else active & ~resetting
             dones = at_start if active is None else at_start & active
             callback_locals.step(
-                EnvStep(progress.n_steps, obs, actions, clipped_actions, new_obs, rewards, dones, infos)
+                obs,
+                {
+                    "n_steps": progress.n_steps,
+                    "actions": actions,
+                    "clipped_actions": clipped_actions,
+                    "new_obs": new_obs,
+                    "rewards": rewards,
+                    "dones": dones,
+                    "infos": infos,
+                },
             )
             go_on = callback.on_step()
             progress.n_steps += 1

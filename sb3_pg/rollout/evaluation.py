@@ -72,7 +72,7 @@ def make_batch(
         known=known,
     )
     buffer.log_probs = batch.log_probs.cpu().numpy()
-    if batch.bootstrap is not None:
+    if batch.bootstrap is not None and buffer.truncated.any():
         buffer.terminal_values = batch.bootstrap.where(batch.truncated, 0.0).float().cpu().numpy()
     if batch.values is not None:
         buffer.values = batch.values.float().cpu().numpy()

@@ -6,7 +6,7 @@ import math
 from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
 from functools import cache, cached_property
-from typing import Any, TypeVar
+from typing import Any, TypeVar, cast
 from weakref import WeakKeyDictionary
 
 import torch as th
@@ -32,8 +32,8 @@ _OF_SB3 = dict(inspect.getmembers(ActorCriticPolicy))
 
 def original(policy: PolicyT) -> PolicyT:
     """The policy itself, where ``torch.compile`` has wrapped it into a module of its own."""
-    unwrapped: PolicyT = getattr(policy, "_orig_mod", policy)  # torch has no public name for it
-    return unwrapped
+    wrapped = policy._modules.get("_orig_mod")  # torch has no public name for it
+    return policy if wrapped is None else cast(PolicyT, wrapped)
 
 
 def overrides(policy: BasePolicy, *methods: str) -> bool:
@@ -41,10 +41,11 @@ def overrides(policy: BasePolicy, *methods: str) -> bool:
 
     A policy that ``torch.compile`` has wrapped replaces all of them.
     """
-    cls = type(policy)
-    return not vars(policy).keys().isdisjoint(methods) or any(
-        getattr(cls, name, None) is not _OF_SB3[name] for name in methods
-    )
+    cls, own = type(policy), vars(policy)
+    for name in methods:  # noqa: SIM110 (a generator takes twice the time, several times in every small update)
+        if name in own or getattr(cls, name, None) is not _OF_SB3[name]:
+            return True
+    return False
 
 
 def has_own_forward(policy: BasePolicy) -> bool:
@@ -159,6 +160,12 @@ class Structure:
         self.plain: Any = None
         self.attributes = [vars(part) for part in self.parts]
         self._methods = [(vars(part).keys(), _methods(part)) for part in self.parts]
+        self._hooks = [
+            hooks
+            for part in (policy, *self.parts)
+            for hooks in (part._forward_hooks, part._forward_pre_hooks, part._backward_hooks, part._backward_pre_hooks)
+        ]
+        self._n_attributes: list[int] = []
         # A weight that is no parameter may be replaced unnoticed.
         constants = not all(names.isdisjoint(("weight", "bias")) for names, _ in self._methods)
         self._is_irregular = constants or "log_std" in vars(policy) or _splits_features(policy)
@@ -184,12 +191,13 @@ class Structure:
 
         :param policy: the policy
         """
+        n_attributes = list(map(len, self.attributes))
+        if n_attributes != self._n_attributes:
+            self._n_attributes = n_attributes
+            self._is_patched = not all(names.isdisjoint(methods) for names, methods in self._methods)
+        has_hooks = any(self._hooks) or bool(_has_any_global_hook())
         #: whether only SB3's own calls of the policy and its modules say what the policy is
-        self.calls_matter = (
-            is_listened_to((policy, *self.parts))
-            or not all(names.isdisjoint(methods) for names, methods in self._methods)
-            or self._is_irregular
-        )
+        self.calls_matter = has_hooks or self._is_patched or self._is_irregular
 
     @property
     def is_same_in_both_modes(self) -> bool:
