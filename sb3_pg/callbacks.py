@@ -97,7 +97,7 @@ class GradientDiagnosticsCallback(BaseCallback):
         self._n_rollouts += 1
         if self._n_rollouts % self.every:
             return
-        self._require_known_log_prob()  # somebody may have replaced a method since
+        self._require_known_log_prob()  # a method may have been replaced since
         weighted = _weighted_batch(self.model)
         if weighted is None:
             return

@@ -299,7 +299,7 @@ class PolicyGradientAlgorithm(UpdatingAlgorithm, OnPolicyAlgorithm):
 
     @staticmethod
     def _take_back(batch: RolloutBatch, buffer: RolloutBuffer, written: dict[str, bytes]) -> None:
-        """Use what somebody has changed in the buffer since, a callback for example, as SB3's algorithms do."""
+        """Use what was changed in the buffer since, by a callback for example, as SB3's algorithms do."""
         for name, before in written.items():
             ours, now = getattr(batch, name), getattr(buffer, name)
             if now.shape == ours.shape and now.tobytes() != before:

@@ -81,7 +81,7 @@ class ReplayingAlgorithm(UpdatingAlgorithm, OffPolicyAlgorithm):
     :param optimize_memory_usage: must be False
     :param action_noise: must be None: the log-prob of a noisy action would be unknown
     :param behavior_policy: what acts instead of the policy, from the first step on: a model that knows its log-probs
-        (A2C, PPO, TRPO, this package's), of which the policy is kept; a policy; or a callable as
+        (A2C, PPO, TRPO, this package's; its policy is kept); a policy; or a callable as
         :data:`~sb3_pg.rollout.BehaviorPolicy` describes. It sees the observations that this algorithm acts on: a model
         that was trained with a VecNormalize needs one with the same statistics around this env. See also
         :class:`~sb3_pg.rollout.PolicyBehavior`

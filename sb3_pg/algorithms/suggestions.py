@@ -1,4 +1,4 @@
-"""What somebody may have meant who gives an argument that does not exist."""
+"""Suggest an argument for one that does not exist."""
 
 import difflib
 from collections.abc import Collection

@@ -48,7 +48,7 @@ class UpdatingAlgorithm(EstimatingAlgorithm):
     _n_skipped = 0
     _estimate_seconds = 0.0
     _log_interval: int | None = 1
-    #: of ``log_interval="auto"``: the last iteration of which it is known whether it is logged, and those that are
+    #: of ``log_interval="auto"``: the last iteration that was decided on, and the iterations that are logged
     _decided = 0
     _logged_iterations: tuple[int, ...] = ()
     _iteration = 0
@@ -86,7 +86,7 @@ class UpdatingAlgorithm(EstimatingAlgorithm):
                 if batch.evaluation is not None and not (
                     batch.evaluation.serves(before, self._entropy_use()) and is_same_in_both_modes(self.policy)
                 ):
-                    batch.evaluation = None  # somebody has changed the policy since, or what is asked of it
+                    batch.evaluation = None  # the policy was changed since, or what is asked of it
                 if self.normalize_value_targets:
                     assert batch.returns is not None
                     self._return_scale = scale.updated(batch.select(batch.returns))
