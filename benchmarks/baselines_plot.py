@@ -9,7 +9,7 @@ from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.figure import Figure
 from matplotlib.ticker import EngFormatter
 
-from sb3_pg.curves import Curve, Run, aggregate
+from sb3_pg.reporting.curves import Curve, Run, aggregate
 
 Row = Mapping[str, str]
 # Paul Tol's muted scheme, which the colorblind can tell apart, with black and gray for what has no baseline.

@@ -17,11 +17,12 @@ from stable_baselines3.common.env_util import make_vec_env
 from stable_baselines3.common.vec_env import VecEnv
 
 from sb3_pg import ActorCritic, Reinforce
-from sb3_pg.algorithms.base import PolicyGradientAlgorithm
-from sb3_pg.algorithms.critic import ReturnScale
-from sb3_pg.algorithms.scores import functional_log_prob
+from sb3_pg.algorithms.on_policy import PolicyGradientAlgorithm
 from sb3_pg.functional import GradientDiagnostics, episode_gradients, gradient_diagnostics
-from sb3_pg.rollout import RolloutBatch, policy_actions
+from sb3_pg.learner.critic import ReturnScale
+from sb3_pg.policies import policy_actions
+from sb3_pg.policies.functional_policy import functional_log_prob
+from sb3_pg.rollout import RolloutBatch
 
 PROBE_ENVS = 8
 

@@ -24,7 +24,7 @@ from stable_baselines3.common.vec_env import VecEnv
 
 from sb3_pg import TRPO, ActorCritic, KLPenaltyPG, Reinforce
 from sb3_pg.functional import FisherVectorProduct, gae, joint_kl
-from sb3_pg.rollout import perceptron_distribution
+from sb3_pg.policies import perceptron_distribution
 
 HOPPER = "Hopper-v4"
 Trpo = TypeVar("Trpo", TRPO, sb3_contrib.TRPO)

@@ -9,8 +9,8 @@ from gymnasium import spaces
 from speed_timing import Case, KernelCase
 from stable_baselines3.common.policies import ActorCriticCnnPolicy, ActorCriticPolicy
 
-from sb3_pg.rollout import compile_networks, evaluate
-from sb3_pg.rollout import compiled as in_update
+from sb3_pg.policies import compile_networks, evaluate
+from sb3_pg.policies import compiled as in_update
 
 FLAT, IMAGE = spaces.Box(-1, 1, (11,)), spaces.Box(0, 255, (4, 84, 84), dtype="uint8")
 

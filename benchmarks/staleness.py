@@ -40,7 +40,8 @@ def measure(seed: int, warmup: int, n_episodes: int) -> Iterator[dict[str, Any]]
 
     from sb3_pg import OffPolicyPG  # noqa: PLC0415
     from sb3_pg.functional import log_importance_ratio  # noqa: PLC0415
-    from sb3_pg.rollout import Trajectory, TrajectoryReplayBuffer, evaluate_batch, evaluation_mode  # noqa: PLC0415
+    from sb3_pg.policies import evaluation_mode  # noqa: PLC0415
+    from sb3_pg.rollout import Trajectory, TrajectoryReplayBuffer, evaluate_batch  # noqa: PLC0415
 
     torch.set_num_threads(1)
     settings = yaml.safe_load((RESULTS.parent.parent / "zoo_configs" / "off_policy_pg.yml").read_text())[ENV]

@@ -22,7 +22,7 @@ from pathlib import Path
 import numpy as np
 from bench_io import Row, make_parser, read_csv
 
-from sb3_pg.curves import bootstrap_band
+from sb3_pg.reporting.curves import bootstrap_band
 from sb3_pg.zoo import ALGORITHMS
 
 ROOT = Path(__file__).resolve().parents[1]

@@ -8,21 +8,15 @@ from stable_baselines3.common.on_policy_algorithm import OnPolicyAlgorithm
 from stable_baselines3.common.policies import ActorCriticPolicy
 from stable_baselines3.common.utils import obs_as_tensor
 
-from sb3_pg.algorithms import arguments as arg
-from sb3_pg.algorithms.base import PolicyGradientAlgorithm
+from sb3_pg.algorithms import validation as arg
 from sb3_pg.algorithms.first_order import FirstOrderAlgorithm
-from sb3_pg.algorithms.parameters import reachable_parameters
-from sb3_pg.algorithms.scores import functional_log_prob
+from sb3_pg.algorithms.on_policy import PolicyGradientAlgorithm
 from sb3_pg.baselines import OptimalBaseline
 from sb3_pg.functional import GradientDiagnostics, episode_gradients, gradient_diagnostics, normalize
-from sb3_pg.rollout import (
-    RolloutBatch,
-    TrajectoryRolloutBuffer,
-    has_own_forward,
-    original,
-    policy_actions,
-    unvalidated_distributions,
-)
+from sb3_pg.policies import has_own_forward, original, policy_actions, unvalidated_distributions
+from sb3_pg.policies.functional_policy import functional_log_prob
+from sb3_pg.policies.parameter_sets import reachable_parameters
+from sb3_pg.rollout import RolloutBatch, TrajectoryRolloutBuffer
 
 UNITS = ("auto", "episode", "sample")
 

@@ -23,8 +23,8 @@ COMMANDS: Final = {
     "record-video": _Command(
         "record a video of an agent trained here (rl_zoo3.record_video)", "sb3_pg.zoo.scripts", "record_video"
     ),
-    "plot": _Command("draw learning curves with confidence bands", "sb3_pg.plots", "main"),
-    "report": _Command("scores, curves and comparisons of several algorithms", "sb3_pg.report", "main"),
+    "plot": _Command("draw learning curves with confidence bands", "sb3_pg.reporting.plots", "main"),
+    "report": _Command("scores, curves and comparisons of several algorithms", "sb3_pg.reporting.report", "main"),
     "demo": _Command("learn CartPole-v1 in under a minute", "sb3_pg.demo", "main"),
 }
 

@@ -15,8 +15,8 @@ from rich.table import Table
 from rl_zoo3.utils import create_test_env, get_latest_run_id, get_saved_hyperparams
 from stable_baselines3.common.evaluation import evaluate_policy
 
-from sb3_pg.curves import group, read_evaluations
-from sb3_pg.plots import draw
+from sb3_pg.reporting.curves import group, read_evaluations
+from sb3_pg.reporting.plots import draw
 from sb3_pg.zoo import ALGORITHMS
 from sb3_pg.zoo.scripts import train
 

@@ -16,7 +16,7 @@ from stable_baselines3.common.policies import ActorCriticPolicy
 from stable_baselines3.common.torch_layers import FlattenExtractor
 
 from sb3_pg import NPG, TRPO, ActorCritic, GradientDiagnosticsCallback, KLPenaltyPG, Reinforce
-from sb3_pg.algorithms.parameters import reachable_parameters
+from sb3_pg.policies.parameter_sets import reachable_parameters
 from tests.helpers import ACTION_SPACES, OBSERVATION_SPACES, ScriptedEnv, vec
 
 Make = Callable[..., Any]

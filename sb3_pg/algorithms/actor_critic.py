@@ -8,7 +8,7 @@ from stable_baselines3.common.policies import ActorCriticPolicy
 from stable_baselines3.common.type_aliases import GymEnv, MaybeCallback, Schedule
 from typing_extensions import Self, Unpack
 
-from sb3_pg.algorithms import arguments as arg
+from sb3_pg.algorithms import validation as arg
 from sb3_pg.algorithms.critic_estimates import CriticArguments, CriticEstimates
 from sb3_pg.algorithms.effects import check_effects
 from sb3_pg.algorithms.first_order import FirstOrderAlgorithm

@@ -5,8 +5,8 @@ from typing import Any, ClassVar
 
 import torch as th
 
-from sb3_pg.algorithms import arguments as arg
-from sb3_pg.algorithms.base import PolicyGradientAlgorithm
+from sb3_pg.algorithms import validation as arg
+from sb3_pg.algorithms.on_policy import PolicyGradientAlgorithm
 from sb3_pg.algorithms.signature import CHECKS, NewArguments
 from sb3_pg.errors import SingleStepError
 from sb3_pg.functional import lambda_return, n_step_return, reward_to_go

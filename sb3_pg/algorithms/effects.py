@@ -5,7 +5,7 @@ import warnings
 from collections.abc import Collection, Mapping
 from typing import Any
 
-from sb3_pg.algorithms.arguments import constructors
+from sb3_pg.algorithms.validation import constructors
 
 
 def check_effects(cls: type, values: Mapping[str, Any], unused: Mapping[str, str], tolerated: Collection[str]) -> None:

@@ -4,12 +4,13 @@ from abc import abstractmethod
 
 import torch as th
 
-from sb3_pg.algorithms.critic import fit_critic
-from sb3_pg.algorithms.explanation import Metrics
 from sb3_pg.algorithms.setup import ConfiguredAlgorithm
 from sb3_pg.functional import normalize
 from sb3_pg.functional.precision import precise
-from sb3_pg.rollout import RolloutBatch, evaluation_mode, fill_bootstrap, predict_values
+from sb3_pg.learner.critic import fit_critic
+from sb3_pg.learner.metrics import Metrics
+from sb3_pg.policies import evaluation_mode, predict_values
+from sb3_pg.rollout import RolloutBatch, fill_bootstrap
 
 
 class EstimatingAlgorithm(ConfiguredAlgorithm):

@@ -4,10 +4,11 @@ from typing import Any
 
 import torch as th
 
-from sb3_pg.algorithms.explanation import Metrics, describe_policy
 from sb3_pg.algorithms.update import UpdatingAlgorithm
 from sb3_pg.functional import policy_gradient_loss, reduce_actor, value_loss
-from sb3_pg.rollout import Evaluation, RolloutBatch, compiled, evaluate, is_same_in_both_modes, policy_actions
+from sb3_pg.learner.metrics import Metrics, describe_policy
+from sb3_pg.policies import Evaluation, compiled, evaluate, is_same_in_both_modes, policy_actions
+from sb3_pg.rollout import RolloutBatch
 
 
 class FirstOrderAlgorithm(UpdatingAlgorithm):

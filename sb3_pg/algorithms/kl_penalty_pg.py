@@ -9,24 +9,24 @@ from stable_baselines3.common.policies import ActorCriticPolicy
 from stable_baselines3.common.type_aliases import GymEnv, Schedule
 from torch.distributions import Distribution
 
-from sb3_pg.algorithms import arguments as arg
-from sb3_pg.algorithms.explanation import Metrics, describe_policy
-from sb3_pg.algorithms.flat_step import clip_gradient
-from sb3_pg.algorithms.guards import nonfinite_gradient, require_finite_parameters
-from sb3_pg.algorithms.surrogate import SurrogateObjective, require_torch_distributions
+from sb3_pg.algorithms import validation as arg
 from sb3_pg.algorithms.trust_region import TrustRegionAlgorithm
 from sb3_pg.errors import NonFiniteError
 from sb3_pg.functional import joint_kl, value_loss, with_parameters
-from sb3_pg.rollout import (
+from sb3_pg.learner.metrics import Metrics, describe_policy
+from sb3_pg.learner.optimizers import clip_gradient
+from sb3_pg.learner.rollback import nonfinite_gradient, require_finite_parameters
+from sb3_pg.learner.surrogate import SurrogateObjective, require_torch_distributions
+from sb3_pg.policies import (
     EntropyUse,
     Observations,
-    RolloutBatch,
     action_distribution,
     evaluate,
     evaluation_mode,
     split_observations,
     structure_of,
 )
+from sb3_pg.rollout import RolloutBatch
 
 
 class KLPenaltyPG(TrustRegionAlgorithm):
@@ -38,7 +38,7 @@ class KLPenaltyPG(TrustRegionAlgorithm):
        ``n_epochs`` passes of minibatch gradient steps
     2. :math:`\lambda \leftarrow \max\big(0,\; \lambda + \alpha\, (\bar D_{KL} - \epsilon)\big)`
 
-    L is :class:`~sb3_pg.algorithms.surrogate.SurrogateObjective`, the KL that of old || new of the whole action vector,
+    L is :class:`~sb3_pg.learner.surrogate.SurrogateObjective`, the KL that of old || new of the whole action vector,
     for step 2 measured on the whole batch. Source: the lecture's policy gradient with constraints (which prints the
     divergence turned round); Boyd et al. (2011), section 2.1, for dual ascent; Schulman et al. (2017), section
     4, for ``dual_update="multiplicative"``: lambda is doubled where the KL is above 1.5 epsilon, halved where it is

@@ -18,13 +18,14 @@ from stable_baselines3.common.save_util import load_from_zip_file
 from stable_baselines3.common.type_aliases import GymEnv, MaybeCallback, TensorDict
 from stable_baselines3.common.vec_env import VecEnv
 
-from sb3_pg.algorithms import arguments as arg
+from sb3_pg.algorithms import validation as arg
 from sb3_pg.algorithms.effects import check_effects
 from sb3_pg.algorithms.environments import check_observation_space
 from sb3_pg.envs import GymVectorAdapter
 from sb3_pg.errors import NonFiniteError
 from sb3_pg.extras import extra_hints
-from sb3_pg.rollout import NormalizationGuard, predict, require_finite_step
+from sb3_pg.policies import predict
+from sb3_pg.rollout import NormalizationGuard, require_finite_step
 
 SelfLearning = TypeVar("SelfLearning", bound="LearningAlgorithm")
 #: Of ``learn``: SB3's, or "auto" for about every 500 steps of each env.

@@ -6,14 +6,15 @@ from typing import Any, ClassVar
 
 import torch as th
 
-from sb3_pg.algorithms import arguments as arg
-from sb3_pg.algorithms.explanation import Metrics
+from sb3_pg.algorithms import validation as arg
 from sb3_pg.algorithms.first_order import FirstOrderAlgorithm
-from sb3_pg.algorithms.scores import functional_log_prob
 from sb3_pg.algorithms.signature import CHECKS
 from sb3_pg.baselines import Baseline, NoBaseline, OptimalBaseline, make_baseline
 from sb3_pg.functional import episode_gradients, policy_gradient_loss, reward_to_go, total_return
-from sb3_pg.rollout import RolloutBatch, policy_actions
+from sb3_pg.learner.metrics import Metrics
+from sb3_pg.policies import policy_actions
+from sb3_pg.policies.functional_policy import functional_log_prob
+from sb3_pg.rollout import RolloutBatch
 
 
 class MonteCarloAlgorithm(FirstOrderAlgorithm):

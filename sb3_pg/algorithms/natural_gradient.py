@@ -12,7 +12,7 @@ from stable_baselines3.common.policies import ActorCriticPolicy
 from stable_baselines3.common.type_aliases import GymEnv, Schedule
 from typing_extensions import Unpack
 
-from sb3_pg.algorithms import arguments as arg
+from sb3_pg.algorithms import validation as arg
 from sb3_pg.algorithms.critic_estimates import CriticArguments
 from sb3_pg.algorithms.natural_step import NaturalStep
 

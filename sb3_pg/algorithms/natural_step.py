@@ -8,15 +8,16 @@ from typing import Any
 import torch as th
 from stable_baselines3.common.type_aliases import Schedule
 
-from sb3_pg.algorithms import arguments as arg
-from sb3_pg.algorithms.explanation import Metrics, describe_policy
-from sb3_pg.algorithms.guards import nonfinite_gradient, require_finite_parameters
-from sb3_pg.algorithms.surrogate import Effect, SurrogateObjective, chunked_distributions
+from sb3_pg.algorithms import validation as arg
 from sb3_pg.algorithms.trust_region import TrustRegionAlgorithm
 from sb3_pg.errors import NonFiniteError
 from sb3_pg.functional import FisherVectorProduct, LineSearch, Solution, conjugate_gradient, line_search
 from sb3_pg.functional.precision import precise
-from sb3_pg.rollout import RolloutBatch, evaluation_mode, perceptron_distribution, split_observations
+from sb3_pg.learner.metrics import Metrics, describe_policy
+from sb3_pg.learner.rollback import nonfinite_gradient, require_finite_parameters
+from sb3_pg.learner.surrogate import Effect, SurrogateObjective, chunked_distributions
+from sb3_pg.policies import evaluation_mode, perceptron_distribution, split_observations
+from sb3_pg.rollout import RolloutBatch
 
 #: Why no step was taken -> what may help.
 _ADVICE = {
@@ -35,7 +36,7 @@ class NaturalStep(TrustRegionAlgorithm):
 
     .. math:: x = (F + c I)^{-1} \nabla L(\theta), \qquad s = \sqrt{\frac{2 \delta}{x^T (F + c I) x}}\; x
 
-    L is :class:`~sb3_pg.algorithms.surrogate.SurrogateObjective`, F the Fisher matrix of the whole action vector's
+    L is :class:`~sb3_pg.learner.surrogate.SurrogateObjective`, F the Fisher matrix of the whole action vector's
     distribution, averaged over states (:class:`~sb3_pg.functional.FisherVectorProduct`); c is ``cg_damping``, delta
     ``target_kl``. Source: Kakade (2001); Schulman et al. (2015), appendix C. (The slides print g^T F g for the
     denominator, which is g^T F^-1 g = x^T F x, and turn the divergence round.)

@@ -5,7 +5,7 @@ from typing import Any, ClassVar
 
 from stable_baselines3.common.type_aliases import Schedule
 
-from sb3_pg.algorithms import arguments as arg
+from sb3_pg.algorithms import validation as arg
 from sb3_pg.algorithms.natural_gradient import NaturalGradient
 
 _OF_LINE_SEARCH = ("line_search_shrinking_factor", "line_search_max_iter", "line_search_accept_ratio")

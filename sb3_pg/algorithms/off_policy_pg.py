@@ -10,12 +10,10 @@ from stable_baselines3.common.policies import ActorCriticPolicy
 from stable_baselines3.common.type_aliases import GymEnv, Schedule
 from typing_extensions import Unpack
 
-from sb3_pg.algorithms import arguments as arg
-from sb3_pg.algorithms.explanation import Metrics
-from sb3_pg.algorithms.guards import require_log_probs
+from sb3_pg.algorithms import validation as arg
 from sb3_pg.algorithms.learning import waits_for_learning_starts
 from sb3_pg.algorithms.monte_carlo import MonteCarloAlgorithm
-from sb3_pg.algorithms.replaying import OTHER_ALGORITHM, ReplayingAlgorithm
+from sb3_pg.algorithms.off_policy import OTHER_ALGORITHM, ReplayingAlgorithm
 from sb3_pg.algorithms.signature import ReplayingArguments
 from sb3_pg.baselines import Baseline
 from sb3_pg.functional import (
@@ -31,7 +29,10 @@ from sb3_pg.functional import (
 )
 from sb3_pg.functional.importance import RATIOS
 from sb3_pg.functional.precision import precise
-from sb3_pg.rollout import RolloutBatch, evaluate_batch, evaluation_mode
+from sb3_pg.learner.metrics import Metrics
+from sb3_pg.learner.rollback import require_log_probs
+from sb3_pg.policies import evaluation_mode
+from sb3_pg.rollout import RolloutBatch, evaluate_batch
 
 
 class OffPolicyPG(MonteCarloAlgorithm, ReplayingAlgorithm):
@@ -72,7 +73,7 @@ class OffPolicyPG(MonteCarloAlgorithm, ReplayingAlgorithm):
     :param baseline_kwargs: likewise
     :param critic_learning_rate: likewise
     :param n_critic_updates: likewise, per gradient step
-    :param kwargs: of :class:`~sb3_pg.algorithms.replaying.ReplayingAlgorithm`, ``behavior_policy`` among them, and
+    :param kwargs: of :class:`~sb3_pg.algorithms.off_policy.ReplayingAlgorithm`, ``behavior_policy`` among them, and
         those that all algorithms share
     :raises ValueError: an argument out of range, or arguments that contradict each other
     :raises TypeError: an argument of the wrong type, or an unknown one

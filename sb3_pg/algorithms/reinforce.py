@@ -6,10 +6,10 @@ from stable_baselines3.common.policies import ActorCriticPolicy
 from stable_baselines3.common.type_aliases import GymEnv, MaybeCallback, Schedule
 from typing_extensions import Self, Unpack
 
-from sb3_pg.algorithms import arguments as arg
-from sb3_pg.algorithms.base import PolicyGradientAlgorithm
+from sb3_pg.algorithms import validation as arg
 from sb3_pg.algorithms.learning import LogInterval
 from sb3_pg.algorithms.monte_carlo import MonteCarloAlgorithm
+from sb3_pg.algorithms.on_policy import PolicyGradientAlgorithm
 from sb3_pg.algorithms.signature import OnPolicyArguments
 from sb3_pg.baselines import Baseline, OptimalBaseline, ValueBaseline, make_baseline
 

@@ -10,15 +10,15 @@ from stable_baselines3 import A2C
 from stable_baselines3.common.policies import ActorCriticPolicy, BasePolicy
 from stable_baselines3.common.type_aliases import GymEnv, Schedule
 
-from sb3_pg.algorithms import arguments as arg
-from sb3_pg.algorithms.critic import ReturnScale, make_critic_optimizer
-from sb3_pg.algorithms.flat_step import with_fewer_operations
-from sb3_pg.algorithms.guards import require_usable_std
-from sb3_pg.algorithms.parameters import ParameterSets, reachable_parameters
+from sb3_pg.algorithms import validation as arg
 from sb3_pg.algorithms.saving import SavedAlgorithm
 from sb3_pg.algorithms.signature import CHECKS
 from sb3_pg.extras import extra_hints
-from sb3_pg.rollout import Structure, compile_networks, structure_of
+from sb3_pg.learner.critic import ReturnScale, make_critic_optimizer
+from sb3_pg.learner.optimizers import with_fewer_operations
+from sb3_pg.learner.rollback import require_usable_std
+from sb3_pg.policies import Structure, compile_networks, structure_of
+from sb3_pg.policies.parameter_sets import ParameterSets, reachable_parameters
 
 
 class ConfiguredAlgorithm(SavedAlgorithm):

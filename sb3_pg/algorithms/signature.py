@@ -15,8 +15,9 @@ from stable_baselines3.common.noise import ActionNoise
 from stable_baselines3.common.type_aliases import Schedule
 from stable_baselines3.common.vec_env import VecEnv
 
-from sb3_pg.algorithms import arguments as arg
-from sb3_pg.rollout import Behavior, TrajectoryReplayBuffer, behavior_source
+from sb3_pg.algorithms import validation as arg
+from sb3_pg.policies import Behavior, behavior_source
+from sb3_pg.rollout import TrajectoryReplayBuffer
 
 
 class NewSharedArguments(TypedDict, total=False):

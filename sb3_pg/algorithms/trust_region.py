@@ -4,7 +4,7 @@ import torch as th
 
 from sb3_pg.algorithms.critic_estimates import CriticEstimates
 from sb3_pg.algorithms.estimation import rounding
-from sb3_pg.algorithms.surrogate import require_known_divergence
+from sb3_pg.learner.surrogate import require_known_divergence
 from sb3_pg.rollout import RolloutBatch
 
 

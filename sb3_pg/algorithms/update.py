@@ -11,21 +11,20 @@ from stable_baselines3.common.type_aliases import MaybeCallback
 from stable_baselines3.common.utils import update_learning_rate
 
 from sb3_pg.algorithms.estimation import EstimatingAlgorithm
-from sb3_pg.algorithms.explanation import Metrics, clipped_action_fraction, explain_step, explained_variance
-from sb3_pg.algorithms.flat_step import clip_gradient
-from sb3_pg.algorithms.guards import forget_nonfinite, nonfinite_gradient, require_finite_parameters, unchanged_on_error
 from sb3_pg.algorithms.learning import LogInterval
 from sb3_pg.errors import NonFiniteError
-from sb3_pg.rollout import (
-    Collector,
+from sb3_pg.learner.metrics import Metrics, clipped_action_fraction, explain_step, explained_variance
+from sb3_pg.learner.optimizers import clip_gradient
+from sb3_pg.learner.rollback import forget_nonfinite, nonfinite_gradient, require_finite_parameters, unchanged_on_error
+from sb3_pg.policies import (
     EntropyUse,
-    RolloutBatch,
     compiled,
     is_same_in_both_modes,
     set_training_mode,
     structure_of,
     unvalidated_distributions,
 )
+from sb3_pg.rollout import Collector, RolloutBatch
 
 SelfUpdating = TypeVar("SelfUpdating", bound="UpdatingAlgorithm")
 #: What is printed with ``verbose=2`` only. TensorBoard and CSV files have all of it.

@@ -7,8 +7,7 @@ from typing import Any
 import torch as th
 
 from sb3_pg.functional.returns import episode_starts
-
-Observations = th.Tensor | dict[str, th.Tensor]
+from sb3_pg.policies.observations import Observations
 
 
 @dataclass

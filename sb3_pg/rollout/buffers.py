@@ -8,7 +8,7 @@ import torch as th
 from gymnasium import spaces
 from stable_baselines3.common.buffers import DictRolloutBuffer, RolloutBuffer
 
-from sb3_pg.rollout.actions import stored_dtype
+from sb3_pg.policies.actions import stored_dtype
 
 #: Steps that a buffer without a fixed size starts with.
 INITIAL_CAPACITY = 512

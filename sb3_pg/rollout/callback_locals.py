@@ -13,9 +13,9 @@ from stable_baselines3.common.callbacks import BaseCallback
 from stable_baselines3.common.policies import ActorCriticPolicy
 from stable_baselines3.common.utils import obs_as_tensor
 
-from sb3_pg.rollout.forward import policy_actions
-from sb3_pg.rollout.samplers import ForwardSampler, Sampler, unvalidated_distributions
-from sb3_pg.rollout.structure import action_dist_kept
+from sb3_pg.policies.policy_cache import action_dist_kept
+from sb3_pg.policies.samplers import ForwardSampler, Sampler, unvalidated_distributions
+from sb3_pg.policies.score_actions import policy_actions
 
 
 class StepOutputs:

@@ -1,6 +1,6 @@
 """Env steps into a buffer: the loop that samples, steps and writes, and does nothing else.
 
-Values, log-probabilities and returns come from one batched forward after it (:mod:`sb3_pg.rollout.evaluation`).
+Values, log-probabilities and returns come from one batched forward after it (:mod:`sb3_pg.rollout.make_batch`).
 """
 
 import warnings
@@ -15,19 +15,19 @@ from stable_baselines3.common.policies import ActorCriticPolicy
 from stable_baselines3.common.utils import get_device
 from stable_baselines3.common.vec_env import VecEnv, VecEnvWrapper, VecFrameStack, VecMonitor, is_vecenv_wrapped
 
-from sb3_pg.rollout.acting import ActingCopy
-from sb3_pg.rollout.actions import to_env
+from sb3_pg.policies.acting_copy import ActingCopy
+from sb3_pg.policies.actions import to_env
+from sb3_pg.policies.policy_cache import set_training_mode, visible_changes
+from sb3_pg.policies.samplers import Sampler, make_sampler
 from sb3_pg.rollout.buffers import TrajectoryRolloutBuffer
 from sb3_pg.rollout.callback_locals import OffPolicyLocals, OnPolicyLocals, StepOutputs
-from sb3_pg.rollout.finite import (
+from sb3_pg.rollout.nonfinite import (
     NormalizationGuard,
     require_finite_policy,
     require_finite_rollout,
     require_finite_step,
 )
-from sb3_pg.rollout.progress import EpisodeLimit, RolloutProgress
-from sb3_pg.rollout.samplers import Sampler, make_sampler
-from sb3_pg.rollout.structure import set_training_mode, visible_changes
+from sb3_pg.rollout.rollout_counter import EpisodeLimit, RolloutProgress
 
 
 class Collector:

@@ -8,7 +8,7 @@ from gymnasium import spaces
 from stable_baselines3.common.policies import BasePolicy
 from stable_baselines3.common.preprocessing import get_action_dim
 
-from sb3_pg.rollout.actions import first_choice, from_env, require_choices
+from sb3_pg.policies.actions import first_choice, from_env, require_choices
 from sb3_pg.rollout.buffers import TrajectoryRolloutBuffer
 
 

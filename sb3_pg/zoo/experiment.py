@@ -24,8 +24,8 @@ from stable_baselines3.common.base_class import BaseAlgorithm
 from stable_baselines3.common.callbacks import EvalCallback
 from stable_baselines3.common.vec_env import DummyVecEnv, VecEnv
 
-from sb3_pg.algorithms.base import PolicyGradientAlgorithm
-from sb3_pg.algorithms.replaying import ReplayingAlgorithm
+from sb3_pg.algorithms.off_policy import ReplayingAlgorithm
+from sb3_pg.algorithms.on_policy import PolicyGradientAlgorithm
 from sb3_pg.zoo.options import VECTOR_BACKENDS, TrainParser
 from sb3_pg.zoo.registry import ALGORITHMS, config_path
 from sb3_pg.zoo.spaces import fit_to_observations

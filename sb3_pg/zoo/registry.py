@@ -21,7 +21,7 @@ import sb3_pg
 from sb3_pg.algorithms.actor_critic import ActorCritic
 from sb3_pg.algorithms.kl_penalty_pg import KLPenaltyPG
 from sb3_pg.algorithms.npg import NPG
-from sb3_pg.algorithms.off_pac import OffPAC
+from sb3_pg.algorithms.off_pac.off_pac import OffPAC
 from sb3_pg.algorithms.off_policy_pg import OffPolicyPG
 from sb3_pg.algorithms.reinforce import Reinforce
 from sb3_pg.algorithms.trpo import TRPO

@@ -17,7 +17,8 @@ from stable_baselines3.common.off_policy_algorithm import OffPolicyAlgorithm
 from stable_baselines3.common.utils import obs_as_tensor
 
 from sb3_pg import NPG, TRPO, ActorCritic, KLPenaltyPG, NonFiniteError, OffPAC, OffPolicyPG, Reinforce
-from sb3_pg.rollout import BehaviorReplayBuffer, Trajectory, policy_actions, uniform_behavior
+from sb3_pg.policies import policy_actions, uniform_behavior
+from sb3_pg.rollout import BehaviorReplayBuffer, Trajectory
 from tests.helpers import ACTION_SPACES, OBSERVATION_SPACES, ScriptedEnv, vec
 
 Make = Callable[..., Any]

@@ -20,7 +20,7 @@ from torch import nn
 
 import sb3_pg
 from sb3_pg import ActorCritic, OffPAC, OffPolicyPG, Reinforce
-from sb3_pg.rollout import policy_actions
+from sb3_pg.policies import policy_actions
 from tests.helpers import ACTION_SPACES, OBSERVATION_SPACES, ScriptedEnv, vec
 
 SPACES: dict[str, spaces.Space[Any]] = {

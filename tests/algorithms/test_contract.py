@@ -28,7 +28,7 @@ from stable_baselines3.common.vec_env import VecNormalize
 from sb3_pg import NPG, TRPO, ActorCritic, KLPenaltyPG, OffPolicyPG, Reinforce
 from sb3_pg.algorithms.natural_gradient import NaturalGradient
 from sb3_pg.baselines import ValueBaseline
-from sb3_pg.rollout import evaluate, policy_actions
+from sb3_pg.policies import evaluate, policy_actions
 from tests.helpers import ACTION_SPACES, ScriptedEnv, vec
 
 pytestmark = pytest.mark.filterwarnings("ignore:batch_size=.* does not divide")  # rollouts are small here

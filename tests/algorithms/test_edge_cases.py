@@ -21,7 +21,7 @@ from stable_baselines3.common.vec_env import VecNormalize
 from torch import nn
 
 from sb3_pg import NPG, TRPO, ActorCritic, KLPenaltyPG, NonFiniteError, OffPolicyPG, Reinforce
-from sb3_pg.rollout import Snapshot
+from sb3_pg.policies import Snapshot
 from tests.helpers import FaultyEnv, vec
 
 trust_region = pytest.mark.parametrize("cls", [NPG, TRPO, KLPenaltyPG])

@@ -17,7 +17,7 @@ from stable_baselines3.common.policies import ActorCriticPolicy
 from stable_baselines3.common.torch_layers import FlattenExtractor
 
 from sb3_pg import NPG, TRPO, ActorCritic, KLPenaltyPG, OffPAC, OffPolicyPG, Reinforce
-from sb3_pg.algorithms.q_policies import OffPACPolicy
+from sb3_pg.algorithms.off_pac.policies import OffPACPolicy
 from sb3_pg.rollout import BehaviorReplayBuffer, TrajectoryReplayBuffer, TrajectoryRolloutBuffer
 from tests.helpers import FaultyEnv, ScriptedEnv, vec
 

@@ -22,7 +22,7 @@ from stable_baselines3.common.vec_env import VecNormalize
 from stable_baselines3.sac.policies import SACPolicy
 
 from sb3_pg import NonFiniteError, OffPAC
-from sb3_pg.algorithms.actor_gradients import ACTOR_LOSSES
+from sb3_pg.algorithms.off_pac.losses import ACTOR_LOSSES
 from tests.algorithms.off_pac import (
     EVERY_GRADIENT,
     GRADIENTS,

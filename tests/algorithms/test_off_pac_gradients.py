@@ -15,9 +15,9 @@ from stable_baselines3.common.distributions import SquashedDiagGaussianDistribut
 from stable_baselines3.common.torch_layers import BaseFeaturesExtractor
 
 from sb3_pg import OffPAC
-from sb3_pg.algorithms import actor_gradients
-from sb3_pg.algorithms.actor_gradients import ACTOR_LOSSES, Scene, draw, entropies
-from sb3_pg.algorithms.q_policies import Critic
+from sb3_pg.algorithms.off_pac import losses as actor_gradients
+from sb3_pg.algorithms.off_pac.losses import ACTOR_LOSSES, Scene, draw, entropies
+from sb3_pg.algorithms.off_pac.policies import Critic
 from sb3_pg.rollout import BehaviorSamples
 from tests.algorithms.off_pac import (
     EVERY_GRADIENT,

@@ -19,7 +19,8 @@ from stable_baselines3.common.utils import obs_as_tensor
 from stable_baselines3.common.vec_env import VecNormalize
 
 from sb3_pg import NonFiniteError, OffPolicyPG, Reinforce
-from sb3_pg.rollout import Trajectory, policy_actions
+from sb3_pg.policies import policy_actions
+from sb3_pg.rollout import Trajectory
 from tests.helpers import ACTION_SPACES, OBSERVATION_SPACES, BatchNormExtractor, FaultyEnv, ScriptedEnv, vec
 
 POLICIES = {"dict": "MultiInputPolicy", "image": "CnnPolicy"}

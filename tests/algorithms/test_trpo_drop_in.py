@@ -13,7 +13,7 @@ from stable_baselines3.common.vec_env import VecEnv
 
 from sb3_pg import NPG, TRPO
 from sb3_pg.functional import joint_kl
-from sb3_pg.rollout import torch_distributions
+from sb3_pg.policies import torch_distributions
 from tests.helpers import ACTION_SPACES, OBSERVATION_SPACES, ScriptedEnv, vec
 
 SIGNATURE = inspect.signature(sb3_contrib.TRPO.__init__).parameters

@@ -31,7 +31,7 @@ from torch.distributions import (
 )
 
 from sb3_pg.functional import FisherVectorProduct
-from sb3_pg.rollout import action_distribution, torch_distributions
+from sb3_pg.policies import action_distribution, torch_distributions
 
 Distributions = Distribution | list[Distribution]
 Density = Callable[[th.Tensor, th.Tensor], th.Tensor]  # outputs (m, k) of a net and m actions -> log-densities (m,)

@@ -12,7 +12,7 @@ from stable_baselines3.common.policies import ActorCriticPolicy
 from torch import nn
 
 from sb3_pg.functional import FisherVectorProduct, PerceptronJacobian
-from sb3_pg.rollout import action_distribution, perceptron_distribution, torch_distributions
+from sb3_pg.policies import action_distribution, perceptron_distribution, torch_distributions
 
 NETS: dict[str, Callable[[], list[nn.Module]]] = {
     "tanh": lambda: [nn.Linear(3, 5), nn.Tanh(), nn.Linear(5, 4), nn.Tanh(), nn.Linear(4, 2)],

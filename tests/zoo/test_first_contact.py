@@ -24,13 +24,13 @@ from stable_baselines3.common.logger import KVWriter, Logger
 
 from sb3_pg import NPG, TRPO, ActorCritic, KLPenaltyPG, OffPAC, OffPolicyPG, Reinforce
 from sb3_pg.cli import main
-from sb3_pg.curves import env_of, label_of, read_evaluations, read_training
 from sb3_pg.demo import this_program
-from sb3_pg.plots import main as plot
-from sb3_pg.scores import read_results
+from sb3_pg.reporting.curves import env_of, label_of, read_evaluations, read_training
+from sb3_pg.reporting.plots import main as plot
+from sb3_pg.reporting.scores import read_results
 from sb3_pg.zoo import ALGORITHMS, scripts
 from tests.helpers import ScriptedEnv
-from tests.test_curves import write_evaluations, write_monitor
+from tests.reporting.test_curves import write_evaluations, write_monitor
 
 SHORT = ["--num-threads", "1", "--device", "cpu", "--seed", "0"]
 

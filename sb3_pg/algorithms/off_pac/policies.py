@@ -1,0 +1,206 @@
+"""Stochastic actors with Q critics for every action space; SB3 has them for Box alone, in SAC."""
+
+import copy
+from typing import Any
+
+import torch as th
+from gymnasium import spaces
+from stable_baselines3.common.distributions import Distribution, make_proba_distribution
+from stable_baselines3.common.policies import BasePolicy, ContinuousCritic
+from stable_baselines3.common.torch_layers import BaseFeaturesExtractor, CombinedExtractor, NatureCNN, create_mlp
+from stable_baselines3.common.type_aliases import PyTorchObs
+from stable_baselines3.sac.policies import Actor, SACPolicy
+from torch import nn
+
+from sb3_pg.policies import policy_actions
+
+
+class DiscreteActor(BasePolicy):
+    """Logits of a Categorical, MultiCategorical or Bernoulli distribution.
+
+    :param observation_space: observation space
+    :param action_space: Discrete, MultiDiscrete or MultiBinary
+    :param net_arch: widths of the hidden layers
+    :param features_extractor: what comes before them
+    :param features_dim: its output's width
+    :param activation_fn: activation
+    :param normalize_images: divide images by 255
+    """
+
+    def __init__(
+        self,
+        observation_space: spaces.Space[Any],
+        action_space: spaces.Space[Any],
+        net_arch: list[int],
+        features_extractor: nn.Module,
+        features_dim: int,
+        activation_fn: type[nn.Module] = nn.ReLU,
+        normalize_images: bool = True,
+        **_: Any,  # gSDE's
+    ) -> None:
+        super().__init__(
+            observation_space, action_space, features_extractor=features_extractor, normalize_images=normalize_images
+        )
+        self.latent_pi = nn.Sequential(*create_mlp(features_dim, -1, net_arch, activation_fn))
+        head: Any = make_proba_distribution(action_space).proba_distribution_net(
+            latent_dim=net_arch[-1] if net_arch else features_dim
+        )
+        self.logits: nn.Linear = head
+        with th.no_grad():  # all actions alike at first
+            self.logits.weight.mul_(0.01)
+            self.logits.bias.zero_()
+
+    def distribution(self, obs: PyTorchObs) -> Distribution:
+        """The policy's distribution at each observation."""
+        logits = self.logits(self.latent_pi(self.extract_features(obs, self.features_extractor)))
+        distribution: Distribution = make_proba_distribution(self.action_space).proba_distribution(logits)
+        return distribution
+
+    def forward(self, obs: PyTorchObs, deterministic: bool = False) -> th.Tensor:
+        """Actions."""
+        actions: th.Tensor = self.distribution(obs).get_actions(deterministic)
+        return actions
+
+    def _predict(self, observation: PyTorchObs, deterministic: bool = False) -> th.Tensor:
+        actions: th.Tensor = self(observation, deterministic)
+        return actions
+
+
+class ContinuousActor(Actor):
+    """SB3's squashed Gaussian, with or without gSDE, that shows its distribution."""
+
+    def distribution(self, obs: PyTorchObs) -> Distribution:
+        """The policy's distribution at each observation."""
+        mean, log_std, kwargs = self.get_action_dist_params(obs)
+        own = copy.copy(self.action_dist)  # SB3's objects are changed in place
+        distribution: Distribution = own.proba_distribution(mean, log_std, **kwargs)
+        return distribution
+
+    def forward(self, obs: PyTorchObs, deterministic: bool = False) -> th.Tensor:
+        """Actions."""
+        return self.distribution(obs).get_actions(deterministic)
+
+
+class Critic(ContinuousCritic):
+    """Q(s, a) of several networks: one output per action for Discrete, actions as an input otherwise.
+
+    Its arguments are those of :class:`stable_baselines3.common.policies.ContinuousCritic`.
+    """
+
+    def __init__(
+        self,
+        observation_space: spaces.Space[Any],
+        action_space: spaces.Space[Any],
+        net_arch: list[int],
+        features_extractor: BaseFeaturesExtractor,
+        features_dim: int,
+        activation_fn: type[nn.Module] = nn.ReLU,
+        normalize_images: bool = True,
+        n_critics: int = 2,
+        share_features_extractor: bool = True,
+    ) -> None:
+        super(ContinuousCritic, self).__init__(
+            observation_space, action_space, features_extractor=features_extractor, normalize_images=normalize_images
+        )
+        self.share_features_extractor = share_features_extractor
+        self.n_critics = n_critics
+        n_inputs, n_outputs = features_dim, 1
+        if isinstance(action_space, spaces.Discrete):
+            n_outputs = int(action_space.n)
+        else:
+            n_inputs += spaces.flatdim(action_space)
+        self.q_networks = []
+        for i in range(n_critics):
+            network = nn.Sequential(*create_mlp(n_inputs, n_outputs, net_arch, activation_fn))
+            self.add_module(f"qf{i}", network)
+            self.q_networks.append(network)
+
+    def all_q_values(self, obs: PyTorchObs) -> th.Tensor:
+        """Q(s, .) of a Discrete space, reward units, ``(n_critics, n_samples, n_actions)``."""
+        return th.stack(self(obs))
+
+    def q_values(self, obs: PyTorchObs, actions: th.Tensor) -> th.Tensor:
+        """Q(s, a), reward units.
+
+        :param obs: one row per state
+        :param actions: as the actor draws them, one per state or several: ``([n_actions,] n_samples[, action_dim])``
+        :return: ``(n_critics, [n_actions,] n_samples)``
+        """
+        if isinstance(self.action_space, spaces.Discrete):
+            values = self.all_q_values(obs)
+            index = actions.reshape(-1, values.shape[1]).T.expand(self.n_critics, -1, -1)
+            return values.gather(2, index).transpose(1, 2).reshape(-1, *actions.shape)
+        return th.stack(self(obs, actions)).squeeze(-1)
+
+    def forward(self, obs: PyTorchObs, actions: th.Tensor | None = None) -> tuple[th.Tensor, ...]:
+        """As SB3's: one column per network, for actions as they are stored. Without actions: one per Discrete action.
+
+        The other methods call the critic for their values, so that hooks on it are called.
+        """
+        features = self._features(obs)
+        if isinstance(self.action_space, spaces.Discrete):
+            values = tuple(network(features) for network in self.q_networks)
+            if actions is None:
+                return values
+            chosen = policy_actions(actions, self.action_space).unsqueeze(1)
+            return tuple(value.gather(1, chosen) for value in values)
+        assert actions is not None
+        encoded = self._encode(actions)
+        if encoded.dim() == 3:
+            features = features.expand(len(encoded), -1, -1)
+        rows = th.cat((features, encoded), dim=-1)
+        return tuple(network(rows) for network in self.q_networks)
+
+    def _features(self, obs: PyTorchObs) -> th.Tensor:
+        # shared features are trained by the actor's loss alone, as in SB3
+        with th.set_grad_enabled(th.is_grad_enabled() and not self.share_features_extractor):
+            return self.extract_features(obs, self.features_extractor)
+
+    def _encode(self, actions: th.Tensor) -> th.Tensor:
+        if isinstance(self.action_space, spaces.MultiDiscrete):
+            parts = actions.long().unbind(-1)
+            sizes = (int(n) for n in self.action_space.nvec)
+            encoded = [nn.functional.one_hot(part, n) for part, n in zip(parts, sizes, strict=True)]
+            return th.cat(encoded, dim=-1).float()
+        return actions.float()
+
+
+class OffPACPolicy(SACPolicy):
+    """A stochastic actor, Q critics and their targets. Its arguments are those of SB3's SACPolicy."""
+
+    actor: DiscreteActor | ContinuousActor  # type: ignore[assignment]
+    critic: Critic
+    critic_target: Critic
+
+    @property
+    def use_sde(self) -> bool:
+        """Whether the actor's noise depends on the state."""
+        return bool(self.actor_kwargs.get("use_sde", False))
+
+    def get_distribution(self, obs: PyTorchObs) -> Distribution:
+        """What the actor draws from at each observation, as SB3's ActorCriticPolicy has it."""
+        return self.actor.distribution(obs)
+
+    def make_actor(self, features_extractor: BaseFeaturesExtractor | None = None) -> Any:
+        """The actor for the action space."""
+        kwargs = self._update_features_extractor(self.actor_kwargs, features_extractor)
+        cls: Any = ContinuousActor if isinstance(self.action_space, spaces.Box) else DiscreteActor
+        return cls(**kwargs).to(self.device)
+
+    def make_critic(self, features_extractor: BaseFeaturesExtractor | None = None) -> Critic:
+        """The critic for the action space."""
+        return Critic(**self._update_features_extractor(self.critic_kwargs, features_extractor)).to(self.device)
+
+
+class OffPACCnnPolicy(OffPACPolicy):
+    """:class:`OffPACPolicy` for images."""
+
+    def __init__(self, *args: Any, **kwargs: Any) -> None:
+        super().__init__(*args, **{"features_extractor_class": NatureCNN, **kwargs})
+
+
+class OffPACMultiInputPolicy(OffPACPolicy):
+    """:class:`OffPACPolicy` for Dict observations."""
+
+    def __init__(self, *args: Any, **kwargs: Any) -> None:
+        super().__init__(*args, **{"features_extractor_class": CombinedExtractor, **kwargs})

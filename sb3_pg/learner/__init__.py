@@ -1,0 +1,1 @@
+"""From a batch to new parameters, without env and algorithm."""

@@ -1,0 +1,96 @@
+"""Fitting the critic by itself, by its own optimizer."""
+
+import numpy as np
+import torch as th
+from stable_baselines3.common.policies import ActorCriticPolicy
+from stable_baselines3.common.running_mean_std import RunningMeanStd
+from torch.nn.functional import mse_loss
+
+from sb3_pg.functional.precision import precise
+from sb3_pg.learner.optimizers import with_fewer_operations
+from sb3_pg.policies import Observations, split_observations, value_function
+
+
+def make_critic_optimizer(parameters: list[th.nn.Parameter], learning_rate: float) -> th.optim.Optimizer:
+    """Adam on the critic's parameters alone, fused where the device has it.
+
+    :param parameters: what only the critic depends on
+    :param learning_rate: initial step size
+    :raises ValueError: there are none
+    """
+    if not parameters:
+        raise ValueError(
+            "The policy has no parameters that only its critic depends on, so that the critic cannot have an optimizer "
+            "of its own: set critic_learning_rate=None, n_critic_updates=1 and critic_fit='after'"
+        )
+    return with_fewer_operations(th.optim.Adam(parameters, lr=learning_rate, eps=1e-5))
+
+
+def fit_critic(
+    policy: ActorCriticPolicy,
+    optimizer: th.optim.Optimizer,
+    parameters: list[th.nn.Parameter],
+    observations: Observations,
+    targets: th.Tensor,
+    n_updates: int,
+    batch_size: int | None,
+) -> th.Tensor:
+    r"""Regress the critic on targets.
+
+    .. math:: \phi \leftarrow \phi - \alpha \nabla_\phi \frac{1}{M} \sum_t (V_\phi(s_t) - y_t)^2
+
+    :param policy: in train mode
+    :param optimizer: over these parameters, and maybe others that it leaves alone
+    :param parameters: the critic's
+    :param observations: one row per sample
+    :param targets: y_t, reward units, ``(n_samples,)``
+    :param n_updates: passes over the samples
+    :param batch_size: samples per step, None for all of them
+    :return: mean loss of the last pass
+    """
+    parameters = [parameter for parameter in parameters if parameter.requires_grad]
+    if not parameters:
+        return th.zeros(())  # all of it is frozen
+    optimizer.zero_grad()  # of parameters that are not the critic's
+    size = len(targets) if batch_size is None else batch_size
+    predict = value_function(policy)
+    losses: list[th.Tensor] = []
+    for _ in range(n_updates):
+        shuffled, y_shuffled = [observations], targets
+        if size < len(targets):
+            order = th.randperm(len(targets), device=targets.device)  # one gather per pass; minibatches are views
+            shuffled, y_shuffled = split_observations(observations, size, order), targets[order]
+        losses = []
+        for minibatch, y in zip(shuffled, y_shuffled.split(size), strict=True):
+            loss = mse_loss(predict(minibatch), y)
+            gradients = th.autograd.grad(loss, parameters, materialize_grads=True)
+            for parameter, gradient in zip(parameters, gradients, strict=True):
+                parameter.grad = gradient
+            optimizer.step()
+            losses.append(loss.detach())
+    return th.stack(losses).mean()
+
+
+class ReturnScale:
+    """Running standard deviation of the critic's targets, over all of training."""
+
+    def __init__(self, statistics: RunningMeanStd | None = None) -> None:
+        self._statistics = statistics or RunningMeanStd(epsilon=0.0, shape=())
+
+    @property
+    def value(self) -> float:
+        """The standard deviation, reward units; 1 as long as all targets were equal but for rounding."""
+        variance, mean = float(self._statistics.var), float(self._statistics.mean)
+        seen = self._statistics.count > 0
+        return float(np.sqrt(variance)) if seen and variance > 1e-12 * mean**2 else 1.0
+
+    def updated(self, targets: th.Tensor) -> "ReturnScale":
+        """With one more batch of targets; this one stays as it is.
+
+        :param targets: reward units, one-dimensional
+        """
+        variance, mean = th.var_mean(precise(targets), correction=0)
+        batch_variance, batch_mean = th.stack((variance, mean)).tolist()
+        statistics = self._statistics.copy()
+        statistics.update_from_moments(np.asarray(batch_mean), np.asarray(batch_variance), len(targets))
+        return ReturnScale(statistics)

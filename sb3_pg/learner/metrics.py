@@ -1,0 +1,125 @@
+"""What a step has done: measured after it, on the states and actions that it was made from."""
+
+from collections.abc import Callable, Mapping
+from contextlib import suppress
+from typing import Final
+
+import torch as th
+from gymnasium import spaces
+from stable_baselines3.common.policies import ActorCriticPolicy
+
+from sb3_pg.functional import joint_kl
+from sb3_pg.functional.precision import precise
+from sb3_pg.policies import (
+    Distributions,
+    evaluate,
+    evaluation_mode,
+    has_own_forward,
+    policy_actions,
+    predict_log_probs,
+    stored_dtype,
+)
+from sb3_pg.rollout import RolloutBatch
+
+Metrics = dict[str, th.Tensor | float]
+#: Standard deviation over root mean square, below which returns count as equal.
+_NEGLIGIBLE_SPREAD: Final = 1e-3
+
+
+def explain_step(
+    policy: ActorCriticPolicy,
+    batch: RolloutBatch,
+    credit: th.Tensor,
+    changes: Mapping[th.nn.Parameter, th.Tensor],
+    gradient: Mapping[th.nn.Parameter, th.Tensor],
+) -> Metrics:
+    r"""Compare the policy with the one that collected the batch.
+
+    With the importance ratio :math:`\rho_t = \pi_{new}(a_t|s_t) / \pi_{old}(a_t|s_t)`:
+
+    ====================== ===========================================================================================
+    joint_kl               mean over states of KL(old || new) of the whole action vector, nats; where the policy does
+                           not show its distribution, or the buffer is a foreign one, the estimate
+                           mean(rho - 1 - log rho) (Schulman 2020, "k3")
+    step_size              length of the actor's step in parameter space
+    surrogate_predicted    the gradient of the surrogate objective times the step, reward units
+    surrogate_realized     change of the surrogate objective, mean((rho - 1) w_t A_t), reward units
+    largest_ratio          max rho
+    effective_sample_size  (sum rho)^2 / sum rho^2, as a share of the samples (Kish 1965)
+    ====================== ===========================================================================================
+
+    :param policy: after the step; is in train mode before and after
+    :param batch: with the log-probs of the policy that collected it
+    :param credit: w_t A_t, ``(n_steps, n_envs)``
+    :param changes: the actor's parameters -> their step
+    :param gradient: parameter -> gradient of the surrogate objective before the step
+    """
+    assert batch.log_probs is not None
+    actions = policy_actions(batch.select(batch.actions), policy.action_space)
+    with evaluation_mode(policy), th.no_grad():
+        distributions: list[Callable[[], Distributions] | None] = []
+        if has_own_forward(policy):
+            log_prob = evaluate(policy, batch.flat_observations, actions, False).log_prob.detach()
+        else:
+            log_prob, distributions = predict_log_probs(policy, batch.flat_observations, actions)
+        log_ratio = precise(log_prob - batch.select(batch.log_probs))
+        ratio = log_ratio.exp()
+        kl = ratio - 1 - log_ratio
+        known = [(old, new) for old, new in zip(batch.distributions or (), distributions, strict=False) if old and new]
+        if known and len(known) == len(distributions):
+            with suppress(NotImplementedError):  # a distribution of the user's own: the estimate has to do
+                kl = th.cat([joint_kl(old(), new()) for old, new in known])
+        gain = (ratio - 1) * batch.select(credit)
+    products = [(g * changes[parameter]).sum() for parameter, g in gradient.items()]
+    return {
+        "joint_kl": kl.mean(),
+        "step_size": th.nn.utils.get_total_norm(list(changes.values())),
+        "surrogate_predicted": th.stack(products).sum() if products else 0.0,
+        "surrogate_realized": gain.mean() if batch.n_episodes is None else gain.sum() / batch.n_episodes,
+        "largest_ratio": ratio.max(),
+        "effective_sample_size": ratio.sum().square() / ratio.square().sum() / len(ratio),
+    }
+
+
+def describe_policy(policy: ActorCriticPolicy, entropy: th.Tensor) -> Metrics:
+    """How random the policy is.
+
+    :param policy: the policy
+    :param entropy: at each state, or its mean, nats
+    """
+    mean = entropy.detach().mean()
+    metrics: Metrics = {"entropy": mean, "entropy_loss": -mean}
+    if hasattr(policy, "log_std"):
+        metrics["std"] = policy.log_std.detach().exp().mean()
+    return metrics
+
+
+def clipped_action_fraction(batch: RolloutBatch, policy: ActorCriticPolicy) -> th.Tensor | float:
+    """Share of action components outside the env's bounds, where they are clipped."""
+    space = policy.action_space
+    if not isinstance(space, spaces.Box) or policy.squash_output:
+        return 0.0
+    actions: th.Tensor = batch.select(batch.actions)
+    bounds = (bound.astype(stored_dtype(space), copy=False) for bound in (space.low, space.high))
+    low, high = (th.as_tensor(bound.reshape(-1), device=actions.device) for bound in bounds)
+    flat = actions.reshape(len(actions), -1)
+    return ((flat < low) | (flat > high)).float().mean()
+
+
+def explained_variance(batch: RolloutBatch) -> th.Tensor:
+    """1 - Var[G - b] / Var[G]: 1 is a perfect baseline, 0 no better than a constant.
+
+    NaN where the standard deviation of G is at most a thousandth of its root mean square. There is nothing to explain
+    then, and the ratio of the two variances says nothing: a critic of a solved env that errs by 0.03 on returns of
+    100.00 +- 0.001 would be reported with -900.
+
+    b is the critic's value, or the baseline of an algorithm without one.
+    """
+    assert batch.returns is not None
+    assert batch.advantages is not None
+    returns: th.Tensor = batch.select(batch.returns)
+    error = batch.select(batch.advantages) if batch.values is None else returns - batch.select(batch.values)
+    variance = returns.var(correction=0)
+    differ = variance > _NEGLIGIBLE_SPREAD**2 * returns.square().mean()
+    result: th.Tensor = 1.0 - error.var(correction=0) / variance.where(differ, th.nan)
+    return result

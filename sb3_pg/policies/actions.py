@@ -1,0 +1,158 @@
+"""Between the actions that a policy draws, which buffers store, and those that an env takes.
+
+Box: a policy draws floating numbers, those of a squashed policy in [-1, 1]. The env takes them rescaled or clipped to
+the bounds; where the space has integers, they are then rounded and cast to the space's dtype.
+Discrete and MultiDiscrete: a policy counts from 0, the env from the space's ``start``.
+"""
+
+from collections.abc import Callable
+from functools import partial
+from typing import Any
+
+import numpy as np
+import torch as th
+from gymnasium import spaces
+from stable_baselines3.common.policies import BasePolicy
+
+from sb3_pg.errors import NonFiniteError
+from sb3_pg.policies.policy_cache import has_own_predict
+
+_PRECISE = (np.dtype(np.float32), np.dtype(np.float64))
+
+
+def stored_dtype(space: spaces.Space[Any]) -> np.dtype[Any]:
+    """Type that actions are stored with: one that keeps what was drawn, since the log-prob belongs to that number."""
+    dtype = np.dtype(space.dtype)
+    return np.dtype(np.float32) if isinstance(space, spaces.Box) and dtype not in _PRECISE else dtype
+
+
+def first_choice(space: spaces.Space[Any]) -> Any:
+    """The env's number of the action that a policy calls 0: of MultiDiscrete one per dimension; 0 of other spaces."""
+    if isinstance(space, spaces.Discrete):
+        return int(space.start)
+    return space.start.astype(np.int64) if isinstance(space, spaces.MultiDiscrete) else 0
+
+
+def takes_other_numbers(space: spaces.Space[Any]) -> bool:
+    """Whether the env takes other numbers than SB3's loops give it: integers of a Box, or counted from ``start``."""
+    if isinstance(space, spaces.Box):
+        return space.dtype not in _PRECISE
+    if isinstance(space, spaces.Discrete):
+        return bool(space.start)
+    return isinstance(space, spaces.MultiDiscrete) and bool(space.start.any())
+
+
+def to_env(policy: BasePolicy) -> Callable[[np.ndarray], np.ndarray]:
+    """The way from what a policy draws to what the env takes.
+
+    :param policy: what draws
+    :return: from actions ``(n_envs, *action_shape)`` to actions of the same shape
+    """
+    space = policy.action_space
+    if not isinstance(space, spaces.Box):
+        return partial(_counted, space=space) if _counts_otherwise(space) else lambda actions: actions
+    if takes_other_numbers(space):
+        return partial(_received, space=space, squashed=policy.squash_output)
+    if policy.squash_output:
+        return policy.unscale_action
+    low, high = space.low, space.high
+    return lambda actions: np.minimum(np.maximum(actions, low), high)
+
+
+def from_env(actions: Any, space: spaces.Space[Any]) -> Any:
+    """The way back, of Discrete and MultiDiscrete: the numbers that a policy gives to an env's legal actions.
+
+    :param actions: as the env numbers them, ``(n, *action_shape)``; of other spaces, as a policy draws them
+    :return: counted from 0; of other spaces ``actions``
+    """
+    start = first_choice(space)
+    return np.asarray(actions).astype(np.int64) - start if np.any(start) else actions
+
+
+def predict(policy: BasePolicy, observation: Any, state: Any, episode_start: Any, deterministic: bool) -> Any:
+    """Actions that the env takes, and the policy's next state; otherwise as the policy's own ``predict``.
+
+    :param policy: the policy
+    :param observation: of one env, or of several
+    :param state: of a recurrent policy
+    :param episode_start: likewise
+    :param deterministic: the distribution's mode, rather than a sample
+    """
+    space: Any = policy.action_space
+    is_wide = isinstance(space, spaces.Box) and takes_other_numbers(space)
+    if is_wide and policy.squash_output and not has_own_predict(policy):
+        # SB3's predict would rescale in the space's own dtype, which a width like 127 - (-128) overflows.
+        policy.set_training_mode(False)
+        obs, is_vectorized = policy.obs_to_tensor(observation)
+        with th.no_grad():
+            drawn = policy._predict(obs, deterministic=deterministic)  # what SB3's policies define, and predict calls
+        actions = to_env(policy)(drawn.cpu().numpy().reshape(-1, *space.shape))
+        return actions if is_vectorized else actions.squeeze(axis=0), state
+    actions, state = policy.predict(observation, state, episode_start, deterministic)
+    if is_wide:
+        actions = _received(actions, space=space, squashed=False)
+    elif _counts_otherwise(space):
+        actions = _counted(actions, space=space)
+    return actions, state
+
+
+def require_choices(actions: Any, space: spaces.Space[Any], start: Any, row: str) -> None:
+    """Check that actions are legal; those of a Box may lie outside the bounds, to which they are clipped afterwards.
+
+    :param actions: ``(n, *action_shape)``
+    :param space: action space
+    :param start: what they are counted from
+    :param row: what there are n of, to say where the first illegal one is
+    :raises ValueError: one is not in the space
+    """
+    if isinstance(space, spaces.Box):
+        return
+    n_choices: Any = 2
+    if isinstance(space, spaces.Discrete | spaces.MultiDiscrete):
+        n_choices = int(space.n) if isinstance(space, spaces.Discrete) else space.nvec.astype(np.int64)
+    rows = np.asarray(actions).reshape(len(actions), -1)
+    bad = np.argwhere((rows < start) | (rows >= start + n_choices) | (rows != np.round(rows)))
+    if len(bad):
+        n, dim = (int(i) for i in bad[0])
+        counted = " counted from 0" if np.any(first_choice(space)) and not np.any(start) else ""
+        raise ValueError(f"actions must be in {space}{counted}, got {rows[n, dim]} at {row} {n}")
+
+
+def scaled(actions: np.ndarray, space: spaces.Box) -> np.ndarray:
+    """From the bounds to [-1, 1], in double precision: in the space's own dtype the width may overflow."""
+    low = space.low.astype(np.float64)
+    return 2 * (actions.astype(np.float64) - low) / (space.high.astype(np.float64) - low) - 1
+
+
+def unscaled(actions: np.ndarray, space: spaces.Box) -> np.ndarray:
+    """From [-1, 1] to the bounds, in double precision: in the space's own dtype the width may overflow."""
+    low = space.low.astype(np.float64)
+    return low + 0.5 * (actions.astype(np.float64) + 1) * (space.high.astype(np.float64) - low)
+
+
+def _received(actions: np.ndarray, space: spaces.Box, squashed: bool) -> np.ndarray:
+    """Numbers of the space's own dtype: rescaled where squashed, clipped, and rounded where it has integers.
+
+    :raises NonFiniteError: a number is NaN, which no integer stands for
+    """
+    low, high = space.low.astype(np.float64), space.high.astype(np.float64)
+    numbers = (unscaled(actions, space) if squashed else actions.astype(np.float64)).clip(low, high)
+    if space.dtype.kind == "f":
+        return numbers.astype(space.dtype)
+    bad = np.argwhere(np.isnan(numbers))
+    if len(bad):
+        raise NonFiniteError("action", np.nan, int(bad[0][0]) if numbers.ndim > len(space.shape) else None)
+    numbers = np.rint(numbers)
+    inside = (numbers > low) & (numbers < high)  # a bound as a double may be no number of the dtype, such as 2^63
+    integers = np.where(inside, numbers, 0).astype(space.dtype)
+    received: np.ndarray = np.where(inside, integers, np.where(numbers >= high, space.high, space.low))
+    return received
+
+
+def _counts_otherwise(space: spaces.Space[Any]) -> bool:
+    """Whether the env's actions differ from 0, 1, 2, ... in numbers or, of MultiDiscrete, in type."""
+    return takes_other_numbers(space) or (isinstance(space, spaces.MultiDiscrete) and space.dtype != np.int64)
+
+
+def _counted(actions: np.ndarray, space: spaces.Space[Any]) -> np.ndarray:
+    return np.asarray(actions + first_choice(space), dtype=space.dtype)

@@ -1,0 +1,278 @@
+"""Acting by something else than the policy: log-probs come along, since nobody can tell them later."""
+
+import inspect
+import math
+import warnings
+from collections.abc import Callable
+from typing import Any
+
+import numpy as np
+import torch as th
+from gymnasium import spaces
+from sb3_contrib.common.maskable.policies import MaskableActorCriticPolicy
+from sb3_contrib.common.recurrent.policies import RecurrentActorCriticPolicy
+from stable_baselines3.common.base_class import BaseAlgorithm
+from stable_baselines3.common.policies import ActorCriticPolicy, BasePolicy
+from stable_baselines3.common.utils import obs_as_tensor
+from stable_baselines3.common.vec_env import VecNormalize
+
+from sb3_pg.policies.actions import first_choice, from_env, require_choices, stored_dtype, takes_other_numbers, unscaled
+from sb3_pg.policies.policy_cache import evaluation_mode
+
+#: Observations of all envs, ``(n_envs, ...)`` or a dict of those, to actions ``(n_envs, *action_shape)`` and their
+#: log-probs ``(n_envs,)``. Discrete and MultiDiscrete actions are numbered as the env numbers them; those of a Box are
+#: floating numbers as the trained policy would sample them, before clipping or rescaling.
+BehaviorPolicy = Callable[[Any], tuple[Any, Any]]
+#: What the argument ``behavior_policy`` takes.
+Behavior = BaseAlgorithm | BasePolicy | BehaviorPolicy
+
+_ACCEPTED = (
+    "an SB3 model or policy with get_distribution (A2C, PPO, TRPO, this package's), or a callable from observations to "
+    "(actions, log_probs)"
+)
+
+
+class BehaviorSampler:
+    """Sampling from a callable that says how probable its choice was.
+
+    :param behavior: obs to actions and log-probs
+    :param action_space: action space
+    :param squashed: whether the trained policy's actions lie in [-1, 1]
+    """
+
+    def __init__(self, behavior: BehaviorPolicy, action_space: spaces.Space[Any], squashed: bool = False) -> None:
+        self.behavior = behavior
+        self.action_space = action_space
+        self.squashed = squashed and isinstance(action_space, spaces.Box)
+        self.shape = action_space.shape or ()
+        self.dtype = stored_dtype(action_space)
+        self.log_probs: list[th.Tensor] = []
+
+    def __call__(self, obs: Any) -> np.ndarray:
+        """Draw actions, as they are stored.
+
+        :raises TypeError: anything but two arrays of numbers
+        :raises ValueError: shapes that do not fit, an action that is not in the space, or a log-prob that is not finite
+        """
+        n_envs = _n_envs(obs)
+        expected = f"actions of shape {(n_envs, *self.shape)} and log-probs of shape {(n_envs,)}"
+        actions, log_probs = _two_arrays(self.behavior(obs), expected)
+        if actions.shape != (n_envs, *self.shape) or log_probs.shape != (n_envs,):
+            raise ValueError(f"behavior_policy must return {expected}, got {actions.shape} and {log_probs.shape}")
+        if not np.isfinite(log_probs).all():
+            env = int(np.flatnonzero(~np.isfinite(log_probs))[0])
+            raise ValueError(
+                f"behavior_policy must give what it does a positive, finite probability, got log-prob {log_probs[env]} "
+                f"for env {env}: an importance ratio would be undefined"
+            )
+        self._check_actions(actions)
+        self.log_probs.append(th.as_tensor(log_probs, dtype=th.float32))
+        return np.asarray(from_env(actions, self.action_space)).astype(self.dtype, copy=False)
+
+    def _check_actions(self, actions: np.ndarray) -> None:
+        legal = np.isfinite(actions) & ((np.abs(actions) <= 1) | (not self.squashed))
+        bad = np.argwhere(~legal)
+        if len(bad):
+            allowed = "in [-1, 1], where those of this squashed policy lie" if self.squashed else "that are finite"
+            value = actions[tuple(bad[0])]
+            raise ValueError(f"behavior_policy must return actions {allowed}, got {value} for env {bad[0][0]}")
+        try:
+            require_choices(actions, self.action_space, first_choice(self.action_space), "env")
+        except ValueError as error:
+            raise ValueError(f"behavior_policy returned an action that is not legal: {error}") from error
+
+
+def _two_arrays(returned: Any, expected: str) -> tuple[np.ndarray, np.ndarray]:
+    """What a callable has returned, if it is two arrays of numbers."""
+    arrays: list[np.ndarray] = []
+    if isinstance(returned, tuple | list) and len(returned) == 2:
+        arrays = [array for array in map(_array, returned) if array is not None]
+    if len(arrays) == 2:
+        return arrays[0], arrays[1]
+    got = type(returned).__name__
+    if isinstance(returned, tuple | list):
+        got += f" of {', '.join(type(part).__name__ for part in returned) or 'nothing'}"
+    hint = ""
+    if isinstance(returned, tuple) and len(returned) == 2 and returned[1] is None:
+        hint = ". (A model's predict returns no log-probs: give the model itself.)"
+    raise TypeError(f"behavior_policy must return a pair, {expected}, got {got}: {returned!r:.200}{hint}")
+
+
+def _array(x: Any) -> np.ndarray | None:
+    """An array of numbers; None where it is something else."""
+    if isinstance(x, th.Tensor):
+        x = x.detach().cpu()
+        array: np.ndarray = (x.float() if x.dtype == th.bfloat16 else x).numpy()
+    else:
+        try:
+            array = np.asarray(x)
+        except ValueError:  # rows of different lengths
+            return None
+    return array if array.dtype.kind in "biuf" else None
+
+
+def _n_envs(obs: Any) -> int:
+    return len(next(iter(obs.values()))) if isinstance(obs, dict) else len(obs)
+
+
+# -------------------------------------------------------------------- models and policies
+
+
+def behavior_source(given: Any) -> Any:
+    """What acts: the policy of a model, a policy, or a callable.
+
+    :param given: value of the argument ``behavior_policy``
+    :raises TypeError: none of these, or one that cannot tell how probable its actions are
+    """
+    if inspect.isclass(given) and issubclass(given, BaseAlgorithm | BasePolicy):
+        raise TypeError(f"behavior_policy must be {_ACCEPTED}, or None, got the class {given.__name__}: give an object")
+    policy = getattr(given, "policy", None) if isinstance(given, BaseAlgorithm) else given
+    if isinstance(policy, RecurrentActorCriticPolicy | MaskableActorCriticPolicy):
+        raise TypeError(
+            f"behavior_policy must be {_ACCEPTED}, got {type(given).__name__}, whose policy takes more than "
+            "observations: give a callable that keeps its states or masks"
+        )
+    if callable(getattr(policy, "get_distribution", None)):
+        return policy
+    if callable(given) and not isinstance(given, BasePolicy):
+        return given
+    reason = ", whose policy has no log-probs to tell" if isinstance(given, BaseAlgorithm | BasePolicy) else ""
+    raise TypeError(f"behavior_policy must be {_ACCEPTED}, or None, got {given!r}{reason}")
+
+
+def adopted(given: Any, model: BaseAlgorithm) -> tuple[Any, BehaviorPolicy | None]:
+    """What acts for a model that learns, where its argument ``behavior_policy`` says so.
+
+    :param given: value of the argument
+    :param model: model that learns
+    :return: what to keep as the argument's value, of a model the policy, which can be saved; and a callable that acts
+    :raises TypeError: as :func:`behavior_source`
+    :raises ValueError: as :class:`PolicyBehavior`
+    """
+    if given is None:
+        return None, None
+    source = behavior_source(given)
+    learner: Any = model.policy
+    behavior = PolicyBehavior(source, learner) if callable(getattr(source, "get_distribution", None)) else source
+    if isinstance(given, BaseAlgorithm):
+        _warn_of_other_statistics(given, model)
+    return source, behavior
+
+
+class PolicyBehavior:
+    """A policy that acts, in evaluation mode and without gradient, for another one that learns.
+
+    If the policy is squashed and the learner is not, its actions in [-1, 1] are rescaled to the bounds. The log-probs
+    are then those of the rescaled actions.
+
+    :param policy: what acts, on its own device
+    :param learner: what learns
+    :raises ValueError: other spaces, or actions that the learner never draws
+    """
+
+    def __init__(self, policy: Any, learner: ActorCriticPolicy) -> None:
+        for name in ("action_space", "observation_space"):
+            theirs, ours = getattr(policy, name), getattr(learner, name)
+            if theirs != ours:
+                raise ValueError(f"behavior_policy must have the {name} of this algorithm, {ours}, got {theirs}")
+        space: Any = learner.action_space
+        is_box = isinstance(space, spaces.Box)
+        if is_box and learner.squash_output and not policy.squash_output:
+            raise ValueError(
+                f"behavior_policy must squash its actions to [-1, 1] as the trained policy does, got "
+                f"{type(policy).__name__} with squash_output=False, which draws actions that the trained one never does"
+            )
+        self.policy = policy
+        self._start = first_choice(space)
+        #: what to rescale the actions to; None for no rescaling
+        self._bounds = space if is_box and policy.squash_output and not learner.squash_output else None
+        self._has_noise = False
+
+    def __call__(self, obs: Any) -> tuple[np.ndarray, np.ndarray]:
+        """Draw actions, and tell their log-probs."""
+        policy = self.policy
+        with evaluation_mode(policy), th.no_grad():
+            if getattr(policy, "use_sde", False) and not self._has_noise:
+                policy.reset_noise(_n_envs(obs))
+                self._has_noise = True
+            observations = obs_as_tensor(obs, policy.device)
+            if hasattr(policy, "evaluate_actions"):  # an actor-critic, whose forward is what SB3 calls
+                drawn, _, log_prob = policy(observations)
+            else:
+                distribution = policy.get_distribution(observations)
+                drawn = distribution.get_actions()
+                log_prob = distribution.log_prob(drawn)
+        shape = (-1, *(policy.action_space.shape or ()))
+        actions, log_probs = drawn.cpu().numpy().reshape(shape), log_prob.cpu().numpy()
+        if self._bounds is None:
+            return actions + self._start if np.any(self._start) else actions, log_probs
+        half_width = 0.5 * (self._bounds.high.astype(np.float64) - self._bounds.low)
+        return unscaled(actions, self._bounds), log_probs - np.log(half_width).sum()
+
+
+def _warn_of_other_statistics(behavior: BaseAlgorithm, learner: BaseAlgorithm) -> None:
+    """Warn if a model has an env that normalizes observations in another way than the env of the model that learns."""
+    if behavior.get_env() is None or learner.get_env() is None:
+        return
+    theirs, ours = (_statistics(model.get_vec_normalize_env()) for model in (behavior, learner))
+    if theirs.keys() != ours.keys() or not all(np.allclose(theirs[name], ours[name]) for name in theirs):
+        warnings.warn(
+            "behavior_policy was trained on observations that VecNormalize scales in another way than those of this "
+            "env, which it will see: give both envs the same statistics (VecNormalize.save and load), or none",
+            stacklevel=3,
+        )
+
+
+def _statistics(wrapper: VecNormalize | None) -> dict[str, np.ndarray]:
+    """What observations are normalized with."""
+    if wrapper is None or not wrapper.norm_obs:
+        return {}
+    running: Any = wrapper.obs_rms
+    parts = running if isinstance(running, dict) else {"": running}
+    return {f"{key} {name}": getattr(rms, name) for key, rms in parts.items() for name in ("mean", "var")}
+
+
+# -------------------------------------------------------------------- uniform actions
+
+
+def uniform_behavior(space: spaces.Space[Any], squashed: bool) -> BehaviorPolicy:
+    """All actions alike, drawn as SB3 draws them in its warm-up; of a Box of integers, all numbers between the bounds.
+
+    :param space: Discrete, MultiDiscrete, MultiBinary, or a bounded Box
+    :param squashed: whether the policy's actions are those of [-1, 1], to be rescaled to the bounds
+    :raises ValueError: a Box without bounds, or without volume, which has no uniform density
+    """
+    log_prob = -_log_size(space, squashed)
+
+    def behavior(obs: Any) -> tuple[np.ndarray, np.ndarray]:
+        n_envs = _n_envs(obs)
+        if not isinstance(space, spaces.Box):
+            return np.stack([space.sample() for _ in range(n_envs)]), np.full(n_envs, log_prob)
+        low, high = space.low, space.high
+        if takes_other_numbers(space):  # integers have no density, and their widths overflow
+            low, high = low.astype(np.float64), high.astype(np.float64)
+            actions = space.np_random.uniform(low, high, (n_envs, *space.shape))
+        else:
+            actions = np.stack([space.sample() for _ in range(n_envs)])
+        if squashed:
+            actions = 2 * ((actions - low) / (high - low)) - 1
+        return actions, np.full(n_envs, log_prob)
+
+    return behavior
+
+
+def _log_size(space: spaces.Space[Any], squashed: bool) -> float:
+    """Logarithm of the number of actions, or of their volume as the policy sees it."""
+    if isinstance(space, spaces.Box):
+        width = space.high.astype(np.float64) - space.low
+        if not (np.isfinite(width) & (width > 0)).all():
+            raise ValueError(
+                f"learning_starts > 0 draws the first actions uniformly, which takes bounds, got {space}: set it to 0"
+            )
+        return float(np.log(np.full_like(width, 2.0) if squashed else width).sum())
+    if isinstance(space, spaces.Discrete):
+        return math.log(space.n)
+    if isinstance(space, spaces.MultiDiscrete):
+        return float(np.log(space.nvec.astype(np.float64)).sum())
+    assert isinstance(space, spaces.MultiBinary)
+    return math.prod(space.shape) * math.log(2)

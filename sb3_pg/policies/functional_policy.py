@@ -1,0 +1,54 @@
+"""The policy as a function of its parameters, for gradients of single episodes."""
+
+from collections.abc import Iterator
+from contextlib import contextmanager
+from typing import Any
+
+import torch as th
+from stable_baselines3.common.policies import ActorCriticPolicy
+from torch import nn
+from torch.func import functional_call
+
+from sb3_pg.functional.episode_gradients import LogProb
+from sb3_pg.policies.compiled import compiled
+from sb3_pg.policies.policy_cache import action_dist_kept, has_own_forward, original
+
+
+class _LogProbModule(nn.Module):
+    """log pi(a|s) as a module's forward, the one method that ``functional_call`` takes."""
+
+    def __init__(self, policy: ActorCriticPolicy) -> None:
+        super().__init__()
+        self.policy = policy
+        self._has_own_forward = has_own_forward(policy)
+
+    def forward(self, observations: Any, actions: th.Tensor) -> th.Tensor:
+        if self._has_own_forward:
+            return self.policy.evaluate_actions(observations, actions)[1]
+        log_prob: th.Tensor = self.policy.get_distribution(observations).log_prob(actions)
+        return log_prob
+
+
+@contextmanager
+def functional_log_prob(policy: ActorCriticPolicy) -> Iterator[LogProb]:
+    """The policy's log-prob as a pure function; leaves no trace in the policy.
+
+    :param policy: the policy
+    """
+    policy = original(policy)
+    module = _LogProbModule(policy)
+    # Where each parameter hangs, shared modules once: functional_call's own search for tied weights meets them several
+    # times, and then does not put them back.
+    places: dict[nn.Parameter, list[str]] = {}
+    for path, submodule in module.named_modules():
+        for attribute, parameter in submodule.named_parameters(recurse=False):
+            places.setdefault(parameter, []).append(f"{path}.{attribute}")
+    places_of = {name: places[parameter] for name, parameter in policy.named_parameters()}
+
+    def log_prob(parameters: dict[str, th.Tensor], observations: Any, actions: th.Tensor) -> th.Tensor:
+        named = {place: parameter for name, parameter in parameters.items() for place in places_of[name]}
+        result: th.Tensor = functional_call(module, named, (observations, actions), tie_weights=False)
+        return result
+
+    with action_dist_kept(policy), compiled(False):
+        yield log_prob

@@ -1,0 +1,55 @@
+"""Which of a policy's parameters the actor and the critic are made of."""
+
+from typing import Any, NamedTuple
+
+import torch as th
+from stable_baselines3.common.policies import ActorCriticPolicy
+from stable_baselines3.common.preprocessing import get_action_dim
+
+from sb3_pg.policies.compiled import compiled
+from sb3_pg.policies.observations import zero_observation
+from sb3_pg.policies.policy_cache import action_dist_kept, original
+from sb3_pg.policies.score_actions import policy_actions
+
+
+class ParameterSets(NamedTuple):
+    """Name -> parameter, by what depends on it. A shared feature extractor stands in both."""
+
+    actor: dict[str, th.nn.Parameter]
+    critic: dict[str, th.nn.Parameter]
+
+
+def reachable_parameters(policy: ActorCriticPolicy) -> ParameterSets:
+    """Tell actor and critic apart by autograd: what log-prob and entropy depend on, and what the value depends on.
+
+    Names say nothing: an observation key called ``value_map`` has parameters of the actor too.
+
+    :param policy: any policy with SB3's ``evaluate_actions``
+    """
+    policy = original(policy)
+    training = policy.training
+    policy.set_training_mode(False)
+    named = dict(policy.named_parameters())
+    frozen = [parameter for parameter in named.values() if not parameter.requires_grad]
+    for parameter in frozen:
+        parameter.requires_grad_(True)  # what is frozen now may train later
+    space = policy.action_space
+    actions = th.zeros((1, get_action_dim(space)), device=policy.device)
+    devices = [policy.device] if policy.device.type == "cuda" else []
+    # The random numbers that a hook or an own method may draw are not taken from those of the training.
+    with th.random.fork_rng(devices), compiled(False), th.enable_grad(), action_dist_kept(policy):
+        values, log_prob, entropy = policy.evaluate_actions(zero_observation(policy), policy_actions(actions, space))
+        actor_output = log_prob.sum() if entropy is None else log_prob.sum() + entropy.sum()
+        sets = ParameterSets(_reached(actor_output, named), _reached(values.sum(), named))
+    for parameter in frozen:
+        parameter.requires_grad_(False)
+    policy.set_training_mode(training)
+    return sets
+
+
+def _reached(output: th.Tensor, named: dict[str, th.nn.Parameter]) -> dict[str, th.nn.Parameter]:
+    if not output.requires_grad:
+        return {}
+    gradients: Any = th.autograd.grad(output, list(named.values()), allow_unused=True, retain_graph=True)
+    reached = zip(named.items(), gradients, strict=True)
+    return {name: parameter for (name, parameter), gradient in reached if gradient is not None}

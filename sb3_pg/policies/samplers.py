@@ -1,0 +1,209 @@
+"""Drawing actions from a policy, and nothing else: no critic, no log-probabilities.
+
+:func:`make_sampler` chooses once per rollout. From one seed all draw the same actions, SB3's:
+
+* :class:`NumpySampler` for SB3's standard MLP policies on the CPU, with Discrete or Box actions;
+* :class:`MlpSampler` for those policies elsewhere: the layers' matrices by themselves;
+* :class:`DistributionSampler` for policies that keep SB3's ``get_distribution``: images, dicts, gSDE, own extractors;
+* :class:`ForwardSampler` for policies with a ``forward`` of their own, or with hooks: calls them as SB3 does, and keeps
+  values and log-probs.
+"""
+
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from typing import Any, Protocol, cast
+
+import numpy as np
+import torch as th
+from stable_baselines3.common.distributions import (
+    BernoulliDistribution,
+    CategoricalDistribution,
+    DiagGaussianDistribution,
+    MultiCategoricalDistribution,
+)
+from stable_baselines3.common.policies import ActorCriticPolicy
+from stable_baselines3.common.utils import obs_as_tensor
+from torch import nn
+from torch.distributions import Distribution
+
+from sb3_pg.policies.mlp_fast_path import NumpyLayer, PlainLayers, plain_layers
+from sb3_pg.policies.policy_cache import has_own_forward, has_own_head, overrides, structure_of, without_gradient
+
+
+class Sampler(Protocol):
+    """Actions for one step of all envs."""
+
+    def __call__(self, obs: Any) -> np.ndarray:
+        """Draw actions.
+
+        :param obs: the envs' observations, ``(n_envs, ...)`` or a dict of those
+        :return: unclipped actions, ``(n_envs, *action_shape)``
+        """
+
+
+@contextmanager
+def unvalidated_distributions() -> Iterator[None]:
+    """Build torch distributions without checking their arguments; it takes longer than the sampling itself.
+
+    The arguments are checked once per rollout and update instead, where the error can say which env and step.
+    """
+    before = Distribution._validate_args
+    Distribution.set_default_validate_args(False)
+    try:
+        yield
+    finally:
+        Distribution.set_default_validate_args(before)
+
+
+def make_sampler(policy: ActorCriticPolicy, device: th.device, n_envs: int) -> Sampler:
+    """The fastest sampler that honors the policy's own methods.
+
+    :param policy: in eval mode
+    :param device: where the policy lives
+    :param n_envs: number of parallel environments
+    """
+    # A head of its own may change from step to step, as a mask does: log-probs are those of the step.
+    # Where predict_values says something else than forward, the steps have forward's values.
+    own = has_own_forward(policy) or has_own_head(policy) or overrides(policy, "predict_values", "__call__")
+    if own or structure_of(policy).calls_matter:
+        return ForwardSampler(policy, device)
+    if type(policy.action_dist) in OF_OUTPUTS:
+        layers = plain_layers(policy)
+        if layers is not None:
+            arrays = layers.numpy_actor() if type(policy.action_dist) in _DRAWN_IN_NUMPY else None
+            if arrays is not None and layers.n_classes is None:
+                return NumpySampler(policy, arrays, n_envs)
+            return MlpSampler(policy, layers, device, n_envs)
+    return DistributionSampler(policy, device)
+
+
+def _categorical(logits: th.Tensor, noise: th.Tensor) -> th.Tensor:
+    """As ``torch.multinomial`` draws, without its checks, which take longer than the drawing."""
+    return (logits.softmax(1) / noise.exponential_()).argmax(1)
+
+
+#: Distributions that SB3's policies make from their head's outputs alone and, of Gaussian ones, ``log_std``.
+OF_OUTPUTS = (BernoulliDistribution, CategoricalDistribution, DiagGaussianDistribution, MultiCategoricalDistribution)
+_DRAWN_IN_NUMPY = (CategoricalDistribution, DiagGaussianDistribution)
+
+
+class NumpySampler:
+    """Sampling through the bare matrices in NumPy, with torch's random numbers.
+
+    :param policy: the policy
+    :param layers: of its actor, as :meth:`PlainLayers.numpy_actor` gives them
+    :param n_envs: number of parallel environments
+    """
+
+    def __init__(self, policy: ActorCriticPolicy, layers: list[NumpyLayer], n_envs: int) -> None:
+        self.layers = layers
+        self._noise = th.empty((n_envs, cast(nn.Linear, policy.action_net).out_features))
+        self._numbers = self._noise.numpy()  # of the same memory
+        self._log_std: np.ndarray | None = None
+        if isinstance(policy.action_dist, DiagGaussianDistribution):
+            self._log_std = cast(th.Tensor, policy.log_std).detach().numpy()
+        self._shape = (-1, *cast(tuple[int, ...], policy.action_space.shape))
+
+    def outputs(self, obs: Any) -> np.ndarray:
+        """The head's output: logits or means, ``(n_envs, n_outputs)``."""
+        x: np.ndarray = obs.reshape(len(obs), -1).astype(np.float32, copy=False)
+        for layer in self.layers:
+            x = layer(x)
+        return x
+
+    def __call__(self, obs: Any) -> np.ndarray:
+        """Draw actions."""
+        outputs = self.outputs(obs)
+        if self._log_std is not None:
+            self._noise.normal_()
+            actions: np.ndarray = outputs + np.exp(self._log_std) * self._numbers
+            return actions.reshape(self._shape)
+        self._noise.exponential_()
+        weights: np.ndarray = np.exp(outputs - outputs.max(1, keepdims=True))  # the softmax but for a factor
+        choices: np.ndarray = (weights / self._numbers).argmax(1)
+        return choices
+
+
+class MlpSampler:
+    """Sampling through the bare matrices of SB3's standard MLP policy.
+
+    :param policy: the policy
+    :param layers: its layers
+    :param device: where the policy lives
+    :param n_envs: number of parallel environments
+    """
+
+    def __init__(self, policy: ActorCriticPolicy, layers: PlainLayers, device: th.device, n_envs: int) -> None:
+        self.device, self.layers = device, layers
+        self._decide = self._decision(policy, device, n_envs)
+
+    @staticmethod
+    def _decision(policy: ActorCriticPolicy, device: th.device, n_envs: int) -> Callable[[th.Tensor], th.Tensor]:
+        """From the head's output to actions, with the random numbers that SB3's distributions take."""
+        distribution: Any = policy.action_dist
+        if isinstance(distribution, BernoulliDistribution):
+            return lambda logits: th.bernoulli(logits.sigmoid())
+        n_outputs = cast(nn.Linear, policy.action_net).out_features
+        sizes = [n_outputs]
+        if isinstance(distribution, MultiCategoricalDistribution):
+            sizes = [int(n) for n in distribution.action_dims]
+        noise = [th.empty((n_envs, size), device=device) for size in sizes]  # drawn anew at every step
+        if isinstance(distribution, MultiCategoricalDistribution):
+            return lambda logits: th.stack(list(map(_categorical, logits.split(sizes, 1), noise)), 1)
+        if isinstance(distribution, DiagGaussianDistribution):
+            log_std = cast(th.Tensor, policy.log_std).detach()
+            shape = (-1, *cast(tuple[int, ...], policy.action_space.shape))
+            return lambda mean: th.addcmul(mean, log_std.exp(), noise[0].normal_()).reshape(shape)
+        return lambda logits: _categorical(logits, noise[0])
+
+    def outputs(self, obs: Any) -> th.Tensor:
+        """The head's output: logits or means, ``(n_envs, n_outputs)``."""
+        return self.layers.action_outputs(self.layers.features(th.from_numpy(obs).to(self.device)))
+
+    @th.inference_mode()
+    def __call__(self, obs: Any) -> np.ndarray:
+        """Draw actions."""
+        actions: np.ndarray = self._decide(self.outputs(obs)).cpu().numpy()
+        return actions
+
+
+class DistributionSampler:
+    """Sampling through the policy's own ``get_distribution``.
+
+    :param policy: the policy
+    :param device: where it lives
+    """
+
+    def __init__(self, policy: ActorCriticPolicy, device: th.device) -> None:
+        self.policy, self.device = policy, device
+        self.shape = (-1, *cast(tuple[int, ...], policy.action_space.shape))
+        self._without_gradient = without_gradient(policy)
+
+    def __call__(self, obs: Any) -> np.ndarray:
+        """Draw actions."""
+        with self._without_gradient(), unvalidated_distributions():
+            actions = self.policy.get_distribution(obs_as_tensor(obs, self.device)).get_actions()
+        result: np.ndarray = actions.reshape(self.shape).cpu().numpy()
+        return result
+
+
+class ForwardSampler:
+    """Sampling through the policy's own ``forward``, whose values and log-probs are kept.
+
+    :param policy: the policy
+    :param device: where it lives
+    """
+
+    def __init__(self, policy: ActorCriticPolicy, device: th.device) -> None:
+        self.policy, self.device = policy, device
+        self.values: list[th.Tensor] = []
+        self.log_probs: list[th.Tensor] = []
+
+    @th.no_grad()
+    def __call__(self, obs: Any) -> np.ndarray:
+        """Draw actions."""
+        actions, values, log_probs = self.policy(obs_as_tensor(obs, self.device))
+        self.values.append(values.flatten())
+        self.log_probs.append(log_probs.flatten())
+        result: np.ndarray = actions.cpu().numpy()
+        return result

@@ -1,0 +1,1 @@
+"""From logs to learning curves, scores, figures and reports."""

@@ -1,0 +1,294 @@
+"""Where runs have ended, and what several of them tell: means, interquartile means, who improves on whom.
+
+Source of the statistics: Agarwal et al. (2021), "Deep Reinforcement Learning at the Edge of the Statistical Precipice";
+computed by its authors' ``rliable`` (extra ``plots``).
+"""
+
+import csv
+import importlib
+import sys
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any, Final
+
+import numpy as np
+from numpy.typing import NDArray
+
+from sb3_pg.extras import extra_hints
+from sb3_pg.reporting.curves import LogError, Run, env_of, find_runs, read_evaluations
+
+_N_RESAMPLES: Final = 2000
+_LEVEL: Final = 0.95
+Task = tuple[str, int]  # env, steps
+Interval = tuple[float, float]
+Improvements = dict[str, tuple[float, Interval, list[Task]]]  # label -> probability, its interval, the tasks
+
+
+@dataclass(frozen=True)
+class Result:
+    """One run and where it ended.
+
+    :param label: what was run
+    :param env: environment id
+    :param steps: env steps that it was to train for, or that it had trained for at its last evaluation
+    :param final: mean return of the final policy
+    :param best: largest mean return of an evaluation
+    :param seconds: of training, None if nobody has noted them
+    :param curve: its evaluations
+    """
+
+    label: str
+    env: str
+    steps: int
+    final: float
+    best: float
+    seconds: float | None
+    curve: Run
+
+    @property
+    def task(self) -> Task:
+        """Results of one task are comparable."""
+        return self.env, self.steps
+
+
+@dataclass(frozen=True)
+class Score:
+    """The runs of one label on one task. Returns are undiscounted; ``interval`` is the IQM's, 95 %."""
+
+    label: str
+    env: str
+    steps: int
+    n_runs: int
+    mean: float
+    std: float
+    worst: float
+    best_run: float
+    iqm: float
+    interval: Interval
+    best_of_curve: float
+    seconds: float | None
+
+
+def read_results(source: Path, label: str | None = None) -> list[Result]:
+    """The runs of a folder of logs, or of a table that ``benchmarks/learning.py`` has written.
+
+    :param source: a folder, as :func:`sb3_pg.reporting.curves.find_runs` takes it, or ``<name>.csv`` with
+        ``<name>_curves.csv``
+    :param label: instead of the algorithms' names
+    :raises LogError: nothing in it has been evaluated
+    """
+    if source.suffix == ".csv":
+        return _of_table(source, label)
+    results = []
+    for folder in find_runs(source):
+        if (folder / "evaluations.npz").is_file():
+            curve = read_evaluations(folder, label)
+            if curve.x[-1] == 0:
+                print(f"left out: {folder} was evaluated before the first step only", file=sys.stderr)
+                continue
+            means = curve.returns.mean(axis=0)
+            steps = int(curve.x[-1])
+            results.append(Result(curve.label, env_of(folder), steps, means[-1], means.max(), None, curve))
+    if not results:
+        raise LogError(f"no run in {source} has an evaluations.npz: train without --eval-freq -1")
+    return results
+
+
+def with_common_steps(results: Sequence[Result]) -> list[Result]:
+    """Runs of an env whose lengths differ by less than a tenth get the longest of them, and so are comparable.
+
+    A log tells how long a run was by its last evaluation, which need not fall on the last step.
+
+    :param results: any number, in any order
+    """
+    longest: dict[str, int] = {}
+    steps: dict[Task, int] = {}
+    for task in sorted({result.task for result in results}, reverse=True):
+        env, length = task
+        if env not in longest or length < 0.9 * longest[env]:
+            longest[env] = length
+        steps[task] = longest[env]
+    return [replace(result, steps=steps[result.task]) for result in results]
+
+
+def _of_table(path: Path, label: str | None) -> list[Result]:
+    key = ("algo", "env", "seed", "steps", "config_hash")
+    curves: dict[tuple[str, ...], list[tuple[float, float]]] = {}
+    try:
+        for row in _rows(path.with_name(f"{path.stem}_curves.csv")):
+            point = float(row["step"]), float(row["eval_mean"])
+            curves.setdefault(tuple(row[name] for name in key), []).append(point)
+        rows = _rows(path)
+        configurations = {(row["algo"], row["env"], row["steps"], row["config_hash"]) for row in rows}
+        several = {c[:3] for c in configurations if sum(c[:3] == other[:3] for other in configurations) > 1}
+        results = []
+        for row in rows:
+            x, means = np.array(sorted(curves[tuple(row[name] for name in key)])).T
+            name = label or row["algo"]
+            if (row["algo"], row["env"], row["steps"]) in several:  # runs of different settings are not one curve
+                name = f"{name} {row['config_hash']}"
+            curve = Run(name, row["env"], x, means[None])
+            final, best = float(row["final_mean"]), float(row["best_eval_mean"])
+            results.append(
+                Result(curve.label, curve.env, int(row["steps"]), final, best, float(row["wall_seconds"]), curve)
+            )
+    except (OSError, KeyError, ValueError) as error:
+        raise LogError(f"{path} is not a table of benchmarks/learning.py with its curves beside it: {error}") from error
+    if not results:
+        raise LogError(f"no run in {path}")
+    return results
+
+
+def _rows(path: Path) -> list[dict[str, str]]:
+    with path.open(newline="") as file:
+        return list(csv.DictReader(file))
+
+
+def score(results: Iterable[Result]) -> list[Score]:
+    """One line per task and label, in order of appearance.
+
+    :param results: any number, in any order
+    """
+    groups: dict[tuple[Task, str], list[Result]] = {}
+    for result in results:
+        groups.setdefault((result.task, result.label), []).append(result)
+    scores = []
+    for ((env, steps), label), members in groups.items():
+        finals = np.array([member.final for member in members])
+        seconds = [member.seconds for member in members if member.seconds is not None]
+        iqm, interval = _iqm(finals)
+        scores.append(
+            Score(
+                label=label,
+                env=env,
+                steps=steps,
+                n_runs=len(members),
+                mean=float(finals.mean()),
+                std=float(finals.std(ddof=1)) if len(finals) > 1 else 0.0,
+                worst=float(finals.min()),
+                best_run=float(finals.max()),
+                iqm=iqm,
+                interval=interval,
+                best_of_curve=float(np.mean([member.best for member in members])),
+                seconds=float(np.median(seconds)) if seconds else None,
+            )
+        )
+    return sorted(scores, key=lambda line: (line.env, line.steps))
+
+
+def _iqm(finals: NDArray[np.float64]) -> tuple[float, Interval]:
+    library, metrics = _rliable()
+    found, interval = _intervals(library, {"": finals[:, None]}, metrics.aggregate_iqm)
+    return found[""], interval[""]
+
+
+def _intervals(library: Any, scores: Mapping[Any, Any], metric: Any) -> tuple[dict[Any, float], dict[Any, Interval]]:
+    """A metric of each, and its stratified bootstrap interval, always of the same random numbers."""
+    with _seeded():
+        points, bounds = library.get_interval_estimates(
+            scores,
+            lambda *arrays: np.array([metric(*arrays)]),
+            reps=_N_RESAMPLES,
+            confidence_interval_size=_LEVEL,
+        )
+    return (
+        {name: float(point[0]) for name, point in points.items()},
+        {name: (float(bound[0, 0]), float(bound[1, 0])) for name, bound in bounds.items()},
+    )
+
+
+def common_tasks(results: Sequence[Result], labels: Sequence[str]) -> set[Task]:
+    """What all of these labels have runs of."""
+    return set.intersection(*({result.task for result in results if result.label == label} for label in labels))
+
+
+def matrices(results: Sequence[Result], labels: Sequence[str]) -> tuple[list[Task], dict[str, NDArray[np.float64]]]:
+    """Final returns on the tasks that all labels have, as many runs on each.
+
+    Of a label with more runs on one task than on another the first count, as many as it has on every task: which those
+    are (of :func:`read_results`: by seed, or by the folder's name) has nothing to do with the scores.
+
+    :param results: of any labels
+    :param labels: at least one
+    :return: the tasks; label -> ``(n_runs, n_tasks)``
+    :raises LogError: there is no such task
+    """
+    finals: dict[str, dict[Task, list[float]]] = {label: {} for label in labels}
+    for result in results:
+        if result.label in finals:
+            finals[result.label].setdefault(result.task, []).append(result.final)
+    tasks = sorted(common_tasks(results, labels))
+    if not tasks:
+        raise LogError(f"no env, trained on for equally many steps, is common to {', '.join(labels)}")
+    scores = {}
+    for label, of_label in finals.items():
+        n_runs = min(len(of_label[task]) for task in tasks)
+        scores[label] = np.array([of_label[task][:n_runs] for task in tasks]).T
+    return tasks, scores
+
+
+def profiles(
+    scores: Mapping[str, NDArray[np.float64]], n_points: int = 101
+) -> tuple[NDArray[np.float64], dict[str, NDArray[np.float64]], dict[str, NDArray[np.float64]]]:
+    """Performance profiles: the share of runs above each threshold.
+
+    Each task's returns are scaled so that 0 is the worst run of all labels, and 1 the best, as all are that are equal.
+
+    :param scores: label -> ``(n_runs, n_tasks)``
+    :param n_points: thresholds from 0 to 1
+    :return: thresholds ``(n_points,)``; label -> shares ``(n_points,)``; label -> 95 % bounds ``(2, n_points)``
+    """
+    library, _ = _rliable()
+    everything = np.concatenate(list(scores.values()))
+    low, high = everything.min(axis=0), everything.max(axis=0)
+    scale = np.where(high > low, high - low, 1.0)
+    thresholds = np.linspace(0.0, 1.0, n_points)
+    scaled = {label: np.where(high > low, (values - low) / scale, 1.0) for label, values in scores.items()}
+    with _seeded():
+        shares, bounds = library.create_performance_profile(scaled, thresholds, reps=_N_RESAMPLES)
+    return thresholds, shares, bounds
+
+
+def improvements(results: Sequence[Result], against: str) -> Improvements:
+    """P(a run of a label ends higher than one of ``against``), mean over the tasks that both have.
+
+    :param results: of any labels
+    :param against: the peer's label
+    :return: label -> probability, its 95 % interval, the tasks; without labels that share no task with the peer
+    :raises LogError: the peer has no runs
+    """
+    labels = list(dict.fromkeys(result.label for result in results))
+    if against not in labels:
+        raise LogError(f"no run of {against!r}, there are {', '.join(labels)}")
+    library, metrics = _rliable()
+    pairs, tasks = {}, {}
+    for label in labels:
+        if label != against and common_tasks(results, [label, against]):
+            tasks[label], scores = matrices(results, [label, against])
+            pairs[label] = scores[label], scores[against]
+    if not pairs:
+        return {}
+    points, bounds = _intervals(library, pairs, metrics.probability_of_improvement)
+    return {label: (points[label], bounds[label], tasks[label]) for label in pairs}
+
+
+@contextmanager
+def _seeded() -> Iterator[None]:
+    """Let the body have the same random numbers always: rliable takes NumPy's global ones, whatever it is given."""
+    state = np.random.get_state()  # noqa: NPY002
+    np.random.seed(0)  # noqa: NPY002
+    try:
+        yield
+    finally:
+        np.random.set_state(state)  # noqa: NPY002
+
+
+def _rliable() -> tuple[Any, Any]:
+    """``rliable.library`` and ``rliable.metrics``.
+
+    :raises MissingExtraError: it is not installed
+    """
+    with extra_hints():
+        return importlib.import_module("rliable.library"), importlib.import_module("rliable.metrics")
