@@ -16,7 +16,8 @@ from pathlib import Path
 from typing import Any
 
 import learning
-from bench_io import cpu_count, format_table, make_parser, read_csv
+from bench_io import cpu_count, format_table, make_parser, read_csv, row_key
+from learning_spec import KEY, Run
 
 OUTPUT = Path(__file__).resolve().parent / "results" / "ablation.csv"
 ENVS = ("Hopper-v4", "HalfCheetah-v4")
@@ -45,11 +46,11 @@ CHANGES: Mapping[str, tuple[str, ...]] = {  # {policy_kwargs} stands for the con
 }
 
 
-def plan(envs: Sequence[str], seeds: Sequence[int], steps: int) -> dict[str, list[learning.Run]]:
+def plan(envs: Sequence[str], seeds: Sequence[int], steps: int) -> dict[str, list[Run]]:
     """The runs of each change; one that changes nothing on an env is left out there."""
     import learning_run  # noqa: PLC0415 (slow)
 
-    runs: dict[str, list[learning.Run]] = {}
+    runs: dict[str, list[Run]] = {}
     for env in envs:
         seen: set[str] = set()
         policy_kwargs = learning_run.resolve_hyperparams("trpo", env, {}, None).get("policy_kwargs", "dict()")
@@ -60,7 +61,7 @@ def plan(envs: Sequence[str], seeds: Sequence[int], steps: int) -> dict[str, lis
                 algo=["trpo"], env=[env], seeds=seeds, steps=steps, hyperparams=overrides, config=None
             )
             for option in ("evaluations", "evaluation_episodes", "final_episodes"):
-                setattr(options, option, getattr(learning.Run, option))
+                setattr(options, option, getattr(Run, option))
             found = learning.plan(options)
             if found[0].config_hash not in seen:
                 seen.add(found[0].config_hash)
@@ -68,9 +69,9 @@ def plan(envs: Sequence[str], seeds: Sequence[int], steps: int) -> dict[str, lis
     return runs
 
 
-def measured(runs: Mapping[str, Sequence[learning.Run]], output: Path) -> dict[str, dict[str, list[float]]]:
+def measured(runs: Mapping[str, Sequence[Run]], output: Path) -> dict[str, dict[str, list[float]]]:
     """Change -> env -> final returns of the runs that are done."""
-    finals = {learning.row_key(row, learning.KEY): float(row["final_mean"]) for row in read_csv(output)}
+    finals = {row_key(row, KEY): float(row["final_mean"]) for row in read_csv(output)}
     found: dict[str, dict[str, list[float]]] = {}
     for name, all_runs in runs.items():
         for run in all_runs:
@@ -134,7 +135,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     runs = plan(options.env, options.seeds, options.steps)
     failed = 0
     if not options.plot:
-        finished = {learning.row_key(row, learning.KEY) for row in read_csv(options.output)}
+        finished = {row_key(row, KEY) for row in read_csv(options.output)}
         todo = [run for all_runs in runs.values() for run in all_runs if run.key not in finished]
         failed = learning.run_all(todo, options.jobs, options.output)
     found = measured(runs, options.output)

@@ -24,8 +24,6 @@ Protocol
 """
 
 import argparse
-import hashlib
-import json
 import signal
 import sys
 import threading
@@ -33,29 +31,18 @@ import time
 import traceback
 from collections.abc import Sequence
 from concurrent.futures import ProcessPoolExecutor, as_completed
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from multiprocessing import get_context
 from pathlib import Path
 from typing import Any
 
+from baselines_spec import ESTIMATORS, LEARNING_KEY, REFERENCE, RUN, Result, Run
 from bench_io import limit_threads, make_parser, merge_csv, read_csv, row_key, versions
-from learning import FIRST_TUNING_SEED, REPORT_SEEDS, clock, end_with_parent, parse_hyperparams
+from learning import FIRST_TUNING_SEED, REPORT_SEEDS, clock, end_with_parent
+from learning_spec import parse_hyperparams
 
 RESULTS = Path(__file__).resolve().parent / "results"
 
-CRITIC: dict[str, Any] = {"normalize_value_targets": True}
-#: estimator -> arguments; those with an ``advantage`` are ActorCritic's, the others Reinforce's. From the noisiest on.
-ESTIMATORS: dict[str, dict[str, Any]] = {
-    "total return": {"returns": "total", "baseline": "none"},
-    "reward-to-go": {"baseline": "none"},
-    "mean": {"baseline": "mean"},
-    "time": {"baseline": "time"},
-    "optimal": {"baseline": "optimal"},
-    "linear": {"baseline": "linear"},
-    "value": {"baseline": "value", **CRITIC},
-    "GAE": {"advantage": "gae", "gae_lambda": 0.95, "n_steps": None, "use_rms_prop": False, **CRITIC},
-}
-REFERENCE = "value"
 COMMON: dict[str, Any] = {
     "n_envs": 4,
     "n_episodes": 8,
@@ -72,50 +59,11 @@ SETTINGS: dict[str, dict[str, Any]] = {
     "LunarLander-v3": {"steps": 100_000, "learning_rate": 0.01, "n_critic_updates": 5, "critic_batch_size": 512},
 }
 
-RUN = ("env", "seed", "steps", "config_hash")
-LEARNING_KEY = ("estimator", *RUN)
 STAMPS = ("versions", "date")
 LEARNING_COLUMNS = (*LEARNING_KEY, "step", "eval_mean", "eval_std", "eval_episodes", "train_mean", *STAMPS)
 MEASURED = ("gradient_variance", "gradient_squared_norm", "half_batch_cosine")
 VARIANCE_COLUMNS = (*RUN, "stop", "step", "estimator", "episodes", "episode_length", *MEASURED, *STAMPS)
 PACKAGES = ("sb3_pg", "stable_baselines3", "gymnasium", "torch", "numpy")
-
-
-@dataclass(frozen=True)
-class Run:
-    """One training run, how it is evaluated, and where its gradients are measured if it is the reference."""
-
-    estimator: str
-    env: str
-    seed: int
-    steps: int
-    settings: tuple[tuple[str, Any], ...]
-    evaluations: int = 20
-    evaluation_episodes: int = 5
-    stops: tuple[float, ...] = (0.0, 0.1, 0.25, 0.5, 1.0)  # shares of the budget
-    probe_episodes: int = 64
-
-    @property
-    def config_hash(self) -> str:
-        """Ten hexadecimal digits for the settings and the protocol."""
-        used = [self.settings, self.evaluations, self.evaluation_episodes, self.stops, self.probe_episodes]
-        return hashlib.sha256(json.dumps(used, default=str).encode()).hexdigest()[:10]
-
-    @property
-    def identity(self) -> dict[str, Any]:
-        """The columns that say which run a row is of."""
-        return {name: getattr(self, name) for name in LEARNING_KEY}
-
-    def __str__(self) -> str:
-        return f"{self.env} {self.estimator} seed {self.seed}"
-
-
-@dataclass
-class Result:
-    """What a run measured: rows without the columns of :attr:`Run.identity`."""
-
-    learning: list[dict[str, Any]]
-    variance: list[dict[str, Any]]
 
 
 def start_worker() -> None:

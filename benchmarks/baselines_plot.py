@@ -2,6 +2,7 @@
 
 import math
 from collections.abc import Iterable, Mapping, Sequence
+from typing import Any
 
 import numpy as np
 from matplotlib.axes import Axes
@@ -36,11 +37,11 @@ def curves(points: Iterable[tuple[Row, float, float]]) -> list[Curve]:
     :param points: row, x, y
     """
     runs: dict[tuple[str, str], list[tuple[float, float]]] = {}
-    for row, *point in points:
-        runs.setdefault((row["estimator"], row["seed"]), []).append(tuple(point))
+    for row, x_value, y_value in points:
+        runs.setdefault((row["estimator"], row["seed"]), []).append((x_value, y_value))
     by_estimator: dict[str, list[Run]] = {}
-    for (estimator, _), points in runs.items():
-        x, y = np.array(sorted(points)).T
+    for (estimator, _), found in runs.items():
+        x, y = np.array(sorted(found)).T
         by_estimator.setdefault(estimator, []).append(Run(estimator, "", x, y[None]))
     return [aggregate(members) for members in by_estimator.values()]
 
@@ -51,7 +52,13 @@ def draw_curves(panel: Axes, found: Sequence[Curve], estimators: Sequence[str], 
         n = estimators.index(curve.label)
         mean, low, high = (10.0**y if log else y for y in (curve.mean, curve.low, curve.high))
         every = max(1, len(curve.x) // 8)
-        style = {"color": COLORS[n], "marker": MARKERS[n], "markevery": every, "markersize": 5, "linewidth": 1.6}
+        style: dict[str, Any] = {
+            "color": COLORS[n],
+            "marker": MARKERS[n],
+            "markevery": every,
+            "markersize": 5,
+            "linewidth": 1.6,
+        }
         panel.plot(curve.x, mean, label=curve.label, **style)
         panel.fill_between(curve.x, low, high, color=COLORS[n], alpha=0.12, linewidth=0)
     panel.xaxis.set_major_formatter(EngFormatter(sep=""))

@@ -9,15 +9,14 @@ from dataclasses import dataclass
 from typing import Any
 
 import torch
-from baselines import ESTIMATORS, REFERENCE, Result, Run
+from baselines_spec import ESTIMATORS, REFERENCE, Result, Run
 from learning_run import EVALUATION_SEED, FINAL_SEED, Evaluations
-from stable_baselines3.common.base_class import BaseAlgorithm
 from stable_baselines3.common.callbacks import BaseCallback
 from stable_baselines3.common.env_util import make_vec_env
 from stable_baselines3.common.vec_env import VecEnv
 
 from sb3_pg import ActorCritic, Reinforce
-from sb3_pg.algorithms.on_policy import PolicyGradientAlgorithm
+from sb3_pg.algorithms.on_policy import OnPolicyPG
 from sb3_pg.functional import GradientDiagnostics, episode_gradients, gradient_diagnostics
 from sb3_pg.learner.critic import ReturnScale
 from sb3_pg.policies import policy_actions
@@ -27,7 +26,7 @@ from sb3_pg.rollout import RolloutBatch
 PROBE_ENVS = 8
 
 
-def build(run: Run, estimator: str, env: VecEnv, seed: int, **arguments: Any) -> PolicyGradientAlgorithm:
+def build(run: Run, estimator: str, env: VecEnv, seed: int, **arguments: Any) -> OnPolicyPG:
     """A model with this estimator and the run's other settings."""
     settings = {name: value for name, value in run.settings if name not in ESTIMATORS[run.estimator]}
     del settings["n_envs"]
@@ -45,9 +44,9 @@ class Stop:
     scale: ReturnScale  # of the critic's values
 
     @classmethod
-    def of(cls, model: BaseAlgorithm, share: float) -> "Stop":
+    def of(cls, model: Any, share: float) -> "Stop":
         """As they are now."""
-        return cls(share, model.num_timesteps, deepcopy(model.policy.state_dict()), model._return_scale)
+        return cls(share, model.num_timesteps, deepcopy(model.policy.state_dict()), model.learner_state.return_scale)
 
 
 class Stops(BaseCallback):
@@ -78,7 +77,8 @@ class Rollouts(BaseCallback):
         return True
 
     def _on_rollout_end(self) -> None:
-        self.batch: RolloutBatch = self.model._batch
+        model: Any = self.model
+        self.batch: RolloutBatch = model.rollout_batch
         rewards = self.batch.select(self.batch.rewards)
         self.means.append((self.num_timesteps, float(rewards.sum()) / self.batch.n_episodes))
 
@@ -92,7 +92,7 @@ def collect(run: Run, stop: Stop, n_episodes: int, seed: int) -> RolloutBatch:
     env = make_vec_env(run.env, min(n_episodes, PROBE_ENVS), seed=seed)
     model = build(run, REFERENCE, env, seed, n_episodes=n_episodes, learning_rate=0.0, critic_learning_rate=0.0)
     model.policy.load_state_dict(stop.state)
-    model._return_scale = stop.scale
+    model.learner_state.return_scale = stop.scale
     rollouts = Rollouts()
     model.learn(1, rollouts)
     env.close()
@@ -110,15 +110,15 @@ def measure(run: Run, stop: Stop, earlier: RolloutBatch, batch: RolloutBatch) ->
     for estimator in ESTIMATORS:
         model = build(run, estimator, env, seed=0)
         model.policy.load_state_dict(stop.state)
-        model._estimate(earlier)
-        batch.returns, batch.advantages = model._estimate(batch)
-        weights.append(batch.select(model._credit(batch)))
+        model.learner.estimate(earlier)
+        model.learner.estimate(batch)
+        weights.append(batch.select(model.learner.credit(batch)))
     env.close()
     with functional_log_prob(model.policy) as log_prob:
         return gradient_diagnostics(
             episode_gradients(
                 log_prob,
-                {name: parameter.detach() for name, parameter in model.parameter_sets.actor.items()},
+                {name: parameter.detach() for name, parameter in model.learner.parameters.actor.items()},
                 batch.flat_observations,
                 policy_actions(batch.select(batch.actions), model.action_space),
                 torch.stack(weights).float(),

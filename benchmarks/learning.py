@@ -20,13 +20,11 @@ Protocol
 """
 
 import argparse
-import ast
 import hashlib
 import json
 import multiprocessing
 import multiprocessing.connection
 import os
-import shlex
 import signal
 import statistics
 import sys
@@ -34,18 +32,18 @@ import threading
 import time
 from collections import deque
 from collections.abc import Sequence
-from dataclasses import asdict, dataclass, field
+from dataclasses import dataclass, field
 from functools import partial
 from pathlib import Path
 from typing import Any
 
 from bench_io import cpu_count, format_table, limit_threads, make_parser, merge_csv, read_csv, row_key, versions
+from learning_spec import KEY, Run, parse_hyperparams
 
 REPORT = Path(__file__).resolve().parent / "results" / "learning.csv"
 REPORT_SEEDS = range(5)
 FIRST_TUNING_SEED = 100
 
-KEY = ("algo", "env", "seed", "steps", "config_hash")
 COLUMNS = (
     *("algo", "env", "seed", "steps", "timesteps", "n_envs"),
     *("final_mean", "final_std", "final_episodes", "best_eval_mean", "best_eval_step"),
@@ -55,47 +53,6 @@ CURVE_COLUMNS = (*KEY, "step", "eval_mean", "eval_std", "train_seconds")
 PACKAGES = ("sb3_pg", "stable_baselines3", "sb3_contrib", "rl_zoo3", "torch", "numpy")
 
 
-@dataclass(frozen=True)
-class Run:
-    """One training run, and how it is evaluated."""
-
-    algo: str
-    env: str
-    seed: int
-    steps: int
-    overrides: tuple[str, ...] = ()  # --hyperparams, as typed
-    config: str | None = None
-    config_hash: str = ""
-    evaluations: int = 20
-    evaluation_episodes: int = 5
-    final_episodes: int = 50
-
-    @property
-    def key(self) -> tuple[str, ...]:
-        """What makes it the same run as one in the file."""
-        return row_key(asdict(self), KEY)
-
-    @property
-    def hyperparams(self) -> dict[str, Any]:
-        """The overrides, as values."""
-        return parse_hyperparams(self.overrides)
-
-    @property
-    def command(self) -> str:
-        """The command line that does this run alone."""
-        words = ["python", "benchmarks/learning.py", "--algo", self.algo, "--env", self.env]
-        words += ["--seeds", str(self.seed), "--steps", str(self.steps)]
-        for name in ("evaluations", "evaluation_episodes", "final_episodes"):
-            if getattr(self, name) != getattr(Run, name):
-                words += ["--" + name.replace("_", "-"), str(getattr(self, name))]
-        words += ["--config", self.config] if self.config else []
-        words += ["--hyperparams", *self.overrides] if self.overrides else []
-        return shlex.join(words)
-
-    def __str__(self) -> str:
-        return f"{self.algo} {self.env} seed {self.seed}"
-
-
 @dataclass
 class Active:
     """A run in progress."""
@@ -103,26 +60,6 @@ class Active:
     run: Run
     process: multiprocessing.process.BaseProcess
     start: float = field(default_factory=time.monotonic)
-
-
-def parse_hyperparams(words: Sequence[str]) -> dict[str, Any]:
-    """``["gamma:0.9", "learning_rate:lin_0.001"]`` as a dict.
-
-    A value that is no Python literal stays text: what rl_zoo3 takes as text in its YAML files (schedules,
-    ``dict(...)``) needs no second pair of quotes.
-
-    :raises ValueError: a word without a colon
-    """
-    values: dict[str, Any] = {}
-    for word in words:
-        name, separator, text = word.partition(":")
-        if not separator:
-            raise ValueError(f"hyperparameter {word!r} is not name:value")
-        try:
-            values[name] = ast.literal_eval(text)
-        except (SyntaxError, ValueError):
-            values[name] = text
-    return values
 
 
 def config_hash(hyperparams: dict[str, Any], run: Run) -> str:

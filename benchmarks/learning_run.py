@@ -11,10 +11,11 @@ import tempfile
 import time
 from collections.abc import Callable
 from copy import deepcopy
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import numpy as np
 import torch
+from learning_spec import Run
 from rl_zoo3.exp_manager import ExperimentManager
 from stable_baselines3.common.base_class import BaseAlgorithm
 from stable_baselines3.common.callbacks import BaseCallback
@@ -23,9 +24,6 @@ from stable_baselines3.common.utils import set_random_seed
 from stable_baselines3.common.vec_env import VecEnv, sync_envs_normalization
 
 import sb3_pg.zoo  # noqa: F401  (registers the algorithms and their configurations)
-
-if TYPE_CHECKING:
-    from learning import Run
 
 # Training env i is seeded with seed + i. These offsets keep the evaluation episodes away from the training episodes,
 # the final ones away from those that picked the best evaluation, and those of different seeds away from each other.
@@ -136,7 +134,7 @@ def evaluation_env(manager: ExperimentManager, n_episodes: int, seed: int) -> Ve
     return env
 
 
-def train(run: "Run", report: Callable[[Point], None]) -> tuple[dict[str, Any], list[Point]]:
+def train(run: Run, report: Callable[[Point], None]) -> tuple[dict[str, Any], list[Point]]:
     """Train and evaluate once.
 
     :return: the measured columns of ``learning.csv``, and the evaluations

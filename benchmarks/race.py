@@ -33,7 +33,7 @@ from learning_run import EVALUATION_SEED, Evaluations, Point, evaluation_env, ma
 from stable_baselines3.common.utils import set_random_seed
 from stable_baselines3.common.vec_env import DummyVecEnv
 
-from sb3_pg.zoo.vec_env import from_functions
+from sb3_pg.zoo.experiment import from_functions
 
 OUTPUT = Path(__file__).resolve().parent / "results" / "race.csv"
 ENV = "CartPole-v1"
@@ -72,7 +72,7 @@ def race(entrant: str, seed: int, limit: int) -> dict[str, Any]:
         budget = int(resolve_hyperparams(algo, ENV, {}, None)["n_timesteps"])
         manager = make_manager(algo, ENV, seed, budget, {}, None, folder)
         if backend:
-            manager.vec_env_class = partial(from_functions, backend)
+            manager.vec_env_class = partial(from_functions, backend)  # type: ignore[assignment]  # rl_zoo3 calls it
         experiment = manager.setup_experiment()
         assert experiment is not None
         model = experiment[0]

@@ -121,7 +121,8 @@ def run(job: tuple[str, str, float, int]) -> dict[str, Any]:
         evaluated_on = evaluation_env(manager, EPISODES, EVALUATION_SEED + 1000 * seed)
         n_evaluations = task.budget // task.every
         callback = UntilArrival(evaluated_on, task.budget, n_evaluations, EPISODES, True, lambda _: None)
-        experiment[0].learn(task.budget, callback=[callback, *manager.callbacks], log_interval=None)
+        model: Any = experiment[0]
+        model.learn(task.budget, callback=[callback, *manager.callbacks], log_interval=None)
         evaluated_on.close()
     points = [point[:2] for point in callback.points]
     return {

@@ -34,7 +34,6 @@ Protocol
 - ``vector-*``, ``envpool-*``: ours on a native vector env, or EnvPool's with two threads; the peer, with as many envs,
   on DummyVecEnv. Steps in which a native env is only reset take their time and are not counted.
 - ``floor-*``: ours there against the least there is to do: env, one forward per step, one gradient step per rollout.
-- ``compile-*`` is what ``compile=True`` compiles: a forward of actor and critic, and their gradient.
 - ``sbx-ppo-8``, ``tianshou-a2c-8``: there where these packages are installed. sbx has PPO's networks and minibatches in
   JAX, whose import its memory includes; Tianshou's A2C, on its own DummyVectorEnv, has the nets, the optimizer and the
   rollouts of ours.
@@ -52,7 +51,6 @@ from typing import Any
 import torch
 from bench_io import cpu_count, format_table, make_parser, merge_csv, versions
 from speed_cases import CASES
-from speed_compiled import CASES as COMPILED_CASES
 from speed_memory import peak_memory
 from speed_peers import CASES as PEER_CASES
 from speed_replay import CASES as REPLAY_CASES
@@ -67,7 +65,7 @@ FIGURES = (
     *("env_rate", "ours_of_env", "peer_of_env", "ours_update", "peer_update", "ours_episode", "peer_episode"),
     *("ours_memory", "peer_memory"),
 )
-ALL_CASES = (*CASES, *REPLAY_CASES, *VECTOR_CASES, *COMPILED_CASES, *PEER_CASES)
+ALL_CASES = (*CASES, *REPLAY_CASES, *VECTOR_CASES, *PEER_CASES)
 COLUMNS = (*FIGURES, "steps", "repeats", "cpu_count", "date", "versions")
 
 

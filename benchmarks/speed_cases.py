@@ -24,7 +24,7 @@ from stable_baselines3.common.vec_env import VecEnv
 
 from sb3_pg import TRPO, ActorCritic, KLPenaltyPG, Reinforce
 from sb3_pg.functional import FisherVectorProduct, gae, joint_kl
-from sb3_pg.policies import perceptron_distribution
+from sb3_pg.policies import action_distribution, torch_distributions
 
 HOPPER = "Hopper-v4"
 Trpo = TypeVar("Trpo", TRPO, sb3_contrib.TRPO)
@@ -32,7 +32,7 @@ Trpo = TypeVar("Trpo", TRPO, sb3_contrib.TRPO)
 
 @dataclass(frozen=True)
 class CriticCase:
-    """Minibatch steps of the critic: :meth:`_fit_critic` against the loop in sb3-contrib's TRPO."""
+    """Minibatch steps of the critic: the learner against the loop in sb3-contrib's TRPO."""
 
     name: str
     n_envs: int
@@ -48,7 +48,7 @@ class CriticCase:
         peer = sb3_contrib.TRPO("MlpPolicy", env, batch_size=batch_size, n_critic_updates=1, **settings).learn(ROLLOUT)
         ours = ActorCritic("MlpPolicy", env, n_critic_updates=passes, critic_batch_size=batch_size, **settings)
         ours.learn(ROLLOUT)
-        batch = ours._batch
+        batch = ours.rollout_batch
         assert batch is not None
         n_minibatches = ROLLOUT // batch_size
 
@@ -66,7 +66,7 @@ class CriticCase:
 
         def time_ours() -> Sample:
             begin = time.perf_counter()
-            ours._fit_critic(batch)
+            ours.learner.fit_critic(batch)
             return Sample(passes * n_minibatches, time.perf_counter() - begin)
 
         time_ours()
@@ -240,7 +240,7 @@ def build_fisher(hidden: int, n_samples: int, seed: int) -> tuple[Callable[[], A
     parameters, _, slope, _ = peer._compute_actor_grad(
         kl_divergence(new, old).mean(), new.log_prob(new.sample()).mean()
     )
-    made = perceptron_distribution(peer.policy, observations)  # as TRPO does
+    made = torch_distributions(action_distribution(peer.policy, observations))  # as TRPO does
     assert made is not None
     product = FisherVectorProduct([lambda: made], parameters, damping := peer.cg_damping)
     vector = torch.randn(sum(parameter.numel() for parameter in parameters))

@@ -14,7 +14,7 @@ from stable_baselines3.common.base_class import BaseAlgorithm
 from stable_baselines3.common.vec_env import VecEnv
 
 from sb3_pg.envs import make_vec_env
-from sb3_pg.rollout import false_steps_masked
+from sb3_pg.rollout import skip_reset_steps
 
 ROLLOUT = 2048  # env steps per rollout, over all envs
 Factory = Callable[[VecEnv, int, int], BaseAlgorithm]  # env, n_steps per env, seed
@@ -181,9 +181,9 @@ def time_learning(
     return Sample(model.num_timesteps - n_resets(env) - before, seconds, update_seconds, episode)
 
 
-def n_resets(env: VecEnv) -> int:
+def n_resets(env: Any) -> int:
     """Steps of envs that were none: an env that resets late has taken one for every episode that has ended."""
-    return int(env.n_ended) if getattr(env, "resets_late", False) else 0
+    return int(env.n_ended) if getattr(env, "next_step_autoreset", False) else 0
 
 
 def time_env(envs: Envs, seed: int, steps: int, clock: Clock = time.perf_counter) -> Sample:
@@ -194,7 +194,7 @@ def time_env(envs: Envs, seed: int, steps: int, clock: Clock = time.perf_counter
     actions = np.array([[env.action_space.sample() for _ in range(n_envs)] for _ in range(n_calls)])
     env.reset()
     gc.collect()
-    with false_steps_masked(env):
+    with skip_reset_steps(env):
         start = clock()
         for action in actions:
             env.step(action)
@@ -210,7 +210,7 @@ def time_floor(
 
     Actions are drawn from the softmax, or are the mean; the loss is the mean square of what actor and critic put out.
     """
-    env = envs.make(seed)
+    env: Any = envs.make(seed)
     policy: Any = factory(env, n_steps, seed).policy
     n_rollouts = math.ceil(steps / (n_steps * envs.n_envs))
     observations = env.reset()
@@ -218,7 +218,7 @@ def time_floor(
     noise = torch.empty((envs.n_envs, policy.action_net.out_features))
     discrete = policy.action_net.out_features > 1 and not env.action_space.shape
     gc.collect()
-    with false_steps_masked(env):
+    with skip_reset_steps(env):
         start = clock()
         for _ in range(n_rollouts):
             for t in range(n_steps):

@@ -36,12 +36,12 @@ COLORS = {"per_step": "#117733", "prefix": "#88CCEE", "trajectory": "#CC3366"}
 
 def measure(seed: int, warmup: int, n_episodes: int) -> Iterator[dict[str, Any]]:
     """The rows of one seed."""
-    import yaml  # noqa: PLC0415 (after the thread limits)
+    import yaml  # type: ignore[import-untyped]  # noqa: PLC0415 (after the thread limits)
 
     from sb3_pg import OffPolicyPG  # noqa: PLC0415
     from sb3_pg.functional import log_importance_ratio  # noqa: PLC0415
     from sb3_pg.policies import evaluation_mode  # noqa: PLC0415
-    from sb3_pg.rollout import Trajectory, TrajectoryReplayBuffer, evaluate_batch  # noqa: PLC0415
+    from sb3_pg.rollout import Trajectory, TrajectoryReplayBuffer, score_batch  # noqa: PLC0415
 
     torch.set_num_threads(1)
     settings = yaml.safe_load((RESULTS.parent.parent / "zoo_configs" / "off_policy_pg.yml").read_text())[ENV]
@@ -61,7 +61,7 @@ def measure(seed: int, warmup: int, n_episodes: int) -> Iterator[dict[str, Any]]
     for staleness in STALENESS:
         until(warmup + staleness)
         with evaluation_mode(model.policy):
-            log_prob = evaluate_batch(model.policy, batch, with_values=False)
+            log_prob = score_batch(model.policy, batch, with_values=False)
         assert batch.log_probs is not None
         log_ratio = log_importance_ratio(log_prob, batch.log_probs, batch.mask)
         for horizon in HORIZONS:

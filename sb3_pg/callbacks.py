@@ -9,24 +9,23 @@ from stable_baselines3.common.policies import ActorCriticPolicy
 from stable_baselines3.common.utils import obs_as_tensor
 
 from sb3_pg.algorithms import validation as arg
-from sb3_pg.algorithms.first_order import FirstOrderAlgorithm
-from sb3_pg.algorithms.on_policy import PolicyGradientAlgorithm
-from sb3_pg.baselines import OptimalBaseline
+from sb3_pg.algorithms.on_policy import OnPolicyPG
 from sb3_pg.functional import GradientDiagnostics, episode_gradients, gradient_diagnostics, normalize
+from sb3_pg.learner import GradientStep
 from sb3_pg.policies import has_own_forward, original, policy_actions, unvalidated_distributions
 from sb3_pg.policies.functional_policy import functional_log_prob
 from sb3_pg.policies.parameter_sets import reachable_parameters
-from sb3_pg.rollout import RolloutBatch, TrajectoryRolloutBuffer
+from sb3_pg.rollout import RolloutBatch
 
 UNITS = ("auto", "episode", "sample")
 
 
 class GradientDiagnosticsCallback(BaseCallback):
-    r"""Log how noisy the policy gradient is, for the algorithms here and SB3's own on-policy ones.
+    r"""Log the noise of the policy gradient, for our on-policy algorithms and SB3's.
 
-    The batch gradient :math:`\bar g` is the mean of n rows :math:`g_i`, the gradients of episodes (or of pieces of
-    one, where a rollout is cut) or of steps, at the policy that collected the rollout: the ascent direction of the
-    policy's term alone, without entropy bonus and critic, before clipping. Under ``diagnostics/``:
+    The batch gradient :math:`\bar g` is the mean of n rows :math:`g_i`. A row is the gradient of an episode (its part
+    in the rollout, if the rollout cuts it) or of a step, at the policy that has collected the rollout. It is the
+    gradient of the policy's objective without entropy bonus and critic, before clipping. Logged under ``diagnostics/``:
 
     ====================== ======================================================================================
     gradient_variance      tr Sigma / n, the total variance of the batch gradient
@@ -37,19 +36,19 @@ class GradientDiagnosticsCallback(BaseCallback):
     n_units                n
     ====================== ======================================================================================
 
-    See :class:`~sb3_pg.functional.GradientDiagnostics`: where noise dominates, the ratio and the noise scale come out
-    negative now and then. Rows are taken as independent; normalized advantages and baselines that are fitted to the
-    batch make them slightly less so, and steps of one episode (``unit="sample"``) much less. Of PPO's update this is
-    the gradient at its start, with advantages normalized over the rollout rather than a minibatch.
+    See :class:`~sb3_pg.functional.GradientDiagnostics`. Where noise dominates, the ratio and the noise scale may be
+    negative. Rows are assumed to be independent. Normalized advantages and baselines fitted to the batch make them
+    slightly dependent; steps of one episode (``unit="sample"``) are strongly dependent. For PPO it is the gradient of
+    the update's first step, with advantages normalized over the rollout instead of a minibatch.
 
-    Training is not touched: weights are the same, to the bit, with the callback and without.
+    The callback does not change training: the weights are the same to the bit.
 
     :param every: rollouts per measurement
-    :param unit: what a row is: "episode", "sample" (a step), or "auto", which is "episode"
-    :param verbose: 1 says, once, that a rollout had too few rows
+    :param unit: meaning of a row: "episode", "sample" (a step), or "auto", which is "episode"
+    :param verbose: 1 prints a message the first time that a rollout has too few rows
     :raises TypeError: an argument of the wrong type; when training starts, an algorithm that is not on-policy
-    :raises ValueError: an argument out of range; when training starts, a model whose gradient is not of the form
-        weight times score, or whose log-prob ``get_distribution`` does not say
+    :raises ValueError: an argument out of range; when training starts, a model whose gradient is not a sum of weighted
+        scores, or whose policy computes log-probs in its own way
     """
 
     #: the last measurement, None before the first
@@ -63,7 +62,7 @@ class GradientDiagnosticsCallback(BaseCallback):
         self.every = every
         self.unit = unit
         self._n_rollouts = 0
-        self._said = False
+        self._has_warned = False
 
     def _on_training_start(self) -> None:
         model = self.model
@@ -71,16 +70,15 @@ class GradientDiagnosticsCallback(BaseCallback):
         if not isinstance(model, OnPolicyAlgorithm):
             raise TypeError(f"{name}: it is not an on-policy algorithm")
         self._require_known_log_prob()
-        baseline = getattr(model, "_baseline", None)
-        if isinstance(baseline, OptimalBaseline) and baseline.component_wise:
-            raise ValueError(f"{name} with a component-wise baseline, which leaves no single advantage per step")
+        if getattr(getattr(model, "fitted_baseline", None), "per_parameter", False):
+            raise ValueError(f"{name} with a component-wise baseline, which has no single advantage per step")
 
     def _require_known_log_prob(self) -> None:
         policy = original(self.model.policy)
         if not isinstance(policy, ActorCriticPolicy) or has_own_forward(policy):
             raise ValueError(
-                f"{type(self).__name__} cannot measure {type(self.model).__name__} with {type(policy).__name__}, which "
-                "replaces SB3's forward, evaluate_actions or get_distribution: log-probs are taken from SB3's own "
+                f"{type(self).__name__} cannot measure {type(self.model).__name__} with {type(policy).__name__}: it "
+                "uses the log-probs of SB3's get_distribution, and this policy replaces forward, evaluate_actions or "
                 "get_distribution"
             )
 
@@ -101,9 +99,9 @@ class GradientDiagnosticsCallback(BaseCallback):
         rows = th.arange(len(rows), device=rows.device) if by_sample else rows
         n_rows = int(rows.max()) + 1
         if n_rows < 2:
-            if self.verbose >= 1 and not self._said:
-                print(f"{type(self).__name__}: the variance takes 2 rows, this rollout has {n_rows}; use unit='sample'")
-            self._said = True
+            if self.verbose >= 1 and not self._has_warned:
+                print(f"{type(self).__name__}: the variance needs 2 rows, this rollout has {n_rows}; use unit='sample'")
+            self._has_warned = True
             return
         self.diagnostics = _measure(self.model, batch, weights, rows, n_rows)
         self._record(self.diagnostics)
@@ -122,14 +120,13 @@ class GradientDiagnosticsCallback(BaseCallback):
 
 
 def _weighted_batch(model: Any) -> tuple[RolloutBatch, th.Tensor] | None:
-    """The rollout that has just ended, and what each log-prob is multiplied with: ``(n_steps, n_envs)``.
+    """The rollout that has just ended, and the weight of each log-prob, ``(n_steps, n_envs)``.
 
-    :return: None where there is none, since it was not finite
+    :return: None if the rollout was skipped because of numbers that are not finite
     """
-    ours = isinstance(model, PolicyGradientAlgorithm) and isinstance(model.rollout_buffer, TrajectoryRolloutBuffer)
-    if ours:
-        batch = model._batch
-        return None if batch is None else (batch, model._credit(batch))
+    if isinstance(model, OnPolicyPG) and not model.has_foreign_buffer:
+        own = model.rollout_batch
+        return None if own is None else (own, model.learner.credit(own))
     batch = _batch_from_buffer(model)
     assert batch.advantages is not None
     advantages = batch.advantages
@@ -137,7 +134,7 @@ def _weighted_batch(model: Any) -> tuple[RolloutBatch, th.Tensor] | None:
 
 
 def _batch_from_buffer(model: Any) -> RolloutBatch:
-    """SB3's rollout buffer as long as it has its two axes, steps and envs."""
+    """SB3's rollout buffer as a batch, before SB3 flattens its two axes (steps and envs)."""
     buffer = model.rollout_buffer
     advantages = th.as_tensor(buffer.advantages, device=model.device)
     ends = th.ones_like(advantages, dtype=th.bool)
@@ -154,10 +151,10 @@ def _batch_from_buffer(model: Any) -> RolloutBatch:
 
 
 def _measure(model: Any, batch: RolloutBatch, weights: th.Tensor, rows: th.Tensor, n_rows: int) -> GradientDiagnostics:
-    """Statistics of the rows whose mean is the batch gradient; nothing of the model is changed.
+    """Statistics of the rows whose mean is the batch gradient. The model is not changed.
 
-    :param weights: of the steps, ``(n_steps, n_envs)``
-    :param rows: the row that each valid sample belongs to
+    :param weights: weights of the steps, ``(n_steps, n_envs)``
+    :param rows: number of the row that each valid sample belongs to
     """
     policy = model.policy
     training = policy.training
@@ -167,8 +164,9 @@ def _measure(model: Any, batch: RolloutBatch, weights: th.Tensor, rows: th.Tenso
         try:
             actor = reachable_parameters(policy).actor
             parameters = {name: parameter.detach() for name, parameter in actor.items() if parameter.requires_grad}
-            # The loss divides by the number of episodes, or of samples, and the mean over rows by that of rows.
-            n_episodes = batch.n_episodes if isinstance(model, FirstOrderAlgorithm) else None
+            # The loss divides by the number of episodes or samples, the mean over rows by the number of rows.
+            step = model.learner.step if isinstance(model, OnPolicyPG) else None
+            n_episodes = batch.n_episodes if isinstance(step, GradientStep) else None
             scale = n_rows / (n_episodes or len(rows))
             gradients = episode_gradients(
                 log_prob,

@@ -13,7 +13,7 @@ from sb3_pg.extras import MissingExtraError
 
 class _Command(NamedTuple):
     help: str
-    module: str  # imported when the command runs: `--help` does not wait for rl_zoo3 or matplotlib
+    module: str  # imported when the command runs, so that `--help` is fast
     function: str
 
 
@@ -32,9 +32,9 @@ COMMANDS: Final = {
 def main(argv: Sequence[str] | None = None) -> int:
     """Run one command.
 
-    :param argv: the command and its arguments, those of the process if None
-    :return: exit code: 0 if all went well, 1 if the command failed, 2 if it was called wrongly
-    :raises SystemExit: after ``--help`` and ``--version``, and where arguments cannot be parsed
+    :param argv: the command and its arguments; None for those of the process
+    :return: exit code: 0 for success, 1 if the command failed, 2 if there is no command
+    :raises SystemExit: after ``--help`` and ``--version``, and if the arguments cannot be parsed
     """
     argv = sys.argv[1:] if argv is None else argv
     parser = _parser()
@@ -45,8 +45,8 @@ def main(argv: Sequence[str] | None = None) -> int:
     if name not in COMMANDS:
         closest = [command for command in COMMANDS if command.startswith(name)]
         closest = closest or difflib.get_close_matches(name, COMMANDS, n=1)
-        hint = f"did you mean {closest[0]!r}?" if closest else f"there are: {', '.join(COMMANDS)}"
-        parser.error(f"unknown command {name!r}, {hint}")
+        hint = f"did you mean {closest[0]!r}?" if closest else f"choose from {', '.join(COMMANDS)}"
+        parser.error(f"unknown command {name!r}: {hint}")
     command = COMMANDS[name]
     try:
         code: int | None = getattr(importlib.import_module(command.module), command.function)(argv[1:])
@@ -63,7 +63,7 @@ def _parser() -> argparse.ArgumentParser:
         prog="sb3-pg",
         usage="%(prog)s [-h] [--version] COMMAND ...",
         description="Policy-gradient algorithms for Gymnasium and Stable-Baselines3.",
-        epilog="\n".join(["commands:", *lines, "", "sb3-pg COMMAND --help lists the command's own options."]),
+        epilog="\n".join(["commands:", *lines, "", "sb3-pg COMMAND --help lists the options of a command."]),
         formatter_class=argparse.RawDescriptionHelpFormatter,
     )
     parser.add_argument("--version", action="version", version=f"%(prog)s {__version__}")

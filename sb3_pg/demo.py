@@ -1,4 +1,4 @@
-"""``sb3-pg demo``: from nothing to a solved environment, a learning curve and a saved model, in under a minute."""
+"""``sb3-pg demo``: solve an environment, draw a learning curve and save the model, in under a minute."""
 
 import argparse
 import shlex
@@ -23,20 +23,20 @@ from sb3_pg.zoo.scripts import train
 ALGO: Final = "reinforce"
 ENV: Final = "CartPole-v1"
 SOLVED_AT: Final = 475.0
-"""Mean return that counts as solved: the environment's own ``reward_threshold``."""
+"""Least mean return that counts as solved: the environment's ``reward_threshold``."""
 N_EPISODES: Final = 20
 
 
 def main(arguments: Sequence[str]) -> int:
-    """Train on CartPole-v1 through ``sb3-pg train``, evaluate, plot, save, and show what came out.
+    """Train on CartPole-v1 with ``sb3-pg train``, evaluate, plot, save, and print the results.
 
     :param arguments: the command line, without the program's name
     :return: exit code: 1 if the evaluation stays below :data:`SOLVED_AT`
     :raises SystemExit: the arguments cannot be parsed, or are ``--help``
     """
-    parser = argparse.ArgumentParser(prog="sb3-pg demo", description=f"Train {ALGO} on {ENV} and show what comes out.")
+    parser = argparse.ArgumentParser(prog="sb3-pg demo", description=f"Train {ALGO} on {ENV} and show the results.")
     parser.add_argument("-o", "--output", type=Path, default=Path("logs/demo"), help="folder (default: %(default)s)")
-    parser.add_argument("--seed", type=int, default=0, help="of the training (default: %(default)s)")
+    parser.add_argument("--seed", type=int, default=0, help="seed of the training (default: %(default)s)")
     parser.add_argument("-n", "--n-timesteps", type=int, default=-1, help="env steps (default: as in the config file)")
     args = parser.parse_args(arguments)
 
@@ -80,15 +80,15 @@ def main(arguments: Sequence[str]) -> int:
 
 
 def _print_next_steps(folder: Path) -> None:
-    """Commands to type next, which work in the folder that the demo was run in."""
+    """Print commands to try next. They work in the folder in which the demo was run."""
     sb3_pg, logs = this_program(), shlex.quote(str(folder))
-    print("Next, its scores (without --no-render, a window shows it), or another algorithm to compare it with:")
+    print("Next, show its scores (and a window, without --no-render), or train another algorithm to compare it with:")
     print(f"  {sb3_pg} enjoy --algo {ALGO} --env {ENV} -f {logs} --no-render")
     print(f"  {sb3_pg} train --algo trpo --env {ENV} -f {logs} -P")
 
 
 def this_program() -> str:
-    """What to type for ``sb3-pg``, given how this process was started."""
+    """How to call ``sb3-pg`` in the shell that has started this process."""
     script, python = Path(sys.argv[0]), Path(sys.executable)
     if script.stem == "sb3-pg":
         return "sb3-pg" if _is_found(script) else shlex.quote(str(script))
@@ -96,7 +96,7 @@ def this_program() -> str:
 
 
 def _is_found(program: Path) -> bool:
-    """Whether the shell finds this program by its name alone."""
+    """Whether the shell finds this program by its name."""
     found = shutil.which(program.name)
     return found is not None and Path(found).parent.resolve() == program.parent.resolve()
 
@@ -107,7 +107,7 @@ def _latest_run(folder: Path) -> Path:
 
 
 def _evaluate(model_path: Path, run_config: Path, seed: int) -> tuple[int, float, float]:
-    """Env steps that the model was trained for; mean and standard deviation of its evaluation returns."""
+    """Env steps that the model was trained for, and mean and standard deviation of its evaluation returns."""
     hyperparams, stats_path = get_saved_hyperparams(str(run_config))
     env = create_test_env(ENV, stats_path=stats_path, seed=seed + 1, should_render=False, hyperparams=hyperparams)
     model = ALGORITHMS[ALGO].load(model_path, device="cpu")

@@ -1,23 +1,23 @@
-"""Errors that name what went wrong and where."""
+"""Errors that are raised in several modules."""
 
 
 class SingleStepError(ValueError, AssertionError):
-    """A batch is a single step, of which normalizing leaves nothing.
+    """A batch has a single step, whose normalized advantage would be 0.
 
-    It is an AssertionError too, which is what sb3_contrib's TRPO raises.
+    It is also an AssertionError, since sb3_contrib's TRPO raises that.
     """
 
 
 class NonFiniteError(FloatingPointError, ValueError):
-    """A NaN or infinity where a number is needed; nothing was updated with it.
+    """A number is NaN or infinite. Nothing was updated with it.
 
-    It is a ValueError too, since hyperparameter searches (Optuna in rl_zoo3) prune a trial on one.
+    It is also a ValueError, since rl_zoo3's hyperparameter search prunes a trial that raises one.
 
-    :param tensor: what is not finite, e.g. ``"reward"``, ``"gradient of action_net.weight"``
-    :param value: the offending value
-    :param env: index of the environment, if it can be told
-    :param step: time step within the rollout, if it can be told
-    :param hint: what may help
+    :param tensor: name of the number, such as ``"reward"`` or ``"gradient of action_net.weight"``
+    :param value: its value
+    :param env: index of the environment, None if unknown
+    :param step: time step within the rollout, None if unknown
+    :param hint: advice that is added to the message
     """
 
     def __init__(

@@ -1,7 +1,6 @@
-"""Optional dependencies: which extra of this package brings which module.
+"""Optional dependencies, and the extra of this package that installs each of them.
 
-An error about a missing module names the module, not what to install here. :func:`extra_hints` turns it into one that
-does::
+An error about a missing module does not say what to install. :func:`extra_hints` turns it into one that does::
 
     with extra_hints():
         env = gym.make("LunarLander-v3")  # MissingExtraError: ... pip install "sb3_pg[envs]"
@@ -27,18 +26,18 @@ EXTRAS: Final = {
     "scipy": "plots",
     "seaborn": "plots",
 }
-"""Top-level module, in lower case, to the extra of ``sb3_pg`` that installs it."""
+"""Top-level module, in lower case -> extra of ``sb3_pg`` that installs it."""
 
 
 class MissingExtraError(ImportError):
-    """An optional dependency is missing; the message names the extra that brings it, ``__cause__`` is the original."""
+    """An optional dependency is missing. The message names the extra that installs it."""
 
 
 def explain_missing(error: BaseException) -> ImportError | None:
-    """The error to raise instead of one that comes from a missing optional dependency.
+    """A :class:`MissingExtraError` for an error about a missing optional dependency.
 
     :param error: any exception
-    :return: a :class:`MissingExtraError` caused by ``error``, or None if no module of an extra is missing
+    :return: the new error, whose ``__cause__`` is ``error``; None if ``error`` is about anything else
     """
     module = _missing_module(error)
     if module is None or module.lower() not in EXTRAS:
@@ -51,7 +50,7 @@ def explain_missing(error: BaseException) -> ImportError | None:
 
 @contextmanager
 def extra_hints() -> Iterator[None]:
-    """Within it, a missing optional dependency raises :class:`MissingExtraError`; other errors pass unchanged.
+    """Context in which a missing optional dependency raises :class:`MissingExtraError`. Other errors are unchanged.
 
     :raises MissingExtraError: a module is missing that an extra of this package installs
     """
@@ -65,7 +64,7 @@ def extra_hints() -> Iterator[None]:
 
 
 def _missing_module(error: BaseException) -> str | None:
-    """Top-level name of the module whose absence ``error`` reports, None if it reports none or is explained already."""
+    """Top-level name of the module that ``error`` reports as missing; None for other errors."""
     if isinstance(error, MissingExtraError) or not isinstance(error, (ImportError, DependencyNotInstalled)):
         return None
     link: BaseException | None = error
@@ -73,6 +72,6 @@ def _missing_module(error: BaseException) -> str | None:
         if isinstance(link, ModuleNotFoundError) and link.name is not None:
             return link.name.partition(".")[0]
         link = link.__cause__
-    # SB3 raises the error on tensorboard long after the import failed, so that only the text tells.
+    # SB3 raises its error about tensorboard long after the import failed: only the text has the name.
     text = re.search(r"(\w+) is not installed", str(error))
     return text.group(1) if text else None

@@ -1,12 +1,16 @@
-"""Environments small enough to check by hand."""
+"""Environments small enough to check by hand, policies, and what a model holds."""
 
-from typing import Any
+import copy
+from dataclasses import dataclass
+from typing import Any, ClassVar
 
 import gymnasium as gym
 import numpy as np
 import torch as th
 from gymnasium import spaces
+from stable_baselines3.common.callbacks import BaseCallback, CallbackList
 from stable_baselines3.common.monitor import Monitor
+from stable_baselines3.common.policies import ActorCriticPolicy
 from stable_baselines3.common.torch_layers import BaseFeaturesExtractor
 from stable_baselines3.common.vec_env import DummyVecEnv, VecEnv
 
@@ -94,17 +98,138 @@ class FaultyEnv(ScriptedEnv):
         return obs, reward, terminated, truncated, info
 
 
+def policy_for(space: spaces.Space[Any]) -> str:
+    """Name of SB3's policy for these observations."""
+    if isinstance(space, spaces.Dict):
+        return "MultiInputPolicy"
+    return "CnnPolicy" if len(space.shape or ()) == 3 else "MlpPolicy"
+
+
 def vec(*envs: gym.Env[Any, Any]) -> VecEnv:
     """These envs, monitored, as one."""
     return DummyVecEnv([lambda env=env: Monitor(env) for env in envs])  # type: ignore[misc]
 
 
+def two_envs(
+    action_space: spaces.Space[Any] = ACTION_SPACES["discrete"],
+    observation_space: spaces.Space[Any] = OBSERVATION_SPACES["vector"],
+) -> VecEnv:
+    """Rewards grow with time, and every other one of the episodes, of unequal length, is truncated."""
+    envs = [
+        ScriptedEnv(lengths, (False, True), reward, *copy.deepcopy((observation_space, action_space)))
+        for lengths, reward in (((3, 4, 9), -5.0), ((2, 9, 4), 1.0))
+    ]
+    return vec(*envs)
+
+
 class BatchNormExtractor(BaseFeaturesExtractor):
-    """Features of 3 numbers, normalized by their batch."""
+    """The numbers that are observed, normalized by their batch."""
 
     def __init__(self, space: Any) -> None:
-        super().__init__(space, 3)
-        self.norm = th.nn.BatchNorm1d(3)
+        super().__init__(space, space.shape[0])
+        self.norm = th.nn.BatchNorm1d(space.shape[0])
 
     def forward(self, x: th.Tensor) -> Any:
         return self.norm(x)
+
+
+class LinearExtractor(BaseFeaturesExtractor):
+    """Four learned features."""
+
+    def __init__(self, space: Any) -> None:
+        super().__init__(space, 4)
+        self.net = th.nn.Linear(space.shape[0], 4)
+
+    def forward(self, x: th.Tensor) -> Any:
+        return self.net(x)
+
+
+class OwnForward(ActorCriticPolicy):
+    """Overrides ``forward``, which is then called at every step."""
+
+    def forward(self, obs: Any, deterministic: bool = False) -> Any:
+        return super().forward(obs, deterministic)
+
+
+class ActingPolicy(ActorCriticPolicy):
+    """Counts the calls of ``forward``, and keeps the policy that acted last."""
+
+    calls: ClassVar[int] = 0
+    last: ClassVar[list[Any]] = []
+
+    def forward(self, obs: Any, deterministic: bool = False) -> Any:
+        ActingPolicy.calls += 1
+        self.last[:] = [self]
+        return super().forward(obs, deterministic)
+
+
+def parameters(of: Any) -> th.Tensor:
+    """A copy of all parameters of a module, or of a model's policy, in one row."""
+    module = getattr(of, "policy", of)
+    return th.nn.utils.parameters_to_vector(module.parameters()).detach().clone()
+
+
+@dataclass(frozen=True)
+class Rollout:
+    """What a rollout buffer holds, as tensors of shape ``(n_steps, n_envs, ...)``; ``valid`` is False for padding."""
+
+    observations: Any
+    actions: th.Tensor
+    rewards: th.Tensor
+    terminated: th.Tensor
+    truncated: th.Tensor
+    timesteps: th.Tensor
+    valid: th.Tensor
+    values: th.Tensor
+    log_probs: th.Tensor
+    returns: th.Tensor
+    advantages: th.Tensor
+
+    @property
+    def ends(self) -> th.Tensor:
+        return self.terminated | self.truncated
+
+    def select(self, x: Any) -> Any:
+        """The valid steps of a tensor, or of a dict of tensors, in one row."""
+        return {key: part[self.valid] for key, part in x.items()} if isinstance(x, dict) else x[self.valid]
+
+    @property
+    def flat_observations(self) -> Any:
+        return self.select(self.observations)
+
+    def flat_actions(self, space: spaces.Space[Any]) -> th.Tensor:
+        """The valid steps' actions, as ``evaluate_actions`` takes them."""
+        actions: th.Tensor = self.select(self.actions)
+        return actions.long().flatten() if isinstance(space, spaces.Discrete) else actions.flatten(1).float()
+
+    def bootstrap(self, gamma: float) -> th.Tensor:
+        """What the returns count of the state after the last step of each episode or segment: (G - r) / gamma."""
+        last = self.ends | (self.valid & ~th.cat([self.valid[1:], th.zeros_like(self.valid[:1])]))
+        return th.where(last, (self.returns - self.rewards) / gamma, 0.0)
+
+
+def rollout_of(model: Any) -> Rollout:
+    """A copy of the model's last rollout."""
+    buffer = model.rollout_buffer
+
+    def tensor(array: Any) -> Any:
+        return {key: tensor(part) for key, part in array.items()} if isinstance(array, dict) else th.tensor(array)
+
+    return Rollout(
+        tensor(buffer.observations),
+        tensor(buffer.actions),
+        tensor(buffer.rewards),
+        tensor(buffer.dones & ~buffer.truncated),
+        tensor(buffer.truncated),
+        tensor(buffer.timesteps),
+        tensor(buffer.mask),
+        *(tensor(getattr(buffer, name)) for name in ("values", "log_probs", "returns", "advantages")),
+    )
+
+
+def ready_to_collect(model: Any) -> BaseCallback:
+    """Reset the model's env as ``learn`` does, and return a callback for ``collect_rollouts``."""
+    model.learn(0)
+    callback = CallbackList([])
+    callback.init_callback(model)
+    return callback

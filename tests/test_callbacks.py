@@ -12,12 +12,11 @@ from stable_baselines3 import A2C, DQN, PPO
 from stable_baselines3.common.buffers import RolloutBuffer
 from stable_baselines3.common.callbacks import BaseCallback
 from stable_baselines3.common.env_util import make_vec_env
-from stable_baselines3.common.policies import ActorCriticPolicy
 from stable_baselines3.common.torch_layers import FlattenExtractor
 
 from sb3_pg import NPG, TRPO, ActorCritic, GradientDiagnosticsCallback, KLPenaltyPG, Reinforce
 from sb3_pg.policies.parameter_sets import reachable_parameters
-from tests.helpers import ACTION_SPACES, OBSERVATION_SPACES, ScriptedEnv, vec
+from tests.helpers import ACTION_SPACES, OBSERVATION_SPACES, OwnForward, ScriptedEnv, parameters, policy_for, vec
 
 Make = Callable[..., Any]
 #: Gradient of the policy's term alone, unclipped: what is left in ``grad`` is what the callback is to find.
@@ -80,11 +79,6 @@ class Recorder(BaseCallback):
         self.logged.append({name: x for name, x in values.items() if name.startswith("diagnostics/")})
 
 
-class OwnForward(ActorCriticPolicy):
-    def forward(self, obs: th.Tensor, deterministic: bool = False) -> Any:
-        return super().forward(obs, deterministic)
-
-
 class Noisy(FlattenExtractor):
     """An extractor that draws random numbers, as dropout does, and says whether it was in training mode."""
 
@@ -93,10 +87,6 @@ class Noisy(FlattenExtractor):
     def forward(self, x: th.Tensor) -> th.Tensor:
         type(self).modes += (self.training,)
         return super().forward(x) + 0.1 * th.rand(1)
-
-
-def weights(model: Any) -> th.Tensor:
-    return th.nn.utils.parameters_to_vector(model.policy.parameters()).detach().clone()
 
 
 @pytest.mark.parametrize("unit", ["episode", "sample"])
@@ -110,7 +100,7 @@ def test_training_does_not_notice(name: str, unit: str) -> None:
     callback = GradientDiagnosticsCallback(unit=unit)
     measured, plain = train(callback), train(None)
     assert callback.diagnostics is not None
-    assert th.equal(weights(measured), weights(plain))
+    assert th.equal(parameters(measured), parameters(plain))
 
 
 def test_random_numbers_and_modes_stay_as_they_were() -> None:
@@ -119,7 +109,7 @@ def test_random_numbers_and_modes_stay_as_they_were() -> None:
         return A2C("MlpPolicy", "CartPole-v1", n_steps=20, policy_kwargs=policy_kwargs, seed=0).learn(60, callback)
 
     measured, plain = train(GradientDiagnosticsCallback()), train(None)
-    assert th.equal(weights(measured), weights(plain))
+    assert th.equal(parameters(measured), parameters(plain))
     model = A2C("MlpPolicy", "CartPole-v1", n_steps=20, policy_kwargs={"features_extractor_class": Noisy}, seed=0)
     callback = GradientDiagnosticsCallback()
     model.learn(20, callback)
@@ -203,7 +193,7 @@ def test_one_row_has_no_variance(capsys: pytest.CaptureFixture[str]) -> None:
     A2C("MlpPolicy", ScriptedEnv(lengths=(100,)), n_steps=4).learn(16, [callback, recorder])
     assert recorder.logged == 4 * [{}]
     assert callback.diagnostics is None
-    assert capsys.readouterr().out.count("takes 2 rows, this rollout has 1") == 1
+    assert capsys.readouterr().out.count("needs 2 rows, this rollout has 1") == 1
 
 
 def test_a_rollout_that_is_not_finite_is_left_out() -> None:
@@ -226,7 +216,7 @@ def test_a_rollout_that_is_not_finite_is_left_out() -> None:
 def test_all_spaces(name: str, observations: str, actions: str) -> None:
     spaces = {"observation_space": OBSERVATION_SPACES[observations], "action_space": ACTION_SPACES[actions]}
     env = vec(ScriptedEnv(lengths=(3, 2), **spaces), ScriptedEnv(lengths=(4,), **spaces))
-    policy = {"dict": "MultiInputPolicy", "image": "CnnPolicy"}.get(observations, "MlpPolicy")
+    policy = policy_for(OBSERVATION_SPACES[observations])
     callback = GradientDiagnosticsCallback()
     model = MODELS[name](env, policy=policy, seed=0, device="cpu", learning_rate=0.0, **BARE)
     before = list(model.policy.parameters())

@@ -39,14 +39,14 @@ def test_no_command_is_a_wrong_call(capsys: pytest.CaptureFixture[str]) -> None:
     [
         ("trian", "did you mean 'train'?"),
         ("record", "did you mean 'record-video'?"),
-        ("xyz", "there are: train, enjoy"),
+        ("xyz", "choose from train, enjoy"),
     ],
 )
 def test_unknown_command(name: str, hint: str, capsys: pytest.CaptureFixture[str]) -> None:
     with pytest.raises(SystemExit) as raised:
         main([name])
     assert raised.value.code == 2
-    assert f"unknown command {name!r}, {hint}" in capsys.readouterr().err
+    assert f"unknown command {name!r}: {hint}" in capsys.readouterr().err
 
 
 @pytest.mark.parametrize("name", COMMANDS)

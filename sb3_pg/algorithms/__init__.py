@@ -1,11 +1,29 @@
-"""How theta moves: one short file per algorithm, over one template."""
+"""The algorithms. A new one is a file here, its line in this file's import, table and ``__all__``, and its YAML file.
+
+The YAML file is ``zoo_configs/<name>.yml``, with a ``default:`` block. ``sb3_pg.zoo.samplers.SEARCHES`` may have a
+hyperparameter search of its own.
+"""
+
+from typing import Final
+
+from stable_baselines3.common.base_class import BaseAlgorithm
 
 from sb3_pg.algorithms.actor_critic import ActorCritic
 from sb3_pg.algorithms.kl_penalty_pg import KLPenaltyPG
-from sb3_pg.algorithms.npg import NPG
 from sb3_pg.algorithms.off_pac import OffPAC
 from sb3_pg.algorithms.off_policy_pg import OffPolicyPG
 from sb3_pg.algorithms.reinforce import Reinforce
-from sb3_pg.algorithms.trpo import TRPO
+from sb3_pg.algorithms.trpo import NPG, TRPO
+
+ALGORITHMS: Final[dict[str, type[BaseAlgorithm]]] = {
+    "reinforce": Reinforce,
+    "actor_critic": ActorCritic,
+    "npg": NPG,
+    "trpo": TRPO,
+    "kl_penalty_pg": KLPenaltyPG,
+    "off_policy_pg": OffPolicyPG,
+    "off_pac": OffPAC,
+}
+"""Name on the command line and of the YAML file -> class."""
 
 __all__ = ["NPG", "TRPO", "ActorCritic", "KLPenaltyPG", "OffPAC", "OffPolicyPG", "Reinforce"]

@@ -1,6 +1,6 @@
 """Actor-critic, batch and online."""
 
-from typing import Any
+from typing import Any, ClassVar
 
 import torch as th
 from stable_baselines3.common.buffers import RolloutBuffer
@@ -9,10 +9,13 @@ from stable_baselines3.common.type_aliases import GymEnv, MaybeCallback, Schedul
 from typing_extensions import Self, Unpack
 
 from sb3_pg.algorithms import validation as arg
-from sb3_pg.algorithms.critic_estimates import CriticArguments, CriticEstimates
+from sb3_pg.algorithms.arguments import ON_POLICY, SHARED
+from sb3_pg.algorithms.critic_estimates import CRITIC_ESTIMATES, CriticArguments
 from sb3_pg.algorithms.effects import check_effects
-from sb3_pg.algorithms.first_order import FirstOrderAlgorithm
-from sb3_pg.algorithms.learning import LogInterval
+from sb3_pg.algorithms.on_policy import OnPolicyPG
+from sb3_pg.algorithms.shell import LogInterval, from_arguments
+from sb3_pg.algorithms.validation import Argument, Group, documented
+from sb3_pg.learner import Bootstrapped, GradientStep
 
 
 class ActorCriticArguments(CriticArguments, total=False):
@@ -22,14 +25,27 @@ class ActorCriticArguments(CriticArguments, total=False):
     n_critic_updates: int
 
 
-class ActorCritic(CriticEstimates, FirstOrderAlgorithm):
+RMSPROP = Group(
+    {
+        "rms_prop_eps": Argument(1e-5, arg.real(0), "epsilon, added to RMSprop's root mean square"),
+        "use_rms_prop": Argument(
+            True,
+            arg.instance(bool),
+            "RMSprop as in Mnih et al. (2016), unless ``policy_kwargs`` has an ``optimizer_class``; otherwise Adam",
+        ),
+    },
+)
+
+
+@documented
+class ActorCritic(OnPolicyPG):
     r"""Policy gradient whose advantage comes from a critic.
 
     .. math:: \nabla_\theta J \approx \hat E\left[\nabla_\theta \log \pi_\theta(a_t|s_t) \,\hat A_t\right], \qquad
               \phi \leftarrow \arg\min_\phi \hat E\left[(V_\phi(s_t) - y_t)^2\right]
 
-    Source: Sutton and Barto (2018), section 13.5; Mnih et al. (2016), of which A2C is the synchronous form; Schulman
-    et al. (2016). The forms of the advantage and of y_t: :class:`~sb3_pg.algorithms.critic_estimates.CriticEstimates`.
+    Source: Sutton and Barto (2018), section 13.5; Mnih et al. (2016), whose algorithm in its synchronous form is A2C;
+    Schulman et al. (2016). The forms of the advantage and of y_t: :class:`~sb3_pg.learner.estimators.Bootstrapped`.
 
     With its defaults it is :class:`stable_baselines3.A2C`, whose arguments come first, in their order, with their
     meaning, and whose zips it loads. The lecture's algorithms:
@@ -38,13 +54,13 @@ class ActorCritic(CriticEstimates, FirstOrderAlgorithm):
     * online: ``n_steps=1``, ``advantage="td"``, ``critic_fit="before"``, any number of envs
     * the critic as an unbiased baseline: ``n_steps=None, advantage="monte_carlo"``
 
-    :param policy: see :class:`~sb3_pg.algorithms.setup.ConfiguredAlgorithm`, as for all arguments but these
-    :param rms_prop_eps: added to RMSprop's root mean square
-    :param use_rms_prop: RMSprop as in Mnih et al. (2016), unless ``policy_kwargs`` has an ``optimizer_class``
-    :param kwargs: of :class:`~sb3_pg.algorithms.critic_estimates.CriticEstimates`, and those that all algorithms share
     :raises ValueError: an argument out of range, or arguments that contradict each other
     :raises TypeError: an argument of the wrong type, or an unknown one
     """
+
+    groups: ClassVar[tuple[Group, ...]] = (SHARED, ON_POLICY, RMSPROP, CRITIC_ESTIMATES)
+    make_estimator = from_arguments(Bootstrapped)
+    make_step = from_arguments(GradientStep)
 
     def __init__(
         self,
@@ -73,7 +89,8 @@ class ActorCritic(CriticEstimates, FirstOrderAlgorithm):
         _init_setup_model: bool = True,
         **kwargs: Unpack[ActorCriticArguments],
     ) -> None:
-        arg.check_arguments(locals(), {"rms_prop_eps": arg.real(0), "use_rms_prop": arg.instance(bool)})
+        given = arg.given(locals())
+        arg.check_arguments(given, {name: argument.check for name, argument in RMSPROP.arguments.items()})
         arg.instance(dict, optional=True)("policy_kwargs", policy_kwargs)
         chosen = "optimizer_class" in (policy_kwargs or {})
         if chosen or not use_rms_prop:
@@ -81,31 +98,9 @@ class ActorCritic(CriticEstimates, FirstOrderAlgorithm):
             check_effects(type(self), {"rms_prop_eps": rms_prop_eps}, {"rms_prop_eps": why}, {"rms_prop_eps"})
         else:
             rms_prop = {"alpha": 0.99, "eps": rms_prop_eps, "weight_decay": 0}
-            policy_kwargs = {**(policy_kwargs or {}), "optimizer_class": th.optim.RMSprop, "optimizer_kwargs": rms_prop}
-        super().__init__(
-            policy,
-            env,
-            learning_rate,
-            n_steps=n_steps,
-            gamma=gamma,
-            gae_lambda=gae_lambda,
-            ent_coef=ent_coef,
-            vf_coef=vf_coef,
-            max_grad_norm=max_grad_norm,
-            use_sde=use_sde,
-            sde_sample_freq=sde_sample_freq,
-            rollout_buffer_class=rollout_buffer_class,
-            rollout_buffer_kwargs=rollout_buffer_kwargs,
-            normalize_advantage=normalize_advantage,
-            stats_window_size=stats_window_size,
-            tensorboard_log=tensorboard_log,
-            policy_kwargs=policy_kwargs,
-            verbose=verbose,
-            seed=seed,
-            device=device,
-            _init_setup_model=_init_setup_model,
-            **arg.known_arguments(type(self), kwargs),
-        )
+            optimizer = {"optimizer_class": th.optim.RMSprop, "optimizer_kwargs": rms_prop}
+            given["policy_kwargs"] = {**(policy_kwargs or {}), **optimizer}
+        super().__init__(**given)
 
     def learn(
         self,

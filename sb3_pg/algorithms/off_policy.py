@@ -1,157 +1,247 @@
-"""The template of algorithms that replay trajectories: collect episodes, update several times from those kept."""
+"""SB3's shell around collector, replay buffer and learner: collect episodes, update several times from those kept."""
 
+import io
+import pathlib
 import time
 from abc import abstractmethod
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable
 from types import SimpleNamespace
-from typing import Any, ClassVar, TypeVar
+from typing import Any, ClassVar, Literal, TypeVar
 
 import torch as th
 from gymnasium import spaces
+from stable_baselines3 import A2C
 from stable_baselines3.common.buffers import ReplayBuffer
 from stable_baselines3.common.callbacks import BaseCallback
 from stable_baselines3.common.noise import ActionNoise
 from stable_baselines3.common.off_policy_algorithm import OffPolicyAlgorithm
-from stable_baselines3.common.policies import ActorCriticPolicy
-from stable_baselines3.common.type_aliases import (
-    GymEnv,
-    MaybeCallback,
-    RolloutReturn,
-    Schedule,
-    TrainFreq,
-    TrainFrequencyUnit,
-)
+from stable_baselines3.common.policies import ActorCriticPolicy, BasePolicy
+from stable_baselines3.common.type_aliases import GymEnv, MaybeCallback, RolloutReturn, TrainFreq, TrainFrequencyUnit
 from stable_baselines3.common.vec_env import VecEnv
-from typing_extensions import Unpack
 
 from sb3_pg.algorithms import validation as arg
-from sb3_pg.algorithms.learning import LogInterval
-from sb3_pg.algorithms.signature import (
-    CHECKS,
-    REPLAYING_CHECKS,
-    CommonArguments,
-    CriticFitArguments,
-    ReplayingArguments,
+from sb3_pg.algorithms.arguments import SHARED, CommonArguments
+from sb3_pg.algorithms.callback_locals import OffPolicyListener, collecting
+from sb3_pg.algorithms.shell import (
+    Algorithm,
+    CriticRule,
+    LogInterval,
+    bootstraps_truncated,
+    refresh_learner,
+    set_up_learner,
+    take_update,
+    value_scale,
+    waits_for_learning_starts,
 )
-from sb3_pg.algorithms.update import UpdatingAlgorithm
+from sb3_pg.algorithms.validation import Argument, Group
+from sb3_pg.checkpoints import renamed_modules
 from sb3_pg.errors import NonFiniteError
+from sb3_pg.learner import ImportanceSampled, Learner, LearnerState, Report, Step
 from sb3_pg.learner.rollback import require_log_probs
-from sb3_pg.policies import Behavior, BehaviorPolicy, BehaviorSampler, Sampler, adopted, uniform_behavior
+from sb3_pg.policies import (
+    Behavior,
+    BehaviorPolicy,
+    BehaviorSampler,
+    Sampler,
+    adopted,
+    behavior_source,
+    evaluation_mode,
+    uniform_behavior,
+)
 from sb3_pg.rollout import (
     Collector,
     DictTrajectoryReplayBuffer,
     DictTrajectoryRolloutBuffer,
     EpisodeLimit,
-    OffPolicyLocals,
     Pieces,
     RolloutBatch,
     Trajectory,
     TrajectoryReplayBuffer,
     TrajectoryRolloutBuffer,
     action_log_probs,
+    score_batch,
 )
 
-#: What else there is for envs whose episodes have no end.
+#: Advice for envs whose episodes have no end.
 OTHER_ALGORITHM = "use ActorCritic, which learns from pieces of episodes too"
+SelfOffPolicy = TypeVar("SelfOffPolicy", bound="OffPolicyShell")
 
-SelfReplaying = TypeVar("SelfReplaying", bound="ReplayingAlgorithm")
+
+class ReplayArguments(CommonArguments, total=False):
+    """Keyword arguments of algorithms that replay trajectories, less those of the critic's training."""
+
+    buffer_size: int
+    buffer_trajectories: int
+    learning_starts: int
+    batch_size: int | None
+    train_freq: int | tuple[int, str]
+    gradient_steps: int
+    replay_buffer_class: type[ReplayBuffer] | None
+    replay_buffer_kwargs: dict[str, Any] | None
+    optimize_memory_usage: bool
+    action_noise: ActionNoise | None
+    behavior_policy: Behavior | None
 
 
-class ReplayingAlgorithm(UpdatingAlgorithm, OffPolicyAlgorithm):
-    """Keeps trajectories with the log-probs of the policies that acted. A subclass says what a gradient step takes.
+def _check_behavior(_name: str, value: Any) -> None:
+    if value is not None:
+        behavior_source(value)
 
-    :param policy: see :class:`~sb3_pg.algorithms.setup.ConfiguredAlgorithm`, as for all arguments but these
-    :param env: likewise
-    :param learning_rate: likewise
-    :param buffer_size: transitions that the replay buffer has room for
-    :param buffer_trajectories: trajectories that are kept at most, the newest
-    :param learning_starts: env steps before the first update; rollouts that begin before it draw actions uniformly
-    :param batch_size: trajectories per gradient step, the newest among them; None for all that are kept
-    :param train_freq: what is collected between updates: ``(n, "episode")``, complete episodes from a fresh reset, a
-        multiple of the number of envs; ``(n, "step")`` or n, steps per env, whose unfinished episodes go on with the
-        next policy
-    :param gradient_steps: per update; -1 for as many as steps were taken
-    :param replay_buffer_class: a subclass of :class:`~sb3_pg.rollout.TrajectoryReplayBuffer`
-    :param replay_buffer_kwargs: its arguments
-    :param optimize_memory_usage: must be False
-    :param action_noise: must be None: the log-prob of a noisy action would be unknown
-    :param behavior_policy: what acts instead of the policy, from the first step on: a model that knows its log-probs
-        (A2C, PPO, TRPO, this package's; its policy is kept); a policy; or a callable as
-        :data:`~sb3_pg.rollout.BehaviorPolicy` describes. It sees the observations that this algorithm acts on: a model
-        that was trained with a VecNormalize needs one with the same statistics around this env. See also
-        :class:`~sb3_pg.rollout.PolicyBehavior`
-    :param kwargs: arguments that all algorithms share
+
+def _check(model: Any) -> None:
+    if model.learning_starts and model.behavior_policy is None:
+        uniform_behavior(model.action_space, squashed=False)  # whether it has a density
+    _ = model.episodes_per_env
+    kept = model.replay_buffer_kwargs.get("max_trajectories", model.buffer_trajectories)
+    if kept != model.buffer_trajectories and not model._is_kept_by_load("replay_buffer_kwargs"):
+        wanted = f"buffer_trajectories={model.buffer_trajectories} or left out"
+        raise ValueError(f"replay_buffer_kwargs['max_trajectories'] must be {wanted}, got {kept}")
+
+
+REPLAY = Group(
+    {
+        "buffer_size": Argument(100_000, arg.integer(1), "transitions that the replay buffer has room for"),
+        "buffer_trajectories": Argument(32, arg.integer(1), "trajectories that are kept at most, the newest"),
+        "learning_starts": Argument(
+            0, arg.integer(0), "env steps before the first update; rollouts that begin before it draw actions uniformly"
+        ),
+        "batch_size": Argument(
+            None,
+            arg.integer(1, optional=True),
+            "trajectories per gradient step, the newest among them; None for all that are kept",
+        ),
+        "train_freq": Argument(
+            (8, "episode"),
+            arg.train_freq,
+            'what is collected between updates: ``(n, "episode")``, complete episodes from a fresh reset, a multiple\n'
+            '    of the number of envs; ``(n, "step")`` or n, steps per env, whose unfinished episodes go on with the\n'
+            "    next policy",
+        ),
+        "gradient_steps": Argument(4, arg.integer(-1), "per update; -1 for as many as steps were taken"),
+        "replay_buffer_class": Argument(
+            None,
+            arg.subclass(TrajectoryReplayBuffer),
+            "a subclass of :class:`~sb3_pg.rollout.TrajectoryReplayBuffer`",
+        ),
+        "replay_buffer_kwargs": Argument(None, arg.instance(dict, optional=True), "arguments of the replay buffer"),
+        "optimize_memory_usage": Argument(False, arg.instance(bool), "must be False"),
+        "action_noise": Argument(
+            None,
+            arg.nothing("the log-prob of a noisy action would be unknown"),
+            "must be None: the log-prob of a noisy action would be unknown",
+        ),
+        "behavior_policy": Argument(
+            None,
+            _check_behavior,
+            "what acts instead of the policy, from the first step on: a model that knows its log-probs (A2C, PPO,\n"
+            "    TRPO, this package's; its policy is kept); a policy; or a callable as\n"
+            "    :data:`~sb3_pg.policies.BehaviorPolicy` describes. It sees the observations that this algorithm acts\n"
+            "    on: a model that was trained with a VecNormalize needs one with the same statistics around this env.\n"
+            "    See also :class:`~sb3_pg.policies.PolicyBehavior`",
+        ),
+    },
+    check=_check,
+)
+
+
+class OffPolicyShell(Algorithm, OffPolicyAlgorithm):
+    """Keeps trajectories with the log-probs of the policies that acted, and learns from them.
+
+    :param policy: see :data:`~sb3_pg.algorithms.validation.ALWAYS`
+    :param env: see :data:`~sb3_pg.algorithms.validation.ALWAYS`
+    :param arguments: of the class's groups
     :raises ValueError: an argument out of range, or arguments that contradict each other
     :raises TypeError: an argument of the wrong type, or an unknown one
     """
 
-    checks: ClassVar[Mapping[str, arg.Check]] = CHECKS | REPLAYING_CHECKS
+    groups: ClassVar[tuple[Group, ...]] = (SHARED, REPLAY)
+    critic_rule: ClassVar[CriticRule] = CriticRule()
+    policy_aliases: ClassVar[dict[str, type[BasePolicy]]] = A2C.policy_aliases
+    policy: ActorCriticPolicy
     replay_buffer: TrajectoryReplayBuffer | None
     batch_size: int | None  # type: ignore[assignment]
+    ent_coef: float
+    vf_coef: float
+    max_grad_norm: float | None
+    truncation: Literal["bootstrap", "terminal"] | None
+    critic_fit: Literal["after", "before"]
+    max_episode_steps: int
+    buffer_trajectories: int
+    behavior_policy: Behavior | None
+    min_ess: float
+    learner: Learner
+    learner_state: LearnerState
+    _collector: Collector | None = None
     _pieces: Pieces | None = None
-    _explains_next = False
+    _log_interval: int | None = 1
+    _has_callbacks = False
+    _n_refused = 0
 
-    def __init__(
-        self,
-        policy: str | type[ActorCriticPolicy],
-        env: GymEnv | str | None,
-        learning_rate: float | str | Schedule,
-        buffer_size: int = 100_000,
-        buffer_trajectories: int = 32,
-        learning_starts: int = 0,
-        batch_size: int | None = None,
-        train_freq: int | tuple[int, str] = (8, "episode"),
-        gradient_steps: int = 4,
-        replay_buffer_class: type[ReplayBuffer] | None = None,
-        replay_buffer_kwargs: dict[str, Any] | None = None,
-        optimize_memory_usage: bool = False,
-        action_noise: ActionNoise | None = None,
-        behavior_policy: Behavior | None = None,
-        **kwargs: Unpack[CriticFitArguments],
-    ) -> None:
-        self.buffer_size = buffer_size
-        self.buffer_trajectories = buffer_trajectories
-        self.learning_starts = learning_starts
-        self.batch_size = batch_size
-        self.train_freq = train_freq
-        self.gradient_steps = gradient_steps
-        self.replay_buffer_class = replay_buffer_class
-        self.replay_buffer_kwargs = replay_buffer_kwargs or {}
-        self.optimize_memory_usage = optimize_memory_usage
-        self.action_noise = action_noise
-        self.behavior_policy = behavior_policy
-        super().__init__(policy, env, learning_rate, **kwargs)
-
-    def _sb3_arguments(self) -> dict[str, Any]:
+    def __init__(self, policy: str | type[ActorCriticPolicy], env: GymEnv | str | None, **arguments: Any) -> None:
         ours = {"buffer_trajectories", "behavior_policy"}
-        names = ReplayingArguments.__annotations__.keys() - CommonArguments.__annotations__ - ours
-        return {name: getattr(self, name) for name in names} | {"gamma": self.gamma, "support_multi_env": True}
+        self._construct(
+            policy,
+            env,
+            {**arguments, "replay_buffer_kwargs": arguments.get("replay_buffer_kwargs") or {}},
+            ("gamma", *(name for name in REPLAY.arguments if name not in ours)),
+            support_multi_env=True,
+        )
 
-    # ---------------------------------------------------------------- arguments
+    # ---------------------------------------------------------------- the algorithm
 
-    def _check_combinations(self) -> None:
-        super()._check_combinations()
-        if self.learning_starts and self.behavior_policy is None:
-            uniform_behavior(self.action_space, squashed=False)  # whether it has a density
-        self._episodes_per_env()
-        kept = self.replay_buffer_kwargs.get("max_trajectories", self.buffer_trajectories)
-        if kept != self.buffer_trajectories and not self._is_kept_by_load("replay_buffer_kwargs"):
-            wanted = f"buffer_trajectories={self.buffer_trajectories} or left out"
-            raise ValueError(f"replay_buffer_kwargs['max_trajectories'] must be {wanted}, got {kept}")
+    @abstractmethod
+    def make_estimator(self) -> ImportanceSampled:
+        """What gives returns, advantages and importance weights, from the arguments as they are now."""
 
-    def _prepare(self) -> None:
-        super()._prepare()
+    @abstractmethod
+    def make_step(self) -> Step:
+        """What moves the actor, from the arguments as they are now."""
+
+    @property
+    def value_scale(self) -> float:
+        """What the policy's critic is multiplied by to give reward units; 1 without ``normalize_value_targets``."""
+        return value_scale(self)
+
+    @property
+    def n_episodes_at_least(self) -> int:
+        """Episodes that every batch has at least."""
+        collected = self.n_envs * (self.episodes_per_env or 0)
+        return max(1, min(collected, self.batch_size or collected, self.buffer_trajectories))
+
+    @property
+    def episodes_per_env(self) -> int | None:
+        """Complete episodes per env and rollout; None if ``train_freq`` is in steps.
+
+        :raises ValueError: ``train_freq`` is not a multiple of the number of envs
+        """
+        return self._episodes_per_env(self._frequency())
+
+    def _episodes_per_env(self, frequency: TrainFreq) -> int | None:
+        if frequency.unit == TrainFrequencyUnit.STEP:
+            return None
+        if frequency.frequency % self.n_envs:
+            raise ValueError(
+                f"train_freq=({frequency.frequency}, 'episode') must be a multiple of the number of envs, "
+                f"{self.n_envs}, so that every env contributes equally many episodes"
+            )
+        return frequency.frequency // self.n_envs
+
+    # ---------------------------------------------------------------- setting up
+
+    def _setup_model(self) -> None:
+        self._check_again()
+        self._check_combinations()
         if self.replay_buffer_class is None:
             is_dict = isinstance(self.observation_space, spaces.Dict)
             self.replay_buffer_class = DictTrajectoryReplayBuffer if is_dict else TrajectoryReplayBuffer
         self.replay_buffer_kwargs = {**self.replay_buffer_kwargs, "max_trajectories": self.buffer_trajectories}
-
-    def _setup_model(self) -> None:
         super()._setup_model()
+        set_up_learner(self)
         self._adopt_behavior()
+        self._check_effects()
 
     def _adopt_behavior(self) -> BehaviorPolicy | None:
-        self.behavior_policy, behavior = adopted(self.behavior_policy, self)
+        self.behavior_policy, behavior = adopted(self.behavior_policy, self.policy, self.env)
         return behavior
 
     def _convert_train_freq(self) -> None:
@@ -164,32 +254,26 @@ class ReplayingAlgorithm(UpdatingAlgorithm, OffPolicyAlgorithm):
         n, unit = given if isinstance(given, tuple | list) else (given, "step")
         return TrainFreq(n, TrainFrequencyUnit(unit))
 
-    def _episodes_per_env(self, frequency: TrainFreq | None = None) -> int | None:
-        frequency = frequency or self._frequency()
-        if frequency.unit == TrainFrequencyUnit.STEP:
-            return None
-        if frequency.frequency % self.n_envs:
-            raise ValueError(
-                f"train_freq=({frequency.frequency}, 'episode') must be a multiple of the number of envs, "
-                f"{self.n_envs}, so that every env contributes equally many episodes"
-            )
-        return frequency.frequency // self.n_envs
-
     def _get_torch_save_params(self) -> tuple[list[str], list[str]]:
         state_dicts, variables = super()._get_torch_save_params()
         return [*state_dicts, "policy.optimizer"], variables
 
+    def load_replay_buffer(self, path: str | pathlib.Path | io.BufferedIOBase, truncate_last_traj: bool = True) -> None:
+        """As SB3's; files that were saved before modules of this package moved load too."""
+        with renamed_modules():
+            super().load_replay_buffer(path, truncate_last_traj)
+
     # ---------------------------------------------------------------- collecting
 
     def learn(
-        self: SelfReplaying,
+        self: SelfOffPolicy,
         total_timesteps: int,
         callback: MaybeCallback = None,
         log_interval: LogInterval = "auto",
         tb_log_name: str | None = None,
         reset_num_timesteps: bool = True,
         progress_bar: bool = False,
-    ) -> SelfReplaying:
+    ) -> SelfOffPolicy:
         """As SB3's; ``log_interval`` counts episodes, and the TensorBoard run is named after the class.
 
         With ``log_interval="auto"`` it is about every 500 steps of each env, as often as A2C's default. (SB3's default
@@ -198,12 +282,23 @@ class ReplayingAlgorithm(UpdatingAlgorithm, OffPolicyAlgorithm):
         :raises ValueError: an argument out of range, or a model without env
         :raises TypeError: an argument of the wrong type
         """
+        self._log_interval, self._has_callbacks = (1 if log_interval == "auto" else log_interval), bool(callback)
         return self._learn(total_timesteps, callback, log_interval, tb_log_name, reset_num_timesteps, progress_bar)
 
-    @property
-    def _episode_limit(self) -> EpisodeLimit:
-        """How long an episode may be, whether or not a rollout waits for its end."""
-        return EpisodeLimit(self.max_episode_steps, OTHER_ALGORITHM)
+    def _why_no_update(self) -> str:
+        assert self.replay_buffer is not None
+        if self.gradient_steps == 0 or self._n_skipped:  # which has been said
+            return ""
+        if self.num_timesteps <= self.learning_starts:
+            return waits_for_learning_starts(self)
+        if not self.replay_buffer.trajectories:
+            return (
+                f"no episode has ended in {self.num_timesteps} steps, and updates take complete episodes. Give more "
+                f"total_timesteps, give the env a time limit (gymnasium.wrappers.TimeLimit), or {OTHER_ALGORITHM}."
+            )
+        if self._n_refused:
+            return f"the effective sample size has stayed under min_ess={self.min_ess}. Give a smaller one."
+        return ""
 
     def add_trajectories(self, trajectories: Iterable[Trajectory]) -> None:
         """Put logged episodes into the replay buffer, as if they had just been collected.
@@ -232,9 +327,10 @@ class ReplayingAlgorithm(UpdatingAlgorithm, OffPolicyAlgorithm):
         :return: steps of all envs, episodes, and whether to go on
         :raises NonFiniteError: a reward or an observation is not finite
         """
+        names = {name: value for name, value in locals().items() if name not in ("__class__", "callback")}
         began, steps_before = time.perf_counter(), self.num_timesteps
         if self._collector is None or self._collector.env is not env:
-            self._collector, self._pieces = Collector(self, env), None
+            self._pieces = None
         pieces, self._pieces = self._pieces or Pieces(env.num_envs), None  # an interruption loses them
         per_env = self._episodes_per_env(train_freq)
         n_steps = train_freq.frequency if per_env is None else None
@@ -243,27 +339,17 @@ class ReplayingAlgorithm(UpdatingAlgorithm, OffPolicyAlgorithm):
             n_steps, self.observation_space, self.action_space, self.device, n_envs=env.num_envs
         )
         found: list[Trajectory] = []
-        names = {
-            "self": self,
-            "env": env,
-            "train_freq": train_freq,
-            "replay_buffer": replay_buffer,
-            "action_noise": action_noise,
-            "learning_starts": learning_starts,
-            "log_interval": log_interval,
-            "continue_training": True,
-        }
-        callback_locals = OffPolicyLocals(callback, names)
+        callback.on_rollout_start()
         try:
-            sampler = self._collector.collect(
-                callback,
-                rollout,
-                n_steps,
-                per_env,
-                self._episode_limit,
-                self._behavior(learning_starts),
-                callback_locals,
-            )
+            with collecting(self, env) as collector:
+                sampler = collector.fill(
+                    rollout,
+                    n_steps=n_steps,
+                    episodes_per_env=per_env,
+                    limit=EpisodeLimit(self.max_episode_steps, OTHER_ALGORITHM),
+                    sampler=self._behavior(learning_starts),
+                    listener=OffPolicyListener(self, callback, {**names, "continue_training": True}),
+                )
             if sampler is None:
                 return RolloutReturn(self.num_timesteps - steps_before, 0, continue_training=False)
             log_probs = action_log_probs(self.policy, rollout, sampler)
@@ -301,10 +387,6 @@ class ReplayingAlgorithm(UpdatingAlgorithm, OffPolicyAlgorithm):
 
     # ---------------------------------------------------------------- updating
 
-    @abstractmethod
-    def _next_batch(self, batch_size: int | None) -> RolloutBatch | None:
-        """What the next gradient step is taken from, evaluated and estimated; None for no step."""
-
     def train(self, gradient_steps: int, batch_size: int | None) -> None:
         """Gradient steps from the trajectories that are kept; parameters stay as they were where one fails.
 
@@ -312,8 +394,9 @@ class ReplayingAlgorithm(UpdatingAlgorithm, OffPolicyAlgorithm):
         :param batch_size: trajectories per step, None for all
         :raises NonFiniteError: a gradient or a parameter would not be finite
         """
-        for step in range(gradient_steps):
-            self._explains_next = step == gradient_steps - 1
+        for n in range(gradient_steps):
+            is_last = n == gradient_steps - 1 and self._log_interval is not None
+            report: Report = "step" if is_last else "batch" if self._has_callbacks else "nothing"
             try:
                 batch = self._next_batch(batch_size)
             except NonFiniteError as error:
@@ -321,7 +404,28 @@ class ReplayingAlgorithm(UpdatingAlgorithm, OffPolicyAlgorithm):
                 return
             if batch is None:
                 return
-            self._update_from(batch)
+            take_update(self, batch, report)
 
-    def _explains(self) -> bool:
-        return self._log_interval is not None and self._explains_next
+    def _next_batch(self, batch_size: int | None) -> RolloutBatch | None:
+        """Trajectories with weights and estimates of the policy as it is now; None if no effective sample is left."""
+        buffer, learner = self.replay_buffer, refresh_learner(self)
+        assert buffer is not None
+        estimator = self.make_estimator()
+        with_values = estimator.requires_critic
+        while buffer.trajectories:
+            chosen = buffer.choose(batch_size)
+            batch = buffer.batch(chosen, with_values and bootstraps_truncated(self))
+            with evaluation_mode(self.policy):
+                log_prob = score_batch(self.policy, batch, with_values=with_values, value_scale=learner.value_scale)
+                require_log_probs(self.policy, log_prob, batch.valid)
+                estimator.weigh(batch, log_prob)
+                if estimator.effective_share(batch) >= self.min_ess:
+                    learner.estimate(batch)
+                    updates_since = [self._n_updates - trajectory.collected for trajectory in chosen]
+                    self.logger.record("train/staleness", sum(updates_since) / len(updates_since), self._detail)
+                    return batch
+            self._n_refused += 1
+            self.logger.record("train/n_refused", self._n_refused)
+            if not buffer.drop_oldest():
+                break
+        return None

@@ -1,24 +1,36 @@
-"""The template of all on-policy algorithms: collect a rollout, update from it, log what happened."""
+"""SB3's shell around collector and learner, for on-policy algorithms: collect a rollout, update from it, log."""
 
 import time
-from typing import Any, ClassVar, TypeVar
+from abc import abstractmethod
+from typing import Any, ClassVar, Literal, TypeVar
 
 import torch as th
 from gymnasium import spaces
+from stable_baselines3 import A2C
 from stable_baselines3.common.buffers import DictRolloutBuffer, RolloutBuffer
 from stable_baselines3.common.callbacks import BaseCallback
 from stable_baselines3.common.on_policy_algorithm import OnPolicyAlgorithm
-from stable_baselines3.common.policies import ActorCriticPolicy
-from stable_baselines3.common.type_aliases import GymEnv, MaybeCallback, Schedule
+from stable_baselines3.common.policies import ActorCriticPolicy, BasePolicy
+from stable_baselines3.common.type_aliases import GymEnv, MaybeCallback
 from stable_baselines3.common.vec_env import VecEnv
-from typing_extensions import Unpack
 
 from sb3_pg.algorithms import validation as arg
-from sb3_pg.algorithms.learning import LogInterval
-from sb3_pg.algorithms.signature import CriticFitArguments
-from sb3_pg.algorithms.update import UpdatingAlgorithm
+from sb3_pg.algorithms.arguments import ON_POLICY, SHARED
+from sb3_pg.algorithms.callback_locals import OnPolicyListener, collecting
+from sb3_pg.algorithms.shell import (
+    Algorithm,
+    CriticRule,
+    LogInterval,
+    bootstraps_truncated,
+    refresh_learner,
+    set_up_learner,
+    take_update,
+    uses_critic,
+    value_scale,
+)
+from sb3_pg.algorithms.validation import Group
 from sb3_pg.errors import NonFiniteError
-from sb3_pg.policies import takes_other_numbers
+from sb3_pg.learner import Estimator, Learner, LearnerState, Report, Step
 from sb3_pg.rollout import (
     Collector,
     DictTrajectoryRolloutBuffer,
@@ -26,154 +38,86 @@ from sb3_pg.rollout import (
     RolloutBatch,
     TrajectoryRolloutBuffer,
     batch_from_filled_buffer,
-    make_batch,
 )
 
-SelfPolicyGradient = TypeVar("SelfPolicyGradient", bound="PolicyGradientAlgorithm")
-#: Complete episodes per update where neither ``n_episodes`` nor ``n_steps`` is given (rounded up to whole envs).
+SelfOnPolicy = TypeVar("SelfOnPolicy", bound="OnPolicyPG")
+#: Complete episodes per update if neither ``n_episodes`` nor ``n_steps`` is given (rounded up to whole envs).
 DEFAULT_N_EPISODES = 8
 
 
-class PolicyGradientAlgorithm(UpdatingAlgorithm, OnPolicyAlgorithm):
-    """Collects, updates and logs. A subclass adds its arguments, ``_estimate`` and ``_move_actor``.
+class OnPolicyPG(Algorithm, OnPolicyAlgorithm):
+    """Collects, updates and logs. A subclass says which arguments, which estimator and which step.
 
-    :param policy: see :class:`~sb3_pg.algorithms.setup.ConfiguredAlgorithm`, as for all arguments but these
-    :param env: likewise
-    :param learning_rate: likewise
-    :param n_steps: steps per env and update: segments, cut and bootstrapped with the critic's value
-    :param n_episodes: complete episodes per update, a multiple of the number of envs; exclusive with ``n_steps``.
-        Neither: 8, rounded up to a multiple
-    :param gae_lambda: lambda of generalized advantage estimation, in [0, 1], where an algorithm or a foreign buffer
-        uses it
-    :param rollout_buffer_class: buffer class; one that is not ours is filled step by step, by SB3's own contract
-    :param rollout_buffer_kwargs: arguments of the buffer
-    :param kwargs: arguments that all algorithms share
+    :param policy: see :data:`~sb3_pg.algorithms.validation.ALWAYS`
+    :param env: see :data:`~sb3_pg.algorithms.validation.ALWAYS`
+    :param arguments: of the class's groups
     :raises ValueError: an argument out of range, or arguments that contradict each other
     :raises TypeError: an argument of the wrong type, or an unknown one
     """
 
+    #: tables of the class's arguments
+    groups: ClassVar[tuple[Group, ...]] = (SHARED, ON_POLICY)
+    policy_aliases: ClassVar[dict[str, type[BasePolicy]]] = A2C.policy_aliases
+    critic_rule: ClassVar[CriticRule] = CriticRule()
+    policy: ActorCriticPolicy
     n_steps: int | None  # type: ignore[assignment]  # None: complete episodes
+    n_episodes: int | None
     max_grad_norm: float | None  # type: ignore[assignment]
-    _batch: RolloutBatch | None = None
-    #: the buffer that ``_batch`` was collected into, and the estimates that were written there: name -> bytes
+    truncation: Literal["bootstrap", "terminal"] | None
+    critic_fit: Literal["after", "before"]
+    max_episode_steps: int
+    act_device: th.device | str | None
+    learner: Learner
+    learner_state: LearnerState
+    #: the latest rollout, None before the first and after one that was not finite
+    rollout_batch: RolloutBatch | None = None
+    #: the buffer that ``rollout_batch`` was collected into, and the estimates that were written there: name -> bytes
     _collected: tuple[RolloutBuffer, dict[str, bytes]] | None = None
+    _collector: Collector | None = None
+    _estimate_seconds = 0.0
+    _log_interval: int | None = 1
+    _has_callbacks = False
+    _iteration = 0
+    #: with ``log_interval="auto"``: iteration in which it was decided whether the next one is logged, and the decision
+    _decided_in = -1
+    _next_is_logged = False
 
-    def __init__(
-        self,
-        policy: str | type[ActorCriticPolicy],
-        env: GymEnv | str | None,
-        learning_rate: float | str | Schedule,
-        n_steps: int | None = None,
-        n_episodes: int | None = None,
-        gae_lambda: float = 1.0,
-        rollout_buffer_class: type[RolloutBuffer] | None = None,
-        rollout_buffer_kwargs: dict[str, Any] | None = None,
-        **kwargs: Unpack[CriticFitArguments],
-    ) -> None:
-        self.n_steps = n_steps
-        self.n_episodes = n_episodes
-        self.gae_lambda = gae_lambda
-        self.rollout_buffer_class = rollout_buffer_class
-        self.rollout_buffer_kwargs = rollout_buffer_kwargs  # type: ignore[assignment]
-        super().__init__(policy, env, learning_rate, **kwargs)
+    def __init__(self, policy: str | type[ActorCriticPolicy], env: GymEnv | str | None, **arguments: Any) -> None:
+        of_sb3 = ("gamma", "ent_coef", "vf_coef", "max_grad_norm", *ON_POLICY.arguments.keys() - {"n_episodes"})
+        self._construct(policy, env, arguments, of_sb3, _init_setup_model=False)
 
-    def _sb3_arguments(self) -> dict[str, Any]:
-        coefficients = ("gamma", "gae_lambda", "ent_coef", "vf_coef", "max_grad_norm")
-        names = ("n_steps", *coefficients, "rollout_buffer_class", "rollout_buffer_kwargs")
-        return {name: getattr(self, name) for name in names} | {"_init_setup_model": False}
+    # ---------------------------------------------------------------- the algorithm
 
-    # ---------------------------------------------------------------- arguments
+    @abstractmethod
+    def make_estimator(self) -> Estimator:
+        """What gives returns and advantages, from the arguments as they are now."""
 
-    def _prepare(self) -> None:
-        # SB3's zips name the buffer class that SB3 chose; here that means the default, not a foreign buffer.
-        if self._from_sb3 and self.rollout_buffer_class in (RolloutBuffer, DictRolloutBuffer):
-            self.rollout_buffer_class = None
-        self._from_sb3 = False
-        super()._prepare()
-        self._episodes_per_env()
-        if self.rollout_buffer_class is None:
-            is_dict = isinstance(self.observation_space, spaces.Dict)
-            self.rollout_buffer_class = DictTrajectoryRolloutBuffer if is_dict else TrajectoryRolloutBuffer
-
-    def _check_combinations(self) -> None:
-        if self.n_steps is not None and self.n_episodes is not None:
-            raise ValueError(
-                f"n_steps and n_episodes exclude each other, got n_steps={self.n_steps} and "
-                f"n_episodes={self.n_episodes}: segments of fixed length, or complete episodes; set the other to None"
-            )
-        self._check_segments("n_steps", self.n_steps)
-        super()._check_combinations()
-        if self._has_foreign_buffer and getattr(self.env, "resets_late", False):
-            raise ValueError(
-                f"rollout_buffer_class={self.rollout_buffer_class} cannot leave out the steps that only reset an env, "
-                "which the env has (NEXT_STEP): use another autoreset mode"
-            )
-        if self._has_foreign_buffer and self.n_steps is None:
-            raise ValueError(
-                f"rollout_buffer_class={self.rollout_buffer_class} is filled by SB3's own contract, which has segments "
-                "only: give n_steps="
-            )
-        if self._has_foreign_buffer and (self.critic_fit == "before" or self.truncation == "terminal"):
-            raise ValueError(
-                f"rollout_buffer_class={self.rollout_buffer_class} computes advantages itself, once, and bootstraps "
-                f"truncated episodes: it takes neither critic_fit='before' nor truncation='terminal'"
-            )
-        if self._has_foreign_buffer and takes_other_numbers(self.action_space):
-            raise ValueError(
-                f"rollout_buffer_class={self.rollout_buffer_class} is filled by SB3's own loop, which neither rounds "
-                f"actions nor counts them from a start: it does not take action_space {self.action_space}"
-            )
-        if self._has_foreign_buffer and (self.state_discount or self.normalize_value_targets):
-            raise ValueError(
-                f"rollout_buffer_class={self.rollout_buffer_class} knows neither each step's index nor a scale of the "
-                "critic's values: it takes neither state_discount nor normalize_value_targets"
-            )
-
-    def _check_segments(self, name: str, n_steps: int | None) -> None:
-        """Require an algorithm that can learn from segments, if there are any.
-
-        :raises ValueError: it takes complete episodes
-        """
-        if n_steps is not None and not self._uses_critic():
-            raise ValueError(
-                f"{name}={n_steps} cuts episodes, which takes a critic to value the cut: use baseline='value', "
-                "or complete episodes with n_episodes="
-            )
-
-    tolerated: ClassVar[frozenset[str]] = UpdatingAlgorithm.tolerated | {"gae_lambda", "max_episode_steps"}
-
-    def _without_effect(self) -> dict[str, str]:
-        unused = super()._without_effect()
-        if self.n_steps is not None:
-            unused["max_episode_steps"] = f"n_steps={self.n_steps}, which cuts episodes: give n_steps=None"
-        if not self._uses_gae_lambda:
-            unused["gae_lambda"] = f"the returns of {type(self).__name__}: ActorCritic has generalized advantages"
-        if self._has_foreign_buffer:
-            unused["act_device"] = f"rollout_buffer_class={self.rollout_buffer_class}, which the policy itself fills"
-        return unused
+    @abstractmethod
+    def make_step(self) -> Step:
+        """What moves the actor, from the arguments as they are now."""
 
     @property
-    def _uses_gae_lambda(self) -> bool:
-        return self._has_foreign_buffer
+    def value_scale(self) -> float:
+        """What the policy's critic is multiplied by to give reward units; 1 without ``normalize_value_targets``."""
+        return value_scale(self)
 
     @property
-    def _episode_limit(self) -> EpisodeLimit | None:
-        """How long an episode may be that is waited for; None where none is."""
-        if self.n_steps is not None:
-            return None
-        return EpisodeLimit(self.max_episode_steps, f"collect segments with {self._for_segments}")
-
-    @property
-    def _for_segments(self) -> str:
-        """What collects segments, which wait for no episode's end."""
-        return "n_steps="
-
-    @property
-    def _has_foreign_buffer(self) -> bool:
+    def has_foreign_buffer(self) -> bool:
+        """Whether ``rollout_buffer_class`` is not one of ours."""
         cls = self.rollout_buffer_class
         return cls is not None and not issubclass(cls, TrajectoryRolloutBuffer)
 
-    def _episodes_per_env(self) -> int | None:
+    @property
+    def n_episodes_at_least(self) -> int:
+        """Episodes, or pieces of them, that every batch has at least."""
+        return self.n_envs * (self.episodes_per_env or 1)
+
+    @property
+    def episodes_per_env(self) -> int | None:
+        """Complete episodes per env and update; None with ``n_steps``.
+
+        :raises ValueError: ``n_episodes`` is not a multiple of the number of envs
+        """
         if self.n_steps is not None:
             return None
         if self.n_episodes is None:
@@ -185,32 +129,75 @@ class PolicyGradientAlgorithm(UpdatingAlgorithm, OnPolicyAlgorithm):
             )
         return self.n_episodes // self.n_envs
 
+    #: arguments that make the algorithm collect segments, which wait for no episode's end
+    segments_by = "n_steps="
+
+    def check_segments(self, name: str, n_steps: int | None) -> None:
+        """Require an algorithm that can learn from segments.
+
+        :param name: argument that asks for segments
+        :param n_steps: its value, None for complete episodes
+        :raises ValueError: it takes complete episodes
+        """
+        if n_steps is not None and not uses_critic(self):
+            raise ValueError(
+                f"{name}={n_steps} cuts episodes, which takes a critic to value the cut: use baseline='value', "
+                "or complete episodes with n_episodes="
+            )
+
+    # ---------------------------------------------------------------- setting up
+
+    def _prepare(self) -> None:
+        """Look at the arguments together, before buffers and policy are made.
+
+        :raises ValueError: some of them contradict each other
+        """
+        # SB3's zips name the buffer class that SB3 chose; here that means the default, not a foreign buffer.
+        if self._from_sb3 and self.rollout_buffer_class in (RolloutBuffer, DictRolloutBuffer):
+            self.rollout_buffer_class = None
+        self._from_sb3 = False
+        self._check_combinations()
+        _ = self.episodes_per_env
+        if self.rollout_buffer_class is None:
+            is_dict = isinstance(self.observation_space, spaces.Dict)
+            self.rollout_buffer_class = DictTrajectoryRolloutBuffer if is_dict else TrajectoryRolloutBuffer
+
+    def _setup_model(self) -> None:
+        self._check_again()
+        self._prepare()
+        super()._setup_model()
+        set_up_learner(self)
+        self._check_effects()
+
     def _maybe_recommend_cpu(self, mlp_class_name: str = "ActorCriticPolicy") -> None:
         if self.act_device is None:  # SB3's reason is what it costs to act on the GPU
             super()._maybe_recommend_cpu(mlp_class_name)
 
-    # ---------------------------------------------------------------- collecting
+    # ---------------------------------------------------------------- learning
 
     def learn(
-        self: SelfPolicyGradient,
+        self: SelfOnPolicy,
         total_timesteps: int,
         callback: MaybeCallback = None,
         log_interval: LogInterval = 1,
         tb_log_name: str | None = None,
         reset_num_timesteps: bool = True,
         progress_bar: bool = False,
-    ) -> SelfPolicyGradient:
+    ) -> SelfOnPolicy:
         """As SB3's; the TensorBoard run is named after the class.
 
         ``log_interval`` counts updates. With "auto" it is about every 500 steps of each env, as often as A2C's default.
 
-        Numbers that the update does not compute anyway are computed for the updates that are written to the log, one
+        Metrics that the update does not need anyway are computed for the updates that are written to the log, one
         in ``log_interval``: those that tell what the step has done (``train/joint_kl`` and the like), and, without a
         callback that could read them in between, entropy and explained variance.
 
         :raises ValueError: an argument out of range, or a model without env
         :raises TypeError: an argument of the wrong type
         """
+        self._log_interval = 1 if log_interval == "auto" else log_interval
+        self._iteration, self._has_callbacks = 0, bool(callback)
+        self._decided_in, self._next_is_logged = -1, False
         return self._learn(total_timesteps, callback, log_interval, tb_log_name, reset_num_timesteps, progress_bar)
 
     def collect_rollouts(
@@ -226,53 +213,127 @@ class PolicyGradientAlgorithm(UpdatingAlgorithm, OnPolicyAlgorithm):
         :raises NonFiniteError: a reward or an observation is not finite
         :raises ValueError: ``n_rollout_steps`` is not positive, or given to an algorithm without a critic
         """
-        began, steps_before = time.perf_counter(), self.num_timesteps
+        began = time.perf_counter()
         n_steps = self.n_steps if n_rollout_steps is None else n_rollout_steps
         if n_steps != self.n_steps:
             arg.integer(1)("n_rollout_steps", n_steps)
-            self._check_segments("n_rollout_steps", n_steps)
-        self._batch = self._collected = None
+            self.check_segments("n_rollout_steps", n_steps)
+        self.rollout_batch = self._collected = None
+        _ = self._is_followed_by_log  # train has decided this, unless a subclass overrides it
         self._iteration += 1
         self._estimate_seconds = 0.0
-        if not isinstance(rollout_buffer, TrajectoryRolloutBuffer):
-            assert n_steps is not None  # as _check_combinations requires
-            if not super().collect_rollouts(env, callback, rollout_buffer, n_steps):
-                return False
+        if isinstance(rollout_buffer, TrajectoryRolloutBuffer):
+            go_on = self._collect(env, callback, rollout_buffer, n_steps)
         else:
-            if self._collector is None or self._collector.env is not env:
-                self._collector = Collector(self, env)
-            per_env = self._episodes_per_env() if n_steps is None else None
-            self._collected = rollout_buffer, {}
-            try:
-                limit = None if per_env is None else self._episode_limit
-                sampler = self._collector.collect(callback, rollout_buffer, n_steps, per_env, limit)
-                if sampler is None:
-                    return False
-                batch = make_batch(
-                    self.policy,
-                    rollout_buffer,
-                    sampler,
-                    with_values=self._uses_critic(),
-                    bootstrap_truncated=self._bootstraps_truncated,
-                    n_episodes=None if per_env is None else per_env * env.num_envs,
-                    value_scale=self.value_scale,
-                    gradient_of=self._gradient_of(),
-                    entropy=self._entropy_use(),
+            assert n_steps is not None  # as the check of rollout_buffer_class requires
+            go_on = super().collect_rollouts(env, callback, rollout_buffer, n_steps)
+        if go_on:
+            seconds = time.perf_counter() - began - self._estimate_seconds
+            self.logger.record("time/collect_seconds", seconds, self._detail)
+        return go_on
+
+    def _collect(
+        self, env: VecEnv, callback: BaseCallback, buffer: TrajectoryRolloutBuffer, n_steps: int | None
+    ) -> bool:
+        """Collect and estimate.
+
+        :return: False if the callback stopped training
+        """
+        steps_before = self.num_timesteps
+        per_env = self.episodes_per_env if n_steps is None else None
+        limit = (
+            None
+            if per_env is None
+            else EpisodeLimit(self.max_episode_steps, f"collect segments with {self.segments_by}")
+        )
+        self._collected = buffer, {}
+        buffer.reset()
+        callback.on_rollout_start()
+        learner = refresh_learner(self)
+        names = {"self": self, "env": env, "rollout_buffer": buffer, "n_rollout_steps": n_steps}
+        try:
+            with collecting(self, env) as collector:
+                batch = collector.collect(
+                    n_steps=n_steps,
+                    episodes_per_env=per_env,
+                    limit=limit,
+                    buffer=buffer,
+                    listener=OnPolicyListener(self, callback, names),
+                    with_values=learner.estimator.requires_critic,
+                    bootstrap_truncated=bootstraps_truncated(self),
+                    value_scale=learner.value_scale,
                 )
-                estimating = time.perf_counter()
-                batch.returns, batch.advantages = self._estimate(batch)
-                self._collected = rollout_buffer, self._publish(batch, rollout_buffer)
-                self._estimate_seconds = time.perf_counter() - estimating
-                self._batch = batch
-            except NonFiniteError as error:
-                if self.num_timesteps == steps_before:
-                    raise  # skipping what takes no step would go on for ever
-                self._skip_or_raise(error)
-            self.logger.record("rollout/valid_fraction", rollout_buffer.valid_fraction)
-            callback.on_rollout_end()
-        seconds = time.perf_counter() - began - self._estimate_seconds
-        self.logger.record("time/collect_seconds", seconds, self._detail)
+            if batch is None:
+                return False
+            estimating = time.perf_counter()
+            learner = refresh_learner(self)  # a callback may have changed an argument
+            learner.estimate(batch)
+            self._collected = buffer, _publish(batch, buffer)
+            self._estimate_seconds = time.perf_counter() - estimating
+            self.rollout_batch = batch
+        except NonFiniteError as error:
+            if self.num_timesteps == steps_before:
+                raise  # skipping what takes no step would go on for ever
+            self._skip_or_raise(error)
+        self.logger.record("rollout/valid_fraction", buffer.valid_fraction)
+        callback.on_rollout_end()
         return True
+
+    def train(self) -> None:
+        """One update from the rollout in ``rollout_buffer``; parameters stay as they were if it fails.
+
+        The advantages and returns are those in the buffer. They may come from :meth:`collect_rollouts`, a callback
+        that has changed them since, or SB3's ``compute_returns_and_advantage`` on a buffer that was filled by hand.
+
+        :raises NonFiniteError: a gradient or a parameter would not be finite
+        :raises ValueError: the buffer is not full, or was filled by hand where the estimates are to be made anew
+        """
+        if not self._was_collected:
+            self.check_given_estimates()
+            self.rollout_batch = batch_from_filled_buffer(self.rollout_buffer)
+        elif self.rollout_batch is not None:  # it is None if the rollout was skipped
+            assert self._collected is not None
+            _take_back(self.rollout_batch, *self._collected)
+        if (batch := self.rollout_batch) is None:
+            return
+        report: Report = "step" if self._is_followed_by_log else "batch" if self._has_callbacks else "nothing"
+        if take_update(self, batch, report, self._estimate_seconds) and self.critic_fit == "before":
+            _publish(batch, self.rollout_buffer)
+
+    @property
+    def _was_collected(self) -> bool:
+        """Whether ``rollout_buffer`` holds the rollout that ``rollout_batch`` was made of."""
+        buffer = self.rollout_buffer
+        return (
+            isinstance(buffer, TrajectoryRolloutBuffer)
+            and self._collected is not None
+            and self._collected[0] is buffer
+            and not buffer.filled_by_hand
+            and (self.rollout_batch is None or buffer.pos > 0)
+        )
+
+    def check_given_estimates(self) -> None:
+        """Require arguments under which the buffer's own advantages can be used.
+
+        :raises ValueError: an argument that asks for estimates of another kind
+        """
+        for name, why, other in (("critic_fit", "before", "after"), ("recompute_advantage", True, False)):
+            if getattr(self, name, None) == why:
+                raise ValueError(
+                    f"{name}={why!r} estimates advantages anew, which takes a rollout that collect_rollouts has put "
+                    f"into rollout_buffer: this one was filled otherwise; set {name}={other!r}"
+                )
+
+    # ---------------------------------------------------------------- log
+
+    @property
+    def _is_followed_by_log(self) -> bool:
+        """Whether this update is followed by a log entry: SB3 collects once more before it writes one."""
+        if not self._log_steps:
+            return self._log_interval is not None and (self._iteration + 1) % self._log_interval == 0
+        if self._decided_in != self._iteration:
+            self._decided_in, self._next_is_logged = self._iteration, self._is_time_to_log()
+        return self._next_is_logged
 
     def dump_logs(self, iteration: int = 0) -> None:
         """As SB3's, which calls it after every rollout with ``log_interval="auto"``; some are left out then.
@@ -281,67 +342,24 @@ class PolicyGradientAlgorithm(UpdatingAlgorithm, OnPolicyAlgorithm):
         """
         # No update comes before the first log, to decide about it.
         first = iteration == 1 and self.num_timesteps - self._num_timesteps_at_start >= self._log_steps
-        if not iteration or not self._log_steps or first or iteration in self._logged_iterations:
+        decided = self._next_is_logged and self._decided_in == iteration - 1
+        if not iteration or not self._log_steps or first or decided:
             super().dump_logs(iteration)
 
-    def _on_new_estimates(self, batch: RolloutBatch) -> None:
-        self._publish(batch, self.rollout_buffer)
 
-    @staticmethod
-    def _publish(batch: RolloutBatch, buffer: RolloutBuffer) -> dict[str, bytes]:
-        """Write the estimates where SB3's users look for them.
+def _publish(batch: RolloutBatch, buffer: RolloutBuffer) -> dict[str, bytes]:
+    """Write the estimates where SB3's users look for them.
 
-        :return: name -> what was written
-        """
-        for name in ("returns", "advantages"):
-            setattr(buffer, name, getattr(batch, name).float().cpu().numpy())
-        return {name: getattr(buffer, name).tobytes() for name in ("returns", "advantages")}
+    :return: name -> what was written
+    """
+    for name in ("returns", "advantages"):
+        setattr(buffer, name, getattr(batch, name).float().cpu().numpy())
+    return {name: getattr(buffer, name).tobytes() for name in ("returns", "advantages")}
 
-    @staticmethod
-    def _take_back(batch: RolloutBatch, buffer: RolloutBuffer, written: dict[str, bytes]) -> None:
-        """Use what was changed in the buffer since, by a callback for example, as SB3's algorithms do."""
-        for name, before in written.items():
-            ours, now = getattr(batch, name), getattr(buffer, name)
-            if now.shape == ours.shape and now.tobytes() != before:
-                setattr(batch, name, th.as_tensor(now).to(ours))
 
-    def train(self) -> None:
-        """One update from the rollout in ``rollout_buffer``; parameters stay as they were if it fails.
-
-        The advantages and returns are the buffer's, whoever has computed them: :meth:`collect_rollouts`, a callback
-        that has changed them since, or SB3's ``compute_returns_and_advantage`` on a buffer that was filled by hand.
-
-        :raises NonFiniteError: a gradient or a parameter would not be finite
-        :raises ValueError: the buffer is not full, or was filled by hand where the estimates are to be made anew
-        """
-        if not self._was_collected:
-            self._check_given_estimates()
-            self._batch = batch_from_filled_buffer(self.rollout_buffer)
-        elif self._batch is not None:  # else the rollout was skipped
-            assert self._collected is not None
-            self._take_back(self._batch, *self._collected)
-        if self._batch is not None:
-            self._update_from(self._batch)
-
-    @property
-    def _was_collected(self) -> bool:
-        """Whether ``rollout_buffer`` holds the rollout that ``_batch`` was made of."""
-        buffer = self.rollout_buffer
-        return (
-            isinstance(buffer, TrajectoryRolloutBuffer)
-            and self._collected is not None
-            and self._collected[0] is buffer
-            and not buffer.filled_by_hand
-            and (self._batch is None or buffer.pos > 0)
-        )
-
-    def _check_given_estimates(self) -> None:
-        """Require arguments under which the buffer's own advantages can be used.
-
-        :raises ValueError: an argument that asks for estimates of another kind
-        """
-        if self.critic_fit == "before":
-            raise ValueError(
-                "critic_fit='before' estimates advantages anew with the fitted critic, which takes a rollout that "
-                "collect_rollouts has put into rollout_buffer: this one was filled otherwise; use critic_fit='after'"
-            )
+def _take_back(batch: RolloutBatch, buffer: RolloutBuffer, written: dict[str, bytes]) -> None:
+    """Take over estimates that were changed in the buffer, by a callback for example, as SB3's algorithms do."""
+    for name, before in written.items():
+        ours, now = getattr(batch, name), getattr(buffer, name)
+        if now.shape == ours.shape and now.tobytes() != before:
+            setattr(batch, name, th.as_tensor(now).to(ours))

@@ -1,20 +1,23 @@
 """REINFORCE: the Monte-Carlo policy gradient."""
 
-from typing import Any
+from typing import Any, ClassVar
 
 from stable_baselines3.common.policies import ActorCriticPolicy
 from stable_baselines3.common.type_aliases import GymEnv, MaybeCallback, Schedule
 from typing_extensions import Self, Unpack
 
-from sb3_pg.algorithms import validation as arg
-from sb3_pg.algorithms.learning import LogInterval
-from sb3_pg.algorithms.monte_carlo import MonteCarloAlgorithm
-from sb3_pg.algorithms.on_policy import PolicyGradientAlgorithm
-from sb3_pg.algorithms.signature import OnPolicyArguments
-from sb3_pg.baselines import Baseline, OptimalBaseline, ValueBaseline, make_baseline
+from sb3_pg.algorithms.arguments import ON_POLICY, SHARED, OnPolicyArguments
+from sb3_pg.algorithms.monte_carlo import MONTE_CARLO, BaselineName, keep_baseline, monte_carlo, require_episodes
+from sb3_pg.algorithms.on_policy import OnPolicyPG
+from sb3_pg.algorithms.shell import LogInterval, from_arguments
+from sb3_pg.algorithms.validation import Group, documented
+from sb3_pg.baselines import Baseline, FitPredict
+from sb3_pg.learner import GradientStep
+from sb3_pg.learner.estimators import Returns
 
 
-class Reinforce(MonteCarloAlgorithm, PolicyGradientAlgorithm):
+@documented
+class Reinforce(OnPolicyPG):
     r"""Monte-Carlo policy gradient with any return, discount form and baseline.
 
     .. math:: \nabla_\theta J \approx \frac{1}{N} \sum_{i=1}^N \sum_t w_t
@@ -29,31 +32,30 @@ class Reinforce(MonteCarloAlgorithm, PolicyGradientAlgorithm):
     ============== ================== ==========================================================================
     total          False              grad J_gamma
     reward_to_go   True, w_t=gamma^t  grad J_gamma (the slides' option 2)
-    reward_to_go   False, w_t=1       sum_t E[score_t Q_gamma(s_t, a_t)] (option 1): for gamma < 1 the gradient of
-                                      no objective (Nota and Thomas 2020), and what everybody uses
+    reward_to_go   False, w_t=1       sum_t E[score_t Q_gamma(s_t, a_t)] (option 1): for gamma < 1 not the gradient
+                                      of any objective (Nota and Thomas 2020), and the usual form in practice
     ============== ================== ==========================================================================
 
-    :param policy: see :class:`~sb3_pg.algorithms.setup.ConfiguredAlgorithm`, as for all other arguments
-    :param env: likewise
-    :param learning_rate: likewise
-    :param returns: "reward_to_go": G_t is the reward from t on; "total": that of the whole episode
-    :param baseline: b: "none", "mean", "leave_one_out", "time", "optimal", "linear", "value", or an object with
-        ``fit(batch, returns)`` and ``predict(batch)``
-    :param baseline_kwargs: arguments of the named baseline, e.g. ``{"component_wise": True}`` of "optimal"
-    :param critic_learning_rate: likewise; None, with ``n_critic_updates=1``, trains actor and critic in one step as A2C
-    :param n_critic_updates: likewise
-    :param kwargs: arguments that all algorithms share
+    :param critic_learning_rate: step size of the critic's own optimizer; None, with ``n_critic_updates=1``, trains
+        actor and critic in one step as A2C
     :raises ValueError: an argument out of range, or arguments that contradict each other
     :raises TypeError: an argument of the wrong type, or an unknown one
     """
+
+    groups: ClassVar[tuple[Group, ...]] = (SHARED, ON_POLICY, MONTE_CARLO)
+    make_estimator = monte_carlo
+    make_step = from_arguments(GradientStep)
+    returns: Returns
+    baseline: BaselineName | Baseline | FitPredict
+    fitted_baseline: Baseline
 
     def __init__(
         self,
         policy: str | type[ActorCriticPolicy],
         env: GymEnv | str | None,
         learning_rate: float | str | Schedule = 7e-3,
-        returns: str = "reward_to_go",
-        baseline: str | Baseline = "value",
+        returns: Returns = "reward_to_go",
+        baseline: BaselineName | Baseline | FitPredict = "value",
         baseline_kwargs: dict[str, Any] | None = None,
         critic_learning_rate: float | str | Schedule | None = 3e-3,
         n_critic_updates: int = 10,
@@ -62,13 +64,13 @@ class Reinforce(MonteCarloAlgorithm, PolicyGradientAlgorithm):
         super().__init__(
             policy,
             env,
-            learning_rate,
+            learning_rate=learning_rate,
             returns=returns,
             baseline=baseline,
             baseline_kwargs=baseline_kwargs,
             critic_learning_rate=critic_learning_rate,
             n_critic_updates=n_critic_updates,
-            **arg.known_arguments(type(self), kwargs),
+            **kwargs,
         )
 
     def learn(
@@ -85,32 +87,28 @@ class Reinforce(MonteCarloAlgorithm, PolicyGradientAlgorithm):
         """
         return super().learn(total_timesteps, callback, log_interval, *args, **kwargs)
 
-    def _check_combinations(self) -> None:
-        super()._check_combinations()
-        baseline = make_baseline(self.baseline, self.baseline_kwargs, observation_space=self.observation_space)
-        if self._has_foreign_buffer and type(baseline) is not ValueBaseline:
-            raise ValueError(
-                f"rollout_buffer_class={self.rollout_buffer_class} subtracts the critic's values itself: "
-                f"it takes baseline='value', got {self.baseline!r}"
-            )
+    def _prepare(self) -> None:
+        keep_baseline(self)
+        super()._prepare()
+        require_episodes(self)
 
-    def _check_segments(self, name: str, n_steps: int | None) -> None:
+    def check_segments(self, name: str, n_steps: int | None) -> None:
+        """As in the base class; total returns take complete episodes, too."""
         if self.returns == "total" and n_steps is not None:
             raise ValueError(f"returns='total' takes complete episodes, got {name}={n_steps}")
-        super()._check_segments(name, n_steps)
+        super().check_segments(name, n_steps)
 
-    def _check_given_estimates(self) -> None:
-        super()._check_given_estimates()
-        if isinstance(self._baseline, OptimalBaseline) and self._baseline.component_wise:
+    def check_given_estimates(self) -> None:
+        """As in the base class; a component-wise baseline has no advantage per step."""
+        super().check_given_estimates()
+        if self.fitted_baseline.per_parameter:
             raise ValueError(
-                "baseline='optimal' with component_wise=True has no advantage per step, which is what rollout_buffer "
-                "holds: train from a rollout that collect_rollouts has collected"
+                f"baseline={self.baseline!r} with component_wise=True has no advantage per step, which is what "
+                "rollout_buffer holds: train from a rollout that collect_rollouts has collected"
             )
 
     @property
-    def _for_segments(self) -> str:
+    def segments_by(self) -> str:  # type: ignore[override]
+        """As in the base class."""
         forward = " and returns='reward_to_go'" if self.returns == "total" else ""
         return f"n_steps=, baseline='value'{forward}"
-
-    def _n_episodes_at_least(self) -> int:
-        return self.n_envs * (self._episodes_per_env() or 1)

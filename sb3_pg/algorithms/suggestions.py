@@ -44,11 +44,13 @@ FOREIGN: dict[str, tuple[str, ...]] = {
     **dict.fromkeys(("exploration_fraction", "exploration_initial_eps", "exploration_final_eps"), ()),
     "use_sde_at_warmup": (),
 }
+#: Arguments of earlier versions -> what to do instead.
+REMOVED = {"compile": "compile the policy itself, model.policy = th.compile(model.policy)"}
 _ALIKE = 0.8
 
 
 def suggestion(name: str, names: Collection[str]) -> str | None:
-    """The argument that was meant, if that can be told: another word for the same, or one that is spelled alike.
+    """The argument that was probably meant: another word for the same, or a similar spelling; None if there is none.
 
     :param name: what was given
     :param names: the arguments that exist

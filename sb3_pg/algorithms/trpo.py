@@ -1,35 +1,375 @@
-"""Trust region policy optimization."""
+"""Natural policy gradient and trust region policy optimization, which differ by the line search alone."""
 
-from typing import Any
+import math
+import warnings
+from typing import Any, ClassVar, Literal
 
-from sb3_pg.algorithms.natural_gradient import NaturalGradient
+import torch as th
+from gymnasium import spaces
+from stable_baselines3.common.buffers import RolloutBuffer
+from stable_baselines3.common.policies import ActorCriticPolicy
+from stable_baselines3.common.type_aliases import GymEnv, Schedule
+from typing_extensions import Unpack
+
+from sb3_pg.algorithms import validation as arg
+from sb3_pg.algorithms.arguments import ON_POLICY, SHARED
+from sb3_pg.algorithms.critic_estimates import CRITIC_ESTIMATES, CriticArguments
+from sb3_pg.algorithms.on_policy import OnPolicyPG
+from sb3_pg.algorithms.shell import CriticRule, from_arguments
+from sb3_pg.algorithms.validation import Argument, Group, documented
+from sb3_pg.learner import Bootstrapped, NaturalStep
+from sb3_pg.learner.trust_region import require_known_divergence
 
 
-class TRPO(NaturalGradient):
-    r"""The natural gradient's step, shortened until it keeps to the trust region and to its promise.
+class NaturalGradientArguments(CriticArguments, total=False):
+    """Keyword arguments of NPG and TRPO beyond those of sb3_contrib's TRPO."""
+
+    ent_coef: float
+    critic_learning_rate: float | str | Schedule | None
+    line_search_accept_ratio: float
+    cg_tolerance: float
+    fisher_chunk_size: int
+    fisher_subsample: int
+
+
+def _check(model: Any) -> None:
+    if model.fisher_subsample > 1 and model.sub_sampling_factor > 1:
+        raise ValueError(
+            f"sub_sampling_factor is another name for fisher_subsample: give one of them, got "
+            f"{model.sub_sampling_factor} and {model.fisher_subsample}"
+        )
+
+
+def _without_effect(model: Any) -> dict[str, str]:
+    unused = {"vf_coef": f"{type(model).__name__}: {_REFUSED['vf_coef'][1]}"}
+    if model.critic_learning_rate is not None:
+        unused["learning_rate"] = f"critic_learning_rate={model.critic_learning_rate!r}: no other step follows it"
+    if model.critic_batch_size is not None:
+        unused["batch_size"] = f"critic_batch_size={model.critic_batch_size}, which says the same"
+    return unused
+
+
+#: Arguments that the other algorithms have -> their value, and why they are refused here.
+_REFUSED: dict[str, tuple[Any, str]] = {
+    "max_grad_norm": (None, "the length of the actor's step follows from target_kl, not from the gradient's"),
+    "vf_coef": (0.5, "the critic has steps of its own"),
+}
+_OF_LINE_SEARCH = ("line_search_shrinking_factor", "line_search_max_iter", "line_search_accept_ratio")
+NATURAL_GRADIENT = Group(
+    {
+        "batch_size": Argument(
+            128,
+            arg.integer(1, optional=True),
+            "samples per step of the critic, None for all; ``critic_batch_size``, if given, says the same",
+        ),
+        "cg_max_steps": Argument(15, arg.integer(1), "largest number of steps of the conjugate gradient"),
+        "cg_damping": Argument(0.1, arg.real(0), "c, added to the Fisher matrix's diagonal"),
+        "line_search_shrinking_factor": Argument(
+            0.8, arg.fraction, "beta, in (0, 1), for TRPO; NPG, which has the same arguments, takes the whole step"
+        ),
+        "line_search_max_iter": Argument(10, arg.integer(1), "largest number of steps that TRPO tries"),
+        "line_search_accept_ratio": Argument(
+            0.1,
+            arg.real(0, 1),
+            "eta, in [0, 1]: smallest gain that TRPO accepts, as a share of the predicted one (sb3_contrib accepts\n"
+            "    any gain, which is 0)",
+        ),
+        "target_kl": Argument(
+            0.01,
+            arg.schedule(above_0=True),
+            'delta, the joint KL of a step, nats: a number, ``"lin_0.01"`` (falls linearly to 0, where the last\n'
+            "    update takes no step), or a function of the remaining progress",
+        ),
+        "sub_sampling_factor": Argument(
+            1,
+            arg.integer(1),
+            "sb3_contrib's name for ``fisher_subsample``. There it thins the gradient and the line search as well,\n"
+            "    which makes them noisier; here it thins the Fisher products only",
+        ),
+        "cg_tolerance": Argument(
+            1e-5,
+            arg.real(0),
+            "residual, as a share of the gradient's norm, at which the conjugate gradient may stop",
+        ),
+        "fisher_chunk_size": Argument(
+            16384,
+            arg.integer(1),
+            "samples per forward with graph (images want fewer). A batch of no more keeps its graph; a larger one\n"
+            "    makes it anew for each chunk and product, which bounds the memory",
+        ),
+        "fisher_subsample": Argument(
+            1,
+            arg.integer(1),
+            "k: one sample in k goes into the Fisher products, the same ones for all products of a step",
+        ),
+    },
+    check=_check,
+    without_effect=_without_effect,
+    tolerated=frozenset({"learning_rate", "batch_size"}),
+    refused=_REFUSED,
+)
+
+
+def _step_without_effect(model: Any) -> dict[str, str]:
+    unused = dict.fromkeys(_OF_LINE_SEARCH, "NPG, which has no line search")
+    if model.step == "kl":
+        return unused | {"step_size": "step='kl': give step='fixed'"}
+    return unused | {"target_kl": "step='fixed': give step='kl'"}
+
+
+STEP_LENGTH = Group(
+    {
+        "step": Argument("kl", arg.choice("kl", "fixed"), '"kl": alpha from ``target_kl``; "fixed": ``step_size``'),
+        "step_size": Argument(
+            0.1,
+            arg.schedule(),
+            'alpha of "fixed": a number, ``"lin_0.1"``, or a function of the remaining progress',
+        ),
+    },
+    without_effect=_step_without_effect,
+    tolerated=frozenset({*_OF_LINE_SEARCH, "target_kl"}),
+)
+
+
+def _now(model: OnPolicyPG, name: str) -> float:
+    """An argument that may be a schedule, at the present progress.
+
+    :raises ValueError: the schedule is negative or not finite there
+    """
+    given = getattr(model, name)
+    if isinstance(given, float) and 0 <= given < math.inf:
+        return given
+    value = float(arg.to_schedule(given, name)(model._current_progress_remaining))
+    arg.real(0)(name, value)
+    return value
+
+
+def _natural_step(model: Any, line_search: bool, step_size: float | None = None) -> NaturalStep:
+    return NaturalStep(
+        target_kl=_now(model, "target_kl") if step_size is None else 0.0,
+        step_size=step_size,
+        line_search=line_search,
+        accept_ratio=model.line_search_accept_ratio,
+        shrinking_factor=model.line_search_shrinking_factor,
+        max_iter=model.line_search_max_iter,
+        cg_max_steps=model.cg_max_steps,
+        cg_damping=model.cg_damping,
+        cg_tolerance=model.cg_tolerance,
+        chunk_size=model.fisher_chunk_size,
+        subsample=max(model.fisher_subsample, model.sub_sampling_factor),
+        ent_coef=model.ent_coef,
+    )
+
+
+def _require_divergence(model: Any, from_contrib: bool) -> None:
+    """Look at the policy, and at the unit of the ``target_kl`` that a zip of sb3_contrib has."""
+    require_known_divergence(model.policy)
+    target_kl, space = model.target_kl, model.action_space
+    if not from_contrib or not isinstance(target_kl, int | float) or model._is_given_to_load("target_kl"):
+        return
+    d = math.prod(space.shape or ()) if isinstance(space, spaces.Box | spaces.MultiBinary) else 1
+    if d > 1:
+        warnings.warn(
+            f"target_kl={target_kl} of sb3_contrib's model is averaged over the {d} action dimensions, and is "
+            f"the joint KL here: load(..., target_kl={d * target_kl:g}, cg_damping={d * model.cg_damping:g}) "
+            "goes on with the same steps",
+            stacklevel=3,
+        )
+
+
+def _warn(model: Any) -> None:
+    """Warn of an argument that means less than in sb3_contrib, and of a small last minibatch."""
+    if model.sub_sampling_factor > 1:
+        warnings.warn(
+            f"sub_sampling_factor={model.sub_sampling_factor} thins the Fisher products alone here, as "
+            "fisher_subsample does: gradient and line search use the whole batch",
+            stacklevel=3,
+        )
+    if model.env is None or model.n_steps is None or model.batch_size is None or model.critic_batch_size is not None:
+        return
+    size = model.n_steps * model.n_envs
+    if size % model.batch_size:
+        warnings.warn(
+            f"batch_size={model.batch_size} does not divide the {size} samples of a batch (n_steps={model.n_steps}, "
+            f"{model.n_envs} envs): the last of the critic's minibatches has {size % model.batch_size}, which count"
+            " as much as those of the others",
+            stacklevel=3,
+        )
+
+
+@documented
+class TRPO(OnPolicyPG):
+    r"""The natural gradient's step, shortened until it stays in the trust region and gains what it promises.
 
     .. math:: \theta \leftarrow \theta + \beta^k s, \qquad \bar D_{KL}(\pi_{old} \,\|\, \pi_\theta) \le \delta, \quad
               L(\theta) - L(\theta_{old}) \ge \eta\, \beta^k\, \nabla L^T s
 
     Source: Schulman et al. (2015), eq. 14 and appendix C. Direction and whole step s are those of
-    :class:`~sb3_pg.algorithms.natural_gradient.NaturalGradient`, from which NPG differs by the line search alone.
-    If no step is accepted, theta stays as it was, to the bit, and ``train/step_outcome`` says why.
+    :class:`~sb3_pg.learner.NaturalStep`, k is less than ``line_search_max_iter``. NPG differs by the line search
+    alone. If no step is accepted, theta stays as it was, to the bit, and ``train/step_outcome`` says why.
 
-    A drop-in for :class:`sb3_contrib.TRPO`: every argument in its place, and its zips load. ``target_kl`` is the joint
-    KL, of the whole action vector: with d dimensions of a Box or MultiBinary space, sb3_contrib's
-    ``target_kl=t, cg_damping=c`` is ``target_kl=d * t, cg_damping=d * c`` here.
+    A drop-in for :class:`sb3_contrib.TRPO`: every argument in its place, and its zips load. One argument differs in
+    its unit: ``target_kl`` is the joint KL(old || new), of the whole action vector, in nats. sb3_contrib averages over
+    the d dimensions of Box and MultiBinary actions: its ``target_kl=t, cg_damping=c`` is
+    ``target_kl=d * t, cg_damping=d * c`` here.
 
-    Arguments: :class:`~sb3_pg.algorithms.natural_gradient.NaturalGradient`; beta is ``line_search_shrinking_factor``, k
-    less than ``line_search_max_iter``, eta ``line_search_accept_ratio`` (sb3_contrib takes any gain, which is 0).
+    The actor moves in evaluation mode, as the policy that acts. Features that actor and critic share belong to the
+    actor; the critic trains its own parameters, with ``policy.optimizer`` as in sb3_contrib, or with an optimizer of
+    its own if ``critic_learning_rate`` is given. A BatchNorm in shared features keeps its running statistics: they
+    would move the policy outside the trust region.
 
-    :raises ValueError: an argument out of range, or arguments that contradict each other
+    :param learning_rate: of the critic, unless ``critic_learning_rate`` is given; the actor's step follows from the
+        trust region
+    :param n_critic_updates: passes of the critic over each batch
+    :raises ValueError: an argument out of range, arguments that contradict each other, or a policy whose distribution
+        is not known
     :raises TypeError: an argument of the wrong type, or an unknown one
     """
 
-    def _line_search(self) -> dict[str, Any]:
-        return {
-            "max_kl": self._now("target_kl"),
-            "accept_ratio": self.line_search_accept_ratio,
-            "shrinking_factor": self.line_search_shrinking_factor,
-            "max_iter": self.line_search_max_iter,
-        }
+    groups: ClassVar[tuple[Group, ...]] = (SHARED, ON_POLICY, CRITIC_ESTIMATES, NATURAL_GRADIENT)
+    make_estimator = from_arguments(Bootstrapped)
+    critic_rule: ClassVar[CriticRule] = CriticRule(own_steps=True, shares_batch_size=True, keeps_statistics=True)
+    batch_size: int | None
+    cg_max_steps: int
+    cg_damping: float
+    cg_tolerance: float
+    line_search_shrinking_factor: float
+    line_search_max_iter: int
+    line_search_accept_ratio: float
+    target_kl: float | str | Schedule
+    sub_sampling_factor: int
+    fisher_chunk_size: int
+    fisher_subsample: int
+
+    def __init__(
+        self,
+        policy: str | type[ActorCriticPolicy],
+        env: GymEnv | str | None,
+        learning_rate: float | str | Schedule = 1e-3,
+        n_steps: int | None = 2048,
+        batch_size: int | None = 128,
+        gamma: float = 0.99,
+        cg_max_steps: int = 15,
+        cg_damping: float = 0.1,
+        line_search_shrinking_factor: float = 0.8,
+        line_search_max_iter: int = 10,
+        n_critic_updates: int = 10,
+        gae_lambda: float = 0.95,
+        use_sde: bool = False,
+        sde_sample_freq: int = -1,
+        rollout_buffer_class: type[RolloutBuffer] | None = None,
+        rollout_buffer_kwargs: dict[str, Any] | None = None,
+        normalize_advantage: bool = True,
+        target_kl: float | str | Schedule = 0.01,
+        sub_sampling_factor: int = 1,
+        stats_window_size: int = 100,
+        tensorboard_log: str | None = None,
+        policy_kwargs: dict[str, Any] | None = None,
+        verbose: int = 0,
+        seed: int | None = None,
+        device: th.device | str = "auto",
+        _init_setup_model: bool = True,
+        **kwargs: Unpack[NaturalGradientArguments],
+    ) -> None:
+        super().__init__(**arg.given(locals()))
+        _warn(self)
+
+    def make_step(self) -> NaturalStep:
+        """The natural gradient's step with a line search."""
+        return _natural_step(self, line_search=True)
+
+    def _setup_model(self) -> None:
+        from_contrib = self._from_sb3
+        if from_contrib:
+            self.max_grad_norm = None  # sb3_contrib's TRPO, which does not use it, has 0
+        super()._setup_model()
+        _require_divergence(self, from_contrib)
+
+
+@documented
+class NPG(OnPolicyPG):
+    r"""The whole step along the natural gradient.
+
+    .. math:: \theta \leftarrow \theta + \alpha\, (F + c I)^{-1} \nabla L(\theta), \qquad
+              \alpha = \sqrt{\frac{2 \delta}{\nabla L^T (F + c I)^{-1} \nabla L}}
+              \;\text{or a constant}
+
+    Source: Kakade (2001), section 2; the length that the KL allows: Rajeswaran et al. (2017), eq. 5 (whose delta is
+    2 delta here). F, L and the direction are those of :class:`~sb3_pg.learner.NaturalStep`. The realized KL is near
+    ``target_kl`` as far as the quadratic model holds; :class:`~sb3_pg.TRPO`, which is NPG with a line search, makes
+    sure of it. What is said there of arguments, shared features and ``target_kl``'s unit holds here too.
+
+    ``step="fixed"`` is the slides' form: alpha is then a rate, for advantages of unit size where
+    ``normalize_advantage`` is on. L is the mean over steps, of complete episodes as of segments, as F is. A step after
+    which KL or gain are not finite is taken back.
+
+    :param learning_rate: of the critic, unless ``critic_learning_rate`` is given; the actor's step follows from
+        ``target_kl`` or ``step_size``
+    :param n_critic_updates: passes of the critic over each batch
+    :raises ValueError: an argument out of range, arguments that contradict each other, or a policy whose distribution
+        is not known
+    :raises TypeError: an argument of the wrong type, or an unknown one
+    """
+
+    groups: ClassVar[tuple[Group, ...]] = (*TRPO.groups, STEP_LENGTH)
+    make_estimator = from_arguments(Bootstrapped)
+    critic_rule: ClassVar[CriticRule] = TRPO.critic_rule
+    batch_size: int | None
+    cg_max_steps: int
+    cg_damping: float
+    cg_tolerance: float
+    line_search_shrinking_factor: float
+    line_search_max_iter: int
+    line_search_accept_ratio: float
+    target_kl: float | str | Schedule
+    sub_sampling_factor: int
+    fisher_chunk_size: int
+    fisher_subsample: int
+    step: Literal["kl", "fixed"]
+
+    def __init__(
+        self,
+        policy: str | type[ActorCriticPolicy],
+        env: GymEnv | str | None,
+        learning_rate: float | str | Schedule = 1e-3,
+        n_steps: int | None = 2048,
+        batch_size: int | None = 128,
+        gamma: float = 0.99,
+        cg_max_steps: int = 15,
+        cg_damping: float = 0.1,
+        line_search_shrinking_factor: float = 0.8,
+        line_search_max_iter: int = 10,
+        n_critic_updates: int = 10,
+        gae_lambda: float = 0.95,
+        use_sde: bool = False,
+        sde_sample_freq: int = -1,
+        rollout_buffer_class: type[RolloutBuffer] | None = None,
+        rollout_buffer_kwargs: dict[str, Any] | None = None,
+        normalize_advantage: bool = True,
+        target_kl: float | str | Schedule = 0.01,
+        sub_sampling_factor: int = 1,
+        stats_window_size: int = 100,
+        tensorboard_log: str | None = None,
+        policy_kwargs: dict[str, Any] | None = None,
+        verbose: int = 0,
+        seed: int | None = None,
+        device: th.device | str = "auto",
+        _init_setup_model: bool = True,
+        *,
+        step: Literal["kl", "fixed"] = "kl",
+        step_size: float | str | Schedule = 0.1,
+        **kwargs: Unpack[NaturalGradientArguments],
+    ) -> None:
+        super().__init__(**arg.given(locals()))
+        _warn(self)
+
+    def make_step(self) -> NaturalStep:
+        """The whole step along the natural gradient."""
+        return _natural_step(self, line_search=False, step_size=None if self.step == "kl" else _now(self, "step_size"))
+
+    def _setup_model(self) -> None:
+        from_contrib = self._from_sb3
+        if from_contrib:
+            self.max_grad_norm = None  # sb3_contrib's TRPO, which does not use it, has 0
+        super()._setup_model()
+        _require_divergence(self, from_contrib)

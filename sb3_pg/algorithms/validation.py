@@ -1,21 +1,30 @@
-"""Checks of constructor arguments: one table per class, errors that name argument, value and what is allowed."""
+"""Constructor arguments: checks, whose errors name argument, value and what is allowed, and tables that hold them.
+
+An algorithm's constructor names the arguments whose place or default is its own. The rest come from ``Group`` tables.
+:func:`documented` puts all of them into the class's signature and docstring.
+"""
 
 import inspect
 import math
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
+from dataclasses import dataclass, field
 from numbers import Integral, Real
-from typing import Any
+from typing import Any, NamedTuple, TypeVar, get_args, get_type_hints
 
+import gymnasium as gym
 import torch as th
+from gymnasium.vector import VectorEnv
 from sb3_contrib.common.recurrent.policies import RecurrentActorCriticPolicy
 from stable_baselines3.common.callbacks import BaseCallback
 from stable_baselines3.common.policies import ActorCriticPolicy
 from stable_baselines3.common.type_aliases import Schedule, TrainFrequencyUnit
 from stable_baselines3.common.utils import FloatSchedule, LinearSchedule
+from stable_baselines3.common.vec_env import VecEnv
 
-from sb3_pg.algorithms.suggestions import suggestion
+from sb3_pg.algorithms.suggestions import REMOVED, suggestion
 
 Check = Callable[[str, Any], None]
+ClassT = TypeVar("ClassT", bound=type)
 
 
 def real(low: float, high: float = math.inf, *, optional: bool = False) -> Check:
@@ -46,7 +55,7 @@ def positive(*, optional: bool = False) -> Check:
 
 
 def fraction(name: str, value: Any) -> None:
-    """A number between 0 and 1, neither of them."""
+    """A number above 0 and below 1."""
     real(0, 1)(name, value)
     if value in (0, 1):
         raise ValueError(_message(name, value, "a number in (0, 1)", False))
@@ -150,7 +159,7 @@ def callback(name: str, value: Any) -> None:
 
 
 def log_interval(name: str, value: Any) -> None:
-    """What there is between two log entries, 1 or more of it; "auto", or None for no log."""
+    """A whole number of at least 1, "auto", or None for no log."""
     if value is None or (isinstance(value, str) and value == "auto"):
         return
     allowed = 'a whole number of at least 1, "auto"'
@@ -213,10 +222,10 @@ def known_arguments(cls: type, kwargs: Mapping[str, Any], but: Mapping[str, str]
 
     :param cls: the class that is constructed
     :param kwargs: what was given
-    :param but: names that ``cls`` has no use for -> why
+    :param but: names of arguments that ``cls`` refuses -> why
     :raises TypeError: naming the argument that does not exist and the closest one that does
     """
-    but = but or {}
+    but = {**REMOVED, **(but or {})}
     names = _argument_names(cls).difference(but)
     for name in kwargs:
         if name in but:
@@ -235,6 +244,8 @@ def no_typos(cls: type, kwargs: Mapping[str, Any]) -> None:
     """
     names = _argument_names(cls)
     for name in kwargs:
+        if name in REMOVED:
+            raise TypeError(f"{cls.__name__} has no argument {name!r}: {REMOVED[name]}")
         meant = suggestion(name, names)
         if name not in names and meant:
             raise TypeError(f"{cls.__name__} has no argument {name!r}; did you mean {meant!r}?")
@@ -285,3 +296,116 @@ def to_schedule(value: Any, name: str = "learning_rate") -> Schedule:
 
 def _message(name: str, value: Any, allowed: str, optional: bool) -> str:
     return f"{name} must be {allowed}{' or None' if optional else ''}, got {value!r}"
+
+
+def given(names: Mapping[str, Any]) -> dict[str, Any]:
+    """A constructor's arguments from its ``locals()``, those of ``**kwargs`` among them.
+
+    :param names: ``locals()`` at the constructor's first line
+    """
+    arguments = {name: value for name, value in names.items() if name not in ("self", "kwargs", "__class__")}
+    kwargs: dict[str, Any] = names.get("kwargs", {})
+    return arguments | kwargs
+
+
+# -------------------------------------------------------------------- tables of arguments
+
+
+class Argument(NamedTuple):
+    """One argument: its default, what it must be, and what it means."""
+
+    default: Any
+    check: Check
+    text: str
+
+
+#: Arguments of every constructor, which stand in its signature.
+ALWAYS = {
+    "policy": Argument(
+        inspect.Parameter.empty,
+        policy,
+        '"MlpPolicy", "CnnPolicy", "MultiInputPolicy", or a subclass of SB3\'s ActorCriticPolicy',
+    ),
+    "env": Argument(
+        inspect.Parameter.empty,
+        instance(str, gym.Env, VecEnv, VectorEnv, optional=True),
+        "environment, vectorized environment (SB3's or Gymnasium's), or the id of a registered one; None for a model\n"
+        "    that only predicts or gets its env by ``set_env``",
+    ),
+    "learning_rate": Argument(
+        inspect.Parameter.empty,
+        schedule(),
+        'step size of ``policy.optimizer``: a number, ``"lin_1e-3"`` (falls linearly to 0), or a function of the\n'
+        "    remaining progress (1 to 0)",
+    ),
+}
+
+
+@dataclass(frozen=True)
+class Group:
+    """Arguments that belong together.
+
+    :param arguments: name -> argument, in the order of the documentation
+    :param check: raises ValueError where the arguments of a model contradict each other
+    :param without_effect: of a model, arguments that have no effect beside the others -> why
+    :param tolerated: of those, the ones that give a warning, where others are an error
+    :param refused: arguments of other groups that make no sense beside these -> the value they have then, and why
+    """
+
+    arguments: dict[str, Argument]
+    check: Callable[[Any], None] = lambda _: None
+    without_effect: Callable[[Any], dict[str, str]] = lambda _: {}
+    tolerated: frozenset[str] = frozenset()
+    refused: Mapping[str, tuple[Any, str]] = field(default_factory=dict)
+
+
+def table(groups: Iterable[Group]) -> dict[str, Argument]:
+    """All arguments of some groups, less those that one of them refuses; the later group's, if two have a name."""
+    groups = tuple(groups)
+    merged = {name: argument for group in groups for name, argument in group.arguments.items()}
+    return {name: argument for name, argument in merged.items() if not any(name in g.refused for g in groups)}
+
+
+def documented(cls: ClassT) -> ClassT:
+    """Let ``inspect.signature`` and ``help`` list every argument of an algorithm with its type, default and meaning.
+
+    :param cls: with ``groups``, an ``__init__`` that ends with ``**kwargs: Unpack[...]``; ``:param`` lines of its own
+        come before those of the tables
+    """
+    algorithm: Any = cls
+    known, init = ALWAYS | table(algorithm.groups), algorithm.__init__
+    algorithm.checks = {name: argument.check for name, argument in known.items()}
+    signature = inspect.signature(init)
+    (rest_of,) = get_args(signature.parameters["kwargs"].annotation)  # Unpack[...]
+    types = get_type_hints(rest_of)
+    own = [p for p in signature.parameters.values() if p.kind is not p.VAR_KEYWORD]
+    named = {parameter.name for parameter in own}
+    rest = [
+        inspect.Parameter(name, inspect.Parameter.KEYWORD_ONLY, default=argument.default, annotation=types[name])
+        for name, argument in known.items()
+        if name not in named
+    ]
+    init.__signature__ = signature.replace(parameters=own + rest)
+    before, own_lines, after = _split_doc(inspect.cleandoc(cls.__doc__ or ""))
+    texts = {name: f":param {name}: {known[name].text}" for name in known} | own_lines
+    visible = [p.name for p in own + rest if p.name != "self" and not p.name.startswith("_")]
+    cls.__doc__ = "\n".join([*before, *(texts[name] for name in visible), *after])
+    return cls
+
+
+def _split_doc(doc: str) -> tuple[list[str], dict[str, str], list[str]]:
+    """The lines before the arguments, ``:param`` blocks by name, and the lines after them."""
+    lines = doc.split("\n")
+    first = next((i for i, line in enumerate(lines) if line.startswith((":param ", ":raises "))), len(lines))
+    blocks: dict[str, str] = {}
+    name = ""
+    for i in range(first, len(lines)):
+        line = lines[i]
+        if line.startswith(":param "):
+            name = line.removeprefix(":param ").split(":")[0]
+            blocks[name] = line
+        elif line.startswith("    ") and name:
+            blocks[name] += "\n" + line
+        else:
+            return lines[:first], blocks, lines[i:]
+    return lines[:first], blocks, []

@@ -1,23 +1,27 @@
-"""What is subtracted from a return: a better one has a smaller variance, an honest one leaves the mean alone.
+"""Baselines, which are subtracted from returns to reduce the variance of the policy gradient.
 
-Unbiased: ``none``, ``leave_one_out``, and ``linear`` or ``value`` fitted before this batch. Biased by O(1/N):
-``mean`` (a mere factor 1 - 1/N with total returns), ``time``, ``optimal``, and anything that is fitted to
-the batch it corrects.
+Unbiased: ``none``, ``leave_one_out``, and ``linear`` or ``value`` if they were fitted before this batch. Biased by
+O(1/N): ``mean`` (with total returns only a factor 1 - 1/N), ``time``, ``optimal``, and every baseline that is fitted to
+the batch it is subtracted from.
+
+A new baseline is a subclass of :class:`Baseline` in a file here, and a line in :data:`BASELINES`.
 """
 
 import inspect
-from collections.abc import Callable, Mapping
-from typing import Any
+from collections.abc import Mapping
+from typing import Any, Final
 
 from gymnasium import spaces
 
 from sb3_pg.baselines.averages import LeaveOneOutBaseline, MeanBaseline, NoBaseline, TimeBaseline
-from sb3_pg.baselines.base import Baseline
+from sb3_pg.baselines.base import Baseline, EpisodeGradients, FitPredict, ForeignBaseline, subtract
 from sb3_pg.baselines.linear import LinearBaseline
 from sb3_pg.baselines.optimal import OptimalBaseline
 from sb3_pg.baselines.value import ValueBaseline
 
-BASELINES: dict[str, Callable[..., Baseline]] = {
+#: name -> class. The algorithm gives the constructor arguments ``per_episode`` and ``observation_space``, and
+#: ``baseline_kwargs`` gives all others.
+BASELINES: Final[Mapping[str, type[Baseline]]] = {
     "none": NoBaseline,
     "mean": MeanBaseline,
     "leave_one_out": LeaveOneOutBaseline,
@@ -34,38 +38,42 @@ def make_baseline(
     per_episode: bool = False,
     observation_space: spaces.Space[Any] | None = None,
 ) -> Baseline:
-    """A baseline from its name, or the user's own object.
+    """Make a baseline from its name or from the user's own object.
 
-    :param spec: a name of ``BASELINES``, or an object with ``fit`` and ``predict``
+    :param spec: a name of ``BASELINES``, a :class:`Baseline`, or an object with ``fit`` and ``predict``
     :param kwargs: arguments of the named baseline's constructor
     :param per_episode: whether a return is one number per episode (total returns)
-    :param observation_space: of the environment, for baselines that see the state
-    :raises ValueError: unknown name, arguments that the baseline does not have, or arguments for an object
-    :raises TypeError: an object without ``fit`` and ``predict``
+    :param observation_space: space of the environment's observations, for baselines that use them
+    :raises ValueError: an unknown name, an unknown argument of the baseline, or arguments for an object
+    :raises TypeError: an object that is neither a baseline nor has ``fit`` and ``predict``
     """
     kwargs = dict(kwargs or {})
     message = f"baseline must be one of {list(BASELINES)} or an object with fit and predict, got {spec!r}"
     if not isinstance(spec, str):
-        if not isinstance(spec, Baseline) or inspect.isclass(spec):
+        if inspect.isclass(spec) or not isinstance(spec, Baseline | FitPredict):
             raise TypeError(message)
         if kwargs:
-            raise ValueError(f"baseline_kwargs are for named baselines; {spec!r} is built already")
-        return spec
+            raise ValueError(
+                f"baseline_kwargs must be None for a baseline that is an object, got {kwargs} with {spec!r}"
+            )
+        return spec if isinstance(spec, Baseline) else ForeignBaseline(spec)
     if spec not in BASELINES:
         raise ValueError(message)
-    factory = BASELINES[spec]
-    known = inspect.signature(factory).parameters
+    known = inspect.signature(BASELINES[spec]).parameters
     from_the_algorithm = {"per_episode": per_episode, "observation_space": observation_space}
-    allowed = [name for name in known if name not in (*from_the_algorithm, "args", "kwargs")]
+    allowed = [name for name in known if name not in from_the_algorithm]
     unknown = [name for name in kwargs if name not in allowed]
     if unknown:
         raise ValueError(f"baseline_kwargs of {spec!r} must be among {allowed}, got {unknown}")
-    return factory(**kwargs, **{name: value for name, value in from_the_algorithm.items() if name in known})
+    return BASELINES[spec](**kwargs, **{name: value for name, value in from_the_algorithm.items() if name in known})
 
 
 __all__ = [
     "BASELINES",
     "Baseline",
+    "EpisodeGradients",
+    "FitPredict",
+    "ForeignBaseline",
     "LeaveOneOutBaseline",
     "LinearBaseline",
     "MeanBaseline",
@@ -74,4 +82,5 @@ __all__ = [
     "TimeBaseline",
     "ValueBaseline",
     "make_baseline",
+    "subtract",
 ]

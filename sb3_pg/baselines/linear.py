@@ -7,26 +7,30 @@ import torch as th
 from gymnasium import spaces
 from stable_baselines3.common.preprocessing import get_flattened_obs_dim, preprocess_obs
 
-from sb3_pg.rollout.batch import Observations, RolloutBatch
+from sb3_pg.baselines.base import Baseline, subtract
+from sb3_pg.policies.observations import Observations
+from sb3_pg.rollout.batch import RolloutBatch
 
-#: The regression's matrix has the square of this many numbers.
+#: Largest number of features. The matrix of the regression has the square of it.
 MAX_FEATURES = 5_000
 
 
-class LinearBaseline:
+class LinearBaseline(Baseline):
     r"""Ridge regression of the return on simple features of state and time.
 
     .. math:: b(s, t) = \phi(s, t)^\top w, \quad \phi = [s, s^2, t, t^2, t^3, 1], \quad
               w = (\Phi^\top \Phi + \lambda I)^{-1} \Phi^\top G
 
-    Source: Duan et al. (2016), the "linear feature baseline". s is clipped to [-10, 10] and t is counted in
-    hundreds of steps, as there; states of discrete spaces are one-hot. Fitted after the batch it corrects
-    (the default), the gradient is unbiased.
+    Source: Duan et al. (2016), the "linear feature baseline". As there, s is clipped to [-10, 10] and t is counted in
+    hundreds of steps. States of discrete spaces are one-hot. The gradient is unbiased if the baseline is fitted after
+    the batch it is subtracted from (``critic_fit="after"``, the default).
 
     :param regularization: lambda, at least 0
-    :param observation_space: says how observations become vectors; None takes them as they are
-    :raises ValueError: lambda < 0, or observations too large for a regression, images that is
+    :param observation_space: space by which observations are turned into vectors; None uses them as they are
+    :raises ValueError: lambda < 0, or observations that are too large for a regression, such as images
     """
+
+    uses_fit = True
 
     def __init__(self, regularization: float = 1e-5, observation_space: spaces.Space[Any] | None = None) -> None:
         if not regularization >= 0:
@@ -40,13 +44,13 @@ class LinearBaseline:
                 )
         self.regularization = regularization
         self.observation_space = observation_space
-        #: weights, None before the first fit; kept on the CPU so that models load anywhere
+        #: w, None before the first fit; a NumPy array, so that models load on every device
         self.weights: np.ndarray | None = None
 
     def features(self, observations: Observations, timesteps: th.Tensor) -> th.Tensor:
         """phi(s, t).
 
-        :param observations: one row per sample, or a dict of those
+        :param observations: one row per sample, or a dict of such tensors
         :param timesteps: step within the episode, one per sample
         :return: double precision, ``(n_samples, 2 * n_state + 4)``
         """
@@ -58,7 +62,7 @@ class LinearBaseline:
         return th.cat((state, state.square(), t, t**2, t**3, th.ones_like(t)), dim=1)
 
     def fit(self, batch: RolloutBatch, returns: th.Tensor) -> None:
-        """Solve the ridge regression; a singular one is regularized more, tenfold at a time."""
+        """Solve the ridge regression. If it is singular, lambda is multiplied by 10 until it is not."""
         phi = self.features(batch.select(batch.observations), batch.select(batch.timesteps))
         gram, moment = phi.T @ phi, phi.T @ batch.select(returns).double()
         identity = th.eye(len(gram), dtype=gram.dtype, device=gram.device)
@@ -69,6 +73,10 @@ class LinearBaseline:
                 self.weights = weights.cpu().numpy()
                 return
             regularization = max(10 * regularization, 1e-10)
+
+    def advantages(self, batch: RolloutBatch, returns: th.Tensor) -> th.Tensor:
+        """Returns less b(s_t, t)."""
+        return subtract(self.predict(batch), batch, returns)
 
     def predict(self, batch: RolloutBatch) -> th.Tensor:
         """b(s_t, t); 0 before the first fit."""

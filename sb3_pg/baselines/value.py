@@ -2,27 +2,30 @@
 
 import torch as th
 
+from sb3_pg.baselines.base import Baseline, subtract
 from sb3_pg.rollout.batch import RolloutBatch
 
 
-class ValueBaseline:
-    r"""b(s_t) = V(s_t), the policy's critic as it was when the rollout was evaluated.
+class ValueBaseline(Baseline):
+    r"""b(s_t) = V(s_t), the value of the policy's critic in ``batch.values``.
 
-    Any function of the state leaves the gradient unbiased if it was fitted before this batch
-    (``critic_fit="after"``: the batch trains the critic once its advantages are computed). The algorithm trains the
-    critic, together with the actor or by its own optimizer.
+    Like every function of the state, it leaves the gradient unbiased if it was fitted before this batch
+    (``critic_fit="after"``: the critic is trained once the advantages are computed). The algorithm trains the critic,
+    together with the actor or with an optimizer of its own.
     """
 
-    uses_critic = True
+    requires_critic = True
 
-    def fit(self, batch: RolloutBatch, returns: th.Tensor) -> None:
-        """Nothing: the algorithm trains the critic."""
+    @property
+    def subtracts_values(self) -> bool:  # type: ignore[override]  # a constant in the base class
+        """True unless a subclass overrides :meth:`advantages`."""
+        return type(self).advantages is ValueBaseline.advantages
 
-    def predict(self, batch: RolloutBatch) -> th.Tensor:
-        """V(s_t).
+    def advantages(self, batch: RolloutBatch, returns: th.Tensor) -> th.Tensor:
+        """Returns less V(s_t).
 
-        :raises ValueError: the batch was evaluated without the critic
+        :raises ValueError: the batch has no values
         """
         if batch.values is None:
-            raise ValueError("The value baseline needs a batch that was evaluated with the critic")
-        return batch.values
+            raise ValueError("baseline='value' needs the critic's values of the batch, got batch.values=None")
+        return subtract(batch.values, batch, returns)

@@ -1,4 +1,4 @@
-"""What all adapters do: statistics and infos of ended episodes as SB3's Monitor and DummyVecEnv give them."""
+"""Base class of the adapters: episode statistics and infos as SB3's Monitor and DummyVecEnv give them."""
 
 import time
 from abc import abstractmethod
@@ -13,51 +13,58 @@ from stable_baselines3.common.monitor import Monitor, ResultsWriter
 from stable_baselines3.common.vec_env import VecEnv
 from stable_baselines3.common.vec_env.base_vec_env import VecEnvIndices, VecEnvStepReturn
 
+from sb3_pg import compat
+
 
 class Outcome(NamedTuple):
     """One step of all envs."""
 
-    observations: Any  # what the next actions follow
+    observations: Any  # the policy acts on these next
     rewards: np.ndarray
     terminated: np.ndarray
     truncated: np.ndarray
     infos: list[dict[str, Any]]
-    final_observations: Any  # indexed by env, where an episode has ended
+    final_observations: Any  # the last of each episode that has ended, indexed by env
 
 
 class VectorAdapter(VecEnv):
     """A vectorized env that steps all its envs in one call, as an SB3 ``VecEnv``.
 
-    ``infos`` of ended episodes have what SB3's Monitor and DummyVecEnv put there: "episode" (return, length, seconds),
-    "terminal_observation", "TimeLimit.truncated" (and not terminated).
+    ``infos`` of ended episodes have the entries of SB3's Monitor and DummyVecEnv: "episode" (return, length, seconds),
+    "terminal_observation", and "TimeLimit.truncated" (truncated and not terminated).
 
     :param num_envs: number of envs
     :param observation_space: of one env
     :param action_space: of one env
-    :param resets_late: an ended env is reset by the step that follows, whose action it ignores: a false transition
+    :param next_step_autoreset: whether the step after an episode's end resets the env and ignores its action; such a
+        step is no transition
     """
 
     env: Any
 
     def __init__(
-        self, num_envs: int, observation_space: spaces.Space[Any], action_space: spaces.Space[Any], resets_late: bool
+        self,
+        num_envs: int,
+        observation_space: spaces.Space[Any],
+        action_space: spaces.Space[Any],
+        next_step_autoreset: bool,
     ) -> None:
         self._actions: Any = None
         self._returns, self._lengths = np.zeros(num_envs), np.zeros(num_envs, dtype=np.int64)
         self._start = time.time()
         self._results: ResultsWriter | None = None
-        #: episodes that have ended since it was made
+        #: episodes that have ended since the envs were made
         self.n_ended = 0
         self._ended = np.zeros(num_envs, dtype=bool)
-        self._masked = not resets_late
-        self.resets_late = resets_late
+        self._may_step = not next_step_autoreset
+        self.next_step_autoreset = next_step_autoreset
         super().__init__(num_envs, observation_space, action_space)
 
     # ---------------------------------------------------------------- stepping
 
     @abstractmethod
     def _advance(self, actions: np.ndarray) -> Outcome:
-        """Step all envs, and reset those that have ended, unless the next step does."""
+        """Step all envs. Reset those that have ended, unless their next step does it."""
 
     @abstractmethod
     def _restart(self, seeds: list[int | None], options: dict[str, Any]) -> tuple[Any, list[dict[str, Any]]]:
@@ -67,38 +74,38 @@ class VectorAdapter(VecEnv):
         """
 
     @contextmanager
-    def false_steps_masked(self) -> Iterator[np.ndarray | None]:
-        """Within it, the caller leaves out the transitions that are none.
+    def skip_reset_steps(self) -> Iterator[np.ndarray | None]:
+        """Context in which the caller drops the steps that only reset an env (NEXT_STEP autoreset).
 
-        :return: None if there are none; otherwise ``(n_envs,)``, kept up to date: True where the next step will only
-            reset, whatever the action
+        :return: ``(n_envs,)``, updated by every step: True where the next step only resets the env. None for envs that
+            have no such steps
         """
-        before, self._masked = self._masked, True
+        before, self._may_step = self._may_step, True
         try:
-            yield self._ended if self.resets_late else None
+            yield self._ended if self.next_step_autoreset else None
         finally:
-            self._masked = before
+            self._may_step = before
 
     def step_async(self, actions: np.ndarray) -> None:
-        """Note what to do.
+        """Store the actions for :meth:`step_wait`.
 
         :param actions: one per env
-        :raises RuntimeError: the envs reset late, and nobody has said that they mask those steps
+        :raises RuntimeError: the envs have NEXT_STEP autoreset, and the caller is not in :meth:`skip_reset_steps`
         """
-        if not self._masked:
+        if not self._may_step:
             raise RuntimeError(
-                f"{self._name} resets an env in the step that follows an episode's end (NEXT_STEP): a transition that "
-                "never happened. sb3_pg's on-policy algorithms and OffPolicyPG leave it out; evaluate_policy, OffPAC "
-                "and SB3's own algorithms cannot: give those an env of make_vec_env(..., backend='dummy')"
+                f"{self._name} has autoreset_mode NEXT_STEP: the step after an episode's end only resets the env, and "
+                "is no transition. sb3_pg's on-policy algorithms and OffPolicyPG leave it out. evaluate_policy, "
+                "OffPAC and SB3's own algorithms cannot: give them an env of make_vec_env(..., backend='dummy')"
             )
         self._actions = actions
 
     def step_wait(self) -> VecEnvStepReturn:
-        """Do it.
+        """Step all envs with the stored actions.
 
-        :return: observations, rewards, where an episode has ended, infos
+        :return: observations, rewards, True where an episode has ended, infos
         """
-        resetting = self._ended.nonzero()[0] if self.resets_late else ()
+        resetting = self._ended.nonzero()[0] if self.next_step_autoreset else ()
         observations, rewards, terminated, truncated, infos, finals = self._advance(self._actions)
         self._returns += rewards
         self._lengths += 1
@@ -119,17 +126,16 @@ class VectorAdapter(VecEnv):
         return observations, np.asarray(rewards, dtype=np.float32), dones, infos
 
     def reset(self) -> Any:
-        """Reset all envs, with the seeds and options that were set since the last time.
+        """Reset all envs, with the seeds and options that were set since the last reset.
 
         :return: observations
         :raises ValueError: different options for different envs
         """
-        options = self._options[0]
-        if any(other != options for other in self._options):
-            raise ValueError(f"options must be the same for all envs, got {self._options}")
-        observations, self.reset_infos = self._restart(self._seeds, options)
-        self._reset_seeds()
-        self._reset_options()
+        seeds, options = compat.seeds_and_options(self)
+        if any(other != options[0] for other in options):
+            raise ValueError(f"options must be the same for all envs, got {options}")
+        observations, self.reset_infos = self._restart(seeds, options[0])
+        compat.clear_seeds_and_options(self)
         self._ended[:] = False
         self._forget(slice(None))
         return observations
@@ -140,8 +146,8 @@ class VectorAdapter(VecEnv):
     def write_results(self, folder: str, env_id: str) -> None:
         """Write return, length and time of every episode that ends from now on, as SB3's Monitor does.
 
-        :param folder: of ``0.monitor.csv``
-        :param env_id: what stands in its header
+        :param folder: where ``0.monitor.csv`` is written
+        :param env_id: name of the env, for the file's header
         """
         self._results = ResultsWriter(str(Path(folder) / "0"), {"t_start": self._start, "env_id": env_id})
 
@@ -160,25 +166,25 @@ class VectorAdapter(VecEnv):
     def get_attr(self, attr_name: str, indices: VecEnvIndices = None) -> list[Any]:
         """An attribute of each env.
 
-        :param attr_name: its name
-        :param indices: of which envs, None for all
-        :raises AttributeError: there is none
+        :param attr_name: name of the attribute
+        :param indices: the envs, None for all
+        :raises AttributeError: the envs have no such attribute
         """
         values = self._attributes(attr_name)
-        return [values[i] for i in self._get_indices(indices)]
+        return [values[i] for i in compat.env_indices(self, indices)]
 
     @abstractmethod
     def _attributes(self, name: str) -> Sequence[Any]:
         """An attribute of all envs."""
 
     def env_is_wrapped(self, wrapper_class: Any, indices: VecEnvIndices = None) -> list[bool]:
-        """Whether envs are wrapped: in a Monitor, yes, as far as anybody can tell.
+        """Whether envs are wrapped in a class. For Monitor it is True: the adapter does what a Monitor does.
 
-        :param wrapper_class: the wrapper
-        :param indices: which envs, None for all
+        :param wrapper_class: class of the wrapper
+        :param indices: the envs, None for all
         """
         wrapped = issubclass(Monitor, wrapper_class)
-        return [wrapped or self._is_wrapped(i, wrapper_class) for i in self._get_indices(indices)]
+        return [wrapped or self._is_wrapped(i, wrapper_class) for i in compat.env_indices(self, indices)]
 
     def _is_wrapped(self, index: int, wrapper_class: Any) -> bool:
         return False
@@ -187,8 +193,8 @@ class VectorAdapter(VecEnv):
 def of_env(observations: Any, index: int) -> Any:
     """A copy of one env's observation.
 
-    :param observations: of all envs; arrays, or dicts of arrays
-    :param index: which
+    :param observations: observations of all envs: an array, a dict of arrays, or an array of dicts
+    :param index: number of the env
     """
     if isinstance(observations, dict):
         return {key: np.array(values[index]) for key, values in observations.items()}
@@ -197,9 +203,9 @@ def of_env(observations: Any, index: int) -> Any:
 
 
 def as_arrays(observations: Any) -> Any:
-    """Observations of all envs as numpy arrays, whatever the library that made them.
+    """Observations of all envs as NumPy arrays.
 
-    :param observations: arrays, or a dict of arrays
+    :param observations: an array of any library, or a dict of arrays
     """
     if isinstance(observations, dict):
         return {key: np.asarray(values) for key, values in observations.items()}

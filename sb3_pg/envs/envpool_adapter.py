@@ -1,4 +1,4 @@
-"""EnvPool's envs, which step in C++ threads."""
+"""Adapter for EnvPool's envs, which step in C++ threads."""
 
 import difflib
 import importlib
@@ -14,16 +14,17 @@ from sb3_pg.extras import extra_hints
 
 
 class EnvPoolAdapter(VectorAdapter):
-    """Envs of EnvPool (Weng et al. 2022) as an SB3 ``VecEnv``: an env that has ended is reset in the same step.
+    """Envs of EnvPool (Weng et al. 2022) as an SB3 ``VecEnv``. An env that has ended is reset in the same step.
 
-    EnvPool makes its envs with their seeds, so that ``seed`` makes them anew. What EnvPool has in ``info`` is there for
-    ended episodes alone. It takes an episode that ends in its last allowed step for truncated, terminal or not.
+    EnvPool sets seeds when it makes its envs, so ``seed`` makes them anew. EnvPool's own entries of ``infos`` are given
+    for ended episodes only. EnvPool reports an episode that ends in its last allowed step as truncated, even if the
+    state is terminal.
 
     :param env_id: a name in ``envpool.list_all_envs()``
     :param num_envs: number of envs
-    :param kwargs: of ``envpool.make``: ``num_threads``, ``max_episode_steps``, ...
+    :param kwargs: arguments of ``envpool.make``, such as ``num_threads`` and ``max_episode_steps``
     :raises MissingExtraError: EnvPool is not installed
-    :raises ValueError: EnvPool has no such env, or arguments that it does not know, or that are the adapter's
+    :raises ValueError: EnvPool has no such env, does not know an argument, or the adapter sets it itself
     """
 
     def __init__(self, env_id: str, num_envs: int = 1, **kwargs: Any) -> None:
@@ -36,20 +37,20 @@ class EnvPoolAdapter(VectorAdapter):
             raise ValueError(f"env_id must be an env of EnvPool, got {env_id!r}{hint}")
         reserved = {"seed": "call seed()", "batch_size": "all envs step together", "env_type": "it is gymnasium's"}
         for name in reserved.keys() & kwargs.keys():
-            raise ValueError(f"{name}={kwargs[name]!r} must be left out: {reserved[name]}")
+            raise ValueError(f"{name} must be left out, got {kwargs[name]!r}: {reserved[name]}")
         if num_envs < 1:
-            raise ValueError(f"num_envs must be 1 or more, got {num_envs}")
+            raise ValueError(f"num_envs must be at least 1, got {num_envs}")
         self._make = partial(envpool.make, env_id, env_type="gymnasium", num_envs=num_envs, **kwargs)
         self._env_id = env_id
         try:
             self.env = self._make()
         except TypeError as error:
             raise ValueError(f"kwargs must be arguments of EnvPool's {env_id}, got {kwargs}: {error}") from error
-        super().__init__(num_envs, self.env.observation_space, self.env.action_space, resets_late=False)
+        super().__init__(num_envs, self.env.observation_space, self.env.action_space, next_step_autoreset=False)
 
     def _restart(self, seeds: list[int | None], options: dict[str, Any]) -> tuple[Any, list[dict[str, Any]]]:
         if options:
-            raise ValueError(f"options must be empty, EnvPool's envs take none, got {options}")
+            raise ValueError(f"options must be empty (EnvPool's envs take none), got {options}")
         if seeds[0] is not None:
             self.env.close()
             self.env = self._make(seed=[seed % 2**31 for seed in seeds if seed is not None])
@@ -79,28 +80,30 @@ class EnvPoolAdapter(VectorAdapter):
         return [getattr(self.env, name)] * self.num_envs
 
     def set_attr(self, attr_name: str, value: Any, indices: VecEnvIndices = None) -> None:
-        """EnvPool's envs are no Python objects.
+        """Not possible: EnvPool's envs are not Python objects.
 
         :raises NotImplementedError: always
         """
-        raise NotImplementedError(f"{self._name}: an env of EnvPool has no attributes, give envpool.make {attr_name}=")
+        raise NotImplementedError(
+            f"{self._name}: an env of EnvPool has no attributes that can be set; pass {attr_name} as an argument"
+        )
 
     def env_method(
         self, method_name: str, *method_args: Any, indices: VecEnvIndices = None, **method_kwargs: Any
     ) -> list[Any]:
-        """EnvPool's envs are no Python objects.
+        """Not possible: EnvPool's envs are not Python objects.
 
         :raises NotImplementedError: always
         """
-        raise NotImplementedError(f"{self._name}: an env of EnvPool has no methods, {method_name!r} was asked for")
+        raise NotImplementedError(f"{self._name}: an env of EnvPool has no methods to call, got {method_name!r}")
 
     def get_images(self) -> Sequence[np.ndarray | None]:
-        """A frame of each env, where it was made with ``render_mode="rgb_array"``."""
+        """One frame per env. The envs must have been made with ``render_mode="rgb_array"``."""
         return list(self.env.render(range(self.num_envs)))
 
 
 def _replaced(observations: Any, envs: np.ndarray, fresh: Any) -> Any:
-    """Copies of the observations, with those of some envs replaced."""
+    """A copy of the observations, in which ``fresh`` replaces those of ``envs``."""
     if isinstance(observations, dict):
         return {key: _replaced(values, envs, fresh[key]) for key, values in observations.items()}
     replaced = observations.copy()

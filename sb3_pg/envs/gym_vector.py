@@ -1,4 +1,4 @@
-"""Gymnasium's vector envs, in each of their autoreset modes."""
+"""Adapter for Gymnasium's vector envs, in each of their autoreset modes."""
 
 from collections.abc import Sequence
 from copy import deepcopy
@@ -10,34 +10,36 @@ from gymnasium.vector import AsyncVectorEnv, AutoresetMode, SyncVectorEnv, Vecto
 from stable_baselines3.common.env_util import is_wrapped
 from stable_baselines3.common.vec_env.base_vec_env import VecEnvIndices
 
+from sb3_pg import compat
 from sb3_pg.envs.adapter import Outcome, VectorAdapter, as_arrays
 
-# What Gymnasium puts into the infos of a step that has reset envs itself.
-_OF_THE_END: Final = {"final_obs", "_final_obs", "final_info", "_final_info"}
+# Entries of Gymnasium's infos that are about the episodes that have just ended (SAME_STEP).
+_FINAL_KEYS: Final = {"final_obs", "_final_obs", "final_info", "_final_info"}
 
 
 class GymVectorAdapter(VectorAdapter):
     """A ``gymnasium.vector.VectorEnv`` as an SB3 ``VecEnv``.
 
     =============== ==================================================================================================
-    autoreset mode  here
+    autoreset mode  what the adapter does
     =============== ==================================================================================================
-    SAME_STEP       as SB3's own VecEnvs
-    DISABLED        likewise: the adapter resets the envs that have ended, with ``options={"reset_mask": ...}``
-    NEXT_STEP       a ``SyncVectorEnv`` that nothing wraps is switched to SAME_STEP. Others serve the algorithms of
-                    this package that collect rollouts, which leave out the step that only resets; anybody else's
-                    first step raises
+    SAME_STEP       the env resets itself in the step that ends an episode, as SB3's VecEnvs do
+    DISABLED        the adapter does the same with ``env.reset(options={"reset_mask": ...})``
+    NEXT_STEP       a ``SyncVectorEnv`` without wrappers is switched to SAME_STEP. Other envs work with the algorithms
+                    of this package that collect rollouts, which leave out the steps that only reset; elsewhere the
+                    first step raises RuntimeError
     =============== ==================================================================================================
 
-    Seeds are those of SB3, seed + i, where the env takes one per env (Sync, Async); another takes the first.
+    As in SB3, env i is seeded with seed + i if each env takes its own seed (Sync, Async). Other vector envs get the
+    first seed only.
 
     :param env: the vector env
-    :raises TypeError: it is none, or EnvPool's
+    :raises TypeError: ``env`` is not a Gymnasium vector env, or is one of EnvPool
     :raises ValueError: its ``metadata["autoreset_mode"]`` is missing
     """
 
     def __init__(self, env: VectorEnv[Any, Any, Any]) -> None:
-        if isinstance(env, cast(Any, Env)) or not isinstance(env, VectorEnv):  # EnvPool's are both
+        if isinstance(env, cast(Any, Env)) or not isinstance(env, VectorEnv):  # EnvPool's envs are both
             raise TypeError(f"env must be a gymnasium.vector.VectorEnv (EnvPoolAdapter takes EnvPool's), got {env!r}")
         mode = env.metadata.get("autoreset_mode")
         if not isinstance(mode, AutoresetMode):
@@ -48,8 +50,8 @@ class GymVectorAdapter(VectorAdapter):
         self._base: Any = env.unwrapped
         base: Any = env  # not unwrapped: a wrapper may reuse arrays of its own
         self._gives_copies = type(base) in (SyncVectorEnv, AsyncVectorEnv) and base.copy
-        resets_late = mode is AutoresetMode.NEXT_STEP
-        super().__init__(env.num_envs, env.single_observation_space, env.single_action_space, resets_late)
+        next_step_autoreset = mode is AutoresetMode.NEXT_STEP
+        super().__init__(env.num_envs, env.single_observation_space, env.single_action_space, next_step_autoreset)
         self.metadata = {**env.metadata, **self.metadata}
 
     def _restart(self, seeds: list[int | None], options: dict[str, Any]) -> tuple[Any, list[dict[str, Any]]]:
@@ -67,8 +69,10 @@ class GymVectorAdapter(VectorAdapter):
         if self.mode is AutoresetMode.SAME_STEP:
             finals = infos.get("final_obs")
             if finals is None and dones.any():
-                raise RuntimeError(f"{self._name} has autoreset_mode SAME_STEP, and no 'final_obs' where episodes end")
-            rows = rows_of({key: infos[key] for key in infos.keys() - _OF_THE_END}, self.num_envs)
+                raise RuntimeError(
+                    f"{self._name} has autoreset_mode SAME_STEP, but no 'final_obs' in infos where episodes end"
+                )
+            rows = rows_of({key: infos[key] for key in infos.keys() - _FINAL_KEYS}, self.num_envs)
             if dones.any():
                 self._move(dones, rows, rows_of(infos.get("final_info", {}), self.num_envs))
         else:
@@ -82,27 +86,27 @@ class GymVectorAdapter(VectorAdapter):
         return Outcome(observations, np.asarray(rewards), terminated, truncated, rows, finals)
 
     def _move(self, envs: np.ndarray, rows: list[dict[str, Any]], instead: list[dict[str, Any]] | None = None) -> None:
-        """What these envs' infos say is of their reset; put others, or nothing, in their place."""
+        """Make these envs' infos ``reset_infos``, since they are those of a reset; put others in their place."""
         for i in envs.nonzero()[0]:
             self.reset_infos[i], rows[i] = rows[i], {} if instead is None else instead[i]
 
     def _reset_ended(self, observations: Any, ended: np.ndarray) -> tuple[Any, list[dict[str, Any]]]:
-        """Reset some envs.
+        """Reset the envs that have ended.
 
-        :raises RuntimeError: the others were reset too
+        :raises RuntimeError: the env resets the others too
         """
         fresh, infos = self.env.reset(options={"reset_mask": ended.copy()})
         fresh = self._owned(fresh)
         before, after = (o if isinstance(o, dict) else {"": o} for o in (observations, fresh))
         if not all(np.array_equal(before[key][~ended], after[key][~ended], equal_nan=True) for key in before):
             raise RuntimeError(
-                f"{self._name} has autoreset_mode DISABLED and resets all its envs where options['reset_mask'] asks "
-                "for some: their episodes cannot be told apart"
+                f"{self._name} has autoreset_mode DISABLED, and resets all its envs although options['reset_mask'] "
+                "selects some: it must reset only those"
             )
         return fresh, rows_of(infos, self.num_envs)
 
     def _owned(self, observations: Any) -> Any:
-        """Arrays that the next step will not change."""
+        """Observations in arrays that the next step does not overwrite."""
         arrays = as_arrays(observations)
         if self._gives_copies:
             return arrays
@@ -116,20 +120,20 @@ class GymVectorAdapter(VectorAdapter):
 
     @property
     def _has_single_envs(self) -> bool:
-        """Sync and Async, which call envs that are each an env."""
+        """Whether each env is a Gymnasium env of its own (Sync, Async)."""
         return hasattr(self._base, "env_fns")
 
     def has_attr(self, attr_name: str) -> bool:
         """Whether each env has an attribute.
 
-        :param attr_name: its name
+        :param attr_name: name of the attribute
         """
-        if self._has_single_envs:  # an env in a process of its own would not survive the error
+        if self._has_single_envs:  # `get_attr` would end an env's process with the error
             return all(self._base.call("has_wrapper_attr", attr_name))
         return hasattr(self._owner(attr_name), attr_name)
 
     def _owner(self, name: str) -> Any:
-        """The outermost of the wrappers and the env in them that has an attribute; the env if none has."""
+        """The outermost wrapper that has an attribute, or the env inside all wrappers."""
         env: Any = self.env
         while env is not self._base and not hasattr(env, name):
             env = env.env
@@ -143,15 +147,15 @@ class GymVectorAdapter(VectorAdapter):
         return [getattr(self._owner(name), name)] * self.num_envs
 
     def set_attr(self, attr_name: str, value: Any, indices: VecEnvIndices = None) -> None:
-        """Set an attribute of envs; of one that has no single envs, for all of them.
+        """Set an attribute of envs. A vector env without single envs has one value for all.
 
-        :param attr_name: its name
-        :param value: the same for all
-        :param indices: of which envs, None for all
-        :raises ValueError: some of the envs, where they have no attributes of their own
-        :raises AttributeError: some of the envs, in processes, where the others have none of this name
+        :param attr_name: name of the attribute
+        :param value: its value, the same for all these envs
+        :param indices: the envs, None for all
+        :raises ValueError: ``indices`` selects some envs of a vector env without single envs
+        :raises AttributeError: ``indices`` selects some envs in processes, and the others have no such attribute
         """
-        chosen = list(self._get_indices(indices))
+        chosen = list(compat.env_indices(self, indices))
         if isinstance(self._base, SyncVectorEnv):
             for i in chosen:
                 self._base.envs[i].set_wrapper_attr(attr_name, value)
@@ -167,14 +171,14 @@ class GymVectorAdapter(VectorAdapter):
     def env_method(
         self, method_name: str, *method_args: Any, indices: VecEnvIndices = None, **method_kwargs: Any
     ) -> list[Any]:
-        """Call a method of envs; of one that has no single envs, its own, once.
+        """Call a method of envs. Of a vector env without single envs, its own method is called once.
 
-        :param method_name: its name
-        :param indices: of which envs, None for all
-        :return: what each has returned
-        :raises ValueError: some of the envs, where they can only be called together (Async, and no single envs)
+        :param method_name: name of the method
+        :param indices: the envs, None for all
+        :return: one result per env
+        :raises ValueError: ``indices`` selects some envs, and they can only be called together (all but Sync)
         """
-        chosen = list(self._get_indices(indices))
+        chosen = list(compat.env_indices(self, indices))
         if isinstance(self._base, SyncVectorEnv):
             envs = [self._base.envs[i] for i in chosen]
             return [env.get_wrapper_attr(method_name)(*method_args, **method_kwargs) for env in envs]
@@ -185,22 +189,24 @@ class GymVectorAdapter(VectorAdapter):
 
     def _require_all(self, chosen: list[int], caller: str) -> None:
         if len(chosen) < self.num_envs:
-            raise ValueError(f"{caller}: indices must be None, the envs of {self._name} are called together")
+            raise ValueError(
+                f"{caller}: indices must be None (the envs of {self._name} are called together), got {chosen}"
+            )
 
     def _is_wrapped(self, index: int, wrapper_class: Any) -> bool:
         return isinstance(self._base, SyncVectorEnv) and is_wrapped(self._base.envs[index], wrapper_class)
 
     def get_images(self) -> Sequence[np.ndarray | None]:
-        """A frame of each env, where it was made with ``render_mode="rgb_array"``."""
+        """One frame per env. The envs must have been made with ``render_mode="rgb_array"``."""
         frames: Any = self.env.render()
         return [None] * self.num_envs if frames is None else list(frames)
 
 
 def rows_of(infos: dict[str, Any], n_envs: int) -> list[dict[str, Any]]:
-    """Gymnasium's dict of arrays as a dict per env.
+    """Gymnasium's infos, a dict of arrays, as one dict per env.
 
-    :param infos: arrays, each beside a mask of the same name with a leading underscore; dicts of those; or something
-        that is the same for all envs
+    :param infos: arrays, each with a mask under the same name after an underscore; dicts of such arrays; other values
+        are the same for all envs
     :param n_envs: number of envs
     """
     rows: list[dict[str, Any]] = [{} for _ in range(n_envs)]

@@ -1,4 +1,4 @@
-"""One call for vectorized envs of every kind."""
+"""One function that makes vectorized envs of every kind."""
 
 from collections.abc import Callable
 from functools import partial
@@ -27,34 +27,34 @@ def make_vec_env(
     backend_kwargs: dict[str, Any] | None = None,
     monitor_dir: str | None = None,
 ) -> VecEnv:
-    """Vectorized envs, all of whose episodes are reported in ``infos`` as a Monitor does.
+    """Make vectorized envs. Ended episodes are reported in ``infos``, as by SB3's Monitor.
 
     ========= ========================================================================================================
-    backend   is
+    backend   vectorized env
     ========= ========================================================================================================
-    auto      vector, for an env with a native vector entry point that nothing wraps; otherwise dummy
-    dummy     SB3's DummyVecEnv: one after the other, in this process
-    subproc   SB3's SubprocVecEnv: a process each
-    vector    ``gymnasium.make_vec``: the native vector entry point where the env has one, otherwise Gymnasium's
-              SyncVectorEnv (``backend_kwargs={"vectorization_mode": "async"}``: a process each)
-    envpool   EnvPool: threads of C++
+    auto      "vector" if the env has a native vector entry point and no wrapper, otherwise "dummy"
+    dummy     SB3's DummyVecEnv: the envs step one after the other in this process
+    subproc   SB3's SubprocVecEnv: one process per env
+    vector    ``gymnasium.make_vec``: the env's native vector entry point if it has one, otherwise Gymnasium's
+              SyncVectorEnv (one process per env with ``backend_kwargs={"vectorization_mode": "async"}``)
+    envpool   EnvPool: the envs step in C++ threads
     ========= ========================================================================================================
 
     :param env_id: name of a registered env
     :param n_envs: number of envs
     :param backend: see above
-    :param seed: of the first env; the i-th takes seed + i, where envs have seeds of their own
-    :param wrapper_class: put around each env, where envs are Python objects of their own
+    :param seed: seed of the first env; env i takes seed + i if each env has its own seed
+    :param wrapper_class: wrapper of each env, for backends whose envs are Python objects
     :param env_kwargs: arguments of the env
     :param backend_kwargs: arguments of the backend, e.g. ``{"num_threads": 2}`` for "envpool"
-    :param monitor_dir: folder for the results of all episodes, in the files of SB3's Monitor
-    :raises ValueError: an unknown backend, or arguments that it cannot take
+    :param monitor_dir: folder in which the results of all episodes are written, in the format of SB3's Monitor
+    :raises ValueError: an unknown backend, or arguments that the backend does not take
     :raises MissingExtraError: an optional dependency is missing
     """
     if backend not in BACKENDS:
         raise ValueError(f"backend must be one of {BACKENDS}, got {backend!r}")
     if n_envs < 1:
-        raise ValueError(f"n_envs must be 1 or more, got {n_envs}")
+        raise ValueError(f"n_envs must be at least 1, got {n_envs}")
     env_kwargs, backend_kwargs = env_kwargs or {}, backend_kwargs or {}
     with extra_hints():
         if backend == "auto":
@@ -83,7 +83,7 @@ def make_vec_env(
 
 
 def has_native_vector(env_id: str) -> bool:
-    """Whether an env has a vector entry point of its own.
+    """Whether an env has a native vector entry point.
 
     :param env_id: name of a registered env
     """
@@ -107,7 +107,7 @@ def _make_gym_vector(
         vector_kwargs = {"autoreset_mode": AutoresetMode.SAME_STEP, **vector_kwargs}
     wrappers = None if wrapper_class is None else [wrapper_class]
     made = partial(gym.make_vec, env_id, n_envs, vectorization_mode, vector_kwargs, wrappers)
-    try:  # as SB3's make_vec_env does
+    try:  # as in SB3's make_vec_env: an env without render_mode raises TypeError
         return made(**{"render_mode": "rgb_array", **env_kwargs})
     except TypeError:
         return made(**env_kwargs)
@@ -115,4 +115,4 @@ def _make_gym_vector(
 
 def _refuse_wrapper(wrapper_class: Any, whose: str) -> None:
     if wrapper_class is not None:
-        raise ValueError(f"wrapper_class={wrapper_class!r}: {whose} are no Python objects that could be wrapped each")
+        raise ValueError(f"wrapper_class must be None ({whose} cannot be wrapped one by one), got {wrapper_class!r}")

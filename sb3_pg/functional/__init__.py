@@ -1,15 +1,12 @@
-"""The mathematics: pure functions on tensors, importing torch only.
+"""Pure functions on tensors. They import PyTorch and NumPy only.
 
 Time is the first axis, environments the second: ``(n_steps, n_envs)``.
 """
 
-from sb3_pg.functional.advantages import gae, normalize, td_residual
-from sb3_pg.functional.conjugate_gradient import Solution, conjugate_gradient
+from sb3_pg.functional.advantages import gae, normalize, rounding, td_residual
 from sb3_pg.functional.diagnostics import GradientDiagnostics, gradient_diagnostics
-from sb3_pg.functional.distributions import distribution_parameters, with_parameters
-from sb3_pg.functional.divergence import joint_kl
+from sb3_pg.functional.distributions import distribution_parameters, joint_kl, with_parameters
 from sb3_pg.functional.episode_gradients import episode_gradients
-from sb3_pg.functional.fisher import FisherVectorProduct, OfPerceptron
 from sb3_pg.functional.importance import (
     effective_sample_size,
     importance_weights,
@@ -19,9 +16,14 @@ from sb3_pg.functional.importance import (
     self_normalize,
     truncate,
 )
-from sb3_pg.functional.line_search import LineSearch, line_search
 from sb3_pg.functional.losses import policy_gradient_loss, reduce_actor, value_loss
-from sb3_pg.functional.perceptron import PerceptronJacobian
+from sb3_pg.functional.natural_gradient import (
+    FisherVectorProduct,
+    LineSearch,
+    Solution,
+    conjugate_gradient,
+    line_search,
+)
 from sb3_pg.functional.returns import lambda_return, n_step_return, reward_to_go, total_return
 from sb3_pg.functional.scan import scan
 from sb3_pg.functional.traces import retrace, vtrace
@@ -30,8 +32,6 @@ __all__ = [
     "FisherVectorProduct",
     "GradientDiagnostics",
     "LineSearch",
-    "OfPerceptron",
-    "PerceptronJacobian",
     "Solution",
     "conjugate_gradient",
     "distribution_parameters",
@@ -52,6 +52,7 @@ __all__ = [
     "reduce_actor",
     "retrace",
     "reward_to_go",
+    "rounding",
     "scan",
     "self_normalize",
     "td_residual",

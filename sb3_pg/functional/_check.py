@@ -1,12 +1,12 @@
-"""Argument checks shared by the functions of this folder."""
+"""Argument checks that the functions of this folder share."""
 
 import torch as th
 
 
 def check_shapes(**tensors: th.Tensor | None) -> None:
-    """Require one shape of all given tensors.
+    """Require equal shapes.
 
-    :param tensors: name -> tensor, or None where an optional argument was left out
+    :param tensors: name -> tensor; None for an optional argument that was left out
     :raises ValueError: naming the tensors whose shapes differ
     """
     if len({tensor.shape for tensor in tensors.values() if tensor is not None}) > 1:

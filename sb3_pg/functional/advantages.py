@@ -70,13 +70,13 @@ def normalize(
 
     .. math:: (x - \bar x) / (\sigma_x + \epsilon)
 
-    Fewer than two samples, or samples that are all equal, have no scale: they come back unchanged. So do differences
-    of larger numbers that are equal but for rounding, which would be blown up to full size.
+    Fewer than two samples, or samples that are all equal, are returned unchanged. The same holds for samples whose
+    standard deviation is at most ``tolerance``: scaling would turn their rounding errors into a signal.
 
     :param x: any shape, floating
     :param mask: True where an element is valid, same shape; None means everywhere
     :param epsilon: added to the standard deviation
-    :param tolerance: a standard deviation up to this counts as none: the rounding of what x is a difference of
+    :param tolerance: largest standard deviation that counts as rounding error, for x that is a difference of numbers
     :return: same shape; 0 in the padding
     """
     if x.numel() == 0:
@@ -94,3 +94,16 @@ def normalize(
     if tolerance is not None:
         spread &= std > tolerance
     return th.where(spread, centered / (std + epsilon), x)
+
+
+def rounding(returns: th.Tensor, advantages: th.Tensor) -> th.Tensor:
+    """Rounding error of advantages that are differences of returns and a network's values, in single precision.
+
+    It is 0 where a number is not finite, so that nothing passes for rounding then.
+
+    :param returns: reward units, any shape
+    :param advantages: reward units, same shape
+    :return: reward units, a scalar
+    """
+    largest = th.maximum(returns.abs().amax(), (returns - advantages).abs().amax())
+    return largest.where(largest.isfinite(), 0.0) * th.finfo(th.float32).eps

@@ -1,4 +1,4 @@
-"""How noisy a gradient is: statistics of the rows whose mean it is."""
+"""Noise of a gradient that is a mean of rows: variance, signal-to-noise ratio, noise scale."""
 
 from collections.abc import Iterable
 from typing import NamedTuple
@@ -11,9 +11,9 @@ from sb3_pg.functional.precision import precise
 class GradientDiagnostics(NamedTuple):
     r"""Mean and spread of n gradients :math:`g_i`, taken as independent draws, whose mean is the batch gradient.
 
-    Rows that share a baseline or a normalization fitted to them are slightly dependent, which is not accounted for.
-    Units are those of the rows: a row is an episode, a piece of one, or a step, as the caller has it. Numbers have
-    shape ``(...)``, one for each of the gradients that were measured side by side; ``()`` for one.
+    A row is the gradient of an episode, of a part of one, or of a step; the caller chooses. Rows that share a baseline
+    or a normalization are slightly dependent, which is not accounted for. Results have shape ``(...)``, one for each of
+    several gradients that are measured together; ``()`` for a single gradient.
 
     :param n_rows: n
     :param mean: :math:`\bar g = \frac1n \sum_i g_i`, the batch gradient, ``(..., n_parameters)``
@@ -43,8 +43,8 @@ class GradientDiagnostics(NamedTuple):
 
         .. math:: |G|^2 \approx |\bar g|^2 - \operatorname{tr} \Sigma / n
 
-        Source: McCandlish et al. (2018), appendix A.1, the first of eq. A.2 with B_small = 1 and B_big = n. Unbiased,
-        therefore negative now and then where the batch is mostly noise.
+        Source: McCandlish et al. (2018), appendix A.1, the first of eq. A.2 with B_small = 1, B_big = n. The estimate
+        is unbiased, so it may be negative where the batch is mostly noise.
         """
         return self.mean.square().sum(-1) - self.batch_variance
 
@@ -59,18 +59,18 @@ class GradientDiagnostics(NamedTuple):
 
         .. math:: B_{simple} = \operatorname{tr} \Sigma / |G|^2
 
-        Source: McCandlish et al. (2018), eq. 2.9. Batches much smaller are mostly noise; larger ones help ever less.
-        Numerator and denominator are unbiased, their ratio is not; average each over several batches where it matters.
-        Negative (that is: too large to be measured with n rows) where :attr:`squared_norm` is.
+        Source: McCandlish et al. (2018), eq. 2.9. Much smaller batches are mostly noise; much larger ones add little.
+        Numerator and denominator are unbiased, their ratio is not: for an accurate value, average each over several
+        batches. A negative value, where :attr:`squared_norm` is negative, means too large to be measured with n rows.
         """
         return self.total_variance / self.squared_norm
 
 
 def gradient_diagnostics(chunks: Iterable[tuple[th.Tensor, th.Tensor]]) -> GradientDiagnostics:
-    r"""Measure gradients that come chunk by chunk, as :func:`~sb3_pg.functional.episode_gradients` yields them.
+    r"""Statistics of gradients that come in chunks, as :func:`~sb3_pg.functional.episode_gradients` yields them.
 
-    Memory is that of one chunk, whatever n. Sums are in double precision; a chunk's squared deviations are from its
-    own mean and merged by
+    Only one chunk is in memory at a time. Sums are in double precision. The squared deviations M of two chunks, each
+    from its own mean, are merged by
 
     .. math:: M_{ab} = M_a + M_b + \frac{n_a n_b}{n_a + n_b} (\bar g_a - \bar g_b)^2
 
@@ -78,7 +78,7 @@ def gradient_diagnostics(chunks: Iterable[tuple[th.Tensor, th.Tensor]]) -> Gradi
 
     :param chunks: row indices ``(n,)``, each of 0, 1, ... once in any order, and gradients ``(n, ..., n_parameters)``
     :return: on the gradients' device, double precision (single on MPS, which has no double)
-    :raises ValueError: fewer than 2 rows, of which there is no variance
+    :raises ValueError: fewer than 2 rows, which have no variance
     """
     counts = [0, 0]  # rows with even and with odd index
     means: list[th.Tensor] = []
@@ -97,7 +97,7 @@ def gradient_diagnostics(chunks: Iterable[tuple[th.Tensor, th.Tensor]]) -> Gradi
                 counts[half] += n
     n_rows = sum(counts)
     if n_rows < 2:
-        raise ValueError(f"the variance of a gradient takes at least 2 rows, got {n_rows}")
+        raise ValueError(f"the variance of a gradient needs at least 2 rows, got {n_rows}")
     even, odd = means
     squares += (even - odd).square() * (counts[0] * counts[1] / n_rows)
     return GradientDiagnostics(

@@ -1,4 +1,4 @@
-"""Gradients of each episode by itself, which the optimal baseline and gradient diagnostics need."""
+"""Gradients of single episodes, for the optimal baseline and gradient diagnostics."""
 
 from collections.abc import Callable, Iterator
 from typing import Any
@@ -23,16 +23,16 @@ def episode_gradients(
 
     .. math:: g_{i,k} = \nabla_\theta \sum_{t \in i} w_{k,t} \log \pi_\theta(a_t | s_t)
 
-    Episodes of similar length are padded to one length and differentiated together (``torch.func.vmap``); modules
-    that vmap cannot take are differentiated in a plain loop.
+    Episodes of similar length are padded to one length and differentiated together (``torch.func.vmap``). Modules
+    that vmap does not support are differentiated in a loop over episodes.
 
     :param log_prob: the policy as a function of its parameters
-    :param parameters: name -> tensor, what to differentiate with respect to
+    :param parameters: theta, name -> tensor
     :param observations: one row per sample, ``(n_samples, ...)``, or a dict of those
     :param actions: one row per sample
     :param weights: w_{k,t}, shape ``(n_weights, n_samples)``
     :param episodes: the episode each sample belongs to, long, 0 to n_episodes - 1, shape ``(n_samples,)``
-    :param max_floats: bound on the gradients, and on the samples, of one chunk
+    :param max_floats: about how many numbers the gradients, and the samples, of one chunk may have
     :return: iterator over chunks: episode indices ``(n,)`` and gradients ``(n, n_weights, n_parameters)``, the
         parameters flattened and concatenated in their order
     """

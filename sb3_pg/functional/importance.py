@@ -1,9 +1,8 @@
-r"""Importance weights: what a sample of the behavior policy counts for under the target policy.
+r"""Importance weights of samples that a behavior policy has collected, for the gradient of a target policy.
 
 Conventions are those of :mod:`sb3_pg.functional.returns`. :math:`\rho_t = \pi(a_t|s_t) / \mu(a_t|s_t)`, where
-:math:`\mu` is the policy that chose the action. Weights stay logarithms until :func:`importance_weights` turns them
-into numbers: a product over a thousand steps has no room in single precision. All of them are constants, without
-gradient.
+:math:`\mu` is the policy that chose the action. Weights are kept as logarithms until :func:`importance_weights` turns
+them into numbers, since a product over a thousand steps would overflow or underflow. They have no gradient.
 
 ============== =================================== ==================================================================
 ratio          weight of step t                    the gradient estimate sum_t W_t score_t (G_t - b) is
@@ -17,8 +16,8 @@ per_decision   as prefix                           unbiased: each reward in G_t 
 trajectory     :math:`\prod_{t'} \rho_{t'}`        unbiased: the whole episode's product
 ============== =================================== ==================================================================
 
-Under gSDE with noise that is kept for several steps, the steps of an episode are not independent given the states,
-and products of their ratios are approximate.
+With gSDE noise that is kept for several steps, the actions of an episode are not independent given the states, and
+products of their ratios are approximate.
 """
 
 import math
@@ -33,7 +32,7 @@ from sb3_pg.functional.scan import scan
 #: The forms of :func:`log_weights`.
 RATIOS = ("per_step", "prefix", "per_decision", "trajectory")
 
-# The logarithm that stands for a ratio of 0: its exponential is 0, and sums of it stay finite, unlike those of -inf.
+# Logarithm of a ratio of 0. Its exponential is 0, and unlike sums of -inf, sums of it stay finite.
 _LOG_ZERO = -1e6
 
 
@@ -45,8 +44,8 @@ def log_importance_ratio(log_prob: th.Tensor, behavior_log_prob: th.Tensor, mask
     :param behavior_log_prob: log mu(a_t|s_t) of the policy that took it, same shape
     :param mask: True where a step is valid, same shape
     :return: same shape, double precision; 0 in the padding
-    :raises ValueError: unequal shapes, or a ratio that is undefined: the behavior policy has probability 0 for what it
-        did, or a log-prob is not a number or infinitely large
+    :raises ValueError: unequal shapes, or an undefined ratio: the behavior policy has probability 0 for its own action,
+        or a log-prob is NaN or +inf
     """
     check_shapes(log_prob=log_prob, behavior_log_prob=behavior_log_prob, mask=mask)
     log_prob, behavior_log_prob = precise(log_prob.detach()), precise(behavior_log_prob.detach())
@@ -57,8 +56,8 @@ def log_importance_ratio(log_prob: th.Tensor, behavior_log_prob: th.Tensor, mask
         step, env = (int(i) for i in undefined.nonzero()[0][:2])
         raise ValueError(
             f"importance ratio undefined at step {step} of column {env}: log_prob={log_prob[step, env].item()}, "
-            f"behavior_log_prob={behavior_log_prob[step, env].item()}. The behavior policy must give every action "
-            "that it takes a positive, finite probability"
+            f"behavior_log_prob={behavior_log_prob[step, env].item()}. The behavior policy must have a positive, "
+            "finite probability for every action that it takes"
         )
     log_ratio = (log_prob - behavior_log_prob).clamp(min=_LOG_ZERO)
     return log_ratio if mask is None else th.where(mask, log_ratio, 0.0)
@@ -87,7 +86,7 @@ def log_weights(
         # Running sums are the recurrence on the flipped time axis.
         logs = scan(logs.flip(0), (~starts).to(logs).flip(0)).flip(0)
     if ratio == "trajectory":
-        # The last of an episode's running sums, carried back to its first step.
+        # The last running sum of each episode is carried back to all its steps.
         last = ends.bool().clone()
         last[-1] = True
         if mask is not None:
@@ -97,10 +96,11 @@ def log_weights(
 
 
 def truncate(log_weights: th.Tensor, max_ratio: float | None) -> th.Tensor:
-    r"""min(W_t, c): less variance for a bias towards the behavior policy (Ionides 2008).
+    r"""min(W_t, c), which lowers the variance and biases the gradient towards the behavior policy (Ionides 2008).
 
-    :param log_weights: any shape
+    :param log_weights: log W_t, any shape
     :param max_ratio: c, positive; None for no truncation
+    :return: logarithms, same shape
     :raises ValueError: max_ratio is not positive
     """
     if max_ratio is None:
@@ -115,10 +115,11 @@ def self_normalize(log_weights: th.Tensor, ends: th.Tensor, mask: th.Tensor | No
 
     .. math:: \tilde W^i_t = W^i_t \Big/ \frac{1}{N} \sum_{j=1}^N W^j_{\min(t, T_j - 1)}
 
-    Weights of episodes that have finished stay at their last value, so that the denominator is over all N at every
-    step. Of products its expectation is 1: biased by O(1/N), and consistent, which a denominator over the episodes
-    still running would not be (Thomas 2015, chapter 3, the consistent weighted per-decision estimator). Single ratios
-    ("per_step") are correlated with the episode's end: theirs is only near 1. Weights that are all 0 stay 0.
+    Source: Thomas (2015), chapter 3, the consistent weighted per-decision estimator. After its end, an episode counts
+    with its last weight, so that the denominator is over all N episodes at every step. For products of ratios the
+    denominator has expectation 1: the estimate is biased by O(1/N), and consistent. A denominator over the episodes
+    still running would not be consistent. For single ratios ("per_step") the expectation is only near 1, since they
+    are correlated with the episode's end. Weights that are all 0 stay 0.
 
     :param log_weights: log W_t, ``(n_steps, n_envs)``
     :param ends: True where step t is the last of its episode, same shape
@@ -129,7 +130,7 @@ def self_normalize(log_weights: th.Tensor, ends: th.Tensor, mask: th.Tensor | No
     check_shapes(log_weights=log_weights, ends=ends, mask=mask)
     valid = th.ones_like(ends, dtype=th.bool) if mask is None else mask
     starts = episode_starts(ends) & valid
-    # Column by column, so that an episode's steps lie one behind the other.
+    # Transposed, so that the steps of an episode are adjacent.
     logs, kept = log_weights.T[valid.T], valid.T
     episode = starts.T[kept].cumsum(0) - 1
     first = starts.T[kept].nonzero().flatten()
@@ -138,7 +139,7 @@ def self_normalize(log_weights: th.Tensor, ends: th.Tensor, mask: th.Tensor | No
     rows = th.arange(int(lengths.max()), device=logs.device).unsqueeze(1).minimum(lengths - 1)
     frozen = logs[first + rows]  # (longest episode, n_episodes)
     log_mean = frozen.logsumexp(1) - math.log(len(first))
-    log_mean = log_mean.where(log_mean > _LOG_ZERO / 2, 0.0)  # all of them are 0, and stay so
+    log_mean = log_mean.where(log_mean > _LOG_ZERO / 2, 0.0)  # all weights are 0, and stay 0
     normalized = th.zeros_like(log_weights.T)
     normalized[kept] = logs - log_mean[step]
     return normalized.T
@@ -149,41 +150,42 @@ def importance_weights(log_weights: th.Tensor) -> th.Tensor:
 
     :param log_weights: ``(n_steps, n_envs)``, double precision
     :return: same shape and precision
-    :raises OverflowError: a weight is too large to be represented
+    :raises OverflowError: a weight is too large for a floating-point number
     """
     weights: th.Tensor = log_weights.exp()
     if not weights.isfinite().all():
         step, env = (int(i) for i in (~weights.isfinite()).nonzero()[0][:2])
         raise OverflowError(
-            f"importance weight exp({log_weights[step, env].item():.6g}) at step {step} of column {env} cannot be "
-            "represented: truncate it with max_ratio, or use ratio='per_step'"
+            f"importance weight exp({log_weights[step, env].item():.6g}) at step {step} of column {env} is too large "
+            "for a floating-point number: truncate it with max_ratio, or use ratio='per_step'"
         )
     return weights
 
 
 def require_representable(name: str, result: th.Tensor, given: th.Tensor) -> th.Tensor:
-    """The result, if it is finite or what it was made of is not.
+    """Require that weighting finite numbers has given finite numbers.
 
-    :param name: what errors call it
+    :param name: name of the result in the error's message
     :param result: ``(n_steps, n_envs)``
-    :param given: the numbers that were weighted, same shape
-    :raises OverflowError: finite numbers have come out infinite
+    :param given: the numbers before they were weighted, same shape
+    :return: ``result``
+    :raises OverflowError: ``given`` is finite, and ``result`` is not
     """
     if not result.isfinite().all() and given.isfinite().all():
         step, env = (int(i) for i in (~result.isfinite()).nonzero()[0][:2])
         raise OverflowError(
-            f"{name} at step {step} of column {env} cannot be represented: the importance ratios that follow are too "
-            "large. Bound them, or use ratio='per_step'"
+            f"{name} at step {step} of column {env} is too large for a floating-point number because of the importance "
+            "ratios of later steps: bound them, or use ratio='per_step'"
         )
     return result
 
 
 def effective_sample_size(log_weights: th.Tensor, mask: th.Tensor | None = None) -> th.Tensor:
-    r"""How many samples of equal weight say as much as these, between 1 and their number.
+    r"""Number of equally weighted samples that give the same variance, between 1 and the number of samples.
 
     .. math:: \mathrm{ESS} = \Big(\sum_i w_i\Big)^2 \Big/ \sum_i w_i^2
 
-    Source: Kish (1965); as a measure of importance sampling, Kong (1992). By logsumexp, so that no weight overflows.
+    Source: Kish (1965); for importance sampling, Kong (1992). Computed with logsumexp, so that no weight overflows.
 
     :param log_weights: log w_i, any shape
     :param mask: True where a weight counts, same shape
@@ -203,7 +205,7 @@ def per_decision_return(
     bootstrap: th.Tensor | None = None,
     mask: th.Tensor | None = None,
 ) -> th.Tensor:
-    r"""The reward-to-go in which each reward is weighted with the ratios that follow step t, up to its own.
+    r"""Reward-to-go whose rewards are weighted with the importance ratios of the steps after t, up to their own.
 
     .. math:: G^\rho_t = \sum_{t' \ge t} \gamma^{t'-t} r_{t'} \prod_{t''=t+1}^{t'} \rho_{t''}
               = r_t + \gamma b_t + \gamma (1 - e_t) \frac{W_{t+1}}{W_t} G^\rho_{t+1}
@@ -212,14 +214,14 @@ def per_decision_return(
     rho_t twice, since the score's weight W_t has it already; t+1 is right.) Ratios of one give the reward-to-go.
 
     :param rewards: r_t, reward units, ``(n_steps, n_envs)``
-    :param log_weights: log W_t of the "per_decision" form, truncated or normalized or as they are; same shape
+    :param log_weights: log W_t of the "per_decision" form, may be truncated or normalized, same shape
     :param ends: e_t, same shape
     :param gamma: discount per env step, in [0, 1]
     :param bootstrap: b_t, the value that follows step t, reward units, same shape
     :param mask: True where a step is valid, same shape
-    :return: reward units, W_t not included; same shape and dtype; 0 in the padding
+    :return: G^rho_t without the factor W_t, reward units; same shape and dtype; 0 in the padding
     :raises ValueError: unequal shapes, or gamma outside [0, 1]
-    :raises OverflowError: a product of ratios is too large to be represented
+    :raises OverflowError: a product of ratios is too large for a floating-point number
     """
     check_shapes(rewards=rewards, log_weights=log_weights)
     x, decay = rewards_and_decay(precise(rewards), ends, gamma, bootstrap, mask)

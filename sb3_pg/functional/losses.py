@@ -1,4 +1,4 @@
-"""Scalars to minimize. Each takes flat samples or ``(n_steps, n_envs)`` tensors with a validity mask."""
+"""Losses, scalars to minimize. They take flat samples, or ``(n_steps, n_envs)`` tensors with a validity mask."""
 
 import torch as th
 from torch.nn.functional import mse_loss
@@ -16,9 +16,9 @@ def policy_gradient_loss(
     Source: Williams (1992), eq. 11; as a surrogate loss in the CS 224R and CS 285 lectures on policy gradients.
 
     :param log_prob: log pi(a_t | s_t), nats, with gradient
-    :param advantages: what each action is credited with, reward units; treated as a constant
+    :param advantages: advantage of each action, reward units, same shape; treated as a constant
     :param mask: True where a sample is valid, same shape
-    :param n_episodes: N: sum over time, mean over this number of complete episodes; None: mean over the samples
+    :param n_episodes: N, the number of complete episodes: sum over time, mean over episodes; None: mean over samples
     :return: a scalar
     :raises ValueError: unequal shapes, or n_episodes < 1
     """
@@ -48,7 +48,7 @@ def value_loss(values: th.Tensor, targets: th.Tensor, mask: th.Tensor | None = N
 
     .. math:: L(\phi) = \frac{1}{M} \sum_t (V_\phi(s_t) - y_t)^2
 
-    The lecture writes a factor 1/2 that SB3's A2C leaves out; this is A2C's, so that ``vf_coef`` means the same.
+    The lecture has a factor 1/2. It is left out here, as in SB3's A2C, so that ``vf_coef`` means the same.
 
     :param values: V(s_t), reward units, with gradient
     :param targets: y_t, reward units, same shape; treated as a constant

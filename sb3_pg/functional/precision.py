@@ -1,10 +1,10 @@
-"""The precision of sums and differences that single precision would spoil."""
+"""Double precision for sums and differences that lose digits in single precision."""
 
 import torch as th
 
 
 def precise(x: th.Tensor) -> th.Tensor:
-    """The same numbers in double precision; in single on a device that has no double (MPS).
+    """The numbers in double precision; in single precision on MPS, which has no double.
 
     :param x: any shape
     """

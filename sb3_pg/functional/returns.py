@@ -1,13 +1,13 @@
-"""Returns: what an action is credited with.
+"""Returns: sums of the rewards that follow a step.
 
 Every function takes time-major ``(n_steps, n_envs)`` tensors. Conventions, used throughout the package:
 
-* ``ends`` (e_t) is True where step t is the last of its episode, terminated or truncated. What follows in the same
-  column belongs to the next episode.
-* ``bootstrap`` (b_t) is the value of the state that follows step t where an episode was truncated there, or where the
-  rollout was cut there (last row); it is 0 elsewhere. Rewards themselves are never edited.
-* ``mask`` is True where a step is valid; padding (an environment that waits for the others) is ignored whatever it
-  holds, and comes out as 0. A valid column is a prefix: it ends with an episode, or is cut off, with b_t there.
+* ``ends`` (e_t) is True where step t is the last of its episode, terminated or truncated. The rows that follow in the
+  same column belong to the next episode.
+* ``bootstrap`` (b_t) is the value of the state that follows step t, if the episode was truncated there or the rollout
+  ends there (last row); it is 0 elsewhere. Rewards themselves are never edited.
+* ``mask`` is True where a step is valid. Padding (an environment that waits for the others) is ignored and comes out as
+  0. The valid steps of a column come first; the last of them ends an episode, or has b_t.
 """
 
 import torch as th
@@ -19,7 +19,7 @@ from sb3_pg.functional.scan import scan
 def rewards_and_decay(
     rewards: th.Tensor, ends: th.Tensor, gamma: float, bootstrap: th.Tensor | None, mask: th.Tensor | None
 ) -> tuple[th.Tensor, th.Tensor]:
-    """r_t + gamma b_t, and gamma (1 - e_t): the two sequences every return is a recurrence of.
+    """r_t + gamma b_t and gamma (1 - e_t), the two sequences of the recurrence of every return.
 
     :raises ValueError: unequal shapes, or gamma outside [0, 1]
     """
@@ -74,7 +74,7 @@ def total_return(rewards: th.Tensor, ends: th.Tensor, gamma: float, mask: th.Ten
     .. math:: R = \sum_{t'=0}^{T-1} \gamma^{t'} r_{t'}
 
     Source: Williams (1992), the episodic REINFORCE of section 5. Every column must start with an episode's first
-    step, and an episode that the rollout cuts counts with the rewards it has.
+    step. An episode that the rollout cuts counts with the rewards it has so far.
 
     :param rewards: r_t, reward units, floating, shape ``(n_steps, n_envs)``
     :param ends: e_t, same shape
@@ -104,8 +104,8 @@ def n_step_return(
     .. math:: G_t^{(n)} = \sum_{k=0}^{n-1} \gamma^k r_{t+k} + \gamma^n V(s_{t+n})
 
     Source: Sutton and Barto (2018), eq. 7.1. (The lecture's slides print the sum up to t+n; t+n-1 is right, since
-    V(s_{t+n}) already counts r_{t+n}.) Where the episode ends within n steps, the return stops there, with b_t for
-    the value if it was truncated; where the rollout is cut, it stops at the cut with the value b_t there.
+    V(s_{t+n}) already counts r_{t+n}.) If the episode ends within n steps, the return ends there, with the value b_t if
+    the episode was truncated. If the rollout ends within n steps, the return ends there, with the value b_t.
 
     :param rewards: r_t, reward units, floating, shape ``(n_steps, n_envs)``
     :param values: V(s_t), reward units, same shape
@@ -122,7 +122,7 @@ def n_step_return(
         raise ValueError(f"n must be at least 1, got {n}")
     x, decay = rewards_and_decay(rewards, ends, gamma, bootstrap, mask)
     decay = th.cat((decay[:-1], th.zeros_like(decay[-1:])))
-    # Windows of length 2^k, composed along the binary digits of n (nothing changes beyond the whole rollout).
+    # Windows of length 2^k are composed along the binary digits of n. An n beyond the rollout changes nothing.
     result, result_decay = th.zeros_like(x), th.ones_like(x)
     length, n = 0, min(n, x.shape[0])
     window, window_decay, window_length = x, decay, 1

@@ -1,8 +1,8 @@
-"""The reverse linear recurrence: the one primitive under every return and advantage."""
+"""The reverse linear recurrence that every return and advantage is computed with."""
 
 import torch as th
 
-#: Sequences up to this length are solved as one triangular system.
+#: Longest sequence that is solved as one triangular system.
 SHORT = 16
 
 
@@ -13,8 +13,8 @@ def scan(x: th.Tensor, decay: th.Tensor) -> th.Tensor:
 
     Neighbors are combined pairwise, the half-length problem is solved, and the odd steps are filled in:
     O(log T) vectorized passes and O(T) work (Blelloch 1990, section 1.4, for the operator
-    :math:`(x, d) \circ (x', d') = (x + d x', d d')`). Short sequences are one triangular system, which is fewer
-    operations. Differentiable in both arguments.
+    :math:`(x, d) \circ (x', d') = (x + d x', d d')`). Short sequences are solved as one triangular system, which
+    takes fewer calls. Differentiable in both arguments.
 
     :param x: shape ``(n_steps, ...)``, floating
     :param decay: d_t, same shape as ``x``; the last row has no effect

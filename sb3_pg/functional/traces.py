@@ -1,7 +1,7 @@
-r"""Off-policy targets of critics: multi-step returns whose traces are cut where the policies differ.
+r"""Off-policy targets of critics: multi-step returns whose traces are cut where target and behavior policy differ.
 
-Conventions are those of :mod:`sb3_pg.functional.returns`; :math:`\rho_t = \pi(a_t|s_t) / \mu(a_t|s_t)` comes as a
-logarithm, as :func:`sb3_pg.functional.importance.log_importance_ratio` gives it.
+Conventions are those of :mod:`sb3_pg.functional.returns`. :math:`\rho_t = \pi(a_t|s_t) / \mu(a_t|s_t)` is given as a
+logarithm, as from :func:`sb3_pg.functional.importance.log_importance_ratio`.
 """
 
 import torch as th
@@ -38,7 +38,7 @@ def vtrace(
     with :math:`\rho_t = \min(\bar\rho, \pi/\mu)`, :math:`c_t = \min(\bar c, \pi/\mu)` and the TD residual
     :math:`\delta_t = r_t + \gamma b_t + \gamma (1 - e_t) V(s_{t+1}) - V(s_t)`. Source: Espeholt et al. (2018), eq. 1
     and remark 1 (lambda from remark 2), for :math:`\bar\rho \ge \bar c`. Its fixed point is the value of a policy
-    between mu and pi (eq. 3), of pi itself where :math:`\bar\rho` is infinite; with equal policies and both bounds at
+    between mu and pi (eq. 3), and of pi itself if :math:`\bar\rho` is infinite. With equal policies and both bounds at
     least 1 it is the lambda-return.
 
     :param rewards: r_t, reward units, floating, ``(n_steps, n_envs)``
@@ -47,13 +47,13 @@ def vtrace(
     :param ends: e_t, same shape
     :param gamma: discount per env step, in [0, 1]
     :param gae_lambda: lambda, in [0, 1]
-    :param max_rho: positive; what it converges to
-    :param max_c: positive; how fast, and with how much variance
+    :param max_rho: bound of rho_t, positive; it decides which policy's value is the fixed point
+    :param max_c: bound of c_t, positive; larger values give faster convergence and more variance
     :param bootstrap: b_t, reward units, same shape
     :param mask: True where a step is valid, same shape
     :return: v_t, reward units; shape and dtype of ``rewards``; 0 in the padding
     :raises ValueError: unequal shapes, gamma or lambda outside [0, 1], a bound that is not positive
-    :raises OverflowError: a product of ratios is too large to be represented
+    :raises OverflowError: a product of ratios is too large for a floating-point number
     """
     check_shapes(rewards=rewards, values=values, log_ratio=log_ratio)
     check_fraction("gae_lambda", gae_lambda)
@@ -93,12 +93,12 @@ def retrace(
     :param ends: e_t, same shape
     :param gamma: discount per env step, in [0, 1]
     :param gae_lambda: lambda, in [0, 1]
-    :param max_c: positive; 1 is Retrace, infinity the whole ratio
+    :param max_c: bound of pi / mu in c_t, positive; 1 is Retrace, infinity keeps the full ratio
     :param bootstrap: b_t, E_pi Q of the state that follows a truncated or cut-off step, reward units, same shape
     :param mask: True where a step is valid, same shape
     :return: y_t, reward units; shape and dtype of ``rewards``; 0 in the padding
     :raises ValueError: unequal shapes, gamma or lambda outside [0, 1], a bound that is not positive
-    :raises OverflowError: a product of ratios is too large to be represented
+    :raises OverflowError: a product of ratios is too large for a floating-point number
     """
     check_shapes(rewards=rewards, q_values=q_values, expected_q_values=expected_q_values, log_ratio=log_ratio)
     check_fraction("gae_lambda", gae_lambda)

@@ -1,1 +1,27 @@
-"""From a batch to new parameters, without env and algorithm."""
+"""From a batch to new parameters, with neither an env nor an algorithm."""
+
+from sb3_pg.learner.critic import CriticFit, ReturnScale, make_critic_optimizer
+from sb3_pg.learner.estimators import Bootstrapped, ImportanceSampled, MonteCarlo
+from sb3_pg.learner.gradient_step import GradientStep
+from sb3_pg.learner.kl_penalty_step import KLPenaltyStep
+from sb3_pg.learner.learner import Estimator, Learner, LearnerState, Report, Step
+from sb3_pg.learner.metrics import Metrics
+from sb3_pg.learner.trust_region import NaturalStep
+
+__all__ = [
+    "Bootstrapped",
+    "CriticFit",
+    "Estimator",
+    "GradientStep",
+    "ImportanceSampled",
+    "KLPenaltyStep",
+    "Learner",
+    "LearnerState",
+    "Metrics",
+    "MonteCarlo",
+    "NaturalStep",
+    "Report",
+    "ReturnScale",
+    "Step",
+    "make_critic_optimizer",
+]

@@ -1,4 +1,6 @@
-"""Fitting the critic by itself, by its own optimizer."""
+"""Training of the critic by steps of its own, and the scale of its values."""
+
+from dataclasses import dataclass
 
 import numpy as np
 import torch as th
@@ -9,6 +11,33 @@ from torch.nn.functional import mse_loss
 from sb3_pg.functional.precision import precise
 from sb3_pg.learner.optimizers import with_fewer_operations
 from sb3_pg.policies import Observations, split_observations, value_function
+
+
+@dataclass
+class CriticFit:
+    """How a critic is trained: by the step that moves the actor, or by steps of its own.
+
+    :param own_steps: whether the critic has steps of its own
+    :param optimizer: takes these steps; None for ``policy.optimizer``
+    :param n_passes: passes over each batch
+    :param batch_size: samples per step, None for the whole batch
+    :param before_actor: train the critic before the actor moves, and value the batch anew; otherwise after it
+    :param warmup_updates: number of updates at the start in which only the critic is trained
+    :param normalize_targets: divide the targets by their running standard deviation
+    :param revalue: value the batch anew before each pass
+    :param in_eval_mode: train it in evaluation mode, where it shares features with the actor: the statistics of a
+        BatchNorm belong to the actor then
+    """
+
+    own_steps: bool = False
+    optimizer: th.optim.Optimizer | None = None
+    n_passes: int = 1
+    batch_size: int | None = None
+    before_actor: bool = False
+    warmup_updates: int = 0
+    normalize_targets: bool = False
+    revalue: bool = False
+    in_eval_mode: bool = False
 
 
 def make_critic_optimizer(parameters: list[th.nn.Parameter], learning_rate: float) -> th.optim.Optimizer:
@@ -40,7 +69,7 @@ def fit_critic(
     .. math:: \phi \leftarrow \phi - \alpha \nabla_\phi \frac{1}{M} \sum_t (V_\phi(s_t) - y_t)^2
 
     :param policy: in train mode
-    :param optimizer: over these parameters, and maybe others that it leaves alone
+    :param optimizer: of these parameters; it leaves any others as they are
     :param parameters: the critic's
     :param observations: one row per sample
     :param targets: y_t, reward units, ``(n_samples,)``
@@ -50,8 +79,8 @@ def fit_critic(
     """
     parameters = [parameter for parameter in parameters if parameter.requires_grad]
     if not parameters:
-        return th.zeros(())  # all of it is frozen
-    optimizer.zero_grad()  # of parameters that are not the critic's
+        return th.zeros(())  # the whole critic is frozen
+    optimizer.zero_grad()  # also the gradients of parameters that are not the critic's
     size = len(targets) if batch_size is None else batch_size
     predict = value_function(policy)
     losses: list[th.Tensor] = []
@@ -79,13 +108,13 @@ class ReturnScale:
 
     @property
     def value(self) -> float:
-        """The standard deviation, reward units; 1 as long as all targets were equal but for rounding."""
+        """The standard deviation, reward units; 1 as long as all targets were equal up to rounding."""
         variance, mean = float(self._statistics.var), float(self._statistics.mean)
         seen = self._statistics.count > 0
         return float(np.sqrt(variance)) if seen and variance > 1e-12 * mean**2 else 1.0
 
     def updated(self, targets: th.Tensor) -> "ReturnScale":
-        """With one more batch of targets; this one stays as it is.
+        """The scale after one more batch of targets; this one stays as it is.
 
         :param targets: reward units, one-dimensional
         """

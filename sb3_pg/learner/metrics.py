@@ -1,6 +1,6 @@
-"""What a step has done: measured after it, on the states and actions that it was made from."""
+"""Metrics of an update: numbers about the batch, the policy, and what the step has done."""
 
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 from contextlib import suppress
 from typing import Final
 
@@ -10,25 +10,31 @@ from stable_baselines3.common.policies import ActorCriticPolicy
 
 from sb3_pg.functional import joint_kl
 from sb3_pg.functional.precision import precise
-from sb3_pg.policies import (
-    Distributions,
-    evaluate,
-    evaluation_mode,
-    has_own_forward,
-    policy_actions,
-    predict_log_probs,
-    stored_dtype,
-)
+from sb3_pg.policies import evaluation_mode, score_in_chunks, stored_dtype
 from sb3_pg.rollout import RolloutBatch
 
+#: Name -> number to log.
 Metrics = dict[str, th.Tensor | float]
-#: Standard deviation over root mean square, below which returns count as equal.
+#: Standard deviation over root mean square, up to which returns count as equal.
 _NEGLIGIBLE_SPREAD: Final = 1e-3
 
 
-def explain_step(
+def describe_batch(batch: RolloutBatch, policy: ActorCriticPolicy) -> Metrics:
+    """Metrics of a batch as it was collected.
+
+    :param batch: with returns and advantages
+    :param policy: the policy that is trained
+    """
+    return {
+        "explained_variance": explained_variance(batch),
+        "clipped_action_fraction": clipped_action_fraction(batch, policy),
+    }
+
+
+def measure_step(
     policy: ActorCriticPolicy,
     batch: RolloutBatch,
+    actions: th.Tensor,
     credit: th.Tensor,
     changes: Mapping[th.nn.Parameter, th.Tensor],
     gradient: Mapping[th.nn.Parameter, th.Tensor],
@@ -39,7 +45,7 @@ def explain_step(
 
     ====================== ===========================================================================================
     joint_kl               mean over states of KL(old || new) of the whole action vector, nats; where the policy does
-                           not show its distribution, or the buffer is a foreign one, the estimate
+                           not show its distribution, or the buffer is not ours, the estimate
                            mean(rho - 1 - log rho) (Schulman 2020, "k3")
     step_size              length of the actor's step in parameter space
     surrogate_predicted    the gradient of the surrogate objective times the step, reward units
@@ -49,27 +55,25 @@ def explain_step(
     ====================== ===========================================================================================
 
     :param policy: after the step; is in train mode before and after
-    :param batch: with the log-probs of the policy that collected it
-    :param credit: w_t A_t, ``(n_steps, n_envs)``
+    :param batch: with the log-probs of the policy that collected it; off-policy, the step is compared with the policy
+        that took it
+    :param actions: the batch's, as the policy's distribution expects them, ``(n_samples,)`` or more dimensions
+    :param credit: w_t A_t, ``(n_samples,)``
     :param changes: the actor's parameters -> their step
     :param gradient: parameter -> gradient of the surrogate objective before the step
     """
     assert batch.log_probs is not None
-    actions = policy_actions(batch.select(batch.actions), policy.action_space)
+    old = batch.log_probs if batch.log_ratio is None else batch.log_probs + batch.log_ratio
     with evaluation_mode(policy), th.no_grad():
-        distributions: list[Callable[[], Distributions] | None] = []
-        if has_own_forward(policy):
-            log_prob = evaluate(policy, batch.flat_observations, actions, False).log_prob.detach()
-        else:
-            log_prob, distributions = predict_log_probs(policy, batch.flat_observations, actions)
-        log_ratio = precise(log_prob - batch.select(batch.log_probs))
+        new = score_in_chunks(policy, batch.flat_observations, actions)
+        log_ratio = precise(new.log_prob - batch.select(old).to(new.log_prob))
         ratio = log_ratio.exp()
         kl = ratio - 1 - log_ratio
-        known = [(old, new) for old, new in zip(batch.distributions or (), distributions, strict=False) if old and new]
-        if known and len(known) == len(distributions):
-            with suppress(NotImplementedError):  # a distribution of the user's own: the estimate has to do
-                kl = th.cat([joint_kl(old(), new()) for old, new in known])
-        gain = (ratio - 1) * batch.select(credit)
+        pairs = list(zip(batch.distributions or (), new.distribution, strict=False))
+        if pairs and len(pairs) == len(new.distribution) and all(old and new for old, new in pairs):
+            with suppress(NotImplementedError):  # torch knows no divergence of the user's own distribution
+                kl = th.cat([joint_kl(old(), new()) for old, new in pairs])
+        gain = (ratio - 1) * credit
     products = [(g * changes[parameter]).sum() for parameter, g in gradient.items()]
     return {
         "joint_kl": kl.mean(),

@@ -1,63 +1,31 @@
-"""Clipping and steps in a few operations on all parameters: torch's numbers, and less time, which small nets feel."""
+"""Optimizer steps in few operations: torch's numbers in less time, which small networks profit from."""
 
 from collections.abc import Callable
-from typing import Any, NamedTuple
+from typing import Any
 
 import torch as th
-from torch._utils import _flatten_dense_tensors, _unflatten_dense_tensors
-from torch.optim.optimizer import _global_optimizer_post_hooks, _global_optimizer_pre_hooks
 
-
-def clip_gradient(parameters: list[th.nn.Parameter], max_norm: float | None) -> th.Tensor:
-    """Scale the gradient down to a norm, as :func:`torch.nn.utils.clip_grad_norm_` does.
-
-    :param parameters: those without a gradient are left out
-    :param max_norm: largest norm, None to scale nothing
-    :return: the norm before
-    """
-    gradients = [parameter.grad for parameter in parameters if parameter.grad is not None]
-    if len({(gradient.dtype, gradient.device) for gradient in gradients}) != 1:  # none at all, or a mixture
-        return th.nn.utils.clip_grad_norm_(parameters, max_norm or th.inf).to(parameters[0].device)
-    norm: th.Tensor = th.linalg.vector_norm(_flatten_dense_tensors(gradients))
-    if max_norm is not None and max_norm < th.inf:
-        th._foreach_mul_(gradients, (max_norm / (norm + 1e-6)).clamp(max=1.0))
-    return norm
+from sb3_pg import compat
 
 
 def with_fewer_operations(optimizer: th.optim.Optimizer) -> th.optim.Optimizer:
-    """The same optimizer, or one of the same arguments for the same parameters that takes the same steps faster.
+    """The same optimizer, or one that takes the same steps faster.
 
     :param optimizer: one that has not taken a step yet
-    :return: torch's RMSprop as :class:`FlatRMSprop`, torch's Adam as its fused form; any other, and one that somebody
-        has set up group by group or listens to, as it is
+    :return: torch's RMSprop as :class:`FlatRMSprop`, torch's Adam in its fused form, any other as it is
     """
-    arguments, parameters = optimizer.defaults, optimizer.param_groups[0]["params"]
-    plain = len(optimizer.param_groups) == 1 and all(
-        optimizer.param_groups[0][name] == value for name, value in arguments.items()
-    )
-    if not plain or _has_hooks(optimizer) or "step" in vars(optimizer):  # as learning rate schedulers do
-        return optimizer
+    groups = optimizer.param_groups
+    parameters = [parameter for group in groups for parameter in group["params"]]
     if not all(p.is_floating_point() and p.device.type in ("cpu", "cuda") for p in parameters):
         return optimizer
     if type(optimizer) is th.optim.RMSprop:
-        return FlatRMSprop(parameters, **arguments)
-    chosen = arguments.get("fused") is None and arguments.get("foreach") is None
-    if type(optimizer) is th.optim.Adam and chosen and not (arguments["differentiable"] or arguments["capturable"]):
-        return th.optim.Adam(parameters, **{**arguments, "fused": True})
+        optimizer.__class__ = FlatRMSprop  # its groups, hooks and schedulers stay
+    elif type(optimizer) is th.optim.Adam:
+        for group in groups:
+            free = not (group["differentiable"] or group["capturable"])
+            if free and group["foreach"] is None and group.get("fused") is None:
+                group["fused"] = True
     return optimizer
-
-
-def _has_hooks(optimizer: th.optim.Optimizer) -> bool:
-    own = optimizer._optimizer_step_pre_hooks or optimizer._optimizer_step_post_hooks
-    return bool(own or _global_optimizer_pre_hooks or _global_optimizer_post_hooks)
-
-
-class _State(NamedTuple):
-    """RMSprop's state of one parameter group: flat, and the views of it that the optimizer's ``state`` holds."""
-
-    square_avg: th.Tensor
-    steps: th.Tensor
-    parts: list[dict[str, th.Tensor]]
 
 
 class FlatRMSprop(th.optim.RMSprop):
@@ -66,64 +34,52 @@ class FlatRMSprop(th.optim.RMSprop):
     .. math:: v \leftarrow \alpha v + (1 - \alpha) g^2, \quad
               \theta \leftarrow \theta - \eta\, g / (\sqrt v + \epsilon)
 
-    Source: Tieleman and Hinton (2012). Arguments and ``state_dict`` are :class:`torch.optim.RMSprop`'s, which takes the
-    step itself where momentum, centering, weight decay or a parameter without gradient are in play.
+    Source: Tieleman and Hinton (2012). Arguments and ``state_dict`` are those of :class:`torch.optim.RMSprop`, which
+    takes the step itself where there is more to it: momentum, centering, weight decay, parameters without gradient.
     """
 
     @th.no_grad()
-    def step(self, closure: Callable[[], float] | None = None) -> float | None:  # type: ignore[override]
+    def step(self, closure: Callable[[], float] | None = None) -> Any:  # type: ignore[override]
         """As torch's."""
-        if closure is not None or _has_hooks(self) or not all(map(_is_simple, self.param_groups)):
-            loss: float | None = _step_of_torch(self, closure)
-            return loss
+        if closure is not None or not all(map(_is_plain, self.param_groups)):
+            step: Any = th.optim.RMSprop.step
+            return getattr(step, "__wrapped__", step)(self, closure)  # without the hooks, which this step has called
         for index, group in enumerate(self.param_groups):
             parameters = group["params"]
-            state = self._flat_state(index, parameters)
-            gradient = _flatten_dense_tensors([parameter.grad for parameter in parameters])
-            state.steps.add_(1)
-            state.square_avg.mul_(group["alpha"]).addcmul_(gradient, gradient, value=1 - group["alpha"])
-            step = gradient / state.square_avg.sqrt().add_(group["eps"])
-            th._foreach_add_(parameters, _unflatten_dense_tensors(step, parameters), alpha=-float(group["lr"]))
+            square_avg, steps = self._flat_state(index, parameters)
+            gradient = compat.flatten([parameter.grad for parameter in parameters])
+            steps.add_(1)
+            square_avg.mul_(group["alpha"]).addcmul_(gradient, gradient, value=1 - group["alpha"])
+            step_ = gradient / square_avg.sqrt().add_(group["eps"])
+            compat.add_all(parameters, compat.unflatten(step_, parameters), alpha=-float(group["lr"]))
         return None
 
-    step.hooked = True  # type: ignore[attr-defined]  # torch wraps what is not, and its own step is: hooks run once
-
-    def _flat_state(self, index: int, parameters: list[th.nn.Parameter]) -> _State:
-        """The state as flat vectors, made anew where somebody has replaced a part of it."""
-        known: dict[int, _State] = vars(self).setdefault("_flat", {})  # a copied or unpickled optimizer has none
+    def _flat_state(self, index: int, parameters: list[th.nn.Parameter]) -> tuple[th.Tensor, th.Tensor]:
+        """``square_avg`` and ``step`` of all parameters; ``state`` holds views of them. Made anew if it was replaced."""
+        known: dict[int, Any] = vars(self).setdefault("_flat", {})  # a copied or unpickled optimizer has none
         state = known.get(index)
-        if state is not None and len(state.parts) != len(parameters):
-            state = None
-        if state is None or any(self.state[p] is not part for p, part in zip(parameters, state.parts, strict=True)):
+        if state is None or [id(self.state[p]) for p in parameters] != state[2]:
             for parameter in parameters:
                 if not self.state[parameter]:
                     self.state[parameter] = {"step": th.zeros(()), "square_avg": th.zeros_like(parameter)}
-            square_avg = _flatten_dense_tensors([self.state[parameter]["square_avg"] for parameter in parameters])
+            square_avg = th.cat([self.state[parameter]["square_avg"].flatten() for parameter in parameters])
             steps = th.stack([self.state[parameter]["step"] for parameter in parameters])
-            for parameter, step, average in zip(
-                parameters, steps, _unflatten_dense_tensors(square_avg, parameters), strict=True
-            ):
+            parts = compat.unflatten(square_avg, parameters)
+            for parameter, step, average in zip(parameters, steps, parts, strict=True):
                 self.state[parameter] = {"step": step, "square_avg": average}
-            state = known[index] = _State(square_avg, steps, [self.state[parameter] for parameter in parameters])
-        return state
+            held = [self.state[parameter] for parameter in parameters]
+            state = known[index] = square_avg, steps, [id(part) for part in held], held
+        return state[0], state[1]
 
 
-def _step_of_torch(optimizer: th.optim.RMSprop, closure: Callable[[], float] | None) -> Any:
-    step: Any = th.optim.RMSprop.step
-    if not hasattr(step, "hooked"):  # torch wraps it when the first RMSprop is made
-        step = th.optim.Optimizer.profile_hook_step(step)
-    return step(optimizer, closure)
+def _is_plain(group: dict[str, Any]) -> bool:
+    """Whether the step is the formula alone, on dense tensors of one kind."""
+    names = ("momentum", "centered", "weight_decay", "maximize", "capturable", "differentiable")
+    parameters, first = group["params"], group["params"][0]
+    return not any(group[name] for name in names) and all(
+        p.grad is not None and p.dtype == first.dtype and p.device == first.device for p in parameters
+    )
 
 
-def _is_simple(group: dict[str, Any]) -> bool:
-    """Whether nothing but the formula is asked for, of dense tensors of one kind."""
-    parameters = group["params"]
-    first = parameters[0]
-    return not (
-        group["momentum"]
-        or group["centered"]
-        or group["weight_decay"]
-        or group["maximize"]
-        or group["capturable"]
-        or group["differentiable"]
-    ) and all(p.grad is not None and p.dtype == first.dtype and p.device == first.device for p in parameters)
+# torch puts the calls of hooks around a class's ``step`` when it makes the first optimizer of the class.
+FlatRMSprop([th.nn.Parameter(th.zeros(1))])

@@ -1,4 +1,4 @@
-"""NaN never travels: what is checked around an update, and how it is undone."""
+"""Checks around an update, and its undoing: a number that is not finite goes no further."""
 
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
@@ -8,7 +8,7 @@ import torch as th
 from stable_baselines3.common.policies import ActorCriticPolicy, BasePolicy
 
 from sb3_pg.errors import NonFiniteError
-from sb3_pg.policies import Snapshot, structure_of
+from sb3_pg.policies import Snapshot, policy_cache
 from sb3_pg.rollout import RolloutBatch, require_finite_policy
 
 _SMALLER_STEP = "A smaller learning rate may help."
@@ -19,13 +19,11 @@ _LARGEST_LOG_STD = 20.0
 @contextmanager
 def unchanged_on_error(policy: BasePolicy) -> Iterator[Snapshot]:
     """Put parameters and buffers back as they were, to the bit, if the body raises (an interruption included)."""
-    before = structure_of(policy).snapshot()
+    before = policy_cache(policy).snapshot()
     try:
         yield before
     except BaseException:
-        with th.no_grad():
-            for tensor, value in before.values().items():
-                tensor.copy_(value)
+        before.restore()
         raise
 
 
@@ -33,7 +31,7 @@ def unchanged_on_error(policy: BasePolicy) -> Iterator[Snapshot]:
 def unchanged_if_nonfinite(policy: BasePolicy, *optimizers: th.optim.Optimizer) -> Iterator[None]:
     """Put parameters and buffers back as they were if the body raises, or leaves one of them not finite.
 
-    :param policy: one of SB3's, its structure looked at by ``set_training_mode``
+    :param policy: one of SB3's, its cache brought up to date by ``set_training_mode``
     :param optimizers: what the body steps with
     :raises NonFiniteError: naming the first parameter that is not finite
     """
@@ -79,11 +77,11 @@ def nonfinite_gradient(policy: ActorCriticPolicy, batch: RolloutBatch) -> NonFin
 
 
 def require_log_probs(policy: ActorCriticPolicy, log_probs: th.Tensor, valid: th.Tensor) -> None:
-    """Check what a policy says of actions: numbers, or -inf where it would not take them.
+    """Check log-probs: each must be a number, or -inf for an action that the policy never takes.
 
     :param log_probs: nats, ``(n_steps, n_envs)``
     :param valid: True where one counts, same shape
-    :raises NonFiniteError: naming the parameter that is not finite, or the first log-prob that is none
+    :raises NonFiniteError: naming the parameter that is not finite, or the first log-prob that is NaN or +inf
     """
     bad = ((log_probs.isnan() | log_probs.isposinf()) & valid).nonzero()
     if len(bad):
@@ -117,7 +115,7 @@ def require_finite_parameters(policy: BasePolicy) -> None:
 
     :raises NonFiniteError: naming the first parameter that is not finite
     """
-    if not structure_of(policy).snapshot().is_finite():
+    if not policy_cache(policy).snapshot().is_finite():
         require_finite_policy(policy, hint=f"It was finite before the step. {_SMALLER_STEP}")
 
 

@@ -7,33 +7,33 @@ from itertools import chain
 import torch as th
 from stable_baselines3.common.policies import ActorCriticPolicy
 
-from sb3_pg.policies.policy_cache import Structure, is_patched, original, set_training_mode, structure_of
+from sb3_pg.policies.policy_cache import PolicyCache, is_patched, original, policy_cache, set_training_mode
 
 
 class ActingCopy:
-    """Keeps a copy of a policy up to date: its parameters and buffers, not what else it may hold.
+    """Keeps the parameters and buffers of a policy's copy up to date.
 
-    A policy with hooks, or with methods that were replaced in the object, acts itself: a copy's may be bound to it.
+    A policy with hooks, or with methods replaced in the object, has no copy: they may be bound to the policy.
 
-    :param device: where it acts
+    :param device: device of the copy
     """
 
     def __init__(self, device: th.device | str) -> None:
         self.device = th.device(device)
-        self._copied: tuple[Structure, ActorCriticPolicy] | None = None
+        self._copied: tuple[PolicyCache, ActorCriticPolicy] | None = None
         self._has_warned = False
 
     def of(self, policy: ActorCriticPolicy) -> tuple[ActorCriticPolicy, th.device]:
-        """The copy as the policy is now.
+        """Return the copy as the policy is now, and its device.
 
         :param policy: the policy that is trained, in eval mode
-        :return: its copy, in eval mode; where it is
+        :return: the copy, in eval mode, or the policy itself if it has no copy
         """
         if (unwrapped := original(policy)) is not policy:
             policy = unwrapped
-            set_training_mode(policy, False)  # looks at its structure
-        structure = structure_of(policy)
-        if structure.calls_matter or is_patched(policy) or is_patched(policy.action_dist):
+            set_training_mode(policy, False)  # brings its cache up to date
+        cache = policy_cache(policy)
+        if cache.calls_matter or is_patched(policy) or is_patched(policy.action_dist):
             if not self._has_warned:
                 warnings.warn(
                     f"act_device={str(self.device)!r} has no effect while the policy has hooks or replaced methods, "
@@ -42,10 +42,10 @@ class ActingCopy:
                 )
             self._has_warned = True
             return policy, policy.device
-        if self._copied is None or self._copied[0] is not structure:
-            # the optimizer does not act; the distribution may hold results of a forward, which are not to be copied
+        if self._copied is None or self._copied[0] is not cache:
+            # The optimizer does not act. The distribution may hold results of a forward, which cannot be copied.
             instead = {id(policy.optimizer): None, id(policy.action_dist): copy.copy(policy.action_dist)}
-            self._copied = structure, copy.deepcopy(policy, instead).to(self.device)
+            self._copied = cache, copy.deepcopy(policy, instead).to(self.device)
         acting = self._copied[1]
         with th.no_grad():
             theirs = chain(policy.parameters(), policy.buffers())

@@ -1,7 +1,7 @@
-"""Between the actions that a policy draws, which buffers store, and those that an env takes.
+"""Convert the actions that a policy draws, which buffers store, to those that an env takes, and back.
 
-Box: a policy draws floating numbers, those of a squashed policy in [-1, 1]. The env takes them rescaled or clipped to
-the bounds; where the space has integers, they are then rounded and cast to the space's dtype.
+Box: a policy draws floating numbers, in [-1, 1] if it is squashed. The env takes them rescaled or clipped to the
+bounds, and then rounded and cast to the space's dtype if the space has integers.
 Discrete and MultiDiscrete: a policy counts from 0, the env from the space's ``start``.
 """
 
@@ -14,6 +14,7 @@ import torch as th
 from gymnasium import spaces
 from stable_baselines3.common.policies import BasePolicy
 
+from sb3_pg.compat import predicted
 from sb3_pg.errors import NonFiniteError
 from sb3_pg.policies.policy_cache import has_own_predict
 
@@ -21,20 +22,20 @@ _PRECISE = (np.dtype(np.float32), np.dtype(np.float64))
 
 
 def stored_dtype(space: spaces.Space[Any]) -> np.dtype[Any]:
-    """Type that actions are stored with: one that keeps what was drawn, since the log-prob belongs to that number."""
+    """Return the type to store actions with. It keeps the number that was drawn, which the log-prob belongs to."""
     dtype = np.dtype(space.dtype)
     return np.dtype(np.float32) if isinstance(space, spaces.Box) and dtype not in _PRECISE else dtype
 
 
 def first_choice(space: spaces.Space[Any]) -> Any:
-    """The env's number of the action that a policy calls 0: of MultiDiscrete one per dimension; 0 of other spaces."""
+    """Return the env's number of the policy's action 0: one per dimension of MultiDiscrete; 0 for other spaces."""
     if isinstance(space, spaces.Discrete):
         return int(space.start)
     return space.start.astype(np.int64) if isinstance(space, spaces.MultiDiscrete) else 0
 
 
 def takes_other_numbers(space: spaces.Space[Any]) -> bool:
-    """Whether the env takes other numbers than SB3's loops give it: integers of a Box, or counted from ``start``."""
+    """Whether the env takes numbers that SB3's loops do not give: integers of a Box, or counted from ``start``."""
     if isinstance(space, spaces.Box):
         return space.dtype not in _PRECISE
     if isinstance(space, spaces.Discrete):
@@ -43,9 +44,9 @@ def takes_other_numbers(space: spaces.Space[Any]) -> bool:
 
 
 def to_env(policy: BasePolicy) -> Callable[[np.ndarray], np.ndarray]:
-    """The way from what a policy draws to what the env takes.
+    """Return the function from what a policy draws to what the env takes.
 
-    :param policy: what draws
+    :param policy: the policy
     :return: from actions ``(n_envs, *action_shape)`` to actions of the same shape
     """
     space = policy.action_space
@@ -60,32 +61,33 @@ def to_env(policy: BasePolicy) -> Callable[[np.ndarray], np.ndarray]:
 
 
 def from_env(actions: Any, space: spaces.Space[Any]) -> Any:
-    """The way back, of Discrete and MultiDiscrete: the numbers that a policy gives to an env's legal actions.
+    """Convert Discrete and MultiDiscrete actions to the policy's numbers, counted from 0.
 
-    :param actions: as the env numbers them, ``(n, *action_shape)``; of other spaces, as a policy draws them
-    :return: counted from 0; of other spaces ``actions``
+    :param actions: as the env numbers them, ``(n, *action_shape)``
+    :param space: action space
+    :return: counted from 0; unchanged for other spaces
     """
     start = first_choice(space)
     return np.asarray(actions).astype(np.int64) - start if np.any(start) else actions
 
 
 def predict(policy: BasePolicy, observation: Any, state: Any, episode_start: Any, deterministic: bool) -> Any:
-    """Actions that the env takes, and the policy's next state; otherwise as the policy's own ``predict``.
+    """Do as the policy's ``predict``, but return actions that the env takes.
 
     :param policy: the policy
     :param observation: of one env, or of several
-    :param state: of a recurrent policy
-    :param episode_start: likewise
+    :param state: state of a recurrent policy
+    :param episode_start: where episodes of a recurrent policy begin
     :param deterministic: the distribution's mode, rather than a sample
     """
     space: Any = policy.action_space
     is_wide = isinstance(space, spaces.Box) and takes_other_numbers(space)
     if is_wide and policy.squash_output and not has_own_predict(policy):
-        # SB3's predict would rescale in the space's own dtype, which a width like 127 - (-128) overflows.
+        # SB3's predict would rescale in the space's own dtype, where a width like 127 - (-128) overflows.
         policy.set_training_mode(False)
         obs, is_vectorized = policy.obs_to_tensor(observation)
         with th.no_grad():
-            drawn = policy._predict(obs, deterministic=deterministic)  # what SB3's policies define, and predict calls
+            drawn = predicted(policy, obs, deterministic)
         actions = to_env(policy)(drawn.cpu().numpy().reshape(-1, *space.shape))
         return actions if is_vectorized else actions.squeeze(axis=0), state
     actions, state = policy.predict(observation, state, episode_start, deterministic)
@@ -97,13 +99,13 @@ def predict(policy: BasePolicy, observation: Any, state: Any, episode_start: Any
 
 
 def require_choices(actions: Any, space: spaces.Space[Any], start: Any, row: str) -> None:
-    """Check that actions are legal; those of a Box may lie outside the bounds, to which they are clipped afterwards.
+    """Check that actions are legal. Those of a Box may lie outside the bounds, to which they are clipped later.
 
     :param actions: ``(n, *action_shape)``
     :param space: action space
-    :param start: what they are counted from
-    :param row: what there are n of, to say where the first illegal one is
-    :raises ValueError: one is not in the space
+    :param start: number of the first choice
+    :param row: name of a row, for the error: "step" or "env"
+    :raises ValueError: an action is not in the space
     """
     if isinstance(space, spaces.Box):
         return
@@ -119,21 +121,21 @@ def require_choices(actions: Any, space: spaces.Space[Any], start: Any, row: str
 
 
 def scaled(actions: np.ndarray, space: spaces.Box) -> np.ndarray:
-    """From the bounds to [-1, 1], in double precision: in the space's own dtype the width may overflow."""
+    """Rescale from the bounds to [-1, 1], in double precision: in the space's own dtype the width may overflow."""
     low = space.low.astype(np.float64)
     return 2 * (actions.astype(np.float64) - low) / (space.high.astype(np.float64) - low) - 1
 
 
 def unscaled(actions: np.ndarray, space: spaces.Box) -> np.ndarray:
-    """From [-1, 1] to the bounds, in double precision: in the space's own dtype the width may overflow."""
+    """Rescale from [-1, 1] to the bounds, in double precision."""
     low = space.low.astype(np.float64)
     return low + 0.5 * (actions.astype(np.float64) + 1) * (space.high.astype(np.float64) - low)
 
 
 def _received(actions: np.ndarray, space: spaces.Box, squashed: bool) -> np.ndarray:
-    """Numbers of the space's own dtype: rescaled where squashed, clipped, and rounded where it has integers.
+    """Rescale squashed numbers, clip, round if the space has integers, and cast to the space's dtype.
 
-    :raises NonFiniteError: a number is NaN, which no integer stands for
+    :raises NonFiniteError: a number is NaN, which is no integer
     """
     low, high = space.low.astype(np.float64), space.high.astype(np.float64)
     numbers = (unscaled(actions, space) if squashed else actions.astype(np.float64)).clip(low, high)
@@ -143,14 +145,14 @@ def _received(actions: np.ndarray, space: spaces.Box, squashed: bool) -> np.ndar
     if len(bad):
         raise NonFiniteError("action", np.nan, int(bad[0][0]) if numbers.ndim > len(space.shape) else None)
     numbers = np.rint(numbers)
-    inside = (numbers > low) & (numbers < high)  # a bound as a double may be no number of the dtype, such as 2^63
+    inside = (numbers > low) & (numbers < high)  # a bound as a double may not fit the dtype, such as 2^63
     integers = np.where(inside, numbers, 0).astype(space.dtype)
     received: np.ndarray = np.where(inside, integers, np.where(numbers >= high, space.high, space.low))
     return received
 
 
 def _counts_otherwise(space: spaces.Space[Any]) -> bool:
-    """Whether the env's actions differ from 0, 1, 2, ... in numbers or, of MultiDiscrete, in type."""
+    """Whether the env's actions differ from 0, 1, 2, ... in number or, for MultiDiscrete, in type."""
     return takes_other_numbers(space) or (isinstance(space, spaces.MultiDiscrete) and space.dtype != np.int64)
 
 

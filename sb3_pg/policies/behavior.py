@@ -1,30 +1,39 @@
-"""Acting by something else than the policy: log-probs come along, since nobody can tell them later."""
+"""What acts instead of the policy. It returns log-probs too, which could not be computed later."""
 
 import inspect
 import math
 import warnings
 from collections.abc import Callable
-from typing import Any
+from typing import Any, Protocol
 
 import numpy as np
 import torch as th
 from gymnasium import spaces
 from sb3_contrib.common.maskable.policies import MaskableActorCriticPolicy
 from sb3_contrib.common.recurrent.policies import RecurrentActorCriticPolicy
-from stable_baselines3.common.base_class import BaseAlgorithm
 from stable_baselines3.common.policies import ActorCriticPolicy, BasePolicy
 from stable_baselines3.common.utils import obs_as_tensor
-from stable_baselines3.common.vec_env import VecNormalize
+from stable_baselines3.common.vec_env import VecEnv, VecNormalize, unwrap_vec_normalize
 
 from sb3_pg.policies.actions import first_choice, from_env, require_choices, stored_dtype, takes_other_numbers, unscaled
 from sb3_pg.policies.policy_cache import evaluation_mode
 
-#: Observations of all envs, ``(n_envs, ...)`` or a dict of those, to actions ``(n_envs, *action_shape)`` and their
-#: log-probs ``(n_envs,)``. Discrete and MultiDiscrete actions are numbered as the env numbers them; those of a Box are
-#: floating numbers as the trained policy would sample them, before clipping or rescaling.
+#: A function from the observations of all envs, ``(n_envs, ...)`` or a dict of those, to actions
+#: ``(n_envs, *action_shape)`` and their log-probs ``(n_envs,)``. Discrete and MultiDiscrete actions are numbered as the
+#: env numbers them. Box actions are floating numbers as the trained policy samples them, before clipping or rescaling.
 BehaviorPolicy = Callable[[Any], tuple[Any, Any]]
+
+
+class ActingModel(Protocol):
+    """A model of SB3 or sb3-contrib, as far as ``behavior_policy`` is concerned."""
+
+    @property
+    def policy(self) -> BasePolicy:
+        """What acts."""
+
+
 #: What the argument ``behavior_policy`` takes.
-Behavior = BaseAlgorithm | BasePolicy | BehaviorPolicy
+Behavior = ActingModel | BasePolicy | BehaviorPolicy
 
 _ACCEPTED = (
     "an SB3 model or policy with get_distribution (A2C, PPO, TRPO, this package's), or a callable from observations to "
@@ -33,9 +42,9 @@ _ACCEPTED = (
 
 
 class BehaviorSampler:
-    """Sampling from a callable that says how probable its choice was.
+    """Draws actions from a callable, and keeps their log-probs.
 
-    :param behavior: obs to actions and log-probs
+    :param behavior: from observations to actions and log-probs
     :param action_space: action space
     :param squashed: whether the trained policy's actions lie in [-1, 1]
     """
@@ -51,8 +60,8 @@ class BehaviorSampler:
     def __call__(self, obs: Any) -> np.ndarray:
         """Draw actions, as they are stored.
 
-        :raises TypeError: anything but two arrays of numbers
-        :raises ValueError: shapes that do not fit, an action that is not in the space, or a log-prob that is not finite
+        :raises TypeError: the callable did not return two arrays of numbers
+        :raises ValueError: wrong shapes, an action that is not in the space, or a log-prob that is not finite
         """
         n_envs = _n_envs(obs)
         expected = f"actions of shape {(n_envs, *self.shape)} and log-probs of shape {(n_envs,)}"
@@ -62,8 +71,8 @@ class BehaviorSampler:
         if not np.isfinite(log_probs).all():
             env = int(np.flatnonzero(~np.isfinite(log_probs))[0])
             raise ValueError(
-                f"behavior_policy must give what it does a positive, finite probability, got log-prob {log_probs[env]} "
-                f"for env {env}: an importance ratio would be undefined"
+                f"behavior_policy must return finite log-probs, got {log_probs[env]} for env {env}: an importance "
+                "ratio would be undefined"
             )
         self._check_actions(actions)
         self.log_probs.append(th.as_tensor(log_probs, dtype=th.float32))
@@ -83,7 +92,7 @@ class BehaviorSampler:
 
 
 def _two_arrays(returned: Any, expected: str) -> tuple[np.ndarray, np.ndarray]:
-    """What a callable has returned, if it is two arrays of numbers."""
+    """Convert what a callable has returned to two arrays of numbers."""
     arrays: list[np.ndarray] = []
     if isinstance(returned, tuple | list) and len(returned) == 2:
         arrays = [array for array in map(_array, returned) if array is not None]
@@ -99,7 +108,7 @@ def _two_arrays(returned: Any, expected: str) -> tuple[np.ndarray, np.ndarray]:
 
 
 def _array(x: Any) -> np.ndarray | None:
-    """An array of numbers; None where it is something else."""
+    """Convert to an array of numbers; None if that is impossible."""
     if isinstance(x, th.Tensor):
         x = x.detach().cpu()
         array: np.ndarray = (x.float() if x.dtype == th.bfloat16 else x).numpy()
@@ -119,14 +128,15 @@ def _n_envs(obs: Any) -> int:
 
 
 def behavior_source(given: Any) -> Any:
-    """What acts: the policy of a model, a policy, or a callable.
+    """Return what acts: the policy of a model, a policy, or a callable.
 
     :param given: value of the argument ``behavior_policy``
-    :raises TypeError: none of these, or one that cannot tell how probable its actions are
+    :raises TypeError: anything else, or a policy without log-probs
     """
-    if inspect.isclass(given) and issubclass(given, BaseAlgorithm | BasePolicy):
+    if inspect.isclass(given):
         raise TypeError(f"behavior_policy must be {_ACCEPTED}, or None, got the class {given.__name__}: give an object")
-    policy = getattr(given, "policy", None) if isinstance(given, BaseAlgorithm) else given
+    is_model = not callable(given) and isinstance(getattr(given, "policy", None), th.nn.Module)
+    policy = given.policy if is_model else given
     if isinstance(policy, RecurrentActorCriticPolicy | MaskableActorCriticPolicy):
         raise TypeError(
             f"behavior_policy must be {_ACCEPTED}, got {type(given).__name__}, whose policy takes more than "
@@ -136,38 +146,39 @@ def behavior_source(given: Any) -> Any:
         return policy
     if callable(given) and not isinstance(given, BasePolicy):
         return given
-    reason = ", whose policy has no log-probs to tell" if isinstance(given, BaseAlgorithm | BasePolicy) else ""
+    reason = ", whose policy has no log-probs" if isinstance(policy, th.nn.Module) else ""
     raise TypeError(f"behavior_policy must be {_ACCEPTED}, or None, got {given!r}{reason}")
 
 
-def adopted(given: Any, model: BaseAlgorithm) -> tuple[Any, BehaviorPolicy | None]:
-    """What acts for a model that learns, where its argument ``behavior_policy`` says so.
+def adopted(given: Any, learner: ActorCriticPolicy, env: VecEnv | None) -> tuple[Any, BehaviorPolicy | None]:
+    """Turn the argument ``behavior_policy`` into what acts.
 
     :param given: value of the argument
-    :param model: model that learns
-    :return: what to keep as the argument's value, of a model the policy, which can be saved; and a callable that acts
+    :param learner: the policy that learns
+    :param env: the envs that are acted in, or None
+    :return: what to keep as the argument's value (of a model the policy, which can be saved), and a callable that acts
     :raises TypeError: as :func:`behavior_source`
     :raises ValueError: as :class:`PolicyBehavior`
     """
     if given is None:
         return None, None
     source = behavior_source(given)
-    learner: Any = model.policy
     behavior = PolicyBehavior(source, learner) if callable(getattr(source, "get_distribution", None)) else source
-    if isinstance(given, BaseAlgorithm):
-        _warn_of_other_statistics(given, model)
+    theirs = given.get_env() if source is not given and hasattr(given, "get_env") else None
+    if theirs is not None and env is not None:
+        _warn_of_other_statistics(theirs, env)
     return source, behavior
 
 
 class PolicyBehavior:
-    """A policy that acts, in evaluation mode and without gradient, for another one that learns.
+    """Lets a policy act for another one that learns, in evaluation mode and without gradient.
 
-    If the policy is squashed and the learner is not, its actions in [-1, 1] are rescaled to the bounds. The log-probs
-    are then those of the rescaled actions.
+    If the policy is squashed and the learner is not, actions are rescaled from [-1, 1] to the bounds. The log-probs are
+    then those of the rescaled actions.
 
-    :param policy: what acts, on its own device
-    :param learner: what learns
-    :raises ValueError: other spaces, or actions that the learner never draws
+    :param policy: the policy that acts, on its own device
+    :param learner: the policy that learns
+    :raises ValueError: different spaces, or actions that the learner never draws
     """
 
     def __init__(self, policy: Any, learner: ActorCriticPolicy) -> None:
@@ -189,14 +200,14 @@ class PolicyBehavior:
         self._has_noise = False
 
     def __call__(self, obs: Any) -> tuple[np.ndarray, np.ndarray]:
-        """Draw actions, and tell their log-probs."""
+        """Draw actions and compute their log-probs."""
         policy = self.policy
         with evaluation_mode(policy), th.no_grad():
             if getattr(policy, "use_sde", False) and not self._has_noise:
                 policy.reset_noise(_n_envs(obs))
                 self._has_noise = True
             observations = obs_as_tensor(obs, policy.device)
-            if hasattr(policy, "evaluate_actions"):  # an actor-critic, whose forward is what SB3 calls
+            if hasattr(policy, "evaluate_actions"):  # an actor-critic: SB3 calls its forward
                 drawn, _, log_prob = policy(observations)
             else:
                 distribution = policy.get_distribution(observations)
@@ -210,11 +221,9 @@ class PolicyBehavior:
         return unscaled(actions, self._bounds), log_probs - np.log(half_width).sum()
 
 
-def _warn_of_other_statistics(behavior: BaseAlgorithm, learner: BaseAlgorithm) -> None:
-    """Warn if a model has an env that normalizes observations in another way than the env of the model that learns."""
-    if behavior.get_env() is None or learner.get_env() is None:
-        return
-    theirs, ours = (_statistics(model.get_vec_normalize_env()) for model in (behavior, learner))
+def _warn_of_other_statistics(behavior_env: VecEnv, env: VecEnv) -> None:
+    """Warn if a model was trained on observations that are normalized in another way than those of ``env``."""
+    theirs, ours = (_statistics(unwrap_vec_normalize(one)) for one in (behavior_env, env))
     if theirs.keys() != ours.keys() or not all(np.allclose(theirs[name], ours[name]) for name in theirs):
         warnings.warn(
             "behavior_policy was trained on observations that VecNormalize scales in another way than those of this "
@@ -224,7 +233,7 @@ def _warn_of_other_statistics(behavior: BaseAlgorithm, learner: BaseAlgorithm) -
 
 
 def _statistics(wrapper: VecNormalize | None) -> dict[str, np.ndarray]:
-    """What observations are normalized with."""
+    """Return the mean and variance that observations are normalized with."""
     if wrapper is None or not wrapper.norm_obs:
         return {}
     running: Any = wrapper.obs_rms
@@ -236,11 +245,11 @@ def _statistics(wrapper: VecNormalize | None) -> dict[str, np.ndarray]:
 
 
 def uniform_behavior(space: spaces.Space[Any], squashed: bool) -> BehaviorPolicy:
-    """All actions alike, drawn as SB3 draws them in its warm-up; of a Box of integers, all numbers between the bounds.
+    """Return a behavior that draws uniform actions, as SB3 does in its warm-up.
 
-    :param space: Discrete, MultiDiscrete, MultiBinary, or a bounded Box
-    :param squashed: whether the policy's actions are those of [-1, 1], to be rescaled to the bounds
-    :raises ValueError: a Box without bounds, or without volume, which has no uniform density
+    :param space: Discrete, MultiDiscrete, MultiBinary, or a bounded Box; a Box of integers has floating actions too
+    :param squashed: whether the policy's actions lie in [-1, 1]
+    :raises ValueError: a Box without bounds or without volume has no uniform density
     """
     log_prob = -_log_size(space, squashed)
 
@@ -262,7 +271,7 @@ def uniform_behavior(space: spaces.Space[Any], squashed: bool) -> BehaviorPolicy
 
 
 def _log_size(space: spaces.Space[Any], squashed: bool) -> float:
-    """Logarithm of the number of actions, or of their volume as the policy sees it."""
+    """Return the logarithm of the number of actions, or of their volume as the policy sees it."""
     if isinstance(space, spaces.Box):
         width = space.high.astype(np.float64) - space.low
         if not (np.isfinite(width) & (width > 0)).all():

@@ -10,12 +10,11 @@ from torch import nn
 from torch.func import functional_call
 
 from sb3_pg.functional.episode_gradients import LogProb
-from sb3_pg.policies.compiled import compiled
-from sb3_pg.policies.policy_cache import action_dist_kept, has_own_forward, original
+from sb3_pg.policies.policy_cache import action_dist_kept, has_own_forward, original, uncompiled
 
 
 class _LogProbModule(nn.Module):
-    """log pi(a|s) as a module's forward, the one method that ``functional_call`` takes."""
+    """log pi(a|s) as the forward of a module, which is what ``functional_call`` takes."""
 
     def __init__(self, policy: ActorCriticPolicy) -> None:
         super().__init__()
@@ -31,14 +30,14 @@ class _LogProbModule(nn.Module):
 
 @contextmanager
 def functional_log_prob(policy: ActorCriticPolicy) -> Iterator[LogProb]:
-    """The policy's log-prob as a pure function; leaves no trace in the policy.
+    """Yield the policy's log-prob as a pure function of its parameters; the policy stays as it is.
 
     :param policy: the policy
     """
     policy = original(policy)
     module = _LogProbModule(policy)
-    # Where each parameter hangs, shared modules once: functional_call's own search for tied weights meets them several
-    # times, and then does not put them back.
+    # All places of each parameter, each shared module once. functional_call's own search for tied weights would meet
+    # shared modules several times, and not put their parameters back.
     places: dict[nn.Parameter, list[str]] = {}
     for path, submodule in module.named_modules():
         for attribute, parameter in submodule.named_parameters(recurse=False):
@@ -50,5 +49,5 @@ def functional_log_prob(policy: ActorCriticPolicy) -> Iterator[LogProb]:
         result: th.Tensor = functional_call(module, named, (observations, actions), tie_weights=False)
         return result
 
-    with action_dist_kept(policy), compiled(False):
+    with action_dist_kept(policy), uncompiled():
         yield log_prob

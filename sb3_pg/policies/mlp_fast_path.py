@@ -11,92 +11,90 @@ from stable_baselines3.common.preprocessing import is_image_space
 from stable_baselines3.common.torch_layers import FlattenExtractor, MlpExtractor
 from torch import nn
 
-from sb3_pg.functional.perceptron import SLOPES, PerceptronJacobian
+from sb3_pg.compat import is_compiled_in_place
 from sb3_pg.policies.observations import Observations
-from sb3_pg.policies.policy_cache import overrides, structure_of
+from sb3_pg.policies.policy_cache import PolicyCache, overrides, own_methods
 
 Layer = Callable[[th.Tensor], th.Tensor]
 NumpyLayer = Callable[[np.ndarray], np.ndarray]
+_FUNCTIONS: dict[type, Layer] = {nn.Tanh: th.tanh, nn.ReLU: th.relu}
 
 
-class PlainLayers:
-    """The layers of a policy whose networks are flat features, :class:`MlpExtractor` and linear heads.
+class MlpFastPath:
+    """The layers of a policy that consists of flat features, :class:`MlpExtractor` and linear heads.
 
-    :param policy: such a policy, see :func:`plain_layers`; no reference to it is kept
+    :param policy: such a policy, see :func:`mlp_fast_path`; no reference to it is kept
     """
 
     def __init__(self, policy: ActorCriticPolicy) -> None:
-        space = policy.observation_space
+        space, extractor = policy.observation_space, policy.mlp_extractor
         self.n_classes = int(space.n) if isinstance(space, spaces.Discrete) else None
-        self._actor = [*policy.mlp_extractor.policy_net, policy.action_net]
-        self._arrays: tuple[list[int], list[NumpyLayer]] = [], []
-        self._latent_pi = _bare(_calls(policy.mlp_extractor.policy_net))
-        self._action_net = _bare([policy.action_net])
-        self._values = _bare([*_calls(policy.mlp_extractor.value_net), policy.value_net])
+        self._actor = [*extractor.policy_net, policy.action_net]
+        self._parameters = [parameter for module in self._actor for parameter in module.parameters()]
+        self._arrays: tuple[list[int], list[NumpyLayer] | None] = [], None
+        self._latent_pi, self._action_net = _bare(extractor.policy_net), _bare([policy.action_net])
+        self._values = [*_bare(extractor.value_net), *_bare([policy.value_net])]
 
     def features(self, observations: Observations) -> th.Tensor:
-        """Observations as the first layer takes them, ``(n_samples, n_features)``; Discrete ones one-hot."""
+        """Return observations as the first layer takes them, ``(n_samples, n_features)``; Discrete ones one-hot."""
         assert isinstance(observations, th.Tensor)
         if self.n_classes is not None:
             observations = nnf.one_hot(observations.long().flatten(), self.n_classes)
         return observations.flatten(1).float()
 
     def latent_pi(self, features: th.Tensor) -> th.Tensor:
-        """What the head that gives the action distribution starts from."""
+        """Return the actor's last hidden layer."""
         return _apply(self._latent_pi, features)
 
     def action_outputs(self, features: th.Tensor) -> th.Tensor:
-        """Output of that head: logits or means, ``(n_samples, n_outputs)``."""
+        """Return the actor's output: logits or means, ``(n_samples, n_outputs)``."""
         return _apply(self._action_net, self.latent_pi(features))
 
-    def numpy_actor(self) -> list[NumpyLayer] | None:
-        """The layers of :meth:`action_outputs` in NumPy, whose calls cost less than torch's; None where it cannot.
-
-        They share the parameters' memory as it is now: to be asked for again before every rollout.
-        """
-        parameters = [parameter for module in self._actor for parameter in module.parameters()]
-        known = {nn.Linear, nn.Tanh, nn.ReLU} >= {type(module) for module in self._actor}
-        known &= all(getattr(module, "bias", module) is not None for module in self._actor)
-        if not known or any(p.device.type != "cpu" or p.dtype != th.float32 for p in parameters):
-            return None
-        addresses = [parameter.data_ptr() for parameter in parameters]
-        if addresses != self._arrays[0]:
-            self._arrays = addresses, [_numpy_layer(module) for module in self._actor]
-        return self._arrays[1]
-
-    def jacobian(self, features: th.Tensor) -> PerceptronJacobian | None:
-        """That of :meth:`action_outputs` in the actor's parameters; None where layers are of other kinds."""
-        linear = [module for module in self._actor if type(module) is nn.Linear]
-        known = {nn.Linear, *SLOPES} >= {type(module) for module in self._actor}
-        known &= all(module.bias is not None for module in linear)
-        return PerceptronJacobian(self._actor, features) if known else None
-
     def values(self, features: th.Tensor) -> th.Tensor:
-        """V(s), ``(n_samples,)``."""
+        """Return V(s), ``(n_samples,)``."""
         return _apply(self._values, features).flatten()
 
+    def numpy_actor(self) -> list[NumpyLayer] | None:
+        """Return the layers of :meth:`action_outputs` in NumPy, whose calls cost less than torch's.
 
-def plain_layers(policy: ActorCriticPolicy) -> PlainLayers | None:
-    """The policy's bare layers, or None if its networks are anything else than SB3's standard ones."""
-    structure = structure_of(policy)
-    if structure.plain is None:
-        structure.plain = PlainLayers(policy) if _is_plain(policy) else False
-    return None if structure.calls_matter else structure.plain or None
+        They share the parameters' memory as it is now: ask again before every rollout.
+
+        :return: None if a layer is of another kind, or a parameter not on the CPU or not in single precision
+        """
+        addresses = [parameter.data_ptr() for parameter in self._parameters]
+        if addresses != self._arrays[0]:
+            known = {nn.Linear, nn.Tanh, nn.ReLU} >= {type(module) for module in self._actor}
+            known &= all(getattr(module, "bias", module) is not None for module in self._actor)
+            known &= all(p.device.type == "cpu" and p.dtype == th.float32 for p in self._parameters)
+            self._arrays = addresses, [_numpy_layer(module) for module in self._actor] if known else None
+        return self._arrays[1]
+
+
+def mlp_fast_path(policy: ActorCriticPolicy, cache: PolicyCache) -> MlpFastPath | None:
+    """Return the policy's bare layers, or None if its networks are not SB3's standard ones or have hooks.
+
+    :param policy: the policy
+    :param cache: its cache
+    """
+    if cache.fast_path is None:
+        cache.fast_path = MlpFastPath(policy) if _is_standard(policy) else False
+    return None if cache.calls_matter else cache.fast_path or None
 
 
 def value_function(policy: ActorCriticPolicy) -> Callable[[Observations], th.Tensor]:
-    """V(s) of the policy's critic, by the fastest way that honors the policy's own methods.
+    """Return the policy's critic, V(s), as the fastest function that honors the policy's own methods.
 
-    :param policy: the policy, whose modules stay what they are as long as the function is in use
+    :param policy: the policy; its modules must stay the same while the function is in use
     :return: from one row per sample to ``(n_samples,)``
     """
-    plain = None if overrides(policy, "predict_values") else plain_layers(policy)
-    if plain is None:
+    own = own_methods(policy)
+    layers = None if own.values else mlp_fast_path(policy, own.cache)
+    if layers is None:
         return lambda observations: policy.predict_values(observations).flatten()
-    return lambda observations: plain.values(plain.features(observations))
+    return lambda observations: layers.values(layers.features(observations))
 
 
-def _is_plain(policy: ActorCriticPolicy) -> bool:
+def _is_standard(policy: ActorCriticPolicy) -> bool:
     space = policy.observation_space
     flat = isinstance(space, spaces.Discrete) or (isinstance(space, spaces.Box) and not is_image_space(space))
     return (
@@ -112,21 +110,17 @@ def _is_plain(policy: ActorCriticPolicy) -> bool:
     )
 
 
-def _calls(network: nn.Sequential) -> Iterable[nn.Module]:
-    """A network's layers, or the network itself where it is compiled as a whole."""
-    return network if network._compiled_call_impl is None else [network]
-
-
 def _bare(modules: Iterable[nn.Module]) -> list[Layer]:
-    """What modules compute, without the overhead of calling them as such."""
-    functions: dict[type, Layer] = {nn.Tanh: th.tanh, nn.ReLU: th.relu}
+    """Return what modules compute, without the overhead of calling them."""
 
     def bare(module: nn.Module) -> Layer:
         if type(module) is nn.Linear:
             weight, bias = module.weight, module.bias
             return lambda x: nnf.linear(x, weight, bias)
-        return functions.get(type(module), module)
+        return _FUNCTIONS.get(type(module), module)
 
+    if isinstance(modules, nn.Module) and is_compiled_in_place(modules):
+        return [modules]
     return [bare(module) for module in modules]
 
 
@@ -138,7 +132,6 @@ def _apply(layers: list[Layer], x: th.Tensor) -> th.Tensor:
 
 def _numpy_layer(module: nn.Module) -> NumpyLayer:
     if isinstance(module, nn.Linear):
-        weight = module.weight.detach().numpy().T
-        bias = module.bias.detach().numpy()
+        weight, bias = module.weight.detach().numpy().T, module.bias.detach().numpy()
         return lambda x: x @ weight + bias
     return np.tanh if isinstance(module, nn.Tanh) else lambda x: np.maximum(x, 0)

@@ -1,4 +1,4 @@
-"""Observations as tensors: splitting them, and examples of them."""
+"""Observations as tensors: split them, and make examples of them."""
 
 import copy
 from typing import Any
@@ -14,11 +14,11 @@ Observations = th.Tensor | dict[str, th.Tensor]
 
 
 def split_observations(observations: Observations, size: int, order: th.Tensor | None = None) -> list[Any]:
-    """Cut observations into pieces.
+    """Split observations into pieces.
 
     :param observations: one row per sample
     :param size: rows per piece; the last may have fewer
-    :param order: indices of the rows in the order wanted
+    :param order: indices that reorder the rows first
     :return: the pieces, views of one copy
     """
     if isinstance(observations, dict):
@@ -28,19 +28,19 @@ def split_observations(observations: Observations, size: int, order: th.Tensor |
 
 
 def zero_observation(policy: BasePolicy) -> Any:
-    """One observation of zeros, on the policy's device."""
+    """Return one observation of zeros on the policy's device."""
     return obs_as_tensor(_zeros(policy.observation_space), policy.device)
 
 
 def example_observation(policy: BasePolicy) -> Any:
-    """One observation that is not zero, always the same, on the policy's device."""
+    """Return one observation that is not zero, always the same, on the policy's device."""
     return obs_as_tensor(_example(policy.observation_space), policy.device)
 
 
 def _example(space: spaces.Space[Any]) -> Any:
     if isinstance(space, spaces.Dict):
         return {key: _example(subspace) for key, subspace in space.spaces.items()}
-    space = copy.deepcopy(space)  # the random numbers of the space are somebody else's
+    space = copy.deepcopy(space)  # leaves the random numbers of the policy's space alone
     space.seed(0)
     sample = np.asarray(space.sample())[None]
     return np.clip(sample, -1, 1) if np.issubdtype(sample.dtype, np.floating) else sample

@@ -1,28 +1,38 @@
-"""Which of a policy's parameters the actor and the critic are made of."""
+"""The parameters of a policy's actor and critic."""
 
 from typing import Any, NamedTuple
+from weakref import WeakKeyDictionary
 
 import torch as th
 from stable_baselines3.common.policies import ActorCriticPolicy
 from stable_baselines3.common.preprocessing import get_action_dim
 
-from sb3_pg.policies.compiled import compiled
 from sb3_pg.policies.observations import zero_observation
-from sb3_pg.policies.policy_cache import action_dist_kept, original
+from sb3_pg.policies.policy_cache import PolicyCache, action_dist_kept, original, policy_cache, uncompiled
 from sb3_pg.policies.score_actions import policy_actions
 
 
 class ParameterSets(NamedTuple):
-    """Name -> parameter, by what depends on it. A shared feature extractor stands in both."""
+    """Name -> parameter, of actor and critic. The parameters of shared features are in both."""
 
     actor: dict[str, th.nn.Parameter]
     critic: dict[str, th.nn.Parameter]
 
 
-def reachable_parameters(policy: ActorCriticPolicy) -> ParameterSets:
-    """Tell actor and critic apart by autograd: what log-prob and entropy depend on, and what the value depends on.
+_KNOWN: WeakKeyDictionary[PolicyCache, ParameterSets] = WeakKeyDictionary()
 
-    Names say nothing: an observation key called ``value_map`` has parameters of the actor too.
+
+def parameter_sets_of(policy: ActorCriticPolicy) -> ParameterSets:
+    """As :func:`reachable_parameters`, found once for the modules and parameters that the policy has now."""
+    structure = policy_cache(policy)
+    known = _KNOWN.get(structure)
+    return _KNOWN.setdefault(structure, reachable_parameters(policy)) if known is None else known
+
+
+def reachable_parameters(policy: ActorCriticPolicy) -> ParameterSets:
+    """Find by autograd what log-prob and entropy depend on, the actor, and what the value depends on, the critic.
+
+    Names cannot tell them apart: an observation key called ``value_map`` has parameters of the actor too.
 
     :param policy: any policy with SB3's ``evaluate_actions``
     """
@@ -32,12 +42,12 @@ def reachable_parameters(policy: ActorCriticPolicy) -> ParameterSets:
     named = dict(policy.named_parameters())
     frozen = [parameter for parameter in named.values() if not parameter.requires_grad]
     for parameter in frozen:
-        parameter.requires_grad_(True)  # what is frozen now may train later
+        parameter.requires_grad_(True)  # frozen parameters may be trained later
     space = policy.action_space
     actions = th.zeros((1, get_action_dim(space)), device=policy.device)
     devices = [policy.device] if policy.device.type == "cuda" else []
-    # The random numbers that a hook or an own method may draw are not taken from those of the training.
-    with th.random.fork_rng(devices), compiled(False), th.enable_grad(), action_dist_kept(policy):
+    # A hook or an own method may draw random numbers: training must not miss them.
+    with th.random.fork_rng(devices), uncompiled(), th.enable_grad(), action_dist_kept(policy):
         values, log_prob, entropy = policy.evaluate_actions(zero_observation(policy), policy_actions(actions, space))
         actor_output = log_prob.sum() if entropy is None else log_prob.sum() + entropy.sum()
         sets = ParameterSets(_reached(actor_output, named), _reached(values.sum(), named))

@@ -1,39 +1,39 @@
-"""What a policy is made of: found once, since walking through its modules takes longer than a small update."""
+"""What is known of a policy's modules and methods, found once: walking through them takes longer than an update."""
 
 import copy
+import functools
 import inspect
 import math
 from collections.abc import Iterable, Iterator
-from contextlib import contextmanager
-from functools import cache, cached_property
-from typing import Any, TypeVar, cast
+from contextlib import AbstractContextManager, contextmanager
+from typing import Any, NamedTuple, TypeVar, cast
 from weakref import WeakKeyDictionary
 
 import torch as th
 from stable_baselines3.common.policies import ActorCriticPolicy, BasePolicy
 from torch import nn
-from torch._utils import _flatten_dense_tensors, _unflatten_dense_tensors
-from torch.nn.modules.module import _has_any_global_hook
+from torch.distributions import Distribution
+
+from sb3_pg import compat
 
 PolicyT = TypeVar("PolicyT", bound=BasePolicy)
-#: torch's modules that do something else in training than in evaluation.
-_MODE_DEPENDENT = (
-    nn.modules.batchnorm._NormBase,
-    nn.modules.dropout._DropoutNd,
-    nn.RNNBase,
-    nn.RReLU,
-    nn.MultiheadAttention,
-)
-
-
 #: SB3's own methods, as they were when this module was imported.
 _OF_SB3 = dict(inspect.getmembers(ActorCriticPolicy))
 
 
+# ---------------------------------------------------------------- methods
+
+
 def original(policy: PolicyT) -> PolicyT:
-    """The policy itself, where ``torch.compile`` has wrapped it into a module of its own."""
-    wrapped = policy._modules.get("_orig_mod")  # torch has no public name for it
+    """Return the policy that ``torch.compile`` has wrapped into this module, or the policy itself."""
+    wrapped = compat.compiled_original(policy)
     return policy if wrapped is None else cast(PolicyT, wrapped)
+
+
+def uncompiled() -> AbstractContextManager[None]:
+    """Let the body run original code where the user has compiled a policy: a compiled graph has one derivative only."""
+    stance: AbstractContextManager[None] = th.compiler.set_stance("force_eager")
+    return stance
 
 
 def overrides(policy: BasePolicy, *methods: str) -> bool:
@@ -51,38 +51,14 @@ def overrides(policy: BasePolicy, *methods: str) -> bool:
 def has_own_forward(policy: BasePolicy) -> bool:
     """Whether the policy replaces a method of SB3's that samples, scores or extracts features.
 
-    Then ``forward`` and ``evaluate_actions``, which SB3 calls, are the only ones that say what the policy is.
+    Such a policy is known by ``forward`` and ``evaluate_actions`` only, which SB3 calls.
     """
-    return overrides(policy, "forward", "evaluate_actions", "extract_features", "get_distribution", "_predict")
+    return overrides(policy, "forward", "evaluate_actions", "extract_features", "get_distribution", compat.PREDICT)
 
 
 def has_own_head(policy: ActorCriticPolicy) -> bool:
     """Whether the policy replaces SB3's way from the actor's last layer to the distribution, or methods of that."""
-    return overrides(policy, "_get_action_dist_from_latent") or is_patched(policy.action_dist)
-
-
-@cache
-def _methods_of(cls: type) -> frozenset[str]:
-    """Names of a class's methods; of those that all modules have, the ones that a call or a change of mode calls."""
-    members = {name: getattr(cls, name, None) for name in dir(cls)}
-    methods = {name for name, member in members.items() if callable(member) and not inspect.isclass(member)}
-    return frozenset(methods.difference(dir(nn.Module)) | methods & {"forward", "train"})
-
-
-def is_patched(instance: object) -> bool:
-    """Whether somebody has replaced a method of the object's class in the object itself."""
-    return not vars(instance).keys().isdisjoint(_methods(instance))
-
-
-def _methods(instance: object) -> frozenset[str]:
-    cls: Any = type(instance)
-    return _methods_of(cls)
-
-
-def visible_changes(policy: BasePolicy) -> tuple[int, ...]:
-    """Numbers that differ after a method of the policy was replaced or put back, or a hook on it added or removed."""
-    module = original(policy)
-    return id(policy), len(vars(module)), len(module._forward_hooks), len(module._forward_pre_hooks)
+    return overrides(policy, compat.HEAD) or is_patched(policy.action_dist)
 
 
 def has_own_predict(policy: BasePolicy) -> bool:
@@ -91,86 +67,102 @@ def has_own_predict(policy: BasePolicy) -> bool:
     return "predict" in vars(module) or type(module).predict is not BasePolicy.predict
 
 
+@functools.cache
+def _methods_of(cls: type) -> frozenset[str]:
+    """Names of a class's methods; of those of nn.Module only the ones behind a call or a change of mode."""
+    members = {name: getattr(cls, name, None) for name in dir(cls)}
+    methods = {name for name, member in members.items() if callable(member) and not inspect.isclass(member)}
+    return frozenset(methods.difference(dir(nn.Module)) | methods & {"forward", "train"})
+
+
+def _methods(instance: object) -> frozenset[str]:
+    cls: Any = type(instance)
+    return _methods_of(cls)
+
+
+def is_patched(instance: Any) -> bool:
+    """Whether a method of the object's class is replaced in the object itself."""
+    return not vars(instance).keys().isdisjoint(_methods(instance))
+
+
+def is_listened_to(modules: Iterable[nn.Module]) -> bool:
+    """Whether one of these modules has hooks on its calls or is compiled in place."""
+    return compat.has_global_hooks() or any(
+        any(compat.hooks_of(module)) or compat.is_compiled_in_place(module) for module in modules
+    )
+
+
+def visible_changes(policy: BasePolicy) -> tuple[int, ...]:
+    """Return numbers that differ after a method of the policy, or a hook on its forward, was added or removed."""
+    module = original(policy)
+    return id(policy), len(vars(module)), *map(len, compat.hooks_of(module)[:2])
+
+
+# ---------------------------------------------------------------- modules and parameters
+
+
 class Snapshot:
-    """Values of tensors at one moment; of parameters of one kind as one vector, which is fewer operations.
+    """Values of tensors at one moment; parameters of one kind are kept as one vector, which takes fewer operations.
 
     :param parameters: floating
     :param buffers: of any kind
     """
 
     def __init__(self, parameters: list[nn.Parameter], buffers: list[th.Tensor]) -> None:
-        self._parameters, self._buffers = parameters, buffers
-        self._trained = [parameter.requires_grad for parameter in parameters]
         groups: dict[Any, list[nn.Parameter]] = {}
         for parameter in parameters:
             groups.setdefault((parameter.dtype, parameter.device), []).append(parameter)
         with th.no_grad():
             self._flat = [(group, _flatten(group)) for group in groups.values()]
-            self._copies = [buffer.clone() for buffer in buffers]
+            self._copies: dict[th.Tensor, th.Tensor] = {buffer: buffer.clone() for buffer in buffers}
 
     def values(self) -> dict[th.Tensor, th.Tensor]:
         """Tensor -> its value."""
-        copies: dict[th.Tensor, th.Tensor] = dict(zip(self._buffers, self._copies, strict=True))
+        copies = dict(self._copies)
         for group, flat in self._flat:
-            copies.update(zip(group, _unflatten_dense_tensors(flat, group), strict=True))
+            copies.update(zip(group, compat.unflatten(flat, group), strict=True))
         return copies
 
-    def is_finite(self) -> bool:
-        """Whether all parameters are finite. (An overflowing sum says no, too.)"""
-        return all(math.isfinite(flat.sum()) for _, flat in self._flat)
+    def restore(self) -> None:
+        """Give the tensors these values again."""
+        with th.no_grad():
+            for tensor, value in self.values().items():
+                tensor.copy_(value)
 
-    def equals(self, other: "Snapshot") -> bool:
-        """Whether another snapshot is of the same tensors with the same values, frozen ones and all."""
-        return (
-            self._parameters is other._parameters
-            and self._trained == other._trained
-            and all(th.equal(a, b) for (_, a), (_, b) in zip(self._flat, other._flat, strict=True))
-            and all(th.equal(a, b) for a, b in zip(self._copies, other._copies, strict=True))
-        )
+    def is_finite(self) -> bool:
+        """Whether all parameters are finite. False also if their sum overflows."""
+        return all(math.isfinite(flat.sum()) for _, flat in self._flat)
 
 
 def _flatten(group: list[nn.Parameter]) -> th.Tensor:
-    flat: th.Tensor = _flatten_dense_tensors(group)
+    flat: th.Tensor = compat.flatten(group)
     return flat.clone() if len(group) == 1 else flat  # of one tensor it is a view
 
 
-def is_listened_to(modules: Iterable[nn.Module]) -> bool:
-    """Whether there are hooks on calls of any of these modules, or the user has compiled one in place."""
-    return bool(_has_any_global_hook()) or any(
-        module._forward_hooks
-        or module._forward_pre_hooks
-        or module._backward_hooks
-        or module._backward_pre_hooks
-        or (module._compiled_call_impl and not getattr(module._compiled_call_impl, "for_updates_only", False))
-        for module in modules
-    )
-
-
-class Structure:
-    """The modules and parameters of a policy, which it holds no reference to.
+class PolicyCache:
+    """The modules and parameters of a policy, without a reference to the policy.
 
     :param policy: the policy
     """
 
     def __init__(self, policy: BasePolicy) -> None:
         self.parts = [module for module in policy.modules() if module is not policy]
-        self.parameters = list(policy.parameters())
-        self.buffers = list(policy.buffers())
-        #: the bare layers of :mod:`sb3_pg.policies.mlp_fast_path`, False if there are none, None if nobody has asked
-        self.plain: Any = None
+        self.parameters, self.buffers = list(policy.parameters()), list(policy.buffers())
+        #: what :func:`~sb3_pg.policies.mlp_fast_path.mlp_fast_path` has found: False for none, None if it was not asked
+        self.fast_path: Any = None
+        #: whether a module does more, on a change of mode, than to note it
+        self.has_own_modes = any(
+            type(part).train is not nn.Module.train or isinstance(part, th.jit.ScriptModule) for part in self.parts
+        )
         self.attributes = [vars(part) for part in self.parts]
         self._methods = [(vars(part).keys(), _methods(part)) for part in self.parts]
-        self._hooks = [
-            hooks
-            for part in (policy, *self.parts)
-            for hooks in (part._forward_hooks, part._forward_pre_hooks, part._backward_hooks, part._backward_pre_hooks)
-        ]
+        self._hooks = [hooks for part in (policy, *self.parts) for hooks in compat.hooks_of(part)]
         self._n_attributes: list[int] = []
         # A weight that is no parameter may be replaced unnoticed.
         constants = not all(names.isdisjoint(("weight", "bias")) for names, _ in self._methods)
         self._is_irregular = constants or "log_std" in vars(policy) or _splits_features(policy)
-        self.look_at_calls(policy)
-        tables = [t for m in (policy, *self.parts) for t in (m._modules, m._parameters, m._buffers)]
+        self.look_at_calls()
+        tables = [table for part in (policy, *self.parts) for table in compat.contents_of(part)]
         self._tables = [table.values() for table in tables if table]
         self._empty = [table for table in tables if not table]
         self._ids = self._identify()
@@ -179,50 +171,25 @@ class Structure:
         return [tuple(map(type, self.parts)), *(tuple(map(id, values)) for values in self._tables)]
 
     def is_current(self) -> bool:
-        """Whether no module, parameter or buffer has been added, removed or replaced, and no module's class."""
+        """Whether all modules, parameters and buffers, and the modules' classes, are still the same."""
         return self._identify() == self._ids and not any(self._empty)
 
     def snapshot(self) -> Snapshot:
-        """The parameters' and buffers' values as they are now."""
+        """Copy the values of parameters and buffers."""
         return Snapshot(self.parameters, self.buffers)
 
-    def look_at_calls(self, policy: BasePolicy) -> None:
-        """Look again for hooks and for methods that somebody has replaced.
-
-        :param policy: the policy
-        """
+    def look_at_calls(self) -> None:
+        """Look for hooks and replaced methods."""
         n_attributes = list(map(len, self.attributes))
         if n_attributes != self._n_attributes:
             self._n_attributes = n_attributes
             self._is_patched = not all(names.isdisjoint(methods) for names, methods in self._methods)
-        has_hooks = any(self._hooks) or bool(_has_any_global_hook())
-        #: whether only SB3's own calls of the policy and its modules say what the policy is
-        self.calls_matter = has_hooks or self._is_patched or self._is_irregular
-
-    @property
-    def is_same_in_both_modes(self) -> bool:
-        """Whether the modules surely compute the same in training and in evaluation mode.
-
-        Hooks, and modules that are neither torch's nor SB3's, may look at the mode.
-        """
-        return self._parts_ignore_modes and not self.calls_matter
-
-    @cached_property
-    def _parts_ignore_modes(self) -> bool:
-        names = [type(part).__module__ for part in self.parts]
-        known = all(name.startswith(("torch.nn.modules.", "stable_baselines3.")) for name in names)
-        return known and not any(isinstance(part, _MODE_DEPENDENT) for part in self.parts)
-
-    @cached_property
-    def has_own_modes(self) -> bool:
-        """Whether a module does more, on a change of mode, than to note it."""
-        return any(
-            type(part).train is not nn.Module.train or isinstance(part, th.jit.ScriptModule) for part in self.parts
-        )
+        #: whether SB3's own calls of the policy and its modules must be made: bare layers would give something else
+        self.calls_matter = self._is_patched or self._is_irregular or any(self._hooks) or compat.has_global_hooks()
 
 
 def _splits_features(policy: BasePolicy) -> bool:
-    """Whether a features extractor that actor and critic share has been replaced in one of its three places only.
+    """Whether the features extractor that actor and critic share is replaced in one of its three places only.
 
     SB3's methods differ in where they look for it.
     """
@@ -231,80 +198,108 @@ def _splits_features(policy: BasePolicy) -> bool:
     return getattr(policy, "share_features_extractor", False) and len(extractors) > 1
 
 
-_KNOWN: WeakKeyDictionary[nn.Module, Structure] = WeakKeyDictionary()
+_KNOWN: WeakKeyDictionary[nn.Module, PolicyCache] = WeakKeyDictionary()
 
 
-def structure_of(policy: BasePolicy) -> Structure:
-    """The policy's structure, as it was at the latest :func:`set_training_mode`."""
-    structure = _KNOWN.get(policy)
-    return _KNOWN.setdefault(policy, Structure(policy)) if structure is None else structure
+def policy_cache(policy: BasePolicy) -> PolicyCache:
+    """Return the policy's cache, as it was at the latest :func:`set_training_mode`."""
+    cache = _KNOWN.get(policy)
+    return _KNOWN.setdefault(policy, PolicyCache(policy)) if cache is None else cache
+
+
+class OwnMethods(NamedTuple):
+    """Which of SB3's methods a policy replaces, and its cache.
+
+    ``forward``: see :func:`has_own_forward`; ``head``: see :func:`has_own_head`; ``values``: ``predict_values``.
+    """
+
+    forward: bool
+    head: bool
+    values: bool
+    cache: PolicyCache
+
+
+def own_methods(policy: ActorCriticPolicy) -> OwnMethods:
+    """Look at the policy's methods as they are now, and return its cache with them."""
+    values = overrides(policy, "predict_values")
+    return OwnMethods(has_own_forward(policy), has_own_head(policy), values, policy_cache(policy))
+
+
+# ---------------------------------------------------------------- modes
 
 
 def set_training_mode(policy: BasePolicy, mode: bool) -> None:
-    """As the policy's method, in a tenth of the time; looks whether the policy's structure is still the same.
+    """Do as the policy's method of this name, in a tenth of the time, and bring the policy's cache up to date.
 
     :param policy: the policy
     :param mode: True for training, False for evaluation
     """
-    structure = structure_of(policy)
-    if structure.is_current():
-        structure.look_at_calls(policy)
+    cache = policy_cache(policy)
+    if cache.is_current():
+        cache.look_at_calls()
     else:
-        structure = _KNOWN[policy] = Structure(policy)
-    if structure.calls_matter or structure.has_own_modes or overrides(policy, "set_training_mode", "train"):
+        cache = _KNOWN[policy] = PolicyCache(policy)
+    _set_mode(policy, cache, mode)
+
+
+def _set_mode(policy: BasePolicy, cache: PolicyCache, mode: bool) -> None:
+    if cache.calls_matter or cache.has_own_modes or overrides(policy, "set_training_mode", "train"):
         policy.set_training_mode(mode)
         return
     vars(policy)["training"] = mode
-    for attributes in structure.attributes:
+    for attributes in cache.attributes:
         attributes["training"] = mode
 
 
 @contextmanager
 def evaluation_mode(policy: BasePolicy) -> Iterator[None]:
-    """Let the body have the policy as it acts."""
+    """Let the body have the policy in evaluation mode, as it acts."""
     before = policy.training
     set_training_mode(policy, False)
     try:
         yield
     finally:
-        set_training_mode(policy, before)
+        _set_mode(policy, policy_cache(policy), before)
 
 
-def is_same_in_both_modes(policy: ActorCriticPolicy) -> bool:
-    """Whether the policy surely computes the same in training and in evaluation mode.
+@contextmanager
+def unvalidated_distributions() -> Iterator[None]:
+    """Build torch distributions without checks of their arguments, which take longer than the sampling itself.
 
-    Methods and a distribution of its own may look at the mode.
+    The arguments are checked once per rollout and update instead, where the error can name env and step.
     """
-    return (
-        structure_of(policy).is_same_in_both_modes
-        and type(policy.action_dist).__module__.startswith("stable_baselines3.")
-        and not has_own_forward(policy)
-        and not has_own_head(policy)
-    )
+    before = getattr(Distribution, compat.VALIDATE_ARGS)
+    Distribution.set_default_validate_args(False)
+    try:
+        yield
+    finally:
+        Distribution.set_default_validate_args(before)
 
 
 def without_gradient(policy: ActorCriticPolicy) -> type[th.no_grad] | type[th.inference_mode]:
-    """The context for calls of the policy that are not differentiated.
+    """Return the context for calls of the policy that are not differentiated.
 
-    Hooks and methods of the user's own may keep tensors, which inference mode would make useless to autograd.
+    It is no_grad for policies with hooks or methods of their own: those may keep tensors, and autograd cannot use
+    tensors of inference mode.
     """
-    own = structure_of(policy).calls_matter or has_own_forward(policy) or has_own_head(policy)
-    return th.no_grad if own or overrides(policy, "predict_values") else th.inference_mode
+    own = own_methods(policy)
+    return th.no_grad if own.cache.calls_matter or any(own[:3]) else th.inference_mode
 
 
 @contextmanager
 def action_dist_kept(policy: ActorCriticPolicy) -> Iterator[None]:
-    """Let the body use a copy of the policy's distribution object.
+    """Let the body use a copy of the policy's distribution object, with unchecked torch distributions.
 
-    It keeps what it computed last, graphs and tensors of transforms included, which could not be copied or used later.
-    An object with methods of its own is not copied: they may be bound to it.
+    The object keeps what it has computed last, graphs included, which could not be copied or used later. It is not
+    copied if it has methods of its own, which may be bound to it.
     """
     distribution = policy.action_dist
-    if is_patched(distribution):
-        yield
-        return
-    policy.action_dist = copy.copy(distribution)
-    try:
-        yield
-    finally:
-        policy.action_dist = distribution
+    with unvalidated_distributions():
+        if is_patched(distribution):
+            yield
+            return
+        policy.action_dist = copy.copy(distribution)
+        try:
+            yield
+        finally:
+            policy.action_dist = distribution

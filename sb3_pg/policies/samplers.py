@@ -1,16 +1,15 @@
-"""Drawing actions from a policy, and nothing else: no critic, no log-probabilities.
+"""Draw actions from a policy, and nothing else: no critic, no log-probabilities.
 
-:func:`make_sampler` chooses once per rollout. From one seed all draw the same actions, SB3's:
+:func:`make_sampler` chooses one of these per rollout. From one seed all draw the same actions as SB3:
 
 * :class:`NumpySampler` for SB3's standard MLP policies on the CPU, with Discrete or Box actions;
-* :class:`MlpSampler` for those policies elsewhere: the layers' matrices by themselves;
+* :class:`MlpSampler` for those policies elsewhere, through the bare layers;
 * :class:`DistributionSampler` for policies that keep SB3's ``get_distribution``: images, dicts, gSDE, own extractors;
-* :class:`ForwardSampler` for policies with a ``forward`` of their own, or with hooks: calls them as SB3 does, and keeps
-  values and log-probs.
+* :class:`ForwardSampler` for policies with a ``forward`` of their own, or with hooks: it calls them as SB3 does, and
+  keeps values and log-probs.
 """
 
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from collections.abc import Callable
 from typing import Any, Protocol, cast
 
 import numpy as np
@@ -24,14 +23,20 @@ from stable_baselines3.common.distributions import (
 from stable_baselines3.common.policies import ActorCriticPolicy
 from stable_baselines3.common.utils import obs_as_tensor
 from torch import nn
-from torch.distributions import Distribution
 
-from sb3_pg.policies.mlp_fast_path import NumpyLayer, PlainLayers, plain_layers
-from sb3_pg.policies.policy_cache import has_own_forward, has_own_head, overrides, structure_of, without_gradient
+from sb3_pg.policies.mlp_fast_path import MlpFastPath, NumpyLayer, mlp_fast_path
+from sb3_pg.policies.policy_cache import (
+    has_own_forward,
+    has_own_head,
+    overrides,
+    policy_cache,
+    unvalidated_distributions,
+    without_gradient,
+)
 
 
 class Sampler(Protocol):
-    """Actions for one step of all envs."""
+    """Draws actions for one step of all envs."""
 
     def __call__(self, obs: Any) -> np.ndarray:
         """Draw actions.
@@ -41,34 +46,20 @@ class Sampler(Protocol):
         """
 
 
-@contextmanager
-def unvalidated_distributions() -> Iterator[None]:
-    """Build torch distributions without checking their arguments; it takes longer than the sampling itself.
-
-    The arguments are checked once per rollout and update instead, where the error can say which env and step.
-    """
-    before = Distribution._validate_args
-    Distribution.set_default_validate_args(False)
-    try:
-        yield
-    finally:
-        Distribution.set_default_validate_args(before)
-
-
 def make_sampler(policy: ActorCriticPolicy, device: th.device, n_envs: int) -> Sampler:
-    """The fastest sampler that honors the policy's own methods.
+    """Return the fastest sampler that honors the policy's own methods.
 
     :param policy: in eval mode
     :param device: where the policy lives
     :param n_envs: number of parallel environments
     """
-    # A head of its own may change from step to step, as a mask does: log-probs are those of the step.
-    # Where predict_values says something else than forward, the steps have forward's values.
+    # An own head, such as an action mask, may change from step to step: log-probs are those of the step.
+    # If predict_values differs from forward, the steps have forward's values.
     own = has_own_forward(policy) or has_own_head(policy) or overrides(policy, "predict_values", "__call__")
-    if own or structure_of(policy).calls_matter:
+    if own or policy_cache(policy).calls_matter:
         return ForwardSampler(policy, device)
-    if type(policy.action_dist) in OF_OUTPUTS:
-        layers = plain_layers(policy)
+    if type(policy.action_dist) in _OF_OUTPUTS:
+        layers = mlp_fast_path(policy, policy_cache(policy))
         if layers is not None:
             arrays = layers.numpy_actor() if type(policy.action_dist) in _DRAWN_IN_NUMPY else None
             if arrays is not None and layers.n_classes is None:
@@ -78,34 +69,34 @@ def make_sampler(policy: ActorCriticPolicy, device: th.device, n_envs: int) -> S
 
 
 def _categorical(logits: th.Tensor, noise: th.Tensor) -> th.Tensor:
-    """As ``torch.multinomial`` draws, without its checks, which take longer than the drawing."""
+    """Draw as ``torch.multinomial`` does, without its checks, which take longer than the drawing."""
     return (logits.softmax(1) / noise.exponential_()).argmax(1)
 
 
-#: Distributions that SB3's policies make from their head's outputs alone and, of Gaussian ones, ``log_std``.
-OF_OUTPUTS = (BernoulliDistribution, CategoricalDistribution, DiagGaussianDistribution, MultiCategoricalDistribution)
+#: Distributions that SB3's policies make from the actor's outputs and, if Gaussian, ``log_std`` alone.
+_OF_OUTPUTS = (BernoulliDistribution, CategoricalDistribution, DiagGaussianDistribution, MultiCategoricalDistribution)
 _DRAWN_IN_NUMPY = (CategoricalDistribution, DiagGaussianDistribution)
 
 
 class NumpySampler:
-    """Sampling through the bare matrices in NumPy, with torch's random numbers.
+    """Draws through the bare layers in NumPy, with torch's random numbers.
 
     :param policy: the policy
-    :param layers: of its actor, as :meth:`PlainLayers.numpy_actor` gives them
+    :param layers: its actor, from :meth:`MlpFastPath.numpy_actor`
     :param n_envs: number of parallel environments
     """
 
     def __init__(self, policy: ActorCriticPolicy, layers: list[NumpyLayer], n_envs: int) -> None:
         self.layers = layers
         self._noise = th.empty((n_envs, cast(nn.Linear, policy.action_net).out_features))
-        self._numbers = self._noise.numpy()  # of the same memory
+        self._numbers = self._noise.numpy()  # the same memory
         self._log_std: np.ndarray | None = None
         if isinstance(policy.action_dist, DiagGaussianDistribution):
             self._log_std = cast(th.Tensor, policy.log_std).detach().numpy()
         self._shape = (-1, *cast(tuple[int, ...], policy.action_space.shape))
 
     def outputs(self, obs: Any) -> np.ndarray:
-        """The head's output: logits or means, ``(n_envs, n_outputs)``."""
+        """Return the actor's output: logits or means, ``(n_envs, n_outputs)``."""
         x: np.ndarray = obs.reshape(len(obs), -1).astype(np.float32, copy=False)
         for layer in self.layers:
             x = layer(x)
@@ -119,27 +110,27 @@ class NumpySampler:
             actions: np.ndarray = outputs + np.exp(self._log_std) * self._numbers
             return actions.reshape(self._shape)
         self._noise.exponential_()
-        weights: np.ndarray = np.exp(outputs - outputs.max(1, keepdims=True))  # the softmax but for a factor
+        weights: np.ndarray = np.exp(outputs - outputs.max(1, keepdims=True))  # proportional to the softmax
         choices: np.ndarray = (weights / self._numbers).argmax(1)
         return choices
 
 
 class MlpSampler:
-    """Sampling through the bare matrices of SB3's standard MLP policy.
+    """Draws through the bare layers of SB3's standard MLP policy.
 
     :param policy: the policy
     :param layers: its layers
-    :param device: where the policy lives
+    :param device: the policy's device
     :param n_envs: number of parallel environments
     """
 
-    def __init__(self, policy: ActorCriticPolicy, layers: PlainLayers, device: th.device, n_envs: int) -> None:
+    def __init__(self, policy: ActorCriticPolicy, layers: MlpFastPath, device: th.device, n_envs: int) -> None:
         self.device, self.layers = device, layers
         self._decide = self._decision(policy, device, n_envs)
 
     @staticmethod
     def _decision(policy: ActorCriticPolicy, device: th.device, n_envs: int) -> Callable[[th.Tensor], th.Tensor]:
-        """From the head's output to actions, with the random numbers that SB3's distributions take."""
+        """Return what turns the actor's output into actions, with the same random numbers as SB3's distributions."""
         distribution: Any = policy.action_dist
         if isinstance(distribution, BernoulliDistribution):
             return lambda logits: th.bernoulli(logits.sigmoid())
@@ -157,7 +148,7 @@ class MlpSampler:
         return lambda logits: _categorical(logits, noise[0])
 
     def outputs(self, obs: Any) -> th.Tensor:
-        """The head's output: logits or means, ``(n_envs, n_outputs)``."""
+        """Return the actor's output: logits or means, ``(n_envs, n_outputs)``."""
         return self.layers.action_outputs(self.layers.features(th.from_numpy(obs).to(self.device)))
 
     @th.inference_mode()
@@ -168,10 +159,10 @@ class MlpSampler:
 
 
 class DistributionSampler:
-    """Sampling through the policy's own ``get_distribution``.
+    """Draws through the policy's own ``get_distribution``.
 
     :param policy: the policy
-    :param device: where it lives
+    :param device: the policy's device
     """
 
     def __init__(self, policy: ActorCriticPolicy, device: th.device) -> None:
@@ -188,10 +179,10 @@ class DistributionSampler:
 
 
 class ForwardSampler:
-    """Sampling through the policy's own ``forward``, whose values and log-probs are kept.
+    """Draws through the policy's own ``forward``, and keeps its values and log-probs.
 
     :param policy: the policy
-    :param device: where it lives
+    :param device: the policy's device
     """
 
     def __init__(self, policy: ActorCriticPolicy, device: th.device) -> None:

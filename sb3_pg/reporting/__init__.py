@@ -1,1 +1,1 @@
-"""From logs to learning curves, scores, figures and reports."""
+"""Learning curves, scores, figures and reports from the logs of training runs."""

@@ -1,8 +1,8 @@
-"""Learning curves out of the folders that ``sb3-pg train`` (or rl_zoo3's train) writes: read, group, bootstrap.
+"""Learning curves from the folders that ``sb3-pg train`` (or rl_zoo3's train) writes.
 
-Runs of the same algorithm on the same environment are one curve: the mean over the runs, and a 95 % bootstrap band of
-that mean. The band of several runs tells how much runs differ; that of a single run, where nothing else is known, how
-much its episodes do.
+Runs of the same algorithm on the same environment form one curve: the mean over the runs, and a 95 % bootstrap band of
+that mean. The band of several runs shows how much the runs differ. The band of a single run shows how much its episodes
+differ.
 """
 
 import csv
@@ -24,17 +24,17 @@ _GRID_POINTS: Final = 200
 
 
 class LogError(ValueError):
-    """The logs do not hold what was asked for."""
+    """The logs do not contain what is needed."""
 
 
 @dataclass(frozen=True)
 class Run:
     """One training run's learning curve.
 
-    :param label: what was run; runs that share label and env become one curve
+    :param label: the algorithm, or a name given by the user; runs with the same label and env form one curve
     :param env: environment id
-    :param x: where the curve is known, increasing, shape ``(n_points,)``, in env steps or seconds
-    :param returns: undiscounted returns of the episodes behind each point, shape ``(n_episodes, n_points)``
+    :param x: points of the curve, increasing, shape ``(n_points,)``, env steps or seconds
+    :param returns: undiscounted returns of the episodes of each point, shape ``(n_episodes, n_points)``
     """
 
     label: str
@@ -45,7 +45,7 @@ class Run:
 
 @dataclass(frozen=True)
 class Curve:
-    """The runs of one label on one environment, aggregated. All arrays have the shape of ``x``."""
+    """Mean and band of the runs of one label on one environment. All arrays have the shape of ``x``."""
 
     label: str
     env: str
@@ -57,32 +57,32 @@ class Curve:
 
 
 def find_runs(root: Path) -> list[Path]:
-    """Folders of runs at or below ``root``, sorted.
+    """Folders of runs in ``root`` and its subfolders, sorted.
 
-    :param root: a run's folder, or any folder above some
-    :raises LogError: there are none
+    :param root: a run's folder, or a folder that contains some
+    :raises LogError: there are no runs
     """
     logs = [*root.rglob("evaluations.npz"), *root.rglob("*.monitor.csv")]
     if not logs:
-        raise LogError(f"no evaluations.npz and no *.monitor.csv in {root} or below it")
+        raise LogError(f"no evaluations.npz and no *.monitor.csv in {root} or its subfolders")
     return sorted({log.parent for log in logs})
 
 
 def label_of(folder: Path) -> str:
-    """The algorithm's name, if the run has noted it, else the name of the folder above.
+    """The algorithm's name as saved with the run, or the name of the parent folder.
 
-    A run that continues another one is told apart by the env step that it begins at.
+    For a run that continues another one, the env step at which it begins is added.
 
-    :param folder: the run's folder, under whatever name and wherever it lies
+    :param folder: the run's folder, which may have been moved or renamed
     """
     name, before = _arguments(folder).get("algo"), _steps_before(folder)
     return str(name or folder.resolve().parent.name) + (f" from step {before:,}" if before else "")
 
 
 def env_of(folder: Path) -> str:
-    """The environment's id, if the run or its monitors have noted it, else the folder's name without its number.
+    """The environment's id as saved with the run or its monitor files, or the folder's name without its number.
 
-    :param folder: the run's folder, under whatever name and wherever it lies
+    :param folder: the run's folder, which may have been moved or renamed
     """
     if _arguments(folder).get("env"):
         return str(_arguments(folder)["env"])
@@ -91,10 +91,10 @@ def env_of(folder: Path) -> str:
 
 
 def read_evaluations(folder: Path, label: str | None = None) -> Run:
-    """A run as its ``EvalCallback`` saw it.
+    """Read the evaluations that an ``EvalCallback`` has logged.
 
     :param folder: the run's folder
-    :param label: instead of the algorithm's name
+    :param label: used instead of the algorithm's name
     :raises LogError: there is no ``evaluations.npz``, or it cannot be read
     """
     path = folder / "evaluations.npz"
@@ -104,19 +104,19 @@ def read_evaluations(folder: Path, label: str | None = None) -> Run:
         with np.load(path) as log:
             steps, returns = log["timesteps"].astype(np.float64), log["results"].astype(np.float64)
     except (BadZipFile, EOFError, KeyError, ValueError) as error:
-        raise LogError(f"{path} is not what EvalCallback writes: {error}") from error
+        raise LogError(f"{path} cannot be read as evaluations of EvalCallback: {error}") from error
     if not returns.size:
         raise LogError(f"no evaluation episode in {path}")
     return Run(label or label_of(folder), env_of(folder), steps, returns.reshape(len(steps), -1).T)
 
 
 def read_training(folder: Path, axis: Axis = "steps", window: int = 100, label: str | None = None) -> Run:
-    """A run as its training episodes saw it, each point being a window of successive episodes.
+    """Read the training episodes of a run. Each point is a window of successive episodes.
 
     :param folder: the run's folder
     :param axis: unit of ``x``
-    :param window: episodes per point; fewer (a fifth of all) where there are not many
-    :param label: instead of the algorithm's name
+    :param window: episodes per point, at most a fifth of all episodes
+    :param label: used instead of the algorithm's name
     :raises LogError: there is no finished episode
     """
     episodes = sorted(row for path in folder.glob("*.monitor.csv") for row in _read_monitor(path))
@@ -130,7 +130,7 @@ def read_training(folder: Path, axis: Axis = "steps", window: int = 100, label: 
     window = max(1, min(window, len(returns) // 5))
     windows = np.lib.stride_tricks.sliding_window_view(returns, window)
     x = x[window - 1 :]
-    # At most one point per stretch of x: vectorized envs may finish many episodes at once.
+    # At most one point per interval of x: vectorized envs may finish many episodes at once.
     points = np.unique(np.searchsorted(x, np.linspace(x[0], x[-1], _GRID_POINTS), side="right")) - 1
     return Run(label or label_of(folder), env_of(folder), x[points], windows[points].T)
 
@@ -140,16 +140,16 @@ def bootstrap_band(
 ) -> tuple[NDArray[np.float64], NDArray[np.float64]]:
     """Percentile bootstrap confidence band of the mean over the first axis.
 
-    A sample is resampled as a whole curve, so that the band is as smooth as the curves.
+    Whole curves are resampled, so that the band is as smooth as the curves.
 
-    :param samples: shape ``(n_samples, n_points)``
+    :param samples: one curve per row, shape ``(n_samples, n_points)``
     :param level: confidence level, in (0, 1)
-    :param n_resamples: how often the samples are redrawn
-    :param seed: of the redrawing
+    :param n_resamples: number of bootstrap resamples
+    :param seed: seed of the resampling
     :return: lower and upper end, each of shape ``(n_points,)``
     """
     n_samples = len(samples)
-    # Drawing with replacement is weighing each sample by how often it was drawn: a matrix product, little memory.
+    # A resample weights each curve by how often it was drawn. The means are then one matrix product.
     weights = (
         np.random.default_rng(seed).multinomial(n_samples, np.full(n_samples, 1 / n_samples), n_resamples) / n_samples
     )
@@ -159,10 +159,10 @@ def bootstrap_band(
 
 
 def aggregate(runs: Sequence[Run]) -> Curve:
-    """Mean and band of runs of one label on one environment, where all of them are known.
+    """Mean and band of the runs of one label on one environment, over the range of x that all runs cover.
 
     :param runs: at least one
-    :raises LogError: no x is common to all runs
+    :raises LogError: the runs have no x in common
     """
     first = runs[0]
     if len(runs) == 1:
@@ -182,7 +182,7 @@ def aggregate(runs: Sequence[Run]) -> Curve:
 def group(runs: Iterable[Run]) -> list[Curve]:
     """One curve for each label and environment, in order of appearance.
 
-    :param runs: any number, in any order
+    :param runs: any runs, in any order
     """
     groups: dict[tuple[str, str], list[Run]] = {}
     for run in runs:
@@ -191,7 +191,7 @@ def group(runs: Iterable[Run]) -> list[Curve]:
 
 
 class _ArgumentsLoader(yaml.SafeLoader):  # type: ignore[misc]
-    """Reads the command line that rl_zoo3 saves, an OrderedDict, and executes nothing. Other objects become None."""
+    """Reads the arguments that rl_zoo3 saves, an OrderedDict. It executes nothing; other Python objects become None."""
 
 
 _ArgumentsLoader.add_multi_constructor("tag:yaml.org,2002:python/", lambda *_: None)
@@ -202,24 +202,24 @@ _ArgumentsLoader.add_constructor(
 
 
 def _arguments(folder: Path) -> dict[str, Any]:
-    """The command line of the run, empty if it was not saved."""
+    """The command-line arguments of the run, empty if they were not saved."""
     for path in folder.glob("*/args.yml"):
         try:
             arguments = yaml.load(path.read_text(), _ArgumentsLoader)
         except (yaml.YAMLError, UnicodeDecodeError) as error:
-            raise LogError(f"{path} is not what rl_zoo3 writes: {error}") from error
+            raise LogError(f"{path} cannot be read as arguments saved by rl_zoo3: {error}") from error
         if isinstance(arguments, dict):
             return arguments
     return {}
 
 
 def _steps_before(folder: Path) -> int:
-    """Env steps of the run that this one continues, 0 if it continues none."""
+    """Env steps of the run that this run continues; 0 for a new run."""
     return int(_arguments(folder).get("num_timesteps_before") or 0)
 
 
 def _headers(folder: Path) -> list[dict[str, Any]]:
-    """First lines of the run's monitor files: ``t_start`` in seconds since the epoch, ``env_id``."""
+    """Headers of the run's monitor files, with ``t_start`` (seconds since the epoch) and ``env_id``."""
     return [
         json.loads(path.read_text().partition("\n")[0].lstrip("#")) for path in sorted(folder.glob("*.monitor.csv"))
     ]
@@ -230,5 +230,5 @@ def _read_monitor(path: Path) -> list[tuple[float, float, float]]:
     with path.open(newline="") as file:
         start = float(json.loads(file.readline().lstrip("#"))["t_start"])
         rows = list(csv.DictReader(file))
-    # A run that is killed while it writes leaves half a line behind.
+    # A run that was killed may have left an incomplete last line.
     return [(start + float(row["t"]), float(row["l"]), float(row["r"])) for row in rows if all(row.values())]

@@ -1,4 +1,4 @@
-"""Drawing learning curves: ``sb3-pg plot``."""
+"""``sb3-pg plot``: draw learning curves."""
 
 import argparse
 import sys
@@ -25,7 +25,7 @@ from sb3_pg.reporting.curves import (
 
 Source = Literal["evaluation", "training"]
 FEWEST_EVALUATIONS: Final = 10
-"""With fewer of them in a run, training episodes are drawn, unless ``--source`` says otherwise."""
+"""If a run has fewer evaluations, training episodes are drawn, unless ``--source`` is given."""
 
 _X_LABELS: Final[dict[tuple[Source, Axis], str]] = {
     ("evaluation", "steps"): "Training time [env steps]",
@@ -39,7 +39,7 @@ _Y_LABELS: Final[dict[Source, str]] = {
 
 
 def styles(labels: Iterable[str]) -> dict[str, tuple[str, str]]:
-    """Color and line style of each label, all different for 30 of them."""
+    """Color and line style of each label. They are all different for up to 30 labels."""
     return {label: (f"C{i % 10}", ("-", "--", ":")[i // 10 % 3]) for i, label in enumerate(labels)}
 
 
@@ -50,13 +50,14 @@ def draw(
     title: str | None = None,
     labels: Iterable[str] | None = None,
 ) -> Figure:
-    """A figure with one panel for each environment; save it with ``figure.savefig``.
+    """Draw curves, one panel for each environment. Save the figure with ``figure.savefig``.
 
     :param curves: at least one
-    :param source: what the returns are of
+    :param source: kind of episodes that the returns are from, for the axis label
     :param axis: unit of x
-    :param title: above the figure
-    :param labels: those of all figures, where several are to have the same colors (default: those of the curves)
+    :param title: title of the figure
+    :param labels: labels that get colors, in this order; give the same to figures that should have the same colors
+        (default: the labels of the curves)
     """
     envs = list(dict.fromkeys(curve.env for curve in curves))
     lines = styles(dict.fromkeys(curve.label for curve in curves) if labels is None else labels)
@@ -81,7 +82,7 @@ def draw(
     figure.legend(
         handles=[handles[label] for label in shown],
         labels=[_legend(label, [curve.n_runs for curve in curves if curve.label == label]) for label in shown],
-        loc="outside lower center",  # where it hides no band
+        loc="outside lower center",  # where it covers no curve
         title="mean and 95 % bootstrap band over runs (of a single run: over its episodes)",
         title_fontsize="small",
         fontsize="small",
@@ -93,11 +94,11 @@ def draw(
 
 
 def main(arguments: Sequence[str]) -> int:
-    """``sb3-pg plot``: draw what the arguments say and print where it lies.
+    """``sb3-pg plot``: draw learning curves, and print the path of the figure.
 
     :param arguments: the command line, without the program's name
     :return: exit code
-    :raises SystemExit: the arguments cannot be parsed, are ``--help``, or name nothing that can be drawn
+    :raises SystemExit: the arguments cannot be parsed, are ``--help``, or there is no run to draw
     """
     parser = _parser()
     args = parser.parse_args(arguments)
@@ -108,7 +109,7 @@ def main(arguments: Sequence[str]) -> int:
         figure = draw(curves, source, args.x_axis, args.title)
         args.output.parent.mkdir(parents=True, exist_ok=True)
         figure.savefig(args.output)
-    except ValueError as error:  # matplotlib's, too, on an output format that it does not know
+    except ValueError as error:  # also from matplotlib, for an unknown output format
         parser.error(str(error))
     print(args.output)
     return 0
@@ -121,17 +122,16 @@ def _parser() -> argparse.ArgumentParser:
         nargs="*",
         default=["logs"],
         metavar="[LABEL=]FOLDER",
-        help="a run's folder, or one above several, with a label in place of the algorithm's name (default: logs)",
+        help="a run's folder, or a folder with several; LABEL replaces the algorithm's name (default: logs)",
     )
     parser.add_argument("-o", "--output", type=Path, default=Path("learning_curve.png"), help="default: %(default)s")
-    parser.add_argument("--title", help="above the figure")
-    parser.add_argument("--env", nargs="+", help="these environments only")
-    parser.add_argument("--label", nargs="+", help="these algorithms or labels only")
+    parser.add_argument("--title", help="title of the figure")
+    parser.add_argument("--env", nargs="+", help="draw only these environments")
+    parser.add_argument("--label", nargs="+", help="draw only these algorithms or labels")
     parser.add_argument(
         "--source",
         choices=get_args(Source),
-        help="evaluation episodes or training episodes (default: evaluations, but training episodes where a run has "
-        "fewer than 10 evaluations)",
+        help="episodes that are drawn (default: evaluation, or training if a run has fewer than 10 evaluations)",
     )
     parser.add_argument(
         "--x-axis", choices=get_args(Axis), default="steps", help="env steps or wall-clock seconds (training only)"
@@ -141,7 +141,7 @@ def _parser() -> argparse.ArgumentParser:
 
 
 def _read(args: argparse.Namespace) -> tuple[Source, list[Run]]:
-    # A run counts once, however many of the inputs lead to it.
+    # A run that several inputs contain counts once.
     found = dict.fromkeys(
         (run.resolve(), label) for root, label in map(split_label, args.inputs) for run in find_runs(root)
     )
@@ -151,10 +151,10 @@ def _read(args: argparse.Namespace) -> tuple[Source, list[Run]]:
         if (not args.env or env_of(folder) in args.env) and (not args.label or label in args.label)
     ]
     if not chosen:
-        raise LogError(f"no run in {', '.join(args.inputs)} has that --env and --label")
+        raise LogError(f"no run in {', '.join(args.inputs)} matches --env and --label")
     source: Source = args.source or _default_source(chosen, args.x_axis)
     if (source, args.x_axis) not in _X_LABELS:
-        raise LogError("evaluations are logged without the time: use --source training with --x-axis time")
+        raise LogError("evaluations are logged without wall-clock time: use --source training with --x-axis time")
     runs = []
     for folder, label in chosen:
         try:
@@ -170,7 +170,7 @@ def _read(args: argparse.Namespace) -> tuple[Source, list[Run]]:
 
 
 def _default_source(chosen: Iterable[tuple[Path, str]], axis: Axis) -> Source:
-    """Evaluations, unless a run has so few of them that they make no curve, and every run has training episodes."""
+    """Evaluations, unless a run has too few of them for a curve and every run has training episodes."""
     if axis == "time":
         return "training"
     n_evaluations, trained = [], True
@@ -200,11 +200,11 @@ def _report_short_runs(curves: Iterable[Curve], runs: Sequence[Run]) -> None:
         longest = max(run.x[-1] for run in runs if (run.label, run.env) == (curve.label, curve.env))
         if curve.x[-1] < 0.9 * longest:
             where = f"{curve.label} on {curve.env} ends at {curve.x[-1]:,.0f}"
-            print(f"{where}, with its shortest run; its longest goes on to {longest:,.0f}", file=sys.stderr)
+            print(f"{where}, where its shortest run ends; its longest run ends at {longest:,.0f}", file=sys.stderr)
 
 
 def split_label(text: str) -> tuple[Path, str | None]:
-    """``LABEL=FOLDER`` or ``FOLDER``, which may have a ``=`` itself."""
+    """Folder and label of ``LABEL=FOLDER`` or ``FOLDER``. An existing path is a folder even if it contains ``=``."""
     label, equals, folder = text.partition("=")
     return (Path(folder), label) if equals and not Path(text).exists() else (Path(text), None)
 

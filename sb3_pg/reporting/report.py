@@ -33,12 +33,12 @@ from sb3_pg.reporting.scores import (
     with_common_steps,
 )
 
-#: Part of the entry point in Gymnasium -> what the group is called.
+#: Part of an env's entry point -> name of its family.
 _GROUPS: Final = {"classic_control": "classic control", "box2d": "Box2D", "mujoco": "MuJoCo"}
 
 
 def group_of(env: str) -> str:
-    """The family of environments that one belongs to."""
+    """Name of the family of environments that an env belongs to."""
     try:
         entry_point = str(gym.spec(env).entry_point)
     except GymnasiumError:
@@ -47,7 +47,7 @@ def group_of(env: str) -> str:
 
 
 def table(scores: Sequence[Score]) -> str:
-    """The scores in Markdown."""
+    """The scores as a Markdown table."""
     lines = [
         "| env | steps | algorithm | runs | mean | std | worst, best run | IQM (95 %) | best of curve | seconds |",
         "|---|---|---|---|---|---|---|---|---|---|",
@@ -64,10 +64,10 @@ def table(scores: Sequence[Score]) -> str:
 
 
 def comparison(better: Improvements, against: str) -> str:
-    """Who improves on the peer, in Markdown.
+    """Probabilities of improvement on a peer as a Markdown table.
 
-    :param better: as :func:`sb3_pg.reporting.scores.improvements` gives it
-    :param against: the peer
+    :param better: result of :func:`sb3_pg.reporting.scores.improvements`
+    :param against: label of the peer
     """
     lines = [f"| algorithm | P(ends higher than {against}), 95 % interval | on |", "|---|---|---|"]
     for label, (point, (low, high), tasks) in better.items():
@@ -76,9 +76,9 @@ def comparison(better: Improvements, against: str) -> str:
 
 
 def learning_curves(results: Sequence[Result]) -> list[Curve]:
-    """One curve for each label and task. Where an env has several lengths, its name gets the length added.
+    """One curve for each label and task. For an env with tasks of several lengths, the length is added to its name.
 
-    :param results: any number; curves come in their order, but a shorter length first
+    :param results: results in the order of the curves; of the tasks of one env, shorter ones come first
     """
     envs = list(dict.fromkeys(result.env for result in results))
     several = {env for env in envs if len({result.steps for result in results if result.env == env}) > 1}
@@ -89,12 +89,13 @@ def learning_curves(results: Sequence[Result]) -> list[Curve]:
 
 
 def profiled(results: Sequence[Result], peers: Sequence[str]) -> list[str]:
-    """The labels whose performance profiles are drawn: all of them, on what they have in common.
+    """Labels in the performance profile, which is drawn on the tasks that all of them share.
 
-    With a peer that others follow on every env, these alone: a label with few envs would leave all others the same few.
+    Without peers these are all labels. With peers they are the labels that have all tasks of the first peer, if there
+    is one besides the peer: a label with few tasks would restrict the profile to those.
 
-    :param results: of any labels
-    :param peers: the first one counts
+    :param results: results of any labels
+    :param peers: only the first one is used
     """
     labels = list(dict.fromkeys(result.label for result in results))
     if not peers:
@@ -109,11 +110,11 @@ def draw_summary(
     profile: tuple[Sequence[Task], Mapping[str, NDArray[np.float64]]] | None,
     better: Mapping[str, Improvements],
 ) -> Figure:
-    """Performance profiles, and who improves on the peers: a panel for the profiles, and one for each peer.
+    """Draw performance profiles in one panel, and improvements on each peer in a panel of its own.
 
-    :param results: what the others are made of
-    :param profile: as :func:`sb3_pg.reporting.scores.matrices` gives it, None to leave the panel out
-    :param better: peer -> what :func:`sb3_pg.reporting.scores.improvements` gives; not empty without a profile
+    :param results: the results behind ``profile`` and ``better``
+    :param profile: result of :func:`sb3_pg.reporting.scores.matrices`, None to leave the panel out
+    :param better: peer -> result of :func:`sb3_pg.reporting.scores.improvements`; not empty if ``profile`` is None
     """
     widths = [6.4] * (profile is not None) + [4.8] * len(better)
     height = max([4.4, *(0.6 * len(lines) for lines in better.values())])
@@ -171,11 +172,11 @@ def _envs(tasks: Sequence[Task]) -> str:
 
 
 def main(arguments: Sequence[str]) -> int:
-    """``sb3-pg report``: read, write the figures and the tables, print the table and where everything lies.
+    """``sb3-pg report``: write figures and tables, and print the tables and the paths of the files.
 
     :param arguments: the command line, without the program's name
     :return: exit code
-    :raises SystemExit: the arguments cannot be parsed, are ``--help``, or name nothing that can be reported
+    :raises SystemExit: the arguments cannot be parsed, are ``--help``, or there is no run to report
     """
     parser = _parser()
     args = parser.parse_args(arguments)
@@ -190,12 +191,12 @@ def main(arguments: Sequence[str]) -> int:
 
 
 def write_report(results: Sequence[Result], folder: Path, peers: Sequence[str] = ()) -> list[Path]:
-    """Print the tables of scores and of who improves on the peers; write them and the figures.
+    """Print the tables of scores and improvements, and write them and the figures.
 
     :param results: at least one
-    :param folder: where to
-    :param peers: labels that each of the others is compared with
-    :return: the files
+    :param folder: folder of the files
+    :param peers: labels that each of the other labels is compared with
+    :return: paths of the files
     :raises LogError: a peer has no runs
     """
     scores = score(results)
@@ -257,9 +258,9 @@ def _parser() -> argparse.ArgumentParser:
         help="a folder of runs trained with evaluations, or a CSV file of benchmarks/learning.py (default: logs)",
     )
     parser.add_argument("-o", "--output", type=Path, default=Path("report"), help="folder (default: %(default)s)")
-    parser.add_argument("--env", nargs="+", help="these environments only")
-    parser.add_argument("--label", nargs="+", help="these algorithms or labels only")
-    parser.add_argument("--against", nargs="+", default=[], help="compare the others with these")
+    parser.add_argument("--env", nargs="+", help="report only these environments")
+    parser.add_argument("--label", nargs="+", help="report only these algorithms or labels")
+    parser.add_argument("--against", nargs="+", default=[], help="labels that the others are compared with")
     return parser
 
 
@@ -271,9 +272,9 @@ def _read(args: argparse.Namespace) -> list[Result]:
         if (not args.env or result.env in args.env) and (not args.label or result.label in [*args.label, *args.against])
     ]
     if not chosen:
-        raise LogError(f"no run in {', '.join(args.inputs)} has that --env and --label")
+        raise LogError(f"no run in {', '.join(args.inputs)} matches --env and --label")
 
-    def place(result: Result) -> tuple[int, int]:  # in the order asked for
+    def place(result: Result) -> tuple[int, int]:  # the order of the options
         labels = [*(args.label or ()), *args.against]
         return args.env.index(result.env) if args.env else 0, labels.index(result.label) if args.label else 0
 

@@ -1,7 +1,7 @@
-"""Where runs have ended, and what several of them tell: means, interquartile means, who improves on whom.
+"""Scores of several runs: means, interquartile means, performance profiles, probabilities of improvement.
 
-Source of the statistics: Agarwal et al. (2021), "Deep Reinforcement Learning at the Edge of the Statistical Precipice";
-computed by its authors' ``rliable`` (extra ``plots``).
+Source of the statistics: Agarwal et al. (2021), "Deep Reinforcement Learning at the Edge of the Statistical Precipice".
+They are computed by its authors' ``rliable`` (extra ``plots``).
 """
 
 import csv
@@ -28,15 +28,15 @@ Improvements = dict[str, tuple[float, Interval, list[Task]]]  # label -> probabi
 
 @dataclass(frozen=True)
 class Result:
-    """One run and where it ended.
+    """Result of one run.
 
-    :param label: what was run
+    :param label: the algorithm, or a name given by the user
     :param env: environment id
-    :param steps: env steps that it was to train for, or that it had trained for at its last evaluation
+    :param steps: env steps that the run was trained for, as configured or at its last evaluation
     :param final: mean return of the final policy
     :param best: largest mean return of an evaluation
-    :param seconds: of training, None if nobody has noted them
-    :param curve: its evaluations
+    :param seconds: training time, None if it was not saved
+    :param curve: evaluations of the run
     """
 
     label: str
@@ -49,13 +49,13 @@ class Result:
 
     @property
     def task(self) -> Task:
-        """Results of one task are comparable."""
+        """Env and number of steps. Results of the same task are comparable."""
         return self.env, self.steps
 
 
 @dataclass(frozen=True)
 class Score:
-    """The runs of one label on one task. Returns are undiscounted; ``interval`` is the IQM's, 95 %."""
+    """Scores of one label on one task. Returns are undiscounted; ``interval`` is the 95 % interval of the IQM."""
 
     label: str
     env: str
@@ -72,12 +72,12 @@ class Score:
 
 
 def read_results(source: Path, label: str | None = None) -> list[Result]:
-    """The runs of a folder of logs, or of a table that ``benchmarks/learning.py`` has written.
+    """Results of the runs in a folder of logs, or in a table written by ``benchmarks/learning.py``.
 
-    :param source: a folder, as :func:`sb3_pg.reporting.curves.find_runs` takes it, or ``<name>.csv`` with
+    :param source: a folder, see :func:`sb3_pg.reporting.curves.find_runs`, or ``<name>.csv`` beside
         ``<name>_curves.csv``
-    :param label: instead of the algorithms' names
-    :raises LogError: nothing in it has been evaluated
+    :param label: used instead of the algorithms' names
+    :raises LogError: no run was evaluated
     """
     if source.suffix == ".csv":
         return _of_table(source, label)
@@ -86,7 +86,7 @@ def read_results(source: Path, label: str | None = None) -> list[Result]:
         if (folder / "evaluations.npz").is_file():
             curve = read_evaluations(folder, label)
             if curve.x[-1] == 0:
-                print(f"left out: {folder} was evaluated before the first step only", file=sys.stderr)
+                print(f"left out: {folder} was evaluated only before the first step", file=sys.stderr)
                 continue
             means = curve.returns.mean(axis=0)
             steps = int(curve.x[-1])
@@ -97,11 +97,11 @@ def read_results(source: Path, label: str | None = None) -> list[Result]:
 
 
 def with_common_steps(results: Sequence[Result]) -> list[Result]:
-    """Runs of an env whose lengths differ by less than a tenth get the longest of them, and so are comparable.
+    """Give runs of an env whose numbers of steps differ by less than a tenth the largest of them.
 
-    A log tells how long a run was by its last evaluation, which need not fall on the last step.
+    The number of steps is known from the last evaluation, which may come before the last step.
 
-    :param results: any number, in any order
+    :param results: any results, in any order
     """
     longest: dict[str, int] = {}
     steps: dict[Task, int] = {}
@@ -127,7 +127,7 @@ def _of_table(path: Path, label: str | None) -> list[Result]:
         for row in rows:
             x, means = np.array(sorted(curves[tuple(row[name] for name in key)])).T
             name = label or row["algo"]
-            if (row["algo"], row["env"], row["steps"]) in several:  # runs of different settings are not one curve
+            if (row["algo"], row["env"], row["steps"]) in several:  # runs of different settings are different curves
                 name = f"{name} {row['config_hash']}"
             curve = Run(name, row["env"], x, means[None])
             final, best = float(row["final_mean"]), float(row["best_eval_mean"])
@@ -135,7 +135,9 @@ def _of_table(path: Path, label: str | None) -> list[Result]:
                 Result(curve.label, curve.env, int(row["steps"]), final, best, float(row["wall_seconds"]), curve)
             )
     except (OSError, KeyError, ValueError) as error:
-        raise LogError(f"{path} is not a table of benchmarks/learning.py with its curves beside it: {error}") from error
+        raise LogError(
+            f"{path} is not a table of benchmarks/learning.py, with a table of curves beside it: {error}"
+        ) from error
     if not results:
         raise LogError(f"no run in {path}")
     return results
@@ -147,9 +149,9 @@ def _rows(path: Path) -> list[dict[str, str]]:
 
 
 def score(results: Iterable[Result]) -> list[Score]:
-    """One line per task and label, in order of appearance.
+    """One score per task and label, sorted by env and steps, then in order of appearance.
 
-    :param results: any number, in any order
+    :param results: any results, in any order
     """
     groups: dict[tuple[Task, str], list[Result]] = {}
     for result in results:
@@ -185,7 +187,7 @@ def _iqm(finals: NDArray[np.float64]) -> tuple[float, Interval]:
 
 
 def _intervals(library: Any, scores: Mapping[Any, Any], metric: Any) -> tuple[dict[Any, float], dict[Any, Interval]]:
-    """A metric of each, and its stratified bootstrap interval, always of the same random numbers."""
+    """A metric of each entry and its stratified bootstrap interval. The random numbers are always the same."""
     with _seeded():
         points, bounds = library.get_interval_estimates(
             scores,
@@ -200,20 +202,20 @@ def _intervals(library: Any, scores: Mapping[Any, Any], metric: Any) -> tuple[di
 
 
 def common_tasks(results: Sequence[Result], labels: Sequence[str]) -> set[Task]:
-    """What all of these labels have runs of."""
+    """Tasks that all of these labels have runs of."""
     return set.intersection(*({result.task for result in results if result.label == label} for label in labels))
 
 
 def matrices(results: Sequence[Result], labels: Sequence[str]) -> tuple[list[Task], dict[str, NDArray[np.float64]]]:
-    """Final returns on the tasks that all labels have, as many runs on each.
+    """Final returns on the tasks that all labels share, with the same number of runs of a label on each task.
 
-    Of a label with more runs on one task than on another the first count, as many as it has on every task: which those
-    are (of :func:`read_results`: by seed, or by the folder's name) has nothing to do with the scores.
+    If a label has more runs on some tasks, only its first runs are used there. :func:`read_results` orders runs by seed
+    or folder name, so that this choice does not depend on the scores.
 
-    :param results: of any labels
+    :param results: results of any labels
     :param labels: at least one
-    :return: the tasks; label -> ``(n_runs, n_tasks)``
-    :raises LogError: there is no such task
+    :return: the tasks; label -> final returns ``(n_runs, n_tasks)``
+    :raises LogError: the labels share no task
     """
     finals: dict[str, dict[Task, list[float]]] = {label: {} for label in labels}
     for result in results:
@@ -221,7 +223,7 @@ def matrices(results: Sequence[Result], labels: Sequence[str]) -> tuple[list[Tas
             finals[result.label].setdefault(result.task, []).append(result.final)
     tasks = sorted(common_tasks(results, labels))
     if not tasks:
-        raise LogError(f"no env, trained on for equally many steps, is common to {', '.join(labels)}")
+        raise LogError(f"no env with the same number of training steps is common to {', '.join(labels)}")
     scores = {}
     for label, of_label in finals.items():
         n_runs = min(len(of_label[task]) for task in tasks)
@@ -234,10 +236,10 @@ def profiles(
 ) -> tuple[NDArray[np.float64], dict[str, NDArray[np.float64]], dict[str, NDArray[np.float64]]]:
     """Performance profiles: the share of runs above each threshold.
 
-    Each task's returns are scaled so that 0 is the worst run of all labels, and 1 the best, as all are that are equal.
+    Returns of a task are scaled so that the worst run of all labels is 0 and the best is 1; equal returns are all 1.
 
-    :param scores: label -> ``(n_runs, n_tasks)``
-    :param n_points: thresholds from 0 to 1
+    :param scores: label -> final returns ``(n_runs, n_tasks)``
+    :param n_points: number of thresholds from 0 to 1
     :return: thresholds ``(n_points,)``; label -> shares ``(n_points,)``; label -> 95 % bounds ``(2, n_points)``
     """
     library, _ = _rliable()
@@ -252,16 +254,16 @@ def profiles(
 
 
 def improvements(results: Sequence[Result], against: str) -> Improvements:
-    """P(a run of a label ends higher than one of ``against``), mean over the tasks that both have.
+    """P(the final return of a label's run is higher than that of a run of ``against``), mean over their common tasks.
 
-    :param results: of any labels
-    :param against: the peer's label
-    :return: label -> probability, its 95 % interval, the tasks; without labels that share no task with the peer
+    :param results: results of any labels
+    :param against: label of the peer
+    :return: label -> probability, its 95 % interval, the tasks; labels without a common task are left out
     :raises LogError: the peer has no runs
     """
     labels = list(dict.fromkeys(result.label for result in results))
     if against not in labels:
-        raise LogError(f"no run of {against!r}, there are {', '.join(labels)}")
+        raise LogError(f"no run of {against!r}; there are runs of {', '.join(labels)}")
     library, metrics = _rliable()
     pairs, tasks = {}, {}
     for label in labels:
@@ -276,7 +278,7 @@ def improvements(results: Sequence[Result], against: str) -> Improvements:
 
 @contextmanager
 def _seeded() -> Iterator[None]:
-    """Let the body have the same random numbers always: rliable takes NumPy's global ones, whatever it is given."""
+    """Within it, NumPy's global generator, which rliable uses, always gives the same numbers."""
     state = np.random.get_state()  # noqa: NPY002
     np.random.seed(0)  # noqa: NPY002
     try:

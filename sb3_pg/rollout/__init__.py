@@ -1,15 +1,14 @@
-"""From env steps to a batch: collecting and storing."""
+"""From env steps to a batch: collect and store."""
 
 from sb3_pg.rollout.batch import RolloutBatch
 from sb3_pg.rollout.buffers import DictTrajectoryRolloutBuffer, TrajectoryRolloutBuffer
-from sb3_pg.rollout.callback_locals import OffPolicyLocals
-from sb3_pg.rollout.collector import Collector, false_steps_masked
+from sb3_pg.rollout.collector import Collector, CollectorState, RolloutListener, skip_reset_steps
 from sb3_pg.rollout.make_batch import (
     action_log_probs,
     batch_from_filled_buffer,
-    evaluate_batch,
     fill_bootstrap,
     make_batch,
+    score_batch,
 )
 from sb3_pg.rollout.nonfinite import (
     NormalizationGuard,
@@ -32,6 +31,7 @@ __all__ = [
     "BehaviorReplayBuffer",
     "BehaviorSamples",
     "Collector",
+    "CollectorState",
     "DictBehaviorReplayBuffer",
     "DictTrajectoryReplayBuffer",
     "DictTrajectoryRolloutBuffer",
@@ -39,20 +39,20 @@ __all__ = [
     "EpisodeLimit",
     "NStepBehaviorReplayBuffer",
     "NormalizationGuard",
-    "OffPolicyLocals",
     "Pieces",
     "RolloutBatch",
+    "RolloutListener",
     "Trajectory",
     "TrajectoryReplayBuffer",
     "TrajectoryRolloutBuffer",
     "action_log_probs",
     "batch_from_filled_buffer",
-    "evaluate_batch",
-    "false_steps_masked",
     "fill_bootstrap",
     "keep_what_is_drawn",
     "make_batch",
     "require_finite_observation",
     "require_finite_policy",
     "require_finite_step",
+    "score_batch",
+    "skip_reset_steps",
 ]

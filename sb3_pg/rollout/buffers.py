@@ -1,4 +1,4 @@
-"""SB3's rollout buffers, extended by what its own cannot say: how steps ended, and which of them are valid."""
+"""SB3's rollout buffers, which also know how episodes ended and which steps are valid."""
 
 from collections.abc import Callable
 from typing import Any
@@ -18,12 +18,12 @@ _OWN_ARRAYS = ("dones", "truncated", "mask")
 
 
 def wide_enough(arrays: Any, values: Any) -> Any:
-    """Arrays for observations like these: of integers no more where a VecNormalize has made numbers of them.
+    """Make integer arrays floating if a VecNormalize has made the observations floating.
 
-    SB3 takes the space's type, which a VecNormalize leaves as it was, and cuts off what follows the point.
+    SB3 takes the type from the space, which a VecNormalize does not change, and would drop the decimals.
 
-    :param arrays: an array, or a dict of those
-    :param values: one observation of each env, or several; likewise
+    :param arrays: an array, or a dict of arrays
+    :param values: observations, in the same form
     """
     if isinstance(arrays, dict):
         return {key: wide_enough(array, values[key]) for key, array in arrays.items()}
@@ -31,14 +31,14 @@ def wide_enough(arrays: Any, values: Any) -> Any:
 
 
 class TrajectoryRolloutBuffer(RolloutBuffer):
-    """Rollout buffer that keeps rewards as they came and knows how each episode ended.
+    """Rollout buffer that leaves rewards as they are and knows how each episode ended.
 
     :param buffer_size: steps per env, or None to grow with the episodes
     :param observation_space: observation space
     :param action_space: action space
     :param device: PyTorch device
-    :param gae_lambda: kept for SB3's interface
-    :param gamma: kept for SB3's interface
+    :param gae_lambda: lambda of :meth:`compute_returns_and_advantage`
+    :param gamma: discount of :meth:`compute_returns_and_advantage`
     :param n_envs: number of parallel environments
     """
 
@@ -61,7 +61,7 @@ class TrajectoryRolloutBuffer(RolloutBuffer):
         super().__init__(self.capacity, observation_space, action_space, device, gae_lambda, gamma, n_envs)
 
     def reset(self) -> None:
-        """Forget the rollout. A buffer without a fixed size that has grown keeps its capacity."""
+        """Forget the rollout. A buffer without a fixed size keeps the capacity that it has grown to."""
         if self.fixed_size is not None:
             self.capacity = self.fixed_size
         self.buffer_size = self.capacity
@@ -70,19 +70,19 @@ class TrajectoryRolloutBuffer(RolloutBuffer):
         shape = (self.buffer_size, self.n_envs)
         self.dones, self.truncated = np.zeros(shape, dtype=bool), np.zeros(shape, dtype=bool)
         self.mask = np.ones(shape, dtype=bool)
-        #: whether the rows came by :meth:`add`, rather than from a collector
+        #: whether the user has filled it with :meth:`add`
         self.filled_by_hand = False
-        #: value of the observation that followed a truncated step, where it counts; 0 elsewhere, reward units
+        #: value of the observation that followed a truncated step, if it counts; 0 elsewhere, reward units
         self.terminal_values: np.ndarray | float = 0.0
         #: (step, env) -> the observation that followed a truncated or cut-off step
         self.final_observations: dict[tuple[int, int], Any] = {}
         self.first_timesteps = np.zeros(self.n_envs, dtype=np.int64)
         self._order: np.ndarray | None = None
-        #: share of the steps taken that are valid
+        #: share of valid steps
         self.valid_fraction = 1.0
 
     def add(self, obs: Any, *args: Any, **kwargs: Any) -> None:
-        """As SB3's, for those who fill the buffer themselves; a buffer without a fixed size grows."""
+        """Do as SB3's, for users who fill the buffer themselves; a buffer without a fixed size grows."""
         if self.pos == self.buffer_size and self.fixed_size is None:
             self._grow()
         if self.pos == 0:
@@ -91,9 +91,9 @@ class TrajectoryRolloutBuffer(RolloutBuffer):
         super().add(obs, *args, **kwargs)
 
     def compute_returns_and_advantage(self, last_values: th.Tensor, dones: np.ndarray) -> None:
-        """As SB3's: lambda-returns and generalized advantages of the rewards and values in the buffer.
+        """Compute lambda-returns and generalized advantages as SB3's does.
 
-        The value that follows a truncated step counts. SB3's collector has added it to the reward, this one has not.
+        The values that follow truncated steps count. SB3's collector adds them to the rewards, ours does not.
 
         :param last_values: V of the observations that follow the last row, reward units, one per env
         :param dones: ``(n_envs,)``, True where the last row ended an episode
@@ -119,7 +119,7 @@ class TrajectoryRolloutBuffer(RolloutBuffer):
         :param actions: as sampled, ``(n_envs, *action_shape)``
         :param rewards: ``(n_envs,)``
         :param dones: ``(n_envs,)``, True where the episode ended
-        :param active: ``(n_envs,)``, False where an env only waits; None if none does
+        :param active: ``(n_envs,)``, False where an env waits; None if none does
         """
         if self.pos == self.buffer_size:
             self._grow()
@@ -140,11 +140,11 @@ class TrajectoryRolloutBuffer(RolloutBuffer):
         self.pos = pos + 1
 
     def finish(self, episode_starts: np.ndarray, first_timesteps: np.ndarray, gaps: bool = False) -> None:
-        """Close the rollout: cut the arrays to its length and derive what follows from the endings.
+        """Close the rollout: cut the arrays to its length and set the starts of episodes.
 
         :param episode_starts: ``(n_envs,)``, True where the first row began an episode
         :param first_timesteps: ``(n_envs,)``, index of the first row within its episode
-        :param gaps: there may be steps that are not valid before others of their env that are: these move up
+        :param gaps: whether invalid steps may come before valid ones of the same env, which then move up
         """
         if self.pos < self.buffer_size:
             self._cut(self.pos)
@@ -157,7 +157,7 @@ class TrajectoryRolloutBuffer(RolloutBuffer):
         self.full = True
 
     def in_order(self, rows: th.Tensor) -> th.Tensor:
-        """What was noted at each step of all envs, ``(n_steps, n_envs)``, in the places where the steps are now."""
+        """Move numbers of each step as taken, ``(n_steps, n_envs)``, to where :meth:`finish` has moved the steps."""
         if self._order is None:
             return rows
         order = th.as_tensor(self._order, device=rows.device)
@@ -211,7 +211,7 @@ class TrajectoryRolloutBuffer(RolloutBuffer):
         self.observations = changed
 
     def _get_samples(self, batch_inds: np.ndarray, env: Any = None) -> Any:
-        """As SB3's, without the steps in which an env only waited."""
+        """Do as SB3's, without the steps in which an env waited."""
         valid = self.mask.swapaxes(0, 1).reshape(-1)[batch_inds]
         return super()._get_samples(batch_inds[valid], env)
 

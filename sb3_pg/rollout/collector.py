@@ -1,4 +1,4 @@
-"""Env steps into a buffer: the loop that samples, steps and writes, and does nothing else.
+"""Env steps into a buffer: the loop that draws actions, steps the envs and writes, and does nothing else.
 
 Values, log-probabilities and returns come from one batched forward after it (:mod:`sb3_pg.rollout.make_batch`).
 """
@@ -6,11 +6,12 @@ Values, log-probabilities and returns come from one batched forward after it (:m
 import warnings
 from collections.abc import Callable
 from contextlib import AbstractContextManager, nullcontext
-from typing import Any, cast
+from dataclasses import dataclass
+from typing import Any, Protocol
 
 import numpy as np
-from stable_baselines3.common.base_class import BaseAlgorithm
-from stable_baselines3.common.callbacks import BaseCallback
+import torch as th
+from gymnasium import spaces
 from stable_baselines3.common.policies import ActorCriticPolicy
 from stable_baselines3.common.utils import get_device
 from stable_baselines3.common.vec_env import VecEnv, VecEnvWrapper, VecFrameStack, VecMonitor, is_vecenv_wrapped
@@ -19,8 +20,9 @@ from sb3_pg.policies.acting_copy import ActingCopy
 from sb3_pg.policies.actions import to_env
 from sb3_pg.policies.policy_cache import set_training_mode, visible_changes
 from sb3_pg.policies.samplers import Sampler, make_sampler
-from sb3_pg.rollout.buffers import TrajectoryRolloutBuffer
-from sb3_pg.rollout.callback_locals import OffPolicyLocals, OnPolicyLocals, StepOutputs
+from sb3_pg.rollout.batch import RolloutBatch
+from sb3_pg.rollout.buffers import DictTrajectoryRolloutBuffer, TrajectoryRolloutBuffer
+from sb3_pg.rollout.make_batch import make_batch
 from sb3_pg.rollout.nonfinite import (
     NormalizationGuard,
     require_finite_policy,
@@ -30,83 +32,208 @@ from sb3_pg.rollout.nonfinite import (
 from sb3_pg.rollout.rollout_counter import EpisodeLimit, RolloutProgress
 
 
-class Collector:
-    """Fills a buffer with segments of ``n_steps``, or with complete episodes.
+class RolloutListener(Protocol):
+    """Follows a rollout step by step."""
 
-    With complete episodes every env contributes the same number, from a fresh reset, and the envs that are done wait
-    for the others, masked: dropping unfinished episodes instead would over-sample short ones. Every step of every
-    env counts in ``num_timesteps``, waiting included; a VecNormalize around the envs sees waiting steps too. The steps
-    that only reset an env (:mod:`sb3_pg.envs`) are counted and seen likewise; the buffer closes over them.
+    def start(self, policy: ActorCriticPolicy, sampler: Sampler) -> None:
+        """Follow a new rollout; called before its first step.
 
-    :param model: the algorithm, of which SB3's bookkeeping is kept (``_last_obs``, ``num_timesteps``, ...)
-    :param env: its environments
+        :param policy: the policy that is trained
+        :param sampler: what draws the actions
+        """
+
+    def step(self, obs: Any, starts: np.ndarray, names: dict[str, Any]) -> bool:
+        """Follow one step of all envs.
+
+        :param obs: the observations that the actions were drawn for
+        :param starts: ``(n_envs,)``, True where ``obs`` begins an episode
+        :param names: n_steps (before this one), actions (as drawn), clipped_actions (as the env took them), new_obs,
+            rewards, dones, infos
+        :return: False to stop the rollout
+        """
+
+    def episodes_ended(self, infos: list[dict[str, Any]]) -> None:
+        """Follow the end of episodes; called after the step.
+
+        :param infos: of the envs whose episode has ended
+        """
+
+    def end(self, last_obs: Any) -> None:
+        """Follow the end of the rollout; not called for one that was stopped.
+
+        :param last_obs: the observations that follow the last step
+        """
+
+
+class _NoListener:
+    """Follows nothing."""
+
+    def start(self, policy: ActorCriticPolicy, sampler: Sampler) -> None: ...
+
+    def step(self, obs: Any, starts: np.ndarray, names: dict[str, Any]) -> bool:
+        return True
+
+    def episodes_ended(self, infos: list[dict[str, Any]]) -> None: ...
+
+    def end(self, last_obs: Any) -> None: ...
+
+
+@dataclass
+class CollectorState:
+    """What lasts from one rollout to the next.
+
+    :param last_obs: the envs' latest observations; None if the envs are to be reset
+    :param episode_starts: ``(n_envs,)``, True where ``last_obs`` begins an episode
+    :param timesteps: ``(n_envs,)``, steps since each env's episode began
     """
 
-    def __init__(self, model: BaseAlgorithm, env: VecEnv) -> None:
-        self.model, self.env = model, env
-        self.normalization = NormalizationGuard(env)
-        self.to_env = _action_transform(model)
-        device = get_device(getattr(model, "act_device", None) or model.device)
-        self._copy = None if device == model.device else ActingCopy(device)
-        self._outputs = StepOutputs()
-        #: the policy, or its copy
-        self.acting = self._policy
-        #: steps since each env's episode began; kept with the model, whose ``_last_obs`` may be one of an old episode
-        kept: np.ndarray = getattr(model, "_timesteps", np.zeros(0, dtype=np.int64))
-        self.timesteps = kept.copy() if len(kept) == env.num_envs else np.zeros(env.num_envs, dtype=np.int64)
+    last_obs: Any = None
+    episode_starts: np.ndarray | None = None
+    timesteps: np.ndarray | None = None
 
-    @property
-    def _policy(self) -> ActorCriticPolicy:
-        return cast(ActorCriticPolicy, self.model.policy)
+
+class Collector:
+    """Collects segments of ``n_steps``, or complete episodes, with a policy and a VecEnv.
+
+    With complete episodes every env contributes the same number, from a fresh reset. Envs that are done wait for the
+    others, and their waiting steps are masked: dropping unfinished episodes would over-sample short ones. A
+    VecNormalize around the envs sees waiting steps too. Steps that only reset an env (:mod:`sb3_pg.envs`) are left out
+    of the buffer.
+
+    >>> from stable_baselines3.common.env_util import make_vec_env
+    >>> from stable_baselines3.common.policies import ActorCriticPolicy
+    >>> from sb3_pg.rollout import Collector
+    >>> env = make_vec_env("CartPole-v1", 2)
+    >>> policy = ActorCriticPolicy(env.observation_space, env.action_space, lambda _: 3e-4)
+    >>> batch = Collector(policy, env).collect(n_steps=8)
+    >>> print(batch.rewards.shape)
+    torch.Size([8, 2])
+
+    :param policy: the policy; the attribute may be replaced between rollouts
+    :param env: the environments
+    :param state: where the previous rollout has left the envs; None to reset them
+    :param act_device: device to compute actions on, with a copy of the policy; None for the policy's own
+    :param sde_sample_freq: steps between new gSDE noise, -1 for once per rollout
+    """
+
+    def __init__(
+        self,
+        policy: ActorCriticPolicy,
+        env: VecEnv,
+        state: CollectorState | None = None,
+        *,
+        act_device: th.device | str | None = None,
+        sde_sample_freq: int = -1,
+    ) -> None:
+        self.policy, self.env, self.sde_sample_freq = policy, env, sde_sample_freq
+        self.state = CollectorState() if state is None else state
+        self._normalization = NormalizationGuard(env)
+        self._copy: ActingCopy | None = None
+        if act_device is not None and (device := get_device(act_device)) != policy.device:
+            self._copy = ActingCopy(device)
+        #: what acts: the policy or its copy
+        self.acting = policy
+        #: env steps per env in the latest rollout, also if it was stopped or has failed
+        self.n_steps = 0
 
     def collect(
         self,
-        callback: BaseCallback,
-        buffer: TrajectoryRolloutBuffer,
-        n_steps: int | None,
-        episodes_per_env: int | None,
-        limit: EpisodeLimit | None,
-        sampler: Sampler | None = None,
-        callback_locals: OnPolicyLocals | OffPolicyLocals | None = None,
-    ) -> Sampler | None:
-        """Collect one rollout.
+        *,
+        n_steps: int | None = None,
+        episodes_per_env: int | None = None,
+        limit: EpisodeLimit | None = None,
+        buffer: TrajectoryRolloutBuffer | None = None,
+        listener: RolloutListener | None = None,
+        with_values: bool = True,
+        bootstrap_truncated: bool = True,
+        value_scale: float = 1.0,
+    ) -> RolloutBatch | None:
+        """Collect one rollout and score it: :meth:`fill`, then :func:`~sb3_pg.rollout.make_batch`.
 
         Exactly one of ``n_steps`` and ``episodes_per_env`` is given.
 
-        :param callback: its hooks are called as by SB3, with SB3's names in ``locals``
-        :param buffer: is reset, filled and closed
         :param n_steps: steps per env
         :param episodes_per_env: complete episodes per env
-        :param limit: of the episodes that are waited for; None where none is
-        :param sampler: what acts; None for the policy
-        :param callback_locals: what the callbacks find in ``locals``; None for what SB3's on-policy loop has there
-        :return: the sampler that was used, or None if the callback stopped training
+        :param limit: longest episode to wait for, and what to do about longer ones; None for no limit
+        :param buffer: an empty buffer to fill; None for a new one
+        :param listener: follows the rollout
+        :param with_values: whether to compute values
+        :param bootstrap_truncated: whether to value the last states of truncated episodes
+        :param value_scale: what the critic's values are multiplied by to give reward units
+        :return: the batch, or None if the listener stopped the rollout
+        :raises ValueError: both or neither of ``n_steps`` and ``episodes_per_env``
         :raises EndlessEpisodeError: an episode exceeds the limit
         :raises NonFiniteError: a reward or an observation is not finite
         """
-        model = self.model
-        buffer.reset()
-        callback.on_rollout_start()
-        set_training_mode(self._policy, False)
-        before = visible_changes(self._policy)
-        self.acting, device = (self._policy, model.device) if self._copy is None else self._copy.of(self._policy)
-        if model.use_sde:
-            self.acting.reset_noise(self.env.num_envs)
+        policy, n_envs = self.policy, self.env.num_envs
+        if buffer is None:
+            is_dict = isinstance(policy.observation_space, spaces.Dict)
+            buffer = (DictTrajectoryRolloutBuffer if is_dict else TrajectoryRolloutBuffer)(
+                n_steps, policy.observation_space, policy.action_space, policy.device, n_envs=n_envs
+            )
+        sampler = self.fill(buffer, n_steps=n_steps, episodes_per_env=episodes_per_env, limit=limit, listener=listener)
+        if sampler is None:
+            return None
+        return make_batch(
+            policy,
+            buffer,
+            sampler,
+            with_values=with_values,
+            bootstrap_truncated=bootstrap_truncated,
+            n_episodes=None if episodes_per_env is None else episodes_per_env * n_envs,
+            value_scale=value_scale,
+        )
+
+    def fill(
+        self,
+        buffer: TrajectoryRolloutBuffer,
+        *,
+        n_steps: int | None = None,
+        episodes_per_env: int | None = None,
+        limit: EpisodeLimit | None = None,
+        sampler: Sampler | None = None,
+        listener: RolloutListener | None = None,
+    ) -> Sampler | None:
+        """Fill and close a buffer. If this raises, ``state.last_obs`` is None: the next rollout resets the envs.
+
+        Exactly one of ``n_steps`` and ``episodes_per_env`` is given.
+
+        :param buffer: has been reset
+        :param n_steps: as in :meth:`collect`
+        :param episodes_per_env: as in :meth:`collect`
+        :param limit: as in :meth:`collect`
+        :param sampler: what draws the actions; None for the policy
+        :param listener: follows the rollout
+        :return: the sampler that was used, or None if the listener stopped the rollout
+        :raises ValueError: both or neither of ``n_steps`` and ``episodes_per_env``
+        :raises EndlessEpisodeError: an episode exceeds the limit
+        :raises NonFiniteError: a reward or an observation is not finite
+        """
+        if (n_steps is None) == (episodes_per_env is None):
+            raise ValueError(
+                f"exactly one of n_steps and episodes_per_env must be given, got n_steps={n_steps} and "
+                f"episodes_per_env={episodes_per_env}"
+            )
+        policy, n_envs = self.policy, self.env.num_envs
+        self.n_steps = 0
+        set_training_mode(policy, False)
+        before = visible_changes(policy)
+        self.acting, device = (policy, policy.device) if self._copy is None else self._copy.of(policy)
         try:
+            if policy.use_sde:
+                self.acting.reset_noise(n_envs)
             if sampler is None:
-                sampler = make_sampler(self.acting, device, self.env.num_envs)
-            if callback_locals is None:
-                names = {"self": model, "env": self.env, "rollout_buffer": buffer, "n_rollout_steps": n_steps}
-                self._outputs.begin(self._policy, sampler, getattr(model, "value_scale", 1.0))
-                callback_locals = OnPolicyLocals(callback, self._outputs, names)
-            progress = RolloutProgress(self.env.num_envs, n_steps, episodes_per_env, limit)
-            with self.normalization.statistics_kept(), false_steps_masked(self.env) as resetting:
+                sampler = make_sampler(self.acting, device, n_envs)
+            listener = listener or _NoListener()
+            listener.start(policy, sampler)
+            progress = RolloutProgress(n_envs, n_steps, episodes_per_env, limit)
+            with self._normalization.statistics_kept(), skip_reset_steps(self.env) as resetting:
                 self._reset_if_needed(complete=episodes_per_env is not None)
-                finished = self._loop(callback, callback_locals, buffer, sampler, progress, resetting)
+                finished = self._loop(buffer, sampler, listener, progress, resetting)
         except BaseException:
-            model._last_obs = None  # the env is in an unknown state: it is reset before the next rollout
+            self.state.last_obs = None  # the envs are in an unknown state
             raise
-        if visible_changes(self._policy) != before:
+        if visible_changes(policy) != before:
             warnings.warn(
                 "The policy's methods or hooks were changed within a rollout. Actions follow the change from the next "
                 "rollout on, while this rollout's log-probs may be those of the changed policy already. Make such "
@@ -116,107 +243,99 @@ class Collector:
         return sampler if finished else None
 
     def _reset_if_needed(self, complete: bool) -> None:
-        """Complete episodes begin with a reset, unless that is where all envs are anyway."""
-        model = self.model
-        if model._last_obs is None or (complete and not np.all(model._last_episode_starts)):
-            model._last_obs = self.env.reset()  # type: ignore[assignment]
-            model._last_episode_starts = np.ones(self.env.num_envs, dtype=bool)
-            self.normalization.check_reset()
+        """Reset the envs if they are to be, and for complete episodes unless all envs are at the start of one."""
+        state, n_envs = self.state, self.env.num_envs
+        if state.timesteps is None or len(state.timesteps) != n_envs:
+            state.timesteps = np.zeros(n_envs, dtype=np.int64)
+        if state.last_obs is None or (complete and not np.all(state.episode_starts)):
+            state.last_obs = self.env.reset()
+            state.episode_starts = np.ones(n_envs, dtype=bool)
+            self._normalization.check_reset()
 
     def _loop(
         self,
-        callback: BaseCallback,
-        callback_locals: OnPolicyLocals | OffPolicyLocals,
-        rollout_buffer: TrajectoryRolloutBuffer,
+        buffer: TrajectoryRolloutBuffer,
         sampler: Sampler,
+        listener: RolloutListener,
         progress: RolloutProgress,
         resets_next: np.ndarray | None,
     ) -> bool:
-        model, env, to_env = self.model, self.env, self.to_env
-        n_envs = env.num_envs
-        obs: Any = model._last_obs
-        first_starts = np.asarray(model._last_episode_starts, dtype=bool)
-        self.timesteps[first_starts] = 0
-        progress.start(self.timesteps)
-        complete = False
-        while not complete:
-            if model.use_sde and model.sde_sample_freq > 0 and progress.n_steps % model.sde_sample_freq == 0:
-                self.acting.reset_noise(n_envs)
+        """Step until the rollout is complete; return False if the listener stopped it."""
+        state, env, check, in_env = self.state, self.env, self._normalization.check, to_env(self.policy)
+        sde_sample_freq = self.sde_sample_freq if self.policy.use_sde else -1
+        obs, first_starts = state.last_obs, np.array(state.episode_starts, dtype=bool)
+        assert state.timesteps is not None
+        timesteps = np.where(first_starts, 0, state.timesteps)
+        progress.start(timesteps)
+        complete, go_on, starts = False, True, first_starts
+        while not complete and go_on:
+            if sde_sample_freq > 0 and progress.n_steps % sde_sample_freq == 0:
+                self.acting.reset_noise(env.num_envs)
             resetting = None if resets_next is None else resets_next.copy()
             try:
                 actions = sampler(obs)
-                clipped_actions = to_env(actions)
+                clipped_actions = in_env(actions)
                 new_obs, rewards, at_start, infos = env.step(clipped_actions)
             except Exception as error:
                 require_finite_step("observation", obs, progress.n_steps, cause=error)
-                require_finite_policy(self._policy, error)
+                require_finite_policy(self.policy, error)
                 raise
-            model.num_timesteps += n_envs
-            self.normalization.check(progress.n_steps)
+            self.n_steps += 1
+            check(progress.n_steps)
             active = progress.active
             if resetting is not None:
                 active = ~resetting if active is None else active & ~resetting
             dones = at_start if active is None else at_start & active
-            callback_locals.step(
-                obs,
-                {
-                    "n_steps": progress.n_steps,
-                    "actions": actions,
-                    "clipped_actions": clipped_actions,
-                    "new_obs": new_obs,
-                    "rewards": rewards,
-                    "dones": dones,
-                    "infos": infos,
-                },
-            )
-            go_on = callback.on_step()
+            names = {
+                "n_steps": progress.n_steps,
+                "actions": actions,
+                "clipped_actions": clipped_actions,
+                "new_obs": new_obs,
+                "rewards": rewards,
+                "dones": dones,
+                "infos": infos,
+            }
+            go_on = listener.step(obs, starts, names)
             progress.n_steps += 1
-            rollout_buffer.append(obs, actions, rewards, dones, active)
+            buffer.append(obs, actions, rewards, dones, active)
             if dones.any():
-                self._record_endings(rollout_buffer, dones, infos)
+                ended = np.flatnonzero(dones)
+                listener.episodes_ended([infos[i] for i in ended])
+                _keep_endings(buffer, ended, infos)
                 progress.record(dones)
             if resetting is not None:
                 progress.record_resets(resetting)
                 at_start = at_start | resetting
-            model._last_obs = obs = new_obs  # type: ignore[assignment]
-            model._last_episode_starts = at_start
-            if not go_on:
-                self._carry_over(progress)
-                return False
-            complete = progress.is_complete()
-        callback_locals.end(obs)
-        rollout_buffer.finish(first_starts, self.timesteps.copy(), gaps=resets_next is not None)
-        self._carry_over(progress)
-        if progress.active is None:
-            self._keep_cut_observations(rollout_buffer, obs)
-        require_finite_rollout(rollout_buffer)
-        return True
+            obs, starts = new_obs, at_start
+            complete = go_on and progress.is_complete()
+        if complete:
+            listener.end(obs)
+            buffer.finish(first_starts, timesteps, gaps=resets_next is not None)
+            if progress.active is None:
+                _keep_cut_observations(buffer, obs)
+            require_finite_rollout(buffer)
+        state.last_obs, state.episode_starts = obs, starts
+        state.timesteps = np.where(progress.began > 0, progress.n_steps - progress.began, timesteps + progress.n_steps)
+        return complete
 
-    def _carry_over(self, progress: RolloutProgress) -> None:
-        """Carry each env's step count over to the next rollout."""
-        self.timesteps += progress.n_steps
-        if progress.began.any():
-            self.timesteps = np.where(progress.began > 0, progress.n_steps - progress.began, self.timesteps)
-        self.model._timesteps = self.timesteps.copy()  # type: ignore[attr-defined]
 
-    def _record_endings(self, buffer: TrajectoryRolloutBuffer, dones: np.ndarray, infos: list[dict[str, Any]]) -> None:
-        """Scan the infos of the envs whose episode ended, and of no others."""
-        ended, row = dones.nonzero()[0], buffer.pos - 1
-        self.model._update_info_buffer([infos[i] for i in ended], np.ones(len(ended), dtype=bool))
-        for i in ended:
-            info = infos[i]
-            if info.get("TimeLimit.truncated", False):
-                buffer.truncated[row, i] = True
-                if info.get("terminal_observation") is not None:
-                    buffer.final_observations[row, int(i)] = info["terminal_observation"]
+def _keep_endings(buffer: TrajectoryRolloutBuffer, ended: np.ndarray, infos: list[dict[str, Any]]) -> None:
+    """Note which of the episodes that ended with the latest row were truncated, and what followed."""
+    row = buffer.pos - 1
+    for i in ended:
+        info = infos[i]
+        if info.get("TimeLimit.truncated", False):
+            buffer.truncated[row, i] = True
+            if info.get("terminal_observation") is not None:
+                buffer.final_observations[row, int(i)] = info["terminal_observation"]
 
-    @staticmethod
-    def _keep_cut_observations(buffer: TrajectoryRolloutBuffer, obs: Any) -> None:
-        """A segment that ends in the middle of an episode is cut there; its value stands for the rest."""
-        last, envs = buffer.mask.sum(0) - 1, np.arange(buffer.n_envs)
-        for i in np.flatnonzero((last >= 0) & ~buffer.dones[last, envs]):
-            cut = {key: value[i] for key, value in obs.items()} if isinstance(obs, dict) else obs[i]
-            buffer.final_observations[int(last[i]), int(i)] = cut
+
+def _keep_cut_observations(buffer: TrajectoryRolloutBuffer, obs: Any) -> None:
+    """Keep what follows a segment that is cut in the middle of an episode; its value stands for the rest."""
+    last, envs = buffer.mask.sum(0) - 1, np.arange(buffer.n_envs)
+    for i in np.flatnonzero((last >= 0) & ~buffer.dones[last, envs]):
+        cut = {key: value[i] for key, value in obs.items()} if isinstance(obs, dict) else obs[i]
+        buffer.final_observations[int(last[i]), int(i)] = cut
 
 
 #: Wrapper -> what it would do with steps that only reset an env.
@@ -226,24 +345,19 @@ _DECEIVED: dict[type[VecEnvWrapper], str] = {
 }
 
 
-def false_steps_masked(env: VecEnv) -> AbstractContextManager[np.ndarray | None]:
-    """Take over what an env asks of those who step it: to leave out the transitions that are none.
+def skip_reset_steps(env: VecEnv) -> AbstractContextManager[np.ndarray | None]:
+    """Declare that the caller drops the reset-only steps of a NEXT_STEP env.
 
     :param env: any VecEnv
-    :return: within it, None, or where the next step will only reset an env, kept up to date by it
-    :raises ValueError: a wrapper that would take such steps for others: frames are stacked, or episodes counted
+    :return: a context that yields None, or an array that the env keeps up to date: where the next step only resets
+    :raises ValueError: a wrapper that would stack the frames of such steps or count them
     """
-    masked: Callable[[], AbstractContextManager[np.ndarray | None]] | None = getattr(env, "false_steps_masked", None)
+    masked: Callable[[], AbstractContextManager[np.ndarray | None]] | None = getattr(env, "skip_reset_steps", None)
     if masked is None:
         return nullcontext()
     for wrapper, harm in _DECEIVED.items():
-        if getattr(env, "resets_late", False) and is_vecenv_wrapped(env, wrapper):
+        if getattr(env, "next_step_autoreset", False) and is_vecenv_wrapped(env, wrapper):
             raise ValueError(
                 f"{wrapper.__name__} would {harm}. (This env resets in the step after an episode's end, NEXT_STEP.)"
             )
     return masked()
-
-
-def _action_transform(model: BaseAlgorithm) -> Callable[[np.ndarray], np.ndarray]:
-    """From the policy's actions to the env's."""
-    return to_env(model.policy)

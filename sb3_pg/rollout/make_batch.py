@@ -1,4 +1,4 @@
-"""One batched forward over a whole rollout, and the batch it makes."""
+"""Make a batch of a whole rollout, with one batched forward."""
 
 from typing import Any
 
@@ -9,18 +9,10 @@ from stable_baselines3.common.policies import ActorCriticPolicy
 from stable_baselines3.common.utils import obs_as_tensor
 
 from sb3_pg.functional.precision import precise
-from sb3_pg.policies.compiled import compiled
-from sb3_pg.policies.policy_cache import structure_of
+from sb3_pg.policies.observations import Observations
 from sb3_pg.policies.samplers import ForwardSampler, Sampler
-from sb3_pg.policies.score_actions import (
-    CHUNK_SIZE,
-    EntropyUse,
-    evaluate,
-    policy_actions,
-    predict_log_probs,
-    predict_values,
-)
-from sb3_pg.rollout.batch import Observations, RolloutBatch
+from sb3_pg.policies.score_actions import policy_actions, predict_values, score_in_chunks
+from sb3_pg.rollout.batch import RolloutBatch
 from sb3_pg.rollout.buffers import TrajectoryRolloutBuffer
 
 
@@ -33,26 +25,21 @@ def make_batch(
     bootstrap_truncated: bool,
     n_episodes: int | None,
     value_scale: float = 1.0,
-    gradient_of: str | None = None,
-    entropy: EntropyUse = "gradient",
 ) -> RolloutBatch:
-    """Evaluate a finished buffer with the policy that filled it, and hand it over as tensors.
+    """Score a finished buffer with the policy that filled it, and return it as tensors.
 
-    Values and log-probs are written back into the buffer, where SB3's users look for them.
+    Values and log-probs are written into the buffer too, where SB3's users look for them.
 
     :param policy: in eval mode
     :param buffer: finished
     :param sampler: what drew the actions; a :class:`ForwardSampler` has values and log-probs already
-    :param with_values: whether the critic is in use
-    :param bootstrap_truncated: whether the value of a truncated episode's last state counts
+    :param with_values: whether to compute values
+    :param bootstrap_truncated: whether to value the last states of truncated episodes
     :param n_episodes: number of complete episodes, or None
     :param value_scale: what the critic's values are multiplied by to give reward units
-    :param gradient_of: "actor" or "both" keeps the graph of the forward, of the actor's part or of the critic's too, so
-        that the gradient needs no second one; None keeps none, and so does a rollout of more than ``CHUNK_SIZE`` steps
-    :param entropy: what the entropy is needed for, in that forward
     """
     device = buffer.device
-    # Double, since float32 gives equal returns at different steps a spread that normalizing would blow up.
+    # Rewards in double precision: float32 gives equal returns a spread that normalization would blow up.
     batch = RolloutBatch(
         observations=obs_as_tensor(buffer.observations, device),
         actions=th.as_tensor(buffer.actions, device=device),
@@ -69,15 +56,7 @@ def make_batch(
     if isinstance(sampler, ForwardSampler):
         log_probs, values = (buffer.in_order(th.stack(x).to(device)) for x in (sampler.log_probs, sampler.values))
         known = batch.select(log_probs), batch.select(values)
-    batch.log_probs = evaluate_batch(
-        policy,
-        batch,
-        with_values=with_values,
-        value_scale=value_scale,
-        gradient_of=gradient_of,
-        entropy=entropy,
-        known=known,
-    )
+    batch.log_probs = score_batch(policy, batch, with_values=with_values, value_scale=value_scale, known=known)
     buffer.log_probs = batch.log_probs.cpu().numpy()
     if batch.bootstrap is not None and buffer.truncated.any():
         buffer.terminal_values = batch.bootstrap.where(batch.truncated, 0.0).float().cpu().numpy()
@@ -86,44 +65,35 @@ def make_batch(
     return batch
 
 
-@compiled()
-def evaluate_batch(
+def score_batch(
     policy: ActorCriticPolicy,
     batch: RolloutBatch,
     *,
     with_values: bool,
     value_scale: float = 1.0,
-    gradient_of: str | None = None,
-    entropy: EntropyUse = "gradient",
     known: tuple[th.Tensor, th.Tensor] | None = None,
 ) -> th.Tensor:
-    """Evaluate a batch with a policy: its log-probs, and into the batch values, ``bootstrap`` and what is kept of them.
+    """Score a batch's actions with a policy; set the batch's ``distributions``, and ``values`` and ``bootstrap``.
 
     :param policy: in eval mode
     :param batch: with ``bootstrap_observations`` where the states that follow are to be valued
-    :param with_values: as in :func:`make_batch`, like the three that follow
-    :param value_scale: likewise
-    :param gradient_of: likewise
-    :param entropy: likewise
-    :param known: log-probs and values, where they need no forward
+    :param with_values: whether to set ``values`` and ``bootstrap``
+    :param value_scale: what the critic's values are multiplied by to give reward units
+    :param known: log-probs and values of the valid steps, if they need no forward
     :return: log pi(a_t|s_t), nats, ``(n_steps, n_envs)``, 0 in the padding
     """
-    observations = batch.flat_observations
-    actions = policy_actions(batch.select(batch.actions), policy.action_space)
-    values: th.Tensor | None = None
+    values: th.Tensor | None
     other_values: th.Tensor | None = None
     if known is not None:
         log_probs, values = known
-    elif gradient_of is not None and len(actions) <= CHUNK_SIZE:
-        others = batch.bootstrap_observations[0] if batch.bootstrap_observations is not None else None
-        batch.evaluation = evaluate(policy, observations, actions, gradient_of == "both", entropy, others)
-        batch.evaluation = batch.evaluation._replace(parameters=structure_of(policy).snapshot())
-        log_probs, values = batch.evaluation.log_prob.detach(), batch.evaluation.values
-        other_values, batch.distributions = batch.evaluation.other_values, [batch.evaluation.distribution]
     else:
-        log_probs, batch.distributions = predict_log_probs(policy, observations, actions)
+        actions = policy_actions(batch.select(batch.actions), policy.action_space)
+        others = batch.bootstrap_observations[0] if with_values and batch.bootstrap_observations is not None else None
+        scores = score_in_chunks(policy, batch.flat_observations, actions, with_values, others)
+        log_probs, values, other_values = scores.log_prob, scores.values, scores.other_values
+        batch.distributions = scores.distribution
     if with_values:
-        values = predict_values(policy, observations) if values is None else values.detach()
+        assert values is not None
         batch.values = precise(batch.restore(values))
         if value_scale != 1:
             batch.values *= value_scale
@@ -132,11 +102,11 @@ def evaluate_batch(
 
 
 def action_log_probs(policy: ActorCriticPolicy, buffer: TrajectoryRolloutBuffer, sampler: Sampler) -> th.Tensor:
-    """Log-probs of the actions in a finished buffer, of what drew them.
+    """Return the log-probs of a finished buffer's actions under what drew them.
 
     :param policy: in eval mode
     :param buffer: finished
-    :param sampler: what drew the actions; one that has log-probs already, or one that draws from the policy
+    :param sampler: what drew the actions: it has kept log-probs, or has drawn from the policy
     :return: nats, ``(n_steps, n_envs)``
     """
     known = getattr(sampler, "log_probs", None)
@@ -147,17 +117,17 @@ def action_log_probs(policy: ActorCriticPolicy, buffer: TrajectoryRolloutBuffer,
     rows = {key: array.reshape(-1, *array.shape[2:]) for key, array in parts.items()}
     actions = th.as_tensor(buffer.actions.reshape(-1, *buffer.actions.shape[2:]), device=buffer.device)
     flat = obs_as_tensor(rows if isinstance(observations, dict) else rows[""], buffer.device)
-    log_probs, _ = predict_log_probs(policy, flat, policy_actions(actions, buffer.action_space))
-    return log_probs.view(buffer.rewards.shape)
+    scores = score_in_chunks(policy, flat, policy_actions(actions, buffer.action_space))
+    return scores.log_prob.view(buffer.rewards.shape)
 
 
 def fill_bootstrap(
     policy: ActorCriticPolicy, batch: RolloutBatch, value_scale: float = 1.0, values: th.Tensor | None = None
 ) -> None:
-    """Value the states that follow truncated and cut-off steps with the critic as it is now.
+    """Value the states that follow truncated and cut-off steps with the present critic.
 
     :param policy: the policy
-    :param batch: its ``bootstrap`` is replaced
+    :param batch: its ``bootstrap`` is set
     :param value_scale: what the critic's values are multiplied by to give reward units
     :param values: the critic's values of those states, if they are known
     """
@@ -172,7 +142,7 @@ def fill_bootstrap(
 def _bootstrap_observations(
     buffer: TrajectoryRolloutBuffer, of_truncated: bool
 ) -> tuple[Observations, th.Tensor] | None:
-    """The states that follow truncated (where their values count) and cut-off steps, and their places."""
+    """Return the states that follow truncated and cut-off steps, and their places; None if there are none."""
     kept = {
         row * buffer.n_envs + env: obs
         for (row, env), obs in buffer.final_observations.items()
@@ -182,7 +152,7 @@ def _bootstrap_observations(
 
 
 def _stack(observations: list[Any], buffer: TrajectoryRolloutBuffer) -> Any:
-    """Single observations as rows, in the shape that the buffer stores them."""
+    """Stack single observations in the shape that the buffer stores them in."""
     shapes: Any = buffer.obs_shape
     if isinstance(shapes, dict):
         stacked: Any = {
@@ -195,9 +165,9 @@ def _stack(observations: list[Any], buffer: TrajectoryRolloutBuffer) -> Any:
 
 
 def batch_from_filled_buffer(buffer: RolloutBuffer) -> RolloutBatch:
-    """A batch from what a buffer holds: its own advantages, returns, values and log-probs, as SB3's algorithms use it.
+    """Make a batch of a buffer with its advantages, returns, values and log-probs, as SB3's algorithms use it.
 
-    :param buffer: filled by the user or by SB3's collector; its ``get`` is called unless it is one of ours
+    :param buffer: filled by the user or by SB3's collector; a foreign one is read through its ``get``
     :raises ValueError: it is not full
     """
     if not buffer.full:
@@ -231,7 +201,7 @@ def _batch_of_rows(buffer: TrajectoryRolloutBuffer) -> RolloutBatch:
 
 
 def _batch_of_samples(buffer: RolloutBuffer) -> RolloutBatch:
-    """One column of samples, in the order of the buffer's ``get``."""
+    """Make a batch of one column, in the order of the buffer's ``get``."""
     (data,) = buffer.get(batch_size=None)
 
     def one_env(x: th.Tensor) -> th.Tensor:

@@ -1,4 +1,4 @@
-"""Finding the first number that is none, and saying where it came from."""
+"""Report the first NaN or inf and its source."""
 
 import copy
 from collections.abc import Iterator
@@ -22,7 +22,7 @@ def _parts(name: str, observations: Any) -> list[tuple[str, Any]]:
 
 
 def _is_finite(array: Any) -> bool:
-    """A cheap test that never says True wrongly; an overflowing sum of finite numbers is told apart later."""
+    """Whether all numbers are finite, cheaply. False may be wrong: a sum of finite numbers may overflow."""
     if not np.issubdtype(array.dtype, np.floating):
         return True
     with np.errstate(all="ignore"):
@@ -37,8 +37,8 @@ def require_finite_step(
     :param name: what the values are
     :param values: ``(n_envs, ...)``, or a dict of those
     :param step: time step within the rollout
-    :param hint: what to tell
-    :param cause: the error that made somebody ask
+    :param hint: end of the error message
+    :param cause: error that the values may have caused
     :raises NonFiniteError: naming the first env whose values are not finite
     """
     for part, array in _parts(name, values):
@@ -78,7 +78,7 @@ def require_finite_observation(name: str, observation: Any, env: int, step: int,
     :param observation: an array, or a dict of those
     :param env: the env
     :param step: time step within the rollout
-    :param hint: what to tell
+    :param hint: end of the error message
     :raises NonFiniteError: it is not finite
     """
     for part, array in _parts(name, observation):
@@ -91,8 +91,8 @@ def require_finite_policy(policy: BasePolicy, cause: Exception | None = None, hi
     """Check a policy's parameters.
 
     :param policy: the policy
-    :param cause: the error that made somebody ask
-    :param hint: what to tell
+    :param cause: error that the parameters may have caused
+    :param hint: end of the error message
     :raises NonFiniteError: naming the first parameter that is not finite
     """
     for name, parameter in policy.named_parameters():
@@ -102,7 +102,7 @@ def require_finite_policy(policy: BasePolicy, cause: Exception | None = None, hi
 
 
 class NormalizationGuard:
-    """Looks behind a VecNormalize, whose statistics spread one env's NaN over all.
+    """Checks the numbers before a VecNormalize, whose statistics spread one env's NaN over all envs.
 
     :param env: the environments, with or without a VecNormalize among their wrappers
     """
@@ -111,25 +111,26 @@ class NormalizationGuard:
         self.wrapper: VecNormalize | None = unwrap_vec_normalize(env)
 
     def check(self, step: int) -> None:
-        """Check what came out of the envs themselves, before it was normalized.
+        """Check the latest rewards and observations as they were before normalization.
 
-        :raises NonFiniteError: naming the env
+        :param step: time step within the rollout
+        :raises NonFiniteError: naming the first env whose numbers are not finite
         """
         if self.wrapper is not None:
             require_finite_step("reward", self.wrapper.old_reward, step)
             require_finite_step("observation", self.wrapper.old_obs, step)
 
     def check_reset(self) -> None:
-        """Check the observations of a reset, likewise.
+        """Check the observations of a reset as they were before normalization.
 
-        :raises NonFiniteError: naming the env
+        :raises NonFiniteError: naming the first env whose numbers are not finite
         """
         if self.wrapper is not None:
             require_finite_step("observation", self.wrapper.old_obs, 0, "The env's reset returned it.")
 
     @contextmanager
     def statistics_kept(self) -> Iterator[None]:
-        """Put the running statistics back as they were if the body meets a number that is none."""
+        """Restore the running statistics if the body raises a NonFiniteError."""
         if self.wrapper is None:
             yield
             return

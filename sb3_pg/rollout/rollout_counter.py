@@ -1,4 +1,4 @@
-"""How far a rollout is: which envs still contribute, and when it is complete."""
+"""Count the steps and episodes of a rollout: which envs still contribute, and when it is complete."""
 
 from typing import NamedTuple
 
@@ -10,10 +10,10 @@ class EndlessEpisodeError(RuntimeError):
 
 
 class EpisodeLimit(NamedTuple):
-    """How long an episode may be whose end is waited for.
+    """Longest episode to wait for.
 
     :param n_steps: env steps, ``max_episode_steps``
-    :param advice: what else may be done where an env's episodes have no end, for the error
+    :param advice: alternative for envs whose episodes have no end, for the error message
     """
 
     n_steps: int
@@ -21,19 +21,19 @@ class EpisodeLimit(NamedTuple):
 
 
 class RolloutProgress:
-    """Counts steps and episodes of one rollout; exactly one of ``n_steps`` and ``episodes_per_env`` is given.
+    """Counts steps and episodes of one rollout. Exactly one of ``n_steps`` and ``episodes_per_env`` is given.
 
     :param n_envs: number of parallel environments
     :param n_steps: steps per env
     :param episodes_per_env: complete episodes per env
-    :param limit: of the episodes that are waited for; None where none is
+    :param limit: longest episode to wait for; None for no limit
     """
 
     def __init__(
         self, n_envs: int, n_steps: int | None, episodes_per_env: int | None, limit: EpisodeLimit | None
     ) -> None:
         self.n_steps = 0
-        #: False where an env has contributed its episodes and only waits; None if no env ever waits
+        #: False where an env has contributed its episodes and waits; None if no env ever waits
         self.active: np.ndarray | None = None if episodes_per_env is None else np.ones(n_envs, dtype=bool)
         self._wanted_steps = n_steps
         self._remaining = np.full(n_envs, episodes_per_env or 0)
@@ -61,11 +61,11 @@ class RolloutProgress:
         self._find_oldest()
 
     def record_resets(self, resetting: np.ndarray) -> None:
-        """Note that in the latest step, which has been counted, these envs were only reset."""
+        """Note that the latest step, which has been counted, only reset these envs."""
         self.began[resetting] = self.n_steps
         self._find_oldest()
         if self._wanted_steps is not None and resetting.all():
-            self._wanted_steps += 1  # nothing has come of it
+            self._wanted_steps += 1  # the step has no valid transition
 
     def _find_oldest(self) -> None:
         if self.active is not None:
@@ -79,9 +79,9 @@ class RolloutProgress:
         return np.where(self.began > 0, self.began, -self._ages)
 
     def is_complete(self) -> bool:
-        """Whether all is there.
+        """Whether all steps or episodes are collected.
 
-        :raises EndlessEpisodeError: an episode that is waited for has become too long
+        :raises EndlessEpisodeError: an episode exceeds the limit
         """
         if self.active is not None and self._oldest == self.n_steps and not self.active.any():
             return True

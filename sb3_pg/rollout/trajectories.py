@@ -1,4 +1,4 @@
-"""Trajectories: whole episodes of one env, and how a rollout's columns are cut into them."""
+"""Trajectories, whole episodes of one env, and how to cut a rollout into them."""
 
 from dataclasses import dataclass, replace
 from typing import Any
@@ -14,7 +14,7 @@ from sb3_pg.rollout.buffers import TrajectoryRolloutBuffer
 
 @dataclass(frozen=True)
 class Trajectory:
-    """An episode of T steps, or a piece of one, as a policy has lived it.
+    """An episode of T steps, or a piece of one, as the acting policy saw it.
 
     :param observations: as acted upon (normalized, stacked, ...), ``(T, *obs_shape)``, or a dict of those
     :param actions: as sampled, before clipping or rescaling to the environment's bounds, ``(T, *action_shape)``.
@@ -44,9 +44,9 @@ class Trajectory:
         return self.terminated or self.truncated
 
     def as_drawn_by(self, policy: BasePolicy) -> "Trajectory":
-        """The same with the policy's numbers, counted from 0, for actions that are numbered as the env numbers them.
+        """Convert the env's numbers of the actions to the policy's, counted from 0.
 
-        :param policy: policy that is to learn from it
+        :param policy: policy that is to learn from the trajectory
         :raises ValueError: an action that is not in the space, or that a squashed policy cannot draw
         """
         actions, space = np.asarray(self.actions), policy.action_space
@@ -57,12 +57,12 @@ class Trajectory:
                 raise ValueError(f"actions of a squashed policy must be in [-1, 1], got {value} at step {step}")
         start = first_choice(space)
         if not np.any(start) or actions.shape[1:] not in (space.shape, (get_action_dim(space),)):
-            return self  # a wrong shape is refused by the buffer
+            return self  # the buffer refuses a wrong shape
         require_choices(actions, space, start, "step")
         return replace(self, actions=from_env(actions, space))
 
     def followed_by(self, rest: "Trajectory") -> "Trajectory":
-        """A piece and the next one of the same episode as one."""
+        """Join a piece and the next one of the same episode."""
         return Trajectory(
             _joined(self.observations, rest.observations),
             np.concatenate((self.actions, rest.actions)),
@@ -81,7 +81,10 @@ def _joined(first: Any, second: Any) -> Any:
 
 
 class Pieces:
-    """Puts together episodes that span several rollouts, one open piece per env."""
+    """Joins the pieces of episodes that span several rollouts.
+
+    :param n_envs: number of parallel environments
+    """
 
     def __init__(self, n_envs: int) -> None:
         self._open: list[Trajectory | None] = [None] * n_envs
@@ -90,8 +93,8 @@ class Pieces:
         """Cut a finished rollout at the ends of its episodes.
 
         :param buffer: finished, with the log-probs of its actions
-        :return: the episodes that have ended, in the order of their ends. One whose beginning or end nobody has kept
-            (an interrupted rollout, a reset) is left out
+        :return: the episodes that have ended, in the order of their ends, without those whose beginning is lost (after
+            an interrupted rollout or a reset)
         """
         finished: list[tuple[int, Trajectory]] = []
         for env in range(buffer.n_envs):
@@ -114,7 +117,7 @@ class Pieces:
 
 
 def _cut(buffer: TrajectoryRolloutBuffer, env: int, first: int, last: int) -> Trajectory:
-    """Rows ``first`` to ``last`` of one env's column, as copies."""
+    """Copy rows ``first`` to ``last`` of one env's column."""
 
     def rows(array: Any) -> Any:
         if isinstance(array, dict):
@@ -122,7 +125,7 @@ def _cut(buffer: TrajectoryRolloutBuffer, env: int, first: int, last: int) -> Tr
         return array[first : last + 1, env].copy()
 
     final = buffer.final_observations.get((last, env))
-    # Where nobody says what followed, nothing can be bootstrapped: it counts as the end.
+    # Without the observation that followed there is nothing to bootstrap from: the episode counts as terminated.
     done, truncated = bool(buffer.dones[last, env]), bool(buffer.truncated[last, env]) and final is not None
     return Trajectory(
         rows(buffer.observations),

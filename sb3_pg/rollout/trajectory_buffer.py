@@ -1,4 +1,4 @@
-"""SB3's replay buffer, holding whole trajectories with the log-probs of the policies that acted."""
+"""SB3's replay buffer for whole trajectories, with the log-probs of the policies that acted."""
 
 from collections.abc import Iterable
 from typing import Any, NamedTuple
@@ -18,7 +18,7 @@ from sb3_pg.rollout.transition_buffer import keep_what_is_drawn
 
 
 class Stored(NamedTuple):
-    """Where a trajectory lies, and since when."""
+    """Place and age of a trajectory in the buffer."""
 
     start: int  # row, counted from the first that was ever written
     length: int
@@ -28,20 +28,19 @@ class Stored(NamedTuple):
 
 
 class TrajectoryReplayBuffer(ReplayBuffer):
-    """Ring of transitions in which trajectories lie one behind the other, whatever the number of envs.
+    """Ring of transitions that stores one trajectory behind the other, whatever the number of envs.
 
-    Observations are stored as they were acted upon, and rewards as they came: what a VecNormalize has made of them then
-    is not undone and redone, since the log-probs belong to those observations. A trajectory that the ring has partly
-    overwritten is forgotten.
+    Observations are stored as acted upon, since the log-probs belong to them, and rewards as collected: they are not
+    normalized anew when they are sampled. A trajectory that the ring has partly overwritten is forgotten.
 
     :param buffer_size: transitions
     :param observation_space: observation space
     :param action_space: action space
     :param device: PyTorch device
-    :param n_envs: number of parallel environments, which does not matter here
-    :param optimize_memory_usage: must be False: the end of a trajectory is not the beginning of the next
-    :param handle_timeout_termination: must be True, likewise
-    :param max_trajectories: how many are kept; None for as many as there is room for
+    :param n_envs: has no effect
+    :param optimize_memory_usage: must be False: one trajectory's end is not the next one's beginning
+    :param handle_timeout_termination: must be True: it matters which trajectories a time limit has cut
+    :param max_trajectories: number of trajectories to keep; None for as many as fit
     :raises ValueError: ``optimize_memory_usage``, or no ``handle_timeout_termination``
     """
 
@@ -78,19 +77,19 @@ class TrajectoryReplayBuffer(ReplayBuffer):
         self.trajectories, self._n_written = [], 0
 
     def add(self, *_: Any, **__: Any) -> None:
-        """Transitions by themselves have no place here.
+        """Refuse single transitions: see :meth:`add_trajectories`.
 
         :raises TypeError: always
         """
         raise TypeError("TrajectoryReplayBuffer takes whole trajectories with their log-probs: call add_trajectories")
 
     def add_trajectories(self, trajectories: Iterable[Trajectory], collected: int = 0) -> None:
-        """Append whole episodes, over the oldest ones where the ring is full.
+        """Append whole episodes, in place of the oldest ones if the ring is full.
 
-        :param trajectories: of one origin: they are the newest together, and leave together once they are the oldest
+        :param trajectories: one group; :meth:`drop_oldest` drops a whole group
         :param collected: number of updates taken before they were collected
-        :raises ValueError: one is empty, not complete, longer than the buffer, or has arrays of other shapes or with
-            numbers that are not finite; none is added then
+        :raises ValueError: a trajectory is empty, not complete, longer than the buffer, or has arrays with wrong shapes
+            or numbers that are not finite; none is added then
         """
         trajectories = list(trajectories)
         for trajectory in trajectories:
@@ -120,18 +119,18 @@ class TrajectoryReplayBuffer(ReplayBuffer):
         self.trajectories = kept if self.max_trajectories is None else kept[-self.max_trajectories :]
 
     def drop_oldest(self) -> bool:
-        """Forget the trajectories that were added first, unless nothing would be left.
+        """Forget the group that was added first, unless it is the only one.
 
-        :return: whether there were others
+        :return: whether it was forgotten
         """
         newer = [t for t in self.trajectories if t.group > self.trajectories[0].group]
         self.trajectories = newer or self.trajectories
         return bool(newer)
 
     def choose(self, n: int | None) -> list[Stored]:
-        """Those added last, and others at random; of them alone, the newest where they are too many.
+        """Choose the group added last, or its newest trajectories if it has more than ``n``, and others at random.
 
-        :param n: how many, None for all
+        :param n: number of trajectories, None for all
         """
         everything = self.trajectories
         if n is None or n >= len(everything):
@@ -144,17 +143,17 @@ class TrajectoryReplayBuffer(ReplayBuffer):
         return [*(everything[i] for i in drawn), *everything[older:]]
 
     def batch(self, chosen: Iterable[Stored], bootstrap_truncated: bool) -> RolloutBatch:
-        """Trajectories as a batch, one per column, padded to the longest.
+        """Make a batch with one trajectory per column, padded to the longest.
 
         :param chosen: some of ``trajectories``
-        :param bootstrap_truncated: whether the states that follow truncated ones are wanted
+        :param bootstrap_truncated: whether to add the states that follow truncated episodes
         :return: with the log-probs of the policies that acted
         """
         chosen = list(chosen)
         lengths = np.array([t.length for t in chosen])
         steps = np.arange(lengths.max())[:, None]
         starts = np.array([t.start for t in chosen])
-        rows = (starts + steps) % self.buffer_size  # somebody else's in the padding
+        rows = (starts + steps) % self.buffer_size  # another trajectory's in the padding
         mask, last = steps < lengths, steps == lengths - 1
         terminated = last & np.array([t.terminated for t in chosen])
         truncated = last & ~terminated
@@ -222,17 +221,17 @@ class TrajectoryReplayBuffer(ReplayBuffer):
 
     @staticmethod
     def _normalize_obs(obs: Any, _env: Any = None) -> Any:
-        """They are stored as they were acted upon."""
+        """Return them unchanged: they are stored as acted upon."""
         return obs
 
     @staticmethod
     def _normalize_reward(reward: np.ndarray, _env: Any = None) -> np.ndarray:
-        """They are stored as they came."""
+        """Return it unchanged: rewards are stored as collected."""
         return reward
 
 
 def _check_array(name: str, values: Any, *shapes: tuple[int, ...], hint: str = "") -> None:
-    """Require one of these shapes, and finite numbers."""
+    """Require one of these shapes and finite numbers."""
     values = np.asarray(values)
     if values.shape not in shapes:
         raise ValueError(f"{name} must have the shape {shapes[0]}, got {values.shape}")
@@ -242,7 +241,7 @@ def _check_array(name: str, values: Any, *shapes: tuple[int, ...], hint: str = "
 
 
 def _write(array: np.ndarray, following: np.ndarray, rows: np.ndarray, values: Any, final: Any) -> None:
-    """One array of observations, and what follows each."""
+    """Write observations, and beside each the one that followed."""
     values = np.asarray(values).reshape(len(rows), *array.shape[2:])
     array[rows, 0] = values
     following[rows[:-1], 0] = values[1:]

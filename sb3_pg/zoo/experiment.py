@@ -1,51 +1,51 @@
 """rl_zoo3's training run as ``sb3-pg train`` makes it."""
 
 import inspect
+import io
 import random
-import shutil
 import warnings
-from collections.abc import Iterator
-from contextlib import contextmanager, nullcontext, suppress
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager, nullcontext, redirect_stdout, suppress
+from copy import deepcopy
 from functools import partial
 from pathlib import Path
-from types import SimpleNamespace
 from typing import Any, Final
 
 import gymnasium as gym
 import numpy as np
-import rl_zoo3.train
 import torch as th
 import yaml  # type: ignore[import-untyped]
 from gymnasium import spaces
+from gymnasium.vector import AutoresetMode, SyncVectorEnv
+from gymnasium.wrappers import OrderEnforcing, PassiveEnvChecker, TimeLimit
 from rl_zoo3.callbacks import SaveVecNormalizeCallback
 from rl_zoo3.exp_manager import ExperimentManager
-from rl_zoo3.utils import ALGOS, get_wrapper_class
+from rl_zoo3.utils import ALGOS, get_class_by_name, get_wrapper_class
+from stable_baselines3.common import utils
 from stable_baselines3.common.base_class import BaseAlgorithm
 from stable_baselines3.common.callbacks import EvalCallback
-from stable_baselines3.common.vec_env import DummyVecEnv, VecEnv
+from stable_baselines3.common.monitor import Monitor
+from stable_baselines3.common.vec_env import DummyVecEnv, VecEnv, VecEnvWrapper, VecFrameStack, is_vecenv_wrapped
 
-from sb3_pg.algorithms.off_policy import ReplayingAlgorithm
-from sb3_pg.algorithms.on_policy import PolicyGradientAlgorithm
-from sb3_pg.zoo.options import VECTOR_BACKENDS, TrainParser
-from sb3_pg.zoo.registry import ALGORITHMS, config_path
+from sb3_pg import compat
+from sb3_pg.algorithms import ALGORITHMS
+from sb3_pg.algorithms.off_policy import OffPolicyShell
+from sb3_pg.algorithms.on_policy import OnPolicyPG
+from sb3_pg.envs import GymVectorAdapter, has_native_vector, make_vec_env
+from sb3_pg.zoo.registry import config_path
 from sb3_pg.zoo.spaces import fit_to_observations
-from sb3_pg.zoo.vec_env import from_functions, refuse_late_resets
 
+VECTOR_BACKENDS: Final = ("vector", "envpool")
+"""Values of ``--vec-env`` beside rl_zoo3's own: backends of :func:`sb3_pg.envs.make_vec_env`."""
 N_EVALUATIONS: Final = 20
 """Evaluations in a run, after the one of the untrained policy, unless ``--eval-freq`` says otherwise."""
 _LEAST_EVAL_FREQ: Final = 1000
+#: Wrappers that Gymnasium puts around every env; vectorized envs do the same themselves.
+_USUAL_WRAPPERS: Final = (OrderEnforcing, PassiveEnvChecker)
 
 
-@contextmanager
-def own_experiments() -> Iterator[None]:
-    """Within it, ``rl_zoo3.train`` reads :class:`TrainParser`'s command line and runs an :class:`Experiment`."""
-    script: Any = rl_zoo3.train
-    before = script.argparse, script.ExperimentManager
-    script.argparse, script.ExperimentManager = SimpleNamespace(ArgumentParser=TrainParser), Experiment
-    try:
-        yield
-    finally:
-        script.argparse, script.ExperimentManager = before
+class CommandError(ValueError):
+    """The command line or a config file asks for something that is not possible. Nothing was written."""
 
 
 class Experiment(ExperimentManager):
@@ -53,6 +53,7 @@ class Experiment(ExperimentManager):
 
     It differs from rl_zoo3's in this:
 
+    - A model is made of the hyperparameters, with a single env, before the log folder is made.
     - The ``default:`` block of our algorithms is fitted to the observation space, by
       :func:`~sb3_pg.zoo.spaces.fit_to_observations`.
     - Training envs may be those of :func:`~sb3_pg.envs.make_vec_env`.
@@ -61,15 +62,14 @@ class Experiment(ExperimentManager):
     - Our algorithms log about every 500 steps of each env.
     """
 
-    # These two of rl_zoo3.train's arguments may be None: their values follow from others.
-    eval_freq: Any
-    n_eval_envs: Any
+    eval_freq: Any  # None: computed from the number of steps
+    n_eval_envs: Any  # None: computed from the number of training envs
     vec_env_class: Any
 
     def __init__(self, *args: Any, **kwargs: Any) -> None:
         self._backend = kwargs.get("vec_env_type")
         if self._backend in VECTOR_BACKENDS:
-            kwargs["vec_env_type"] = "dummy"  # of the evaluation
+            kwargs["vec_env_type"] = "dummy"  # for the evaluation
         else:
             self._backend = None
         super().__init__(*args, **kwargs)
@@ -77,74 +77,150 @@ class Experiment(ExperimentManager):
     # ---------------------------------------------------------------- hyperparameters
 
     def read_hyperparameters(self) -> tuple[dict[str, Any], dict[str, Any]]:
-        """As rl_zoo3's; what a ``default:`` block leaves to the observation space is filled in.
+        """As rl_zoo3's; a ``default:`` block of ours is fitted to the observation space.
 
-        :raises ValueError: the configuration has nothing for this environment, or no policy takes its observations
+        :raises CommandError: the configuration has no block for this environment, no policy takes its observations, or
+            a hyperparameter names a class that cannot be imported
         """
         is_default = self._takes_our_default()
-        hyperparams, saved = super().read_hyperparameters()
+        with _refusing(ValueError):
+            hyperparams, saved = super().read_hyperparameters()
+        n_envs = hyperparams.get("n_envs", 1)
+        if not isinstance(n_envs, int) or n_envs < 1:
+            raise CommandError(f"n_envs must be an integer of at least 1, got {n_envs!r}")
+        for key in ("policy", "env_wrapper", "vec_env_wrapper", "callback"):
+            for name in _class_names(hyperparams.get(key)):
+                with _refusing(ImportError, AttributeError):
+                    get_class_by_name(name)
         if is_default:
             space = self._observation_space(hyperparams)
-            fitted = fit_to_observations(space, hyperparams, self._buffer_size())
+            with _refusing(ValueError):
+                fitted = fit_to_observations(space, hyperparams, self._buffer_size())
             fitted = {name: value for name, value in fitted.items() if name not in (self.custom_hyperparams or {})}
             if fitted:
                 print(f"For {space}: {fitted}")
                 hyperparams.update(fitted)
                 saved = type(saved)((name, hyperparams[name]) for name in sorted(hyperparams))
+        self._given = hyperparams  # rl_zoo3 turns this dict into the model's arguments, in place
         return hyperparams, saved
+
+    def load_trial(self, *args: Any, **kwargs: Any) -> dict[str, Any]:
+        """As rl_zoo3's.
+
+        :raises CommandError: there is no such trial
+        """
+        with _refusing(KeyError, IndexError, prefix="--study-name, --storage and --trial-id name no trial: "):
+            return super().load_trial(*args, **kwargs)
 
     def _takes_our_default(self) -> bool:
         if self.algo not in ALGORITHMS or self.config != str(config_path(self.algo)):
             return False
         blocks = yaml.safe_load(Path(self.config).read_text())
-        if self._is_atari and "atari" not in blocks:
-            self._is_atari = False  # rl_zoo3 looks for this block and for no other
-        return self.env_name.gym_id not in blocks and not self._is_atari
+        is_atari = self.is_atari(self.env_name.gym_id)
+        if is_atari and "atari" not in blocks:
+            compat.use_default_block(self)
+            is_atari = False
+        return self.env_name.gym_id not in blocks and not is_atari
 
     def _observation_space(self, hyperparams: dict[str, Any]) -> spaces.Space[Any]:
         wrap = get_wrapper_class(hyperparams)
         kwargs = self.env_kwargs or hyperparams.get("env_kwargs", {})
-        env = gym.spec(self.env_name.gym_id).make(**kwargs)
+        with _refusing_env():
+            env = gym.spec(self.env_name.gym_id).make(**kwargs)
         try:
             return (env if wrap is None else wrap(env)).observation_space
         finally:
             env.close()
 
     def _buffer_size(self) -> int | None:
-        """Transitions that the algorithm's replay buffer has room for by default, None if it keeps none."""
-        for cls in ALGORITHMS[self.algo].__mro__:  # the first that lists it; others pass it on
+        """Default number of transitions in the algorithm's replay buffer, None if it has none."""
+        for cls in ALGORITHMS[self.algo].__mro__:  # the first class that lists the argument; subclasses pass it on
             argument = inspect.signature(cls).parameters.get("buffer_size")
             if argument is not None:
                 return int(argument.default)
         return None
 
-    def _preprocess_hyperparams(self, hyperparams: dict[str, Any]) -> Any:
-        n_envs = hyperparams.get("n_envs", 1)
-        if not isinstance(n_envs, int) or n_envs < 1:
-            raise ValueError(f"n_envs must be an integer of at least 1, got {n_envs!r}")
-        result = super()._preprocess_hyperparams(hyperparams)
+    # ---------------------------------------------------------------- before anything is written
+
+    def create_log_folder(self) -> None:
+        """As rl_zoo3's, after a model could be made of the hyperparameters. A search has no log folder.
+
+        :raises CommandError: the environment or the algorithm refuses its arguments
+        :raises ImportError: ``--tensorboard-log`` is given, and TensorBoard is not installed
+        """
         if self.eval_freq is None:
             self.eval_freq = max(_LEAST_EVAL_FREQ, self.n_timesteps // N_EVALUATIONS)
         if self.n_eval_envs is None:
             self.n_eval_envs = max(1, min(self.n_eval_episodes, self.n_envs))
-        # What is saved with the run says what was used.
+        # The arguments are saved with the run.
         self.args.eval_freq, self.args.n_eval_envs = self.eval_freq, self.n_eval_envs
-        return result
+        if self.tensorboard_log is not None and utils.SummaryWriter is None:  # type: ignore[attr-defined]
+            raise ImportError("tensorboard is not installed")
+        with _unchanged_random_state(utils.get_device(self.device)):
+            n_steps_before = self._try_out()
+        if n_steps_before is not None:
+            self.args.num_timesteps_before = n_steps_before
+            after = n_steps_before + self.n_timesteps
+            print(
+                f"Continuing at {n_steps_before:,} env steps, for {self.n_timesteps:,} more. Schedules (lin_...) are "
+                f"those of one run of {after:,} steps: {n_steps_before / after:.0%} of it is done."
+            )
+        if not self.optimize_hyperparameters:
+            super().create_log_folder()  # type: ignore[no-untyped-call]
+
+    def _try_out(self) -> int | None:
+        """Make env and model as the run will, but with a single env, and without files and output.
+
+        :return: env steps of the model that is continued, None for a new one
+        :raises CommandError: the environment or the algorithm refuses its arguments
+        """
+        with redirect_stdout(io.StringIO()), warnings.catch_warnings():
+            warnings.simplefilter("ignore")  # the run gives the same ones
+            with _refusing_env():
+                env = self.create_envs(1, no_log=True)
+            try:
+                hyperparams = compat.with_action_noise(self, deepcopy(self._given), env)
+                many = _SizedVecEnv(env, self.n_envs)
+                kwargs: dict[str, Any] = {"env": many, "seed": self.seed, "device": self.device}
+                if self.continue_training:
+                    errors = (AssertionError, AttributeError, KeyError, RuntimeError, TypeError, ValueError)
+                    prefix = (
+                        f"{self.trained_agent} cannot be continued with --algo {self.algo} --env "
+                        f"{self.env_name.gym_id} and these hyperparameters: "
+                    )
+                    for name in ("policy", "policy_kwargs"):  # the saved model has its own
+                        hyperparams.pop(name, None)
+                    with _refusing(*errors, prefix=prefix):
+                        return ALGOS[self.algo].load(self.trained_agent, **kwargs, **hyperparams).num_timesteps
+                if not self.optimize_hyperparameters:  # a search replaces some of the hyperparameters
+                    with _refusing(AssertionError, TypeError, ValueError):
+                        ALGOS[self.algo](**kwargs, **hyperparams)
+            finally:
+                env.close()
+        return None
 
     # ---------------------------------------------------------------- envs, callbacks
 
     def create_envs(self, n_envs: int, eval_env: bool = False, no_log: bool = False) -> VecEnv:
-        """As rl_zoo3's; training envs are those of ``--vec-env``.
+        """As rl_zoo3's, with the training envs of ``--vec-env``. A search writes no monitor files.
 
-        :raises ValueError: the algorithm, or something around the envs, does not go together with them
+        :raises CommandError: the algorithm or a wrapper does not support these envs
         """
+        no_log = no_log or self.optimize_hyperparameters
         if self._backend is None:
             return super().create_envs(n_envs, eval_env, no_log)
-        # Evaluation envs must reset at once.
+        # Evaluation needs envs that reset in the step that ends an episode.
         self.vec_env_class = DummyVecEnv if eval_env else partial(from_functions, self._backend)
         env = super().create_envs(n_envs, eval_env, no_log)
-        ours = issubclass(ALGOS[self.algo], (PolicyGradientAlgorithm, ReplayingAlgorithm))
-        refuse_late_resets(env, self._backend, None if ours else self.algo)
+        if getattr(env, "next_step_autoreset", False):
+            ours = issubclass(ALGOS[self.algo], (OnPolicyPG, OffPolicyShell))
+            confused = "frame_stack" if is_vecenv_wrapped(env, VecFrameStack) else None if ours else self.algo
+            if confused is not None:
+                env.close()
+                raise CommandError(
+                    f"--vec-env {self._backend}: these vector envs reset in the step after an episode's end, "
+                    f"which {confused} would take for a transition; use --vec-env dummy or envpool"
+                )
         return env
 
     def create_callbacks(self) -> None:
@@ -167,39 +243,7 @@ class Experiment(ExperimentManager):
                 )
             )
 
-    # ---------------------------------------------------------------- searching
-
-    def hyperparameters_optimization(self) -> None:
-        """As rl_zoo3's; the folder of a run that it has made remains only if something is in it."""
-        super().hyperparameters_optimization()
-        self.remove_if_unused()
-
-    def remove_if_unused(self) -> None:
-        """Remove the run's folder, which ``enjoy`` would take for the latest run, if nothing was trained.
-
-        Nothing is removed but what rl_zoo3 writes before the first episode ends.
-        """
-        run = Path(self.save_path)
-        if all(_is_unused(path) for path in run.rglob("*") if path.is_file()):
-            shutil.rmtree(run, ignore_errors=True)
-
     # ---------------------------------------------------------------- learning
-
-    def _load_pretrained_agent(self, hyperparams: dict[str, Any], env: VecEnv) -> BaseAlgorithm:
-        try:
-            model = super()._load_pretrained_agent(hyperparams, env)
-        except (AttributeError, KeyError, RuntimeError, TypeError, ValueError) as error:
-            raise ValueError(
-                f"{self.trained_agent} cannot be continued with --algo {self.algo} --env {self.env_name.gym_id} and "
-                f"these hyperparameters: {error}"
-            ) from error
-        before, after = model.num_timesteps, model.num_timesteps + self.n_timesteps
-        self.args.num_timesteps_before = before
-        print(
-            f"Continuing at {before:,} env steps, for {self.n_timesteps:,} more. Schedules (lin_...) are those of one "
-            f"run of {after:,} steps: {before / after:.0%} of it is done."
-        )
-        return model
 
     def learn(self, model: BaseAlgorithm) -> None:
         """As rl_zoo3's; a run that continues another one continues its count of steps.
@@ -220,7 +264,7 @@ class Experiment(ExperimentManager):
             with _refilled_buffer(model) if self.continue_training else nullcontext():
                 model.learn(self.n_timesteps, callback=self.callbacks or None, **kwargs)
         except KeyboardInterrupt:
-            pass  # what was learned is saved
+            pass  # the model is saved as it is
         finally:
             if self.callbacks and self.callbacks[0].locals:  # training has begun
                 self.callbacks[0].on_training_end()  # removes the progress bar
@@ -229,14 +273,94 @@ class Experiment(ExperimentManager):
                 model.env.close()
 
 
-def _is_unused(path: Path) -> bool:
-    if path.name.endswith(".monitor.csv"):
-        return path.stat().st_size < 10_000 and len(path.read_bytes().splitlines()) <= 2  # a header of two lines
-    return path.name in ("args.yml", "config.yml", "command.txt")
+@contextmanager
+def _refusing(*errors: type[Exception], prefix: str = "") -> Iterator[None]:
+    """Context that turns these errors into errors of the command line.
+
+    :raises CommandError: instead of one of ``errors``
+    """
+    try:
+        yield
+    except errors as error:
+        raise CommandError(f"{prefix}{error}") from error
+
+
+@contextmanager
+def _refusing_env() -> Iterator[None]:
+    """Context in which an env or wrapper that refuses its arguments is an error of the command line."""
+    try:
+        with _refusing(AssertionError, ValueError):
+            yield
+    except TypeError as error:
+        if "unexpected keyword argument" not in str(error):
+            raise
+        raise CommandError(str(error)) from error
+
+
+def _class_names(value: Any) -> Iterator[str]:
+    """Dotted names in a value of rl_zoo3's: a name, a dict from a name to its arguments, or a list of both."""
+    for entry in value if isinstance(value, list) else [value]:
+        for name in entry if isinstance(entry, dict) else [entry]:
+            if isinstance(name, str) and "." in name:
+                yield name
+
+
+class _SizedVecEnv(VecEnvWrapper):
+    """A VecEnv that says it has ``n_envs`` envs, for a model that is never trained."""
+
+    def __init__(self, venv: VecEnv, n_envs: int) -> None:
+        super().__init__(venv)
+        self.num_envs = n_envs
+
+    def reset(self) -> Any:
+        return self.venv.reset()
+
+    def step_wait(self) -> Any:
+        return self.venv.step_wait()
+
+
+def from_functions(backend: str, env_fns: list[Callable[[], gym.Env[Any, Any]]]) -> VecEnv:
+    """The vectorized env of a backend that equals these single envs. It serves as ``vec_env_cls`` of SB3.
+
+    :param backend: "vector" or "envpool"
+    :param env_fns: functions that make one env each
+    :raises ValueError: the envs have a wrapper that the vectorized env cannot have
+    """
+    env = env_fns[0]()
+    spec, monitor, foreign, limits = env.spec, None, [], []
+    while isinstance(env, gym.Wrapper):
+        if isinstance(env, Monitor):
+            monitor = env.results_writer
+            foreign += [f"Monitor(info_keywords={env.info_keywords})"] if env.info_keywords else []
+        elif isinstance(env, TimeLimit):
+            limits.append(compat.time_limit(env))
+        elif not isinstance(env, _USUAL_WRAPPERS):
+            foreign.append(type(env).__name__)
+        env = env.env
+    env.close()
+    assert spec is not None
+    if backend == "vector" and not has_native_vector(spec.id):
+        return GymVectorAdapter(SyncVectorEnv(env_fns, autoreset_mode=AutoresetMode.SAME_STEP))
+    if foreign:
+        raise ValueError(
+            f"--vec-env {backend}: the envs of {spec.id} step together, and cannot be wrapped one by one in "
+            f"{', '.join(foreign)}"
+        )
+    folder = None
+    if monitor is not None:
+        monitor.close()
+        folder = str(Path(monitor.file_handler.name).parent)
+    registered = gym.spec(spec.id).kwargs  # a native env has these itself, and EnvPool has them under the same name
+    env_kwargs = {
+        name: value for name, value in spec.kwargs.items() if value is not None and registered.get(name) != value
+    }
+    if limits:
+        env_kwargs["max_episode_steps"] = min(limits)
+    return make_vec_env(spec.id, len(env_fns), backend, env_kwargs=env_kwargs, monitor_dir=folder)
 
 
 class Evaluation(EvalCallback):
-    """SB3's, before the first step too. Training is the same with it and without, and its log has its own numbers."""
+    """SB3's, which also evaluates before the first step. It does not change training, and logs only its own numbers."""
 
     def _init_callback(self) -> None:
         with warnings.catch_warnings():  # training envs may be those of another backend
@@ -257,23 +381,25 @@ class Evaluation(EvalCallback):
         with _unchanged_random_state(self.model.device):
             goes_on = super()._on_step()
         for table, values in zip(tables, kept, strict=True):
-            table.update(values)  # of training, which logs them itself
+            table.update(values)  # training logs these itself
         return goes_on
 
 
 @contextmanager
 def _unchanged_random_state(device: th.device) -> Iterator[None]:
-    """Within it, drawing random numbers changes nothing afterwards."""
+    """Context after which all random generators are as before."""
     states = random.getstate(), np.random.get_state()  # noqa: NPY002 (the generator that SB3 seeds)
-    with th.random.fork_rng([device] if device.type == "cuda" else []):
-        yield
-    random.setstate(states[0])
-    np.random.set_state(states[1])  # noqa: NPY002
+    try:
+        with th.random.fork_rng([device] if device.type == "cuda" else []):
+            yield
+    finally:
+        random.setstate(states[0])
+        np.random.set_state(states[1])  # noqa: NPY002
 
 
 @contextmanager
 def _refilled_buffer(model: Any) -> Iterator[None]:
-    """Within it, an empty replay buffer is filled for ``learning_starts`` steps, as at first, before it is used."""
+    """Context in which an empty replay buffer is filled for ``learning_starts`` steps before it is used."""
     buffer = getattr(model, "replay_buffer", None)
     if buffer is None or buffer.size() or not model.learning_starts:
         yield

@@ -1,4 +1,4 @@
-"""What rl_zoo3 is told: classes, hyperparameter samplers and converters, and where the hyperparameters lie."""
+"""What rl_zoo3 gets from us: classes, hyperparameter samplers and converters, and paths of the config files."""
 
 import functools
 import inspect
@@ -15,73 +15,40 @@ from rl_zoo3.hyperparams_opt import (
     sample_trpo_params,
 )
 from rl_zoo3.utils import ALGOS
-from stable_baselines3.common.base_class import BaseAlgorithm
 
 import sb3_pg
-from sb3_pg.algorithms.actor_critic import ActorCritic
-from sb3_pg.algorithms.kl_penalty_pg import KLPenaltyPG
-from sb3_pg.algorithms.npg import NPG
-from sb3_pg.algorithms.off_pac.off_pac import OffPAC
-from sb3_pg.algorithms.off_policy_pg import OffPolicyPG
-from sb3_pg.algorithms.reinforce import Reinforce
-from sb3_pg.algorithms.trpo import TRPO
-from sb3_pg.zoo import off_policy_samplers, samplers
-
-ALGORITHMS: Final[dict[str, type[BaseAlgorithm]]] = {
-    "reinforce": Reinforce,
-    "actor_critic": ActorCritic,
-    "npg": NPG,
-    "trpo": TRPO,
-    "kl_penalty_pg": KLPenaltyPG,
-    "off_policy_pg": OffPolicyPG,
-    "off_pac": OffPAC,
-}
-"""Name on the command line to class."""
+from sb3_pg.algorithms import ALGORITHMS
+from sb3_pg.zoo.samplers import COMMON, SEARCHES
 
 RENAMED: Final = {"contrib_trpo": "trpo"}
-"""Name that an algorithm of rl_zoo3's has beside ours to the name that it has without us."""
+"""Names that rl_zoo3's algorithms have beside ours -> their names in rl_zoo3 alone."""
 
-# Each of rl_zoo3's tables, what we add to it, and its own entries that make room.
+_SEARCHES: Final = {name: SEARCHES.get(name, COMMON) for name in ALGORITHMS}
+# Each of rl_zoo3's tables, what we add to it, and its own entries that get another name.
 _TABLES: Final[list[tuple[dict[str, Any], Mapping[str, Any], Mapping[str, Any]]]] = [
     (ALGOS, ALGORITHMS, {"contrib_trpo": sb3_contrib.TRPO}),
     (
         HYPERPARAMS_SAMPLER,
-        {
-            "reinforce": samplers.sample_reinforce_params,
-            "actor_critic": samplers.sample_actor_critic_params,
-            "npg": samplers.sample_npg_params,
-            "trpo": samplers.sample_trpo_params,
-            "kl_penalty_pg": samplers.sample_kl_penalty_pg_params,
-            "off_policy_pg": off_policy_samplers.sample_off_policy_pg_params,
-            "off_pac": off_policy_samplers.sample_off_pac_params,
-        },
+        {name: search.sample for name, search in _SEARCHES.items()},
         {"contrib_trpo": sample_trpo_params},
     ),
     (
         HYPERPARAMS_CONVERTER,
-        {
-            "reinforce": samplers.convert_reinforce_params,
-            "actor_critic": samplers.convert_actor_critic_params,
-            "npg": samplers.convert_npg_params,
-            "trpo": samplers.convert_trpo_params,
-            "kl_penalty_pg": samplers.convert_kl_penalty_pg_params,
-            "off_policy_pg": off_policy_samplers.convert_off_policy_pg_params,
-            "off_pac": off_policy_samplers.convert_off_pac_params,
-        },
+        {name: search.convert for name, search in _SEARCHES.items()},
         {"contrib_trpo": convert_onpolicy_params},
     ),
 ]
 
 
 def config_path(algo: str) -> Path:
-    """File with the tuned hyperparameters of one of our algorithms, in rl_zoo3's format.
+    """File with the hyperparameters of one of our algorithms, in rl_zoo3's format.
 
-    :param algo: a key of :data:`ALGORITHMS`
-    :return: ``zoo_configs/<algo>.yml``, inside the installed package or beside it in a checkout
+    :param algo: a key of :data:`~sb3_pg.algorithms.ALGORITHMS`
+    :return: ``zoo_configs/<algo>.yml``, in the installed package or beside it in a clone of the repository
     :raises KeyError: not one of our algorithms
     """
     if algo not in ALGORITHMS:
-        raise KeyError(f"{algo!r} is not an algorithm of sb3_pg, which has: {', '.join(ALGORITHMS)}")
+        raise KeyError(f"algo must be one of {list(ALGORITHMS)}, got {algo!r}")
     package = Path(sb3_pg.__file__).parent
     installed = package / "zoo_configs"
     folder = installed if installed.is_dir() else package.parent / "zoo_configs"
@@ -89,14 +56,14 @@ def config_path(algo: str) -> Path:
 
 
 def register() -> None:
-    """Add our algorithms to rl_zoo3's tables, in place; a second call changes nothing.
+    """Add our algorithms to rl_zoo3's tables, in place. A second call changes nothing.
 
-    An algorithm of rl_zoo3's that has the name of one of ours keeps its class, its search and its hyperparameters under
-    another name, :data:`RENAMED`.
+    An algorithm of rl_zoo3 with the name of one of ours keeps its class, search and hyperparameters under another name,
+    see :data:`RENAMED`.
 
-    :raises ValueError: rl_zoo3 has something else under one of these names
+    :raises ValueError: rl_zoo3 has another entry under one of these names
     """
-    # All checks come before the first change: a clash leaves rl_zoo3 as it was.
+    # All checks come before the first change, so that a conflict leaves rl_zoo3 unchanged.
     for table, ours, renamed in _TABLES:
         making_room = {RENAMED[name]: entry for name, entry in renamed.items()}
         for name, entry in {**ours, **renamed}.items():
@@ -112,10 +79,10 @@ def register() -> None:
 
 
 def _find_configs() -> None:
-    """Let an ``ExperimentManager`` without ``config`` take ours for our algorithms, and rl_zoo3's for those renamed.
+    """Give an ``ExperimentManager`` without ``config`` our files for our algorithms, and rl_zoo3's for renamed ones.
 
-    rl_zoo3 looks beside its own sources and has no setting for another folder. Both rl_zoo3.train and users' scripts
-    hold the class itself, so that its ``__init__`` is the one place that all of them pass through.
+    rl_zoo3 searches config files only beside its own sources. rl_zoo3.train and users' scripts have imported the class
+    itself, so that its ``__init__`` is the only place to set another file.
     """
     original = ExperimentManager.__init__
     if hasattr(original, "_sb3_pg_configs"):

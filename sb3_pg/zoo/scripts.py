@@ -1,23 +1,61 @@
-"""rl_zoo3's own scripts, run in this process with our algorithms, which importing this package has registered.
+"""rl_zoo3's scripts, run in this process with our algorithms, which importing ``sb3_pg.zoo`` has registered.
 
-Each takes the arguments of the script it runs, all of them; its ``--help`` lists them.
+Each takes the arguments of the script that it runs, all of them; its ``--help`` lists them. What a command line asks
+for is checked before rl_zoo3 writes anything; what is not possible is one line and exit code 2.
 """
 
+import argparse
+import difflib
+import importlib
 import runpy
 import sys
-import traceback
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
-from typing import Final
+from pathlib import Path
+from types import SimpleNamespace
+from typing import Any, Final
 
+import gymnasium as gym
 import rl_zoo3.enjoy
 import rl_zoo3.train
+from huggingface_sb3 import EnvironmentName  # type: ignore[import-untyped]
+from rl_zoo3.utils import ALGOS, StoreDict, get_model_path
 
 from sb3_pg.extras import extra_hints
-from sb3_pg.zoo.experiment import Experiment, own_experiments
+from sb3_pg.zoo.experiment import VECTOR_BACKENDS, CommandError, Experiment
 
 # Ahead of the user's arguments, so that theirs win: rl_zoo3 looks for agents of its own hub unless told otherwise.
 _TRAINED_HERE: Final = ("--folder", "logs")
+#: Options of ``rl_zoo3.train`` that differ here.
+_CHANGED: Final[dict[str, dict[str, Any]]] = {
+    "--vec-env": {
+        "choices": ["dummy", "subproc", *VECTOR_BACKENDS],
+        "help": "VecEnv of the training envs (default: dummy): SB3's, Gymnasium's vector env, or EnvPool's (extra "
+        "`envpool`)",
+    },
+    "--trained-agent": {
+        "help": "Path to a pretrained agent to continue training. The count of its steps goes on, and -n adds to it; "
+        "schedules such as lin_0.01 are those of one run of all these steps",
+    },
+    "--log-interval": {
+        "help": "Updates between two logs, or episodes for off-policy algorithms (default: -1, as many as make a log "
+        "about every 500 steps of each env, as often as A2C's default; algorithms of rl_zoo3 keep their own default; "
+        "-2: no logging)",
+    },
+    "--eval-freq": {
+        "default": None,  # follows from the number of steps, which the config file has
+        "help": "Evaluate the agent every n steps, and before the first (if negative, no evaluation; default: a "
+        "twentieth of the run, but at least 1000). During hyperparameter optimization n-evaluations is used instead",
+    },
+    "--n-eval-envs": {
+        "default": None,  # follows from the number of training envs, which the config file has
+        "help": "Number of environments for evaluation (default: as many as training envs, but at most one for each "
+        "episode)",
+    },
+    "--track": {
+        "help": "if toggled, this experiment will be tracked with Weights and Biases (extra `track`)",
+    },
+}
 
 
 def train(arguments: Sequence[str]) -> None:
@@ -27,12 +65,14 @@ def train(arguments: Sequence[str]) -> None:
     :raises SystemExit: the arguments are wrong, or are ``--help``
     :raises MissingExtraError: the environment or an option needs an optional dependency
     """
+    script: Any = rl_zoo3.train
+    before = script.argparse, script.ExperimentManager
+    script.argparse, script.ExperimentManager = SimpleNamespace(ArgumentParser=_TrainParser), Experiment
     try:
-        with _command_line("train", arguments), own_experiments():
-            rl_zoo3.train.train()
-    except (SystemExit, ImportError) as error:
-        _remove_unused_run(error)
-        raise
+        with _command_line("train", arguments):
+            script.train()
+    finally:
+        script.argparse, script.ExperimentManager = before
 
 
 def enjoy(arguments: Sequence[str]) -> None:
@@ -43,6 +83,7 @@ def enjoy(arguments: Sequence[str]) -> None:
     :raises MissingExtraError: rendering or the environment needs an optional dependency
     """
     with _command_line("enjoy", (*_TRAINED_HERE, *arguments)):
+        _check_trained_agent()
         rl_zoo3.enjoy.enjoy()
 
 
@@ -54,93 +95,110 @@ def record_video(arguments: Sequence[str]) -> None:
     :raises MissingExtraError: recording or the environment needs an optional dependency
     """
     with _command_line("record-video", (*_TRAINED_HERE, *arguments)):
-        # The script has no function to call: all of it stands under `if __name__ == "__main__"`.
+        _check_trained_agent()
+        # The script has no function to call: its code is under `if __name__ == "__main__"`.
         runpy.run_module("rl_zoo3.record_video", run_name="__main__")
 
 
 @contextmanager
 def _command_line(command: str, arguments: Sequence[str]) -> Iterator[None]:
-    """Show rl_zoo3's scripts, which read ``sys.argv``, this command line; report errors as a command does."""
+    """Show rl_zoo3's scripts, which read ``sys.argv``, this command line; print what it asks for in vain."""
     before = sys.argv
     sys.argv = [f"sb3-pg {command}", *arguments]
     try:
         with extra_hints():
             yield
-    except Exception as error:
-        message = _wrong_call(error)
-        if message is None:
-            raise
-        print(f"{sys.argv[0]}: error: {message}", file=sys.stderr)
+    except CommandError as error:
+        print(f"{sys.argv[0]}: error: {error}", file=sys.stderr)
         raise SystemExit(2) from error
     finally:
         sys.argv = before
 
 
-# Where rl_zoo3 checks what it was asked for.
-_CHECKS: Final = {
-    ("rl_zoo3.train", "train"),
-    ("rl_zoo3.utils", "get_model_path"),
-    ("rl_zoo3.exp_manager", "read_hyperparameters"),
-}
-# Where it imports what it was given the name of.
-_IMPORTS: Final = {
-    *_CHECKS,
-    ("rl_zoo3.enjoy", "enjoy"),
-    ("rl_zoo3.exp_manager", "_create_sampler"),
-    ("rl_zoo3.utils", "get_wrapper_class"),
-    ("rl_zoo3.utils", "get_class_by_name"),
-    ("rl_zoo3.utils", "get_callback_list"),
-}
-_SETUP: Final = ("rl_zoo3.exp_manager", "setup_experiment")
-_TRIAL: Final = ("rl_zoo3.exp_manager", "load_trial")
-_EVALUATION: Final = ("rl_zoo3.utils", "__call__")
+class _PythonValues(StoreDict):
+    """rl_zoo3's ``KEY:VALUE``, with an error of the command line where a value is not Python."""
+
+    def __call__(self, parser: Any, namespace: Any, values: Any, option_string: str | None = None) -> None:
+        try:
+            super().__call__(parser, namespace, values, option_string)  # type: ignore[no-untyped-call]
+        except (ArithmeticError, AttributeError, LookupError, NameError, SyntaxError, TypeError, ValueError) as error:
+            hint = f"""{error}: write KEY:VALUE with VALUE in Python, such as gamma:0.9 or baseline:"'mean'\""""
+            raise argparse.ArgumentError(self, hint) from error
 
 
-def _wrong_call(error: Exception) -> str | None:
-    """What to tell the user if ``error`` refuses what was asked for.
+class _TrainParser(argparse.ArgumentParser):
+    """Builds the command line of ``rl_zoo3.train`` while ``sb3-pg train`` runs."""
 
-    None if it is anything else, whose traceback is nobody's to hide.
+    def add_argument(self, *names: Any, **options: Any) -> argparse.Action:
+        """As argparse's, but for the options that differ here."""
+        if options.get("action") is StoreDict:
+            options["action"] = _PythonValues
+        changed = next((_CHANGED[name] for name in names if name in _CHANGED), {})
+        return super().add_argument(*names, **options | changed)
+
+    def parse_args(self, *args: Any, **kwargs: Any) -> Any:
+        """As argparse's; what would fail later is refused.
+
+        :raises SystemExit: the command line cannot be parsed, a number is out of range, or a name stands for nothing
+        """
+        parsed = super().parse_args(*args, **kwargs)
+        for name in ("eval_episodes", "n_eval_envs"):
+            value = getattr(parsed, name)
+            if value is not None and value < 1:
+                self.error(f"argument --{name.replace('_', '-')}: must be at least 1, got {value}")
+        if parsed.log_interval == 0:
+            self.error("argument --log-interval: must be at least 1, -1 (default) or -2 (no logging), got 0")
+        for package in parsed.gym_packages:
+            _import(self, "--gym-packages", package)
+        if parsed.env not in gym.registry:
+            close = difflib.get_close_matches(parsed.env, gym.registry, n=1)
+            hint = f"; did you mean {close[0]!r}?" if close else ""
+            self.error(f"argument --env: no environment is registered as {parsed.env!r}{hint}")
+        agent, config = Path(parsed.trained_agent), parsed.conf_file
+        if parsed.trained_agent and not (agent.suffix == ".zip" and agent.is_file()):
+            self.error(f"argument -i/--trained-agent: must be the path of a .zip file, got {str(agent)!r}")
+        if config and config.endswith((".yml", ".yaml", ".py")):
+            if not Path(config).is_file():
+                self.error(f"argument -conf/--conf-file: there is no file {config!r}")
+        elif config and not hasattr(_import(self, "-conf/--conf-file", config), "hyperparams"):
+            self.error(f"argument -conf/--conf-file: module {config!r} has no dict 'hyperparams'")
+        return parsed
+
+
+def _import(parser: argparse.ArgumentParser, option: str, name: str) -> Any:
+    """A module that an option names; an error of the command line if there is none of this name."""
+    try:
+        return importlib.import_module(name)
+    except ModuleNotFoundError as error:
+        if not f"{name}.".startswith(f"{error.name}."):  # the module is there, and imports one that is not
+            raise
+        return parser.error(f"argument {option}: {error}")
+
+
+def _check_trained_agent() -> None:
+    """Refuse a command line of ``rl_zoo3.enjoy`` or ``rl_zoo3.record_video`` that stands for no agent.
+
+    :raises SystemExit: there is no such agent, or an option that says which is wrong
     """
-    frames = [
-        (frame.f_globals.get("__name__", ""), frame.f_code.co_name)
-        for frame, _ in traceback.walk_tb(error.__traceback__)
-    ]
-    module, function = frames[-1]
-    if isinstance(error, (ImportError, AttributeError)):
-        asked = [frame for frame in frames if not frame[0].startswith("importlib") and frame[1] != "__getattr__"]
-        return str(error) if asked[-1] in _IMPORTS else None
-    if isinstance(error, (KeyError, IndexError)):
-        return f"--study-name, --storage and --trial-id name no trial: {error}" if _TRIAL in frames else None
-    if isinstance(error, FileNotFoundError):
-        return str(error) if frames[-1] in _CHECKS else None
-    if not isinstance(error, (AssertionError, NameError, SyntaxError, TypeError, ValueError)):
-        return None
-    if _EVALUATION in frames:
-        return f"""{error}: write KEY:VALUE with VALUE in Python, such as gamma:0.9 or baseline:"'mean'\""""
-    # Our constructors refuse arguments, which rl_zoo3 takes from the config file and from --hyperparams.
-    refused_by_us = _SETUP in frames and module.startswith("sb3_pg.") and not isinstance(error, AssertionError)
-    # SB3 refuses spaces and what wraps them.
-    refused_by_theirs = (
-        _SETUP in frames
-        and module.startswith(("stable_baselines3.", "sb3_contrib."))
-        and isinstance(error, (AssertionError, ValueError))
-    )
-    unexpected = "unexpected keyword argument" in str(error)
-    unknown_to_theirs = frames[-1] == _SETUP and unexpected
-    unknown_to_env = (module, function) == ("gymnasium.envs.registration", "make") and unexpected
-    if frames[-1] in _CHECKS or refused_by_us or refused_by_theirs or unknown_to_theirs or unknown_to_env:
-        return str(error)
-    return None
-
-
-def _remove_unused_run(error: BaseException) -> None:
-    """Remove the folder that rl_zoo3 made for a run before it was refused."""
-    # What refused the run; an exit that nothing caused is somebody's own.
-    link = error if isinstance(error, ImportError) else error.__cause__
-    while link is not None:
-        for frame, _ in traceback.walk_tb(link.__traceback__):
-            manager = frame.f_locals.get("self")
-            if isinstance(manager, Experiment):
-                manager.remove_if_unused()
-                return
-        link = link.__cause__
+    if {"-h", "--help"} & set(sys.argv):
+        return
+    parser = argparse.ArgumentParser(add_help=False)
+    parser.add_argument("--env", type=EnvironmentName, default="CartPole-v1")
+    parser.add_argument("-f", "--folder")
+    parser.add_argument("--algo", default="ppo", choices=list(ALGOS))
+    parser.add_argument("--exp-id", type=int, default=0)
+    parser.add_argument("--load-best", action="store_true")
+    parser.add_argument("--load-checkpoint", type=int)
+    parser.add_argument("--load-last-checkpoint", action="store_true")
+    parser.add_argument("--gym-packages", nargs="+", default=[])
+    parser.add_argument("--env-kwargs", nargs="+", action=_PythonValues)
+    asked, _ = parser.parse_known_args()
+    for package in asked.gym_packages:
+        _import(parser, "--gym-packages", package)
+    if "rl-trained-agents" in asked.folder:  # which rl_zoo3 downloads
+        return
+    which = asked.load_best, asked.load_checkpoint, asked.load_last_checkpoint
+    try:
+        get_model_path(asked.exp_id, asked.folder, asked.algo, asked.env, *which)
+    except (AssertionError, OSError, ValueError) as error:
+        parser.error(str(error))

@@ -1,4 +1,4 @@
-"""Which policy, normalization and buffer size fit an observation space: what completes a ``default:`` block."""
+"""Policy, normalization and buffer size for an observation space, which complete a ``default:`` block."""
 
 from collections.abc import Mapping
 from typing import Any, Final
@@ -17,28 +17,28 @@ _LARGEST_BUFFER: Final = 4 * 2**30
 def fit_to_observations(
     space: spaces.Space[Any], hyperparams: Mapping[str, Any], buffer_size: int | None = None
 ) -> dict[str, Any]:
-    """What to change in hyperparameters that were written for vectors of numbers.
+    """Changes to hyperparameters that were written for observations that are vectors.
 
     ================================== ========================= ======================================================
-    observations                       policy                    normalization (``normalize``), where it is on
+    observations                       policy                    normalization (if ``normalize`` is on)
     ================================== ========================= ======================================================
     Box                                as it is                  as it is
     images, at least 36 x 36           CnnPolicy                 rewards only: the policy divides pixels by 255
     smaller images                     as it is                  rewards only
     Discrete, MultiDiscrete,           as it is                  rewards only
     MultiBinary
-    Dict of these                      MultiInputPolicy          of the keys that are a Box and no image
-    Tuple, nested Dict, and others     as it is                  as it is, of the observation flattened by an
-    that SB3 does not take                                       ``env_wrapper``
+    Dict of these                      MultiInputPolicy          keys that are a Box and not an image
+    Tuple, nested Dict, and others     as it is                  as it is, after an ``env_wrapper`` has flattened the
+    that SB3 does not support                                    observation
     ================================== ========================= ======================================================
 
-    A replay buffer of transitions gets as many as 4 GiB hold, if its default size needs more.
+    A replay buffer of transitions is limited to 4 GiB.
 
-    :param space: of the environment, before it is vectorized
-    :param hyperparams: in rl_zoo3's format
-    :param buffer_size: transitions that the algorithm's replay buffer has room for by default; None if it has none
-    :return: the hyperparameters that differ, empty if all of them fit
-    :raises ValueError: no policy takes observations of this space, nor can they be flattened
+    :param space: observation space of a single environment
+    :param hyperparams: hyperparameters in rl_zoo3's format
+    :param buffer_size: default number of transitions in the algorithm's replay buffer, None if it has none
+    :return: the hyperparameters that change, empty if all of them fit
+    :raises ValueError: no policy takes observations of this space, and they cannot be flattened
     """
     changed: dict[str, Any] = {}
     if _needs_flattening(space):
@@ -71,7 +71,7 @@ def fit_to_observations(
 
 
 def _needs_flattening(space: spaces.Space[Any]) -> bool:
-    """Whether SB3's policies do not take this space, or have no network for a part of it."""
+    """Whether SB3's policies do not support this space, or have no network for a part of it."""
     if isinstance(space, spaces.Dict):
         return any(
             isinstance(part, spaces.Dict) or _needs_flattening(part) or (is_image_space(part) and not _is_large(part))
@@ -93,10 +93,10 @@ def _is_large(image: spaces.Space[Any]) -> bool:
 
 
 def _normalize(given: Any, normalized: list[str] | bool) -> Any:
-    """The value of ``normalize`` that normalizes the same, but of the observations only what can be.
+    """The value of ``normalize`` without the observations that cannot be normalized.
 
-    :param given: a value that rl_zoo3 takes: True, False, or arguments of VecNormalize, which may be written in Python
-    :param normalized: whether observations can be, or the keys of those that can
+    :param given: a value that rl_zoo3 takes: True, False, or arguments of VecNormalize, as a dict or as Python code
+    :param normalized: whether observations can be normalized, or the keys of those that can
     """
     kwargs = eval(given) if isinstance(given, str) else given  # as rl_zoo3 does
     if normalized is True or not given:
@@ -113,7 +113,7 @@ def _normalize(given: Any, normalized: list[str] | bool) -> Any:
 
 
 def _n_bytes(space: spaces.Space[Any]) -> int:
-    """Memory of one observation in a replay buffer."""
+    """Bytes of one observation in a replay buffer."""
     if isinstance(space, spaces.Dict):
         return sum(map(_n_bytes, space.values()))
     dtype = space.dtype or np.dtype(np.float32)

@@ -8,7 +8,7 @@ import torch as th
 from gymnasium import spaces
 
 from sb3_pg import ActorCritic
-from tests.helpers import ScriptedEnv, vec
+from tests.helpers import Rollout, ScriptedEnv, rollout_of, vec
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
@@ -62,11 +62,11 @@ def values_of(model: ActorCritic) -> list[float]:
     return weights
 
 
-def update(model: ActorCritic, n_updates: int = 1) -> Any:
+def update(model: ActorCritic, n_updates: int = 1) -> Rollout:
     """So many more updates.
 
-    :return: the batch of the last one
+    :return: the rollout of the last one
     """
     for _ in range(n_updates):
         model.learn(1, reset_num_timesteps=False)
-    return model._batch
+    return rollout_of(model)

@@ -8,7 +8,7 @@ from gymnasium import spaces
 
 from sb3_pg import OffPAC
 from sb3_pg.rollout import BehaviorReplayBuffer
-from tests.helpers import ACTION_SPACES, OBSERVATION_SPACES, ScriptedEnv, vec
+from tests.helpers import ACTION_SPACES, OBSERVATION_SPACES, ScriptedEnv, policy_for, vec
 
 NAN, INF = float("nan"), float("inf")
 #: The gradients that exist for an action space.
@@ -28,11 +28,9 @@ SGD = {"optimizer_class": th.optim.SGD}
 def make(env: Any, **kwargs: Any) -> OffPAC:
     """A small model."""
     observation_space = env.observation_space
-    policy, policy_kwargs = "MlpPolicy", {"net_arch": [8], **kwargs.pop("policy_kwargs", {})}
-    if isinstance(observation_space, spaces.Dict):
-        policy = "MultiInputPolicy"
-    elif len(observation_space.shape) == 3:
-        policy, policy_kwargs["features_extractor_kwargs"] = "CnnPolicy", {"features_dim": 8}
+    policy, policy_kwargs = policy_for(observation_space), {"net_arch": [8], **kwargs.pop("policy_kwargs", {})}
+    if policy == "CnnPolicy":
+        policy_kwargs["features_extractor_kwargs"] = {"features_dim": 8}
     small = {"buffer_size": 300, "learning_starts": 8, "batch_size": 8, "device": "cpu", "seed": 0}
     return OffPAC(policy, env, policy_kwargs=policy_kwargs, **{**small, **kwargs})
 
@@ -59,8 +57,13 @@ def sample(model: OffPAC, n: int = 16) -> Any:
     return model.replay_buffer.sample(n)
 
 
-def parameters(module: th.nn.Module) -> th.Tensor:
-    return th.nn.utils.parameters_to_vector(module.parameters()).detach().clone()
+def train_on(model: OffPAC, samples: Any) -> dict[str, Any]:
+    """Take one gradient step from these transitions; what it has logged."""
+    buffer: Any = model.replay_buffer
+    buffer.sample = lambda *_, **__: samples
+    model.train(1, len(samples.rewards))
+    del buffer.sample
+    return model.logger.name_to_value
 
 
 def rows(q: th.Tensor) -> np.ndarray:

@@ -8,12 +8,12 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 import torch as th
 from stable_baselines3.common.callbacks import BaseCallback
 
+from tests.helpers import Rollout, rollout_of
+
 if TYPE_CHECKING:
     from collections.abc import Callable
 
     from stable_baselines3.common.policies import ActorCriticPolicy
-
-    from sb3_pg.rollout import RolloutBatch
 
 
 class Update(NamedTuple):
@@ -21,7 +21,7 @@ class Update(NamedTuple):
 
     old: ActorCriticPolicy
     new: ActorCriticPolicy
-    batch: RolloutBatch
+    batch: Rollout
     log: dict[str, Any]
 
     @property
@@ -42,7 +42,7 @@ def update(model: Any, callback: BaseCallback | None = None) -> Update:
             model.policy.reset_noise()  # the first noise has a graph, which cannot be copied
     old = copy.deepcopy(model.policy)
     model.learn(1, callback, reset_num_timesteps=False)
-    return Update(old, model.policy, model._batch, dict(model.logger.name_to_value))
+    return Update(old, model.policy, rollout_of(model), dict(model.logger.name_to_value))
 
 
 class AtRolloutEnd(BaseCallback):

@@ -19,7 +19,7 @@ from stable_baselines3.common.utils import obs_as_tensor
 from sb3_pg import NPG, TRPO, ActorCritic, KLPenaltyPG, NonFiniteError, OffPAC, OffPolicyPG, Reinforce
 from sb3_pg.policies import policy_actions, uniform_behavior
 from sb3_pg.rollout import BehaviorReplayBuffer, Trajectory
-from tests.helpers import ACTION_SPACES, OBSERVATION_SPACES, ScriptedEnv, vec
+from tests.helpers import ACTION_SPACES, OBSERVATION_SPACES, ScriptedEnv, policy_for, vec
 
 Make = Callable[..., Any]
 CLASSES = (Reinforce, ActorCritic, NPG, TRPO, KLPenaltyPG, OffPolicyPG, OffPAC)
@@ -57,7 +57,7 @@ COUNTED: dict[str, spaces.Space[Any]] = {
 
 
 def make(cls: type, env: Any, **kwargs: Any) -> Any:
-    policy = "MultiInputPolicy" if isinstance(env.observation_space, spaces.Dict) else "MlpPolicy"
+    policy = policy_for(env.observation_space)
     policy_kwargs = {"net_arch": [8], **kwargs.pop("policy_kwargs", {})}
     log_std = kwargs.pop("log_std", None)
     model: Any = cls(policy, env, **{"seed": 0, "device": "cpu", **SMALL[cls], **kwargs}, policy_kwargs=policy_kwargs)
@@ -334,6 +334,26 @@ def test_clipped_actions_are_counted(mean: float, fraction: float, dtype: type) 
     model = make(ActorCritic, vec(an_env(spaces.Box(0, 255, (2,), dtype))), policy_kwargs={"log_std_init": -3.0})
     with th.no_grad():
         model.policy.action_net.bias.fill_(mean)
+    model.learn(12, log_interval=1)
+    assert model.logger.name_to_value["train/clipped_action_fraction"] == fraction
+
+
+@pytest.mark.parametrize(
+    ("means", "fraction"),
+    [
+        ((0.0, 0.0), 0.0),
+        ((9.0, 0.0), 0.5),
+        ((-9.0, 0.0), 0.5),
+        ((0.0, 9.0), 0.5),
+        ((0.0, -9.0), 0.5),
+        ((9.0, -9.0), 1.0),
+    ],
+)
+def test_clipped_components_are_counted_at_either_bound(means: tuple[float, float], fraction: float) -> None:
+    env = vec(an_env(spaces.Box(np.array([-1, -3]), np.array([2, 1]), dtype=np.float32)))
+    model = make(ActorCritic, env, policy_kwargs={"log_std_init": -3.0})
+    with th.no_grad():
+        model.policy.action_net.bias.copy_(th.tensor(means))
     model.learn(12, log_interval=1)
     assert model.logger.name_to_value["train/clipped_action_fraction"] == fraction
 

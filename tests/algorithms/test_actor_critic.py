@@ -11,13 +11,11 @@ import torch as th
 from stable_baselines3 import A2C
 from stable_baselines3.common.buffers import RolloutBuffer
 from stable_baselines3.common.callbacks import BaseCallback
-from stable_baselines3.common.policies import ActorCriticPolicy
 
 from sb3_pg import ActorCritic
 from sb3_pg.rollout import TrajectoryRolloutBuffer
-from tests.helpers import ACTION_SPACES, OBSERVATION_SPACES, ScriptedEnv, vec
+from tests.helpers import ACTION_SPACES, OBSERVATION_SPACES, OwnForward, ScriptedEnv, policy_for, vec
 
-POLICIES = {"dict": "MultiInputPolicy", "image": "CnnPolicy"}
 N_STEPS, N_ENVS = 8, 2
 
 
@@ -28,7 +26,7 @@ def make(cls: Any, actions: str = "discrete", observations: str = "vector", poli
         spaces = {"observation_space": OBSERVATION_SPACES[observations], "action_space": ACTION_SPACES[actions]}
         return ScriptedEnv((3, 4, 9), (False, True), first_reward, **deepcopy(spaces))  # each with its own generator
 
-    policy = policy or POLICIES.get(observations, "MlpPolicy")
+    policy = policy or policy_for(OBSERVATION_SPACES[observations])
     return cls(policy, vec(env(-5.0), env(1.0)), **{"n_steps": N_STEPS, "seed": 0, "device": "cpu", **kwargs})
 
 
@@ -43,11 +41,6 @@ def test_every_argument_of_a2c_has_its_place_and_default() -> None:
     assert [(p.name, p.default, p.kind) for p in ours[: len(theirs)]] == [(p.name, p.default, p.kind) for p in theirs]
     theirs, ours = (list(inspect.signature(cls.learn).parameters.values()) for cls in (A2C, ActorCritic))
     assert [(p.name, p.default) for p in ours[:4]] == [(p.name, p.default) for p in theirs[:4]]
-
-
-class OwnForward(ActorCriticPolicy):
-    def forward(self, obs: Any, deterministic: bool = False) -> Any:
-        return super().forward(obs, deterministic)
 
 
 class Keep(BaseCallback):

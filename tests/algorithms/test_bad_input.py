@@ -220,6 +220,36 @@ def test_a_single_episode_leaves_nothing_of_its_own_average(kwargs: dict[str, An
         Reinforce("MlpPolicy", vec(Unsteppable()), n_episodes=1, **kwargs)
 
 
+def test_a_users_baseline_says_how_many_episodes_it_needs() -> None:
+    class Choosy:
+        min_episodes = 3
+
+        def fit(self, batch: Any, returns: Any) -> None:
+            raise AssertionError("not reached")
+
+        predict = fit
+
+    with pytest.raises(ValueError, match=r"at least 3 episodes.*n_episodes=2"):
+        Reinforce("MlpPolicy", vec(Unsteppable()), baseline=Choosy(), n_episodes=2)
+    Reinforce("MlpPolicy", vec(Unsteppable()), baseline=Choosy(), n_episodes=3)
+
+
+def test_a_users_baseline_may_read_the_critics_values() -> None:
+    class OfCritic:
+        requires_critic = True
+
+        def fit(self, batch: Any, returns: Any) -> None:
+            """Nothing."""
+
+        def predict(self, batch: Any) -> Any:
+            return 0.5 * batch.values
+
+    model = Reinforce("MlpPolicy", vec(ScriptedEnv()), baseline=OfCritic(), n_steps=6, device="cpu").learn(6)
+    buffer = model.rollout_buffer
+    assert np.abs(buffer.values).min() > 0
+    assert np.allclose(buffer.advantages, buffer.returns - 0.5 * buffer.values)
+
+
 def test_total_with_state_discount_is_fine_without_discount() -> None:
     Reinforce("MlpPolicy", vec(Unsteppable()), returns="total", state_discount=True, gamma=1.0)
 

@@ -21,7 +21,7 @@ from torch import nn
 import sb3_pg
 from sb3_pg import ActorCritic, OffPAC, OffPolicyPG, Reinforce
 from sb3_pg.policies import policy_actions
-from tests.helpers import ACTION_SPACES, OBSERVATION_SPACES, ScriptedEnv, vec
+from tests.helpers import ACTION_SPACES, OBSERVATION_SPACES, ScriptedEnv, policy_for, vec
 
 SPACES: dict[str, spaces.Space[Any]] = {
     **ACTION_SPACES,
@@ -38,13 +38,13 @@ def an_env(space: spaces.Space[Any], observations: str = "vector") -> ScriptedEn
 
 
 def make(env: Any, **kwargs: Any) -> Any:
-    policy = "MultiInputPolicy" if isinstance(env.observation_space, spaces.Dict) else "MlpPolicy"
+    policy = policy_for(env.observation_space)
     small = {"seed": 0, "device": "cpu", "policy_kwargs": {"net_arch": [8]}, "train_freq": 20, "gradient_steps": 0}
     return OffPolicyPG(policy, env, **{**small, **kwargs})
 
 
 def a_teacher(cls: Any, space: spaces.Space[Any], observations: str = "vector", **kwargs: Any) -> Any:
-    policy = "MultiInputPolicy" if observations == "dict" else "MlpPolicy"
+    policy = policy_for(OBSERVATION_SPACES[observations])
     kwargs = {"device": "cpu", "seed": 5, "policy_kwargs": {"net_arch": [8]}, **kwargs}
     return cls(policy, vec(an_env(space, observations)), **kwargs)
 
@@ -127,6 +127,30 @@ class Masked(ActorCriticPolicy):
         distribution = self.get_distribution(obs)
         actions = distribution.get_actions(deterministic=deterministic)
         return actions, self.predict_values(obs), distribution.log_prob(actions)
+
+
+class Holder:
+    """A callable that holds a policy and does not act by it."""
+
+    def __init__(self, policy: Any) -> None:
+        self.policy = policy
+
+    def __call__(self, obs: Any) -> Any:
+        return np.ones(len(obs), np.int64), np.full(len(obs), -0.5)
+
+
+def test_a_callable_that_holds_a_policy_is_called() -> None:
+    space = ACTION_SPACES["discrete"]
+    model = make(vec(an_env(space)), behavior_policy=Holder(a_teacher(A2C, space).policy)).learn(20)
+    assert np.all(rows(model)[2] == -0.5)
+
+
+def test_a_model_with_a_compiled_policy_acts() -> None:
+    space = ACTION_SPACES["discrete"]
+    teacher = a_teacher(A2C, space)
+    teacher.policy = th.compile(teacher.policy, backend="eager")
+    obs, actions, stored = rows(make(vec(an_env(space)), behavior_policy=teacher).learn(20))
+    assert stored == pytest.approx(log_prob(teacher.policy, obs, actions), rel=1e-5, abs=1e-5)
 
 
 def test_a_policy_acts_as_its_own_forward_says() -> None:
@@ -284,7 +308,7 @@ def test_a_callable_that_returns_no_pair_of_arrays_is_told_what_was_expected(ret
         ("box", np.zeros(2), np.zeros(1), r"actions of shape \(1, 2\) and log-probs of shape \(1,\), got \(2,\)"),
         ("discrete", 0, -1.0, r"actions of shape \(1,\).*got \(\) and \(\)"),
         ("discrete", np.zeros(1, int), np.zeros((1, 1)), r"log-probs of shape \(1,\), got \(1,\) and \(1, 1\)"),
-        ("discrete", np.zeros(1, int), np.array([np.nan]), "positive, finite probability, got log-prob nan for env 0"),
+        ("discrete", np.zeros(1, int), np.array([np.nan]), "must return finite log-probs, got nan for env 0"),
         ("box", np.array([[0.0, np.nan]]), np.zeros(1), "must return actions that are finite, got nan for env 0"),
         ("int8", np.array([[0.0, np.inf]]), np.zeros(1), "must return actions that are finite, got inf for env 0"),
         ("discrete", np.array([3]), np.zeros(1), r"actions must be in Discrete\(3\), got 3 at env 0"),

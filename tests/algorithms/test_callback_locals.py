@@ -11,12 +11,11 @@ from gymnasium import spaces
 from stable_baselines3 import A2C, SAC
 from stable_baselines3.common.callbacks import BaseCallback, CallbackList, EveryNTimesteps
 from stable_baselines3.common.env_util import make_vec_env
-from stable_baselines3.common.policies import ActorCriticPolicy
 from stable_baselines3.common.torch_layers import FlattenExtractor
 from stable_baselines3.common.utils import obs_as_tensor
 
 from sb3_pg import NPG, TRPO, ActorCritic, KLPenaltyPG, OffPolicyPG, Reinforce
-from tests.helpers import ACTION_SPACES, OBSERVATION_SPACES, ScriptedEnv, vec
+from tests.helpers import ACTION_SPACES, OBSERVATION_SPACES, OwnForward, ScriptedEnv, policy_for, ready_to_collect, vec
 
 #: What SB3's on-policy loop computes at every step besides the actions.
 COMPUTED = ("values", "log_probs", "obs_tensor")
@@ -40,11 +39,6 @@ class Recorder(BaseCallback):
 
     def _on_rollout_end(self) -> None:
         self.ends.append(self._seen())
-
-
-class OwnForward(ActorCriticPolicy):
-    def forward(self, obs: Any, deterministic: bool = False) -> Any:
-        return super().forward(obs, deterministic)
 
 
 def item(locals_: dict[str, Any], name: str) -> Any:
@@ -100,7 +94,7 @@ def test_they_are_those_of_a2c(policy: Any, read: Any) -> None:
 @pytest.mark.parametrize("action_space", ACTION_SPACES)
 @pytest.mark.parametrize("observation_space", ["vector", "image", "dict", "discrete"])
 def test_they_are_those_of_a2c_in_all_spaces(observation_space: str, action_space: str) -> None:
-    policy = {"image": "CnnPolicy", "dict": "MultiInputPolicy"}.get(observation_space, "MlpPolicy")
+    policy = policy_for(OBSERVATION_SPACES[observation_space])
     recorders = []
     for cls in (A2C, ActorCritic):
         env = ScriptedEnv((4,), (False,), 1.0, OBSERVATION_SPACES[observation_space], ACTION_SPACES[action_space])
@@ -166,7 +160,8 @@ def test_they_are_there_when_collect_rollouts_is_called_directly() -> None:
     def run(cls: Any) -> Recorder:
         model = cls("MlpPolicy", make_vec_env("CartPole-v1", 2, seed=0), n_steps=5, seed=0, device="cpu")
         recorder = Recorder(item)
-        model._setup_learn(1000, recorder)
+        ready_to_collect(model)
+        recorder.init_callback(model)
         assert "values" not in recorder.locals
         model.collect_rollouts(model.env, recorder, model.rollout_buffer, 5)
         return recorder
@@ -238,7 +233,7 @@ def test_values_are_in_reward_units() -> None:
             super()._on_rollout_end()
             values = th.cat([step["values"] for step in self.steps[-8:]]).flatten().numpy()
             assert np.allclose(values, self.locals["rollout_buffer"].values.flatten(), rtol=1e-4)
-            assert self.model.value_scale != 1 or len(self.steps) == 8
+            assert (self.model.value_scale == 1) == (len(self.steps) == 8)  # before the first update
 
     env = vec(ScriptedEnv(lengths=(5,)))
     model = ActorCritic("MlpPolicy", env, n_steps=8, normalize_value_targets=True, seed=0, device="cpu")

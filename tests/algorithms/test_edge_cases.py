@@ -22,21 +22,10 @@ from torch import nn
 
 from sb3_pg import NPG, TRPO, ActorCritic, KLPenaltyPG, NonFiniteError, OffPolicyPG, Reinforce
 from sb3_pg.policies import Snapshot
-from tests.helpers import FaultyEnv, vec
+from tests.algorithms.steps import AtRolloutEnd
+from tests.helpers import FaultyEnv, OwnForward, ScriptedEnv, vec
 
 trust_region = pytest.mark.parametrize("cls", [NPG, TRPO, KLPenaltyPG])
-
-
-class AtRolloutEnd(BaseCallback):
-    def __init__(self, change: Callable[[Any], Any]) -> None:
-        super().__init__()
-        self.change = change
-
-    def _on_step(self) -> bool:
-        return True
-
-    def _on_rollout_end(self) -> None:
-        self.change(self.model)
 
 
 def difference(
@@ -51,17 +40,11 @@ def difference(
     return float((models[0] - models[1]).abs().max())
 
 
-class OwnForward(ActorCriticPolicy):
-    def forward(self, obs: Any, deterministic: bool = False) -> Any:
-        return super().forward(obs, deterministic)
-
-
 @pytest.mark.parametrize("baseline", ["value", "leave_one_out"])
 def test_own_forward_with_episodes_of_unequal_length(baseline: str) -> None:
     model = Reinforce(OwnForward, make_vec_env("CartPole-v1", 4, seed=0), baseline=baseline, seed=0, device="cpu")
     model.learn(300)
-    assert model._batch is not None
-    assert model._batch.mask is not None
+    assert not model.rollout_buffer.mask.all()
 
 
 def train(cls: Any, policy: Any = "MlpPolicy", change: Callable[[Any], Any] | None = None, **kwargs: Any) -> Any:
@@ -79,8 +62,7 @@ def train(cls: Any, policy: Any = "MlpPolicy", change: Callable[[Any], Any] | No
 def test_own_forward_with_unequal_episodes_under_a_limit_of_the_divergence(cls: Any) -> None:
     model = cls(OwnForward, make_vec_env("CartPole-v1", 4, seed=0), n_steps=None, n_episodes=4, seed=0, device="cpu")
     model.learn(300)
-    assert model._batch is not None
-    assert model._batch.mask is not None
+    assert not model.rollout_buffer.mask.all()
     assert model.logger.name_to_value["train/joint_kl"] > 0
 
 
@@ -135,7 +117,7 @@ def test_the_entropy_of_a_certain_choice_has_a_gradient() -> None:
 @pytest.mark.parametrize("kwargs", [{}, {"n_critic_updates": 2}], ids=["joint", "separate"])
 def test_a_frozen_actor(kwargs: dict[str, Any]) -> None:
     model = ActorCritic("MlpPolicy", "CartPole-v1", seed=0, device="cpu", **kwargs)
-    for parameter in model.parameter_sets.actor.values():
+    for parameter in model.learner.parameters.actor.values():
         parameter.requires_grad_(False)
     before = copy.deepcopy(model.policy.state_dict())
     model.learn(20, log_interval=1)
@@ -147,7 +129,7 @@ def test_a_frozen_actor(kwargs: dict[str, Any]) -> None:
 @pytest.mark.parametrize("kwargs", [{}, {"critic_learning_rate": None, "n_critic_updates": 1}], ids=["", "joint"])
 def test_a_frozen_actor_under_a_limit_of_the_divergence(cls: Any, kwargs: dict[str, Any]) -> None:
     model = cls("MlpPolicy", "CartPole-v1", n_steps=32, batch_size=32, seed=0, device="cpu", **kwargs)
-    for parameter in model.parameter_sets.actor.values():
+    for parameter in model.learner.parameters.actor.values():
         parameter.requires_grad_(False)
     before = copy.deepcopy(model.policy.state_dict())
     model.learn(64)
@@ -298,18 +280,36 @@ def test_a_replaced_head_is_explained() -> None:
 
 
 def test_steps_of_an_episode_are_counted_across_saving(tmp_path: Path) -> None:
-    def make() -> Any:
-        env = make_vec_env("CartPole-v1", 2, seed=0)
-        return ActorCritic("MlpPolicy", env, n_steps=7, state_discount=True, seed=0, device="cpu").learn(70)
+    """The factor gamma^t of the next steps is that of the episode as it goes on, 11 and 15 steps in."""
 
-    model = make()
-    model.save(tmp_path / "model")
-    loaded = ActorCritic.load(tmp_path / "model", env=model.get_env(), force_reset=False)
-    timesteps = model._collector.timesteps
-    assert timesteps.any()
-    loaded.learn(14, reset_num_timesteps=False)
-    first = loaded._batch.timesteps[0].numpy()
-    assert np.array_equal(first, np.where(first == 0, 0, timesteps)) or (first >= timesteps).any()
+    def go_on(saved: bool) -> th.Tensor:
+        env = vec(ScriptedEnv(lengths=(12,)), ScriptedEnv(lengths=(20,)))
+        env.seed(0)
+        sgd = {"net_arch": [8], "optimizer_class": th.optim.SGD}
+        model = ActorCritic(
+            "MlpPolicy",
+            env,
+            n_steps=7,
+            gamma=0.9,
+            state_discount=True,
+            learning_rate=1e-4,
+            max_grad_norm=None,
+            use_rms_prop=False,
+            policy_kwargs=sgd,
+            seed=0,
+            device="cpu",
+        ).learn(70)
+        if saved:
+            model.save(tmp_path / "model")
+            model = ActorCritic.load(tmp_path / "model", env=model.get_env(), force_reset=False, device="cpu")
+        before = nn.utils.parameters_to_vector(model.policy.action_net.parameters()).detach()
+        th.manual_seed(1)
+        model.learn(14, reset_num_timesteps=False)
+        return nn.utils.parameters_to_vector(model.policy.action_net.parameters()).detach() - before
+
+    kept, restored = go_on(saved=False), go_on(saved=True)
+    assert kept.abs().max() > 1e-4
+    assert th.equal(kept, restored)
 
 
 def test_warm_up_begins_with_the_model_that_is_loaded(tmp_path: Path) -> None:

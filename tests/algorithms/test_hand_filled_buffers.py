@@ -13,14 +13,10 @@ from stable_baselines3.common.env_util import make_vec_env
 from stable_baselines3.common.utils import configure_logger, obs_as_tensor
 
 from sb3_pg import NPG, TRPO, ActorCritic, KLPenaltyPG, Reinforce
-from tests.helpers import ACTION_SPACES, OBSERVATION_SPACES, ScriptedEnv, vec
+from tests.helpers import ACTION_SPACES, OBSERVATION_SPACES, ScriptedEnv, parameters, policy_for, ready_to_collect, vec
 
 CLASSES = (Reinforce, ActorCritic, NPG, TRPO, KLPenaltyPG)
 pytestmark = pytest.mark.filterwarnings("ignore:batch_size=.* does not divide")
-
-
-def weights(model: Any) -> th.Tensor:
-    return th.nn.utils.parameters_to_vector(model.policy.parameters()).detach().clone()
 
 
 def make(cls: Any, n_envs: int = 2, **kwargs: Any) -> Any:
@@ -67,10 +63,10 @@ def test_actor_critic_moves_as_a2c(after: str, n_envs: int, normalize_advantage:
         elif after == "an update by hand":
             fill(model, seed=1)
             model.train()
-        before = weights(model)
+        before = parameters(model)
         fill(model)
         model.train()
-        results.append(weights(model))
+        results.append(parameters(model))
         assert (results[-1] - before).abs().max() > 1e-3
     assert (results[0] - results[1]).abs().max() < 1e-5
 
@@ -78,7 +74,7 @@ def test_actor_critic_moves_as_a2c(after: str, n_envs: int, normalize_advantage:
 @pytest.mark.parametrize("observation_space", ["image", "dict", "discrete"])
 @pytest.mark.parametrize("action_space", ACTION_SPACES)
 def test_actor_critic_moves_as_a2c_in_all_spaces(observation_space: str, action_space: str) -> None:
-    policy = {"image": "CnnPolicy", "dict": "MultiInputPolicy"}.get(observation_space, "MlpPolicy")
+    policy = policy_for(OBSERVATION_SPACES[observation_space])
     results = []
     for cls in (A2C, ActorCritic):
         env = ScriptedEnv(
@@ -86,10 +82,10 @@ def test_actor_critic_moves_as_a2c_in_all_spaces(observation_space: str, action_
         )
         model: Any = cls(policy, vec(env), n_steps=16, seed=0, device="cpu")
         model.set_logger(configure_logger())
-        before = weights(model)
+        before = parameters(model)
         fill(model)
         model.train()
-        results.append(weights(model))
+        results.append(parameters(model))
         assert (results[-1] - before).abs().max() > 1e-4
     assert (results[0] - results[1]).abs().max() < 1e-5
 
@@ -103,11 +99,11 @@ def test_every_class_trains_on_what_was_filled_in(cls: Any, after_learn: bool) -
         model = make(cls)
         if after_learn:
             model.learn(64)
-        before = weights(model)
+        before = parameters(model)
         fill(model, seed)
         th.manual_seed(0)
         model.train()
-        return weights(model) - before
+        return parameters(model) - before
 
     assert th.equal(moved(1), moved(1))
     assert moved(1).abs().max() > 0
@@ -117,10 +113,10 @@ def test_every_class_trains_on_what_was_filled_in(cls: Any, after_learn: bool) -
 @pytest.mark.parametrize("cls", CLASSES)
 def test_complete_episode_mode_takes_any_number_of_steps(cls: Any) -> None:
     model = make(cls, n_steps=None, n_episodes=2)
-    before = weights(model)
+    before = parameters(model)
     fill(model, n_steps=16)
     model.train()
-    assert not th.equal(weights(model), before)
+    assert not th.equal(parameters(model), before)
     model.learn(10)  # complete episodes again
     assert model.rollout_buffer.dones.sum() == 2
 
@@ -141,22 +137,22 @@ def test_the_same_rollout_collected_and_added_by_hand_trains_alike() -> None:
     target.compute_returns_and_advantage(last, source.dones[-1])
     assert np.allclose(target.advantages, source.advantages, atol=1e-5)
     copied.train()
-    assert (weights(copied) - weights(collected)).abs().max() < 1e-5
+    assert (parameters(copied) - parameters(collected)).abs().max() < 1e-5
 
 
 @pytest.mark.parametrize("n_steps", [7, 16, 64])
 @pytest.mark.parametrize("cls", CLASSES)
 def test_collect_rollouts_collects_as_many_steps_as_it_is_told(cls: Any, n_steps: int) -> None:
     model = make(cls)
-    _, callback = model._setup_learn(1000)
+    callback = ready_to_collect(model)
     model.collect_rollouts(model.env, callback, model.rollout_buffer, n_steps)
     buffer = model.rollout_buffer
     assert model.num_timesteps == 2 * n_steps
     assert buffer.full
     assert buffer.rewards.shape == buffer.advantages.shape == (n_steps, 2)
-    before = weights(model)
+    before = parameters(model)
     model.train()
-    assert not th.equal(weights(model), before)
+    assert not th.equal(parameters(model), before)
     model.learn(32)  # n_steps of the constructor again
     assert model.num_timesteps == 32
     assert buffer.rewards.shape == (16, 2)
@@ -167,25 +163,25 @@ def test_collect_rollouts_collects_as_many_steps_as_it_is_told(cls: Any, n_steps
 @pytest.mark.parametrize("cls", CLASSES)
 def test_segments_may_be_collected_in_complete_episode_mode(cls: Any) -> None:
     model = make(cls, n_steps=None, n_episodes=2)
-    _, callback = model._setup_learn(1000)
+    callback = ready_to_collect(model)
     model.collect_rollouts(model.env, callback, model.rollout_buffer, 64)
     assert model.num_timesteps == 128
-    before = weights(model)
+    before = parameters(model)
     model.train()
-    assert not th.equal(weights(model), before)
+    assert not th.equal(parameters(model), before)
 
 
 @pytest.mark.parametrize("n_steps", [0, -1])
 def test_a_number_of_steps_that_is_none_is_refused(n_steps: int) -> None:
     model = make(ActorCritic)
-    _, callback = model._setup_learn(1000)
+    callback = ready_to_collect(model)
     with pytest.raises(ValueError, match="n_rollout_steps"):
         model.collect_rollouts(model.env, callback, model.rollout_buffer, n_steps)
 
 
 def test_segments_take_a_critic() -> None:
     model = make(Reinforce, n_steps=None, n_episodes=2, baseline="leave_one_out")
-    _, callback = model._setup_learn(1000)
+    callback = ready_to_collect(model)
     with pytest.raises(ValueError, match=r"n_rollout_steps=64 .*critic"):
         model.collect_rollouts(model.env, callback, model.rollout_buffer, 64)
     assert model.num_timesteps == 0
@@ -203,21 +199,21 @@ def test_a_buffer_without_a_rollout_is_refused(cls: Any, how: str) -> None:
         buffer, obs = model.rollout_buffer, model.env.reset()
         for _ in range(5):
             buffer.add(obs, np.zeros(2), np.ones(2), np.zeros(2), th.zeros(2), th.zeros(2))
-    before = weights(model)
+    before = parameters(model)
     held = {"half full": "holds 5 of 16 steps", "foreign": "not full"}.get(how, "holds 0")
     with pytest.raises(ValueError, match=f"rollout_buffer .*{held}"):
         model.train()
-    assert th.equal(weights(model), before)
+    assert th.equal(parameters(model), before)
 
 
 @pytest.mark.parametrize("kwargs", [{"critic_fit": "before"}, {"recompute_advantage": True, "n_critic_updates": 2}])
 def test_estimates_that_are_made_anew_need_a_rollout_that_was_collected(kwargs: dict[str, Any]) -> None:
     model = make(ActorCritic, **kwargs)
     fill(model)
-    before = weights(model)
+    before = parameters(model)
     with pytest.raises(ValueError, match=f"{next(iter(kwargs))}=.*rollout_buffer"):
         model.train()
-    assert th.equal(weights(model), before)
+    assert th.equal(parameters(model), before)
 
 
 def test_a_component_wise_baseline_needs_a_rollout_that_was_collected() -> None:
@@ -235,7 +231,7 @@ def test_a_foreign_buffer_filled_by_hand_moves_as_a2c() -> None:
         model.learn(64)
         fill(model)
         model.train()
-        results.append(weights(model))
+        results.append(parameters(model))
     assert (results[0] - results[1]).abs().max() < 1e-5
 
 
@@ -245,12 +241,12 @@ def test_what_is_changed_between_collecting_and_training_counts(buffer_class: An
     results = []
     for cls in (A2C, ActorCritic):
         model = make(cls, rollout_buffer_class=buffer_class)
-        _, callback = model._setup_learn(1000)
+        callback = ready_to_collect(model)
         model.collect_rollouts(model.env, callback, model.rollout_buffer, 16)
         model.rollout_buffer.advantages[:] = np.linspace(-1, 1, 32).reshape(16, 2)
         model.rollout_buffer.returns[:] = 3
         model.train()
-        results.append(weights(model))
+        results.append(parameters(model))
     assert (results[0] - results[1]).abs().max() < 1e-5
 
 
@@ -272,7 +268,7 @@ def test_a_callback_may_shape_rewards_and_compute_the_advantages_again(n_steps: 
         env = vec(*(ScriptedEnv(lengths=(3, 4), truncate=(True, False), first_reward=i) for i in range(2)))
         model: Any = cls("MlpPolicy", env, n_steps=n_steps, gae_lambda=0.9, seed=0, device="cpu")
         model.learn(6 * n_steps, callback=Shapes())
-        results.append(weights(model))
+        results.append(parameters(model))
     assert (results[0] - results[1]).abs().max() < 1e-5
 
 
@@ -280,7 +276,7 @@ def test_a_callback_may_shape_rewards_and_compute_the_advantages_again(n_steps: 
 def test_a_rollout_in_a_buffer_of_ones_own_is_not_trained_on(cls: Any) -> None:
     """As in SB3, ``train`` reads the model's buffer."""
     model = make(cls)
-    _, callback = model._setup_learn(1000)
+    callback = ready_to_collect(model)
     own = type(model.rollout_buffer)(16, model.observation_space, model.action_space, model.device, n_envs=2)
     fill(model, seed=1)
     model.collect_rollouts(model.env, callback, own, 16)
@@ -291,7 +287,7 @@ def test_a_rollout_in_a_buffer_of_ones_own_is_not_trained_on(cls: Any) -> None:
     fill(other, seed=1)
     th.manual_seed(0)
     other.train()
-    assert (weights(model) - weights(other)).abs().max() < 1e-6
+    assert (parameters(model) - parameters(other)).abs().max() < 1e-6
 
 
 def test_a_skipped_rollout_is_not_trained_on() -> None:

@@ -103,7 +103,6 @@ OWN_STEP: Arguments = {"critic_learning_rate": 0.01}
 REJECTED: Arguments = {"target_kl": 5.0, "line_search_accept_ratio": 0.9, "normalize_advantage": True}
 FAULT: Arguments = {"env": lambda: vec(*(FaultyEnv("reward", 6, lengths=(9,)) for _ in range(2)))}
 WATCHED: Arguments = {"policy_kwargs": {"features_extractor_class": WhoSees}}
-NO_NETWORKS: Arguments = {"policy_kwargs": {"net_arch": []}}
 
 #: Argument -> another value, and the other arguments beside which it has its effect.
 CHANGES: dict[str, tuple[Any, Arguments]] = {
@@ -126,7 +125,6 @@ CHANGES: dict[str, tuple[Any, Arguments]] = {
     "max_episode_steps": (2, {"n_steps": None}),
     "on_nonfinite": ("skip", FAULT),
     "act_device": ("cpu:0", WATCHED),
-    "compile": (True, {}),
     "use_sde": (True, BOX),
     "sde_sample_freq": (1, {**BOX, "use_sde": True}),
     "stats_window_size": (3, {}),
@@ -210,8 +208,6 @@ CHANGES_OF: dict[tuple[Any, str], tuple[Any, Arguments]] = {
     (KLPenaltyPG, "critic_batch_size"): (3, {}),
     **{(cls, "critic_batch_size"): (3, {"batch_size": 128}) for cls in (NPG, TRPO)},
 }
-#: Their effect is shown elsewhere: what a compiled network computes differs by rounding at most (test_compiled.py).
-SHOWN_ELSEWHERE = {"compile"}
 #: What an error says in an argument's stead, where an optional package is missing.
 NAMES = {"tensorboard_log": "tensorboard"}
 #: Another value gives a warning; "device": SB3 takes "cpu:0" for a GPU.
@@ -284,9 +280,7 @@ def test_two_trainings_alike_leave_the_same(cls: Any, capsys: Any, tmp_path: Pat
     assert traces[0]["weights"].isfinite().all()
 
 
-@pytest.mark.parametrize(
-    ("cls", "name"), [case for case in CASES if case[1] not in SHOWN_ELSEWHERE], ids=lambda x: getattr(x, "__name__", x)
-)
+@pytest.mark.parametrize(("cls", "name"), CASES, ids=lambda x: getattr(x, "__name__", x))
 def test_another_value_changes_something(cls: Any, name: str, capsys: Any, tmp_path: Path) -> None:
     value, beside = CHANGES_OF.get((cls, name), CHANGES[name])
     known = argument_names(cls)
@@ -376,11 +370,6 @@ def test_the_issues_own_line_says_what_to_do() -> None:
     message = r"^step_size=1000000.0 has no effect with step='kl': give step='fixed'$"
     with pytest.raises(ValueError, match=message):
         NPG("MlpPolicy", env_of(), step_size=1e6)
-
-
-def test_what_compiles_nothing_is_warned_of() -> None:
-    with pytest.warns(UserWarning, match="compile=True has no effect"):
-        Reinforce("MlpPolicy", env_of(), compile=True, device="cpu", **NO_NETWORKS)
 
 
 def test_a_critic_that_shares_features_has_a_weight() -> None:

@@ -18,7 +18,7 @@ from stable_baselines3.common.logger import configure
 import sb3_pg
 from sb3_pg import ActorCritic, OffPAC, OffPolicyPG, Reinforce
 from sb3_pg.rollout import BehaviorReplayBuffer, NStepBehaviorReplayBuffer
-from tests.helpers import ScriptedEnv, vec
+from tests.helpers import ScriptedEnv, ready_to_collect, vec
 
 CPU: dict[str, Any] = {"seed": 0, "device": "cpu"}
 
@@ -97,7 +97,8 @@ def test_a_policys_own_predict_acts(cls: Any, dtype: type) -> None:
     model.policy.predict = lambda obs, *_, **__: (np.full((len(obs), 1), 3, dtype), None)
     model.learn(10)
     assert all(action == pytest.approx(3, abs=1e-4) for action in env.actions[3:])
-    assert model.replay_buffer.actions[4:10].flatten() == pytest.approx(0.6, abs=1e-4) or dtype is np.int64
+    stored = 0.0 if (cls, dtype) == (SAC, np.int64) else 0.6  # SB3's buffer cuts off what follows the point
+    assert model.replay_buffer.actions[4:10].flatten() == pytest.approx(stored, abs=1e-4)
     if cls is OffPAC:
         assert all(space.contains(action) for action in env.actions)
         assert model.predict(np.zeros((1, 3), np.float32))[0] == 3
@@ -105,7 +106,7 @@ def test_a_policys_own_predict_acts(cls: Any, dtype: type) -> None:
 
 def test_total_returns_take_no_segments_from_collect_rollouts_either() -> None:
     model = Reinforce("MlpPolicy", vec(ScriptedEnv(lengths=(10,))), returns="total", n_episodes=2, **CPU)
-    _, callback = model._setup_learn(100)
+    callback = ready_to_collect(model)
     with pytest.raises(ValueError, match=r"complete episodes, got n_rollout_steps=16"):
         model.collect_rollouts(model.env, callback, model.rollout_buffer, 16)  # type: ignore[arg-type]
     assert model.num_timesteps == 0

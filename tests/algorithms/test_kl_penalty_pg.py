@@ -15,10 +15,9 @@ from stable_baselines3.common.env_util import make_vec_env
 
 from sb3_pg import KLPenaltyPG, NonFiniteError
 from tests.algorithms.steps import AtRolloutEnd, history, mean_joint_kl, own_joint_kl, plant, update
-from tests.helpers import ACTION_SPACES, OBSERVATION_SPACES, ScriptedEnv, vec
+from tests.helpers import ACTION_SPACES, OBSERVATION_SPACES, ScriptedEnv, two_envs, vec
 
 if TYPE_CHECKING:
-    from collections.abc import Iterator
     from pathlib import Path
 
 #: Actor and critic in one step, as in PPO; and a critic with an optimizer of its own.
@@ -26,26 +25,15 @@ CRITICS: dict[str, dict[str, Any]] = {
     "joint": {"critic_learning_rate": None, "n_critic_updates": 1},
     "separate": {"critic_learning_rate": 1e-3, "n_critic_updates": 2},
 }
+pytestmark = pytest.mark.usefixtures("one_thread")
 both_critics = pytest.mark.parametrize("critic", list(CRITICS))
-
-
-@pytest.fixture(autouse=True, scope="module")
-def one_thread() -> Iterator[None]:
-    n_threads = th.get_num_threads()
-    th.set_num_threads(1)
-    yield
-    th.set_num_threads(n_threads)
 
 
 def make(actions: Any = "discrete", policy: Any = "MlpPolicy", **kwargs: Any) -> KLPenaltyPG:
     """A model on two envs whose rewards grow with time, and episodes of which every other one is truncated."""
     space = ACTION_SPACES[actions] if isinstance(actions, str) else actions
     observations = kwargs.pop("observations", OBSERVATION_SPACES["vector"])
-    envs = [
-        ScriptedEnv(lengths, (False, True), reward, *copy.deepcopy((observations, space)))
-        for lengths, reward in (((3, 4, 9), -5.0), ((2, 9, 4), 1.0))
-    ]
-    return KLPenaltyPG(policy, vec(*envs), **{"n_steps": 32, "seed": 0, "device": "cpu", **kwargs})
+    return KLPenaltyPG(policy, two_envs(space, observations), **{"n_steps": 32, "seed": 0, "device": "cpu", **kwargs})
 
 
 # --- step 2: lambda ---
@@ -207,7 +195,7 @@ def test_warm_up_moves_neither_actor_nor_lambda(critic: str, observations: str) 
     policy = "CnnPolicy" if observations == "image" else "MlpPolicy"
     kwargs: dict[str, Any] = {"n_steps": 8, "n_epochs": 2, "critic_warmup_updates": 2, **CRITICS[critic]}
     model = make(policy=policy, observations=OBSERVATION_SPACES[observations], **kwargs)
-    critics = {*model.parameter_sets.critic} - {*model.parameter_sets.actor}
+    critics = {*model.learner.parameters.critic} - {*model.learner.parameters.actor}
     for _ in range(2):
         step = update(model)
         assert step.moved == critics
@@ -296,7 +284,7 @@ def test_two_steps_of_one_env(critic: str) -> None:
 @pytest.mark.parametrize("everything", [False, True])
 def test_a_frozen_actor_stays_and_the_critic_learns(critic: str, everything: bool) -> None:
     model = make(**CRITICS[critic])
-    frozen = {name for name, _ in model.policy.named_parameters()} if everything else {*model.parameter_sets.actor}
+    frozen = {name for name, _ in model.policy.named_parameters()} if everything else {*model.learner.parameters.actor}
     for name in frozen:
         model.policy.get_parameter(name).requires_grad_(False)
     step = update(model)
@@ -310,14 +298,19 @@ def test_episodes_of_unequal_length() -> None:
         warnings.simplefilter("error")
         model = make("box", n_steps=None, n_episodes=4, state_discount=True, gamma=0.9, advantage="monte_carlo")
         step = update(model)
-    assert step.batch.mask is not None
+    assert not step.batch.valid.all()
     kl = own_joint_kl(step.old, step.new, step.batch.flat_observations)
     assert step.log["train/joint_kl"] == pytest.approx(kl, rel=1e-3)
 
 
-def test_a_multiplier_that_is_halved_for_ever_stays_above_0() -> None:
-    model = KLPenaltyPG("MlpPolicy", "CartPole-v1", dual_update="multiplicative", device="cpu")
-    for kl in (0.0, 1.0):
-        for _ in range(2000):
-            model.kl_coef = model._next_kl_coef(kl)
-        assert 0 < model.kl_coef < float("inf")
+@pytest.mark.parametrize(
+    ("kl_coef", "arguments"),
+    [(1e-8, {"learning_rate": 0.0}), (1e8, {"learning_rate": 1e-2, "target_kl": 1e-12, "max_kl_ratio": None})],
+    ids=["halved", "doubled"],
+)
+def test_a_multiplier_stays_away_from_0_and_infinity(kl_coef: float, arguments: dict[str, Any]) -> None:
+    """However often it was halved or doubled: from these limits it goes no further."""
+    model = make(dual_update="multiplicative", kl_coef=kl_coef, **arguments)
+    kl = update(model).log["train/joint_kl"]
+    assert kl < model.target_kl / 1.5 if kl_coef < 1 else kl > 1.5 * model.target_kl
+    assert model.kl_coef == kl_coef

@@ -14,8 +14,8 @@ from stable_baselines3.common.callbacks import BaseCallback
 from stable_baselines3.common.vec_env import VecNormalize
 
 from sb3_pg.rollout import BehaviorReplayBuffer, DictBehaviorReplayBuffer
-from tests.algorithms.off_pac import EVERY_GRADIENT, envs, make, parameters, sample, stored
-from tests.helpers import ACTION_SPACES, OBSERVATION_SPACES, ScriptedEnv, vec
+from tests.algorithms.off_pac import EVERY_GRADIENT, envs, make, sample, stored
+from tests.helpers import ACTION_SPACES, OBSERVATION_SPACES, ScriptedEnv, parameters, vec
 
 # -------------------------------------------------------------------- learning, in every space
 

@@ -1,6 +1,7 @@
 """OffPAC: what it owes to SB3, and what it does with bad input and NaN."""
 
 import copy
+import inspect
 import pickle
 from pathlib import Path
 from typing import Any
@@ -11,13 +12,15 @@ import numpy as np
 import pytest
 import torch as th
 from gymnasium import spaces
-from stable_baselines3 import HerReplayBuffer
+from stable_baselines3 import SAC, HerReplayBuffer
 from stable_baselines3.common.buffers import ReplayBuffer
 from stable_baselines3.common.callbacks import BaseCallback, EvalCallback
 from stable_baselines3.common.env_util import make_vec_env
 from stable_baselines3.common.envs import BitFlippingEnv
+from stable_baselines3.common.logger import Logger
 from stable_baselines3.common.noise import NormalActionNoise
 from stable_baselines3.common.policies import ActorCriticPolicy
+from stable_baselines3.common.save_util import load_from_zip_file
 from stable_baselines3.common.vec_env import VecNormalize
 from stable_baselines3.sac.policies import SACPolicy
 
@@ -31,10 +34,9 @@ from tests.algorithms.off_pac import (
     envs,
     filled,
     make,
-    parameters,
     stored,
 )
-from tests.helpers import ACTION_SPACES, OBSERVATION_SPACES, BatchNormExtractor, FaultyEnv, ScriptedEnv, vec
+from tests.helpers import ACTION_SPACES, OBSERVATION_SPACES, BatchNormExtractor, FaultyEnv, ScriptedEnv, parameters, vec
 
 # -------------------------------------------------------------------- what it owes to SB3
 
@@ -98,7 +100,7 @@ def test_a_model_without_env_predicts(tmp_path: Path) -> None:
 def test_a_model_can_be_loaded_with_other_envs_and_arguments(tmp_path: Path) -> None:
     model = make(envs("box"), train_freq=(2, "episode")).learn(30)
     model.save(tmp_path / "model")
-    with pytest.raises(ValueError, match=r"episodes takes one env, got 3"):
+    with pytest.raises(ValueError, match=r"train_freq must be in steps .* and 3 envs"):
         OffPAC.load(tmp_path / "model", env=envs("box", 3))
     loaded = OffPAC.load(tmp_path / "model", env=envs("box", 3), train_freq=2, actor_gradient="score", gamma=0.5)
     assert (loaded.n_envs, loaded.gamma, loaded.actor_gradient) == (3, 0.5, "score")
@@ -111,12 +113,16 @@ def test_a_model_can_be_loaded_with_other_envs_and_arguments(tmp_path: Path) -> 
         OffPAC.load(tmp_path / "model", actor_gradient="expected")
 
 
-def test_what_is_saved_is_no_passing_thing(tmp_path: Path) -> None:
-    model = make(VecNormalize(envs("box", 2))).learn(20)
-    kept = model._excluded_save_params()
-    assert {"_log_probs", "_n_collected", "replay_buffer"} <= {*kept}
-    model.save(tmp_path / "model")
-    assert OffPAC.load(tmp_path / "model")._log_probs is None
+def test_a_zip_holds_no_state_of_a_rollout(tmp_path: Path) -> None:
+    model = make(VecNormalize(envs("box", 2)))
+    model.save(tmp_path / "new")
+    model.learn(20).save(tmp_path / "trained")
+    new, trained = (load_from_zip_file(tmp_path / name)[0] for name in ("new", "trained"))
+    assert new is not None
+    assert trained is not None
+    added = trained.keys() - new.keys() - vars(SAC("MlpPolicy", envs("box"), buffer_size=10).learn(1)).keys()
+    assert all(isinstance(trained[name], int) for name in added)  # counters, and no arrays
+    assert "replay_buffer" not in trained
 
 
 @pytest.mark.parametrize("use_sde", [False, True])
@@ -194,22 +200,23 @@ def test_schedules_of_actor_and_critic() -> None:
     assert logged["train/critic_learning_rate"] == model.critic.optimizer.param_groups[0]["lr"] == 0.2
 
 
-def test_an_update_logs_the_mean_of_its_steps(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_an_update_logs_the_mean_of_its_steps() -> None:
     model = filled("discrete", actor_gradient="importance")
-    made: list[Any] = []
-    for name in ("_fit_critic", "_move_actor"):
-        original = getattr(model, name)
-
-        def noted(samples: Any, original: Any = original) -> Any:
-            made.append(original(samples))
-            return made[-1]
-
-        monkeypatch.setattr(model, name, noted)
+    alone = copy.deepcopy(model)
+    alone.set_logger(Logger(None, []))
+    logged = []
+    np.random.seed(0)  # noqa: NPY002  # SB3's buffers draw from it
+    for _ in range(3):
+        alone.train(1, 8)
+        logged.append(dict(alone.logger.name_to_value))
+    np.random.seed(0)  # noqa: NPY002
     model.train(3, 8)
-    logged = model.logger.name_to_value
-    assert logged["train/critic_loss"] == pytest.approx(np.mean([float(m["critic_loss"]) for m in made[::2]]))
-    assert logged["train/entropy"] == pytest.approx(np.mean([float(m["entropy"]) for m in made[1::2]]))
-    assert logged["train/largest_weight"] == pytest.approx(max(float(m["largest_weight"]) for m in made[1::2]))
+    for name in ("critic_loss", "q_value", "actor_loss", "entropy", "importance_ess", "truncated_fraction"):
+        wanted = np.mean([each[f"train/{name}"] for each in logged])
+        assert model.logger.name_to_value[f"train/{name}"] == pytest.approx(wanted, rel=1e-5)
+    largest = [each["train/largest_weight"] for each in logged]
+    assert len(set(largest)) == 3
+    assert model.logger.name_to_value["train/largest_weight"] == pytest.approx(max(largest), rel=1e-5)
 
 
 def test_hindsight_replay() -> None:
@@ -301,6 +308,12 @@ def test_an_argument_is_named_with_its_value(argument: str, value: Any, error: t
     assert argument in str(caught.value)
 
 
+def test_every_argument_is_documented() -> None:
+    arguments = inspect.signature(OffPAC).parameters
+    assert "unknown" in arguments
+    assert [name for name in arguments if name != "unknown" and f"    :param {name}: " not in OffPAC.__doc__] == []
+
+
 def test_an_unknown_argument_is_a_type_error() -> None:
     with pytest.raises(TypeError, match=r"actor_gradints.*did you mean .actor_gradient"):
         OffPAC("MlpPolicy", envs("discrete"), actor_gradints="score")  # type: ignore[arg-type]
@@ -321,14 +334,14 @@ def test_what_an_action_space_cannot_have_is_refused(action_space: str, gradient
 
 
 def test_arguments_that_contradict_each_other() -> None:
-    with pytest.raises(ValueError, match=r"must be a BehaviorReplayBuffer .*, got ReplayBuffer"):
+    with pytest.raises(ValueError, match=r"must be None or a subclass of BehaviorReplayBuffer.*, got ReplayBuffer"):
         make(envs("discrete"), actor_gradient="importance", replay_buffer_class=ReplayBuffer)
     make(envs("discrete"), replay_buffer_class=ReplayBuffer).learn(14)
-    with pytest.raises(ValueError, match=r"episodes takes one env, got 2"):
+    with pytest.raises(ValueError, match=r"train_freq must be in steps .* and 2 envs"):
         make(envs("discrete", 2), train_freq=(1, "episode"))
     with pytest.raises(ValueError, match="continuous actions"):
         make(envs("discrete"), use_sde=True)
-    with pytest.raises(ValueError, match=r"bounds, which must differ"):
+    with pytest.raises(ValueError, match=r"action_space must have a lower bound below"):
         make(vec(ScriptedEnv(action_space=spaces.Box(0.0, 0.0, (2,)))))
 
 
@@ -336,7 +349,7 @@ def test_a_replay_buffer_without_log_probs_has_no_importance(tmp_path: Path) -> 
     make(envs("discrete"), replay_buffer_class=ReplayBuffer).learn(14).save_replay_buffer(tmp_path / "buffer")
     model = make(envs("discrete"), actor_gradient="importance")
     model.load_replay_buffer(tmp_path / "buffer")
-    with pytest.raises(ValueError, match="takes a BehaviorReplayBuffer"):
+    with pytest.raises(ValueError, match="needs samples of a BehaviorReplayBuffer"):
         model.learn(14)
 
 

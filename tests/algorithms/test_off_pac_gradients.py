@@ -12,11 +12,10 @@ import torch as th
 from gymnasium import spaces
 from stable_baselines3.common.buffers import NStepReplayBuffer
 from stable_baselines3.common.distributions import SquashedDiagGaussianDistribution
-from stable_baselines3.common.torch_layers import BaseFeaturesExtractor
 
 from sb3_pg import OffPAC
 from sb3_pg.algorithms.off_pac import losses as actor_gradients
-from sb3_pg.algorithms.off_pac.losses import ACTOR_LOSSES, Scene, draw, entropies
+from sb3_pg.algorithms.off_pac.losses import ACTOR_LOSSES, ActorLossInputs, critic_loss, draw, entropies
 from sb3_pg.algorithms.off_pac.policies import Critic
 from sb3_pg.rollout import BehaviorSamples
 from tests.algorithms.off_pac import (
@@ -25,11 +24,11 @@ from tests.algorithms.off_pac import (
     envs,
     filled,
     make,
-    parameters,
     rows,
     sample,
+    train_on,
 )
-from tests.helpers import ACTION_SPACES, BatchNormExtractor
+from tests.helpers import ACTION_SPACES, BatchNormExtractor, LinearExtractor, parameters
 
 # -------------------------------------------------------------------- the critic's target
 
@@ -69,7 +68,7 @@ def test_the_target_of_discrete_actions_is_the_expectation_of_the_smallest_q(n_c
         ]
         next_values.append(sum(p * q for p, q in zip(probabilities, least, strict=True)))
     wanted = loss_of(model, samples, next_values)
-    assert float(model._fit_critic(samples)["critic_loss"]) == pytest.approx(wanted, rel=1e-5)
+    assert critic_loss(model.policy, samples, model.gamma)[0].item() == pytest.approx(wanted, rel=1e-5)
 
 
 @pytest.mark.parametrize("action_space", [name for name in ACTION_SPACES if name != "discrete"])
@@ -83,15 +82,16 @@ def test_the_target_of_other_actions_is_the_smallest_q_of_one_drawn(
     pairs = list(zip(samples.next_observations, drawn.numpy(), strict=True))
     next_values = [min(one_q(model.critic_target, i, obs, action) for i in range(2)) for obs, action in pairs]
     wanted = loss_of(model, samples, next_values)
-    assert float(model._fit_critic(samples)["critic_loss"]) == pytest.approx(wanted, rel=1e-5)
+    assert critic_loss(model.policy, samples, model.gamma)[0].item() == pytest.approx(wanted, rel=1e-5)
 
 
 def test_the_critics_step_is_the_gradient_of_half_the_squared_error_and_leaves_the_rest_alone() -> None:
-    model = filled("box", learning_rate=1e-2, gamma=0.0, policy_kwargs=SGD)
+    rates = {"learning_rate": 0.0, "critic_learning_rate": 1e-2, "tau": 0.0}
+    model = filled("box", gamma=0.0, policy_kwargs=SGD, **rates)
     samples = sample(model)
     networks = copy.deepcopy(model.critic.q_networks)
     before = parameters(model.actor), parameters(model.critic_target)
-    model._fit_critic(samples)
+    train_on(model, samples)
     for network, stepped in zip(networks, model.critic.q_networks, strict=True):
         q = network(th.cat([samples.observations, samples.actions], 1))
         gradients = th.autograd.grad(0.5 * (q - samples.rewards).square().mean(), list(network.parameters()))
@@ -112,7 +112,7 @@ def test_rewards_of_n_steps_bring_their_own_discount() -> None:
     y = samples.rewards[:, 0] + samples.discounts[:, 0] * (1 - samples.dones[:, 0]) * values
     chosen = th.cat(model.critic(samples.observations, samples.actions), 1)
     wanted = 0.5 * (chosen - y[:, None]).square().mean(0).sum().item()
-    assert float(model._fit_critic(samples)["critic_loss"]) == pytest.approx(wanted, rel=1e-5)
+    assert critic_loss(model.policy, samples, model.gamma)[0].item() == pytest.approx(wanted, rel=1e-5)
 
 
 @pytest.mark.parametrize("action_space", ACTION_SPACES)
@@ -130,9 +130,9 @@ def test_q_values_of_several_actions_per_state_are_those_of_one_at_a_time(action
 
 @pytest.mark.parametrize("tau", [0.0, 0.25, 1.0])
 def test_the_target_takes_on_its_share_of_the_critic(tau: float) -> None:
-    model = filled("discrete", tau=tau)
+    model = filled("discrete", tau=tau, learning_rate=0.0)
     critic, target = parameters(model.critic), parameters(model.critic_target)
-    model._move_target()
+    model.train(1, 8)
     assert th.allclose(parameters(model.critic_target), (1 - tau) * target + tau * critic, atol=1e-6)
     assert th.equal(parameters(model.critic), critic)
 
@@ -151,7 +151,7 @@ def test_the_target_has_the_critics_batch_norm_statistics_and_does_not_make_its_
 def gradient_of(model: OffPAC, samples: Any, kind: str, n_actions: int = 2, max_ratio: float | None = None) -> Any:
     """Gradient of the objective, minus the loss."""
     distribution = model.actor.distribution(samples.observations)
-    loss, _ = ACTOR_LOSSES[kind](Scene(samples, distribution, model.critic, n_actions, max_ratio))
+    loss, _ = ACTOR_LOSSES[kind](ActorLossInputs(samples, distribution, model.critic, n_actions, max_ratio))
     return -by_last_layer(model, loss)
 
 
@@ -290,7 +290,7 @@ def test_reparameterized_differentiates_q_by_the_action_with_the_noise_fixed(use
         return float(q(th.cat([obs, (moved.mu(latent) + std * noise).tanh()], 1)).detach().mean())
 
     th.manual_seed(0)
-    loss, _ = ACTOR_LOSSES["reparameterized"](Scene(samples, distribution, model.critic, 2, None))
+    loss, _ = ACTOR_LOSSES["reparameterized"](ActorLossInputs(samples, distribution, model.critic, 2, None))
     gradients = th.autograd.grad(-loss, list(actor.parameters()))
     slope = sum(float((g * d).sum()) for g, d in zip(gradients, directions, strict=True))
     assert -loss.item() == pytest.approx(objective(0.0), rel=1e-5)
@@ -311,23 +311,20 @@ def test_each_state_and_draw_has_noise_of_its_own_under_gsde() -> None:
 @pytest.mark.parametrize("share", [False, True])
 @pytest.mark.parametrize(("action_space", "gradient"), EVERY_GRADIENT)
 def test_the_actors_step_leaves_the_critic_alone(action_space: str, gradient: str, share: bool) -> None:
+    rates = {"critic_learning_rate": 0.0, "tau": 0.0}
     policy_kwargs = {"share_features_extractor": share}
-    model = filled(action_space, actor_gradient=gradient, ent_coef=0.1, policy_kwargs=policy_kwargs)
+    model = filled(action_space, actor_gradient=gradient, ent_coef=0.1, policy_kwargs=policy_kwargs, **rates)
     critic, actor = parameters(model.critic), parameters(model.actor)
-    model.policy.critic.optimizer.zero_grad()
-    model._move_actor(sample(model))
+    samples, networks = sample(model), list(model.critic.parameters())
+    th.manual_seed(0)
+    of_critic = th.autograd.grad(critic_loss(model.policy, samples, model.gamma)[0], networks)
+    th.manual_seed(0)
+    train_on(model, samples)
     assert th.equal(critic, parameters(model.critic))
-    assert all(parameter.grad is None and parameter.requires_grad for parameter in model.critic.parameters())
+    for parameter, gradient_of_critic in zip(networks, of_critic, strict=True):
+        assert th.equal(parameter.grad, gradient_of_critic)
+        assert parameter.requires_grad
     assert not th.equal(actor, parameters(model.actor))
-
-
-class LinearExtractor(BaseFeaturesExtractor):
-    def __init__(self, space: Any) -> None:
-        super().__init__(space, 4)
-        self.net = th.nn.Linear(3, 4)
-
-    def forward(self, x: th.Tensor) -> Any:
-        return self.net(x)
 
 
 def test_shared_features_are_trained_by_the_actors_loss_alone() -> None:
@@ -335,9 +332,10 @@ def test_shared_features_are_trained_by_the_actors_loss_alone() -> None:
     shared = model.actor.features_extractor
     assert model.critic.features_extractor is shared
     before = parameters(shared)
-    model._fit_critic(sample(model))
-    assert th.equal(before, parameters(shared))
-    model._move_actor(sample(model))
+    loss, _ = critic_loss(model.policy, sample(model), model.gamma)
+    assert loss.requires_grad
+    assert th.autograd.grad(loss, list(shared.parameters()), allow_unused=True) == (None, None)
+    model.train(1, 8)
     assert not th.equal(before, parameters(shared))
 
 
@@ -357,17 +355,18 @@ def test_a_frozen_critic_or_extractor_trains_the_rest() -> None:
 
 @pytest.mark.parametrize("ent_coef", [2.0, "lin_8", lambda left: 8 * left])
 def test_the_entropy_bonus_of_discrete_actions_adds_its_gradient(ent_coef: Any) -> None:
-    model = filled("discrete", learning_rate=0.1, ent_coef=ent_coef, policy_kwargs=SGD)
+    rates = {"learning_rate": 0.1, "critic_learning_rate": 0.0, "tau": 0.0}
+    model = filled("discrete", ent_coef=ent_coef, policy_kwargs=SGD, **rates)
     model._current_progress_remaining = 0.25
     samples = sample(model)
     pi, q, latent = probabilities_and_q(model, samples)
     entropy = -(pi * np.log(pi)).sum(1, keepdims=True)
     by_logits = pi * (q - (pi * q).sum(1, keepdims=True)) - 2.0 * pi * (np.log(pi) + entropy)
     before = rows(th.cat([model.actor.logits.weight.flatten(), model.actor.logits.bias]))
-    metrics = model._move_actor(samples)
+    logged = train_on(model, samples)
     after = rows(th.cat([model.actor.logits.weight.flatten(), model.actor.logits.bias]))
     assert np.allclose(after - before, 0.1 * by_head(by_logits, latent), atol=1e-5)
-    assert float(metrics["entropy"]) == pytest.approx(entropy.mean(), rel=1e-5)
+    assert logged["train/entropy"] == pytest.approx(entropy.mean(), rel=1e-5)
 
 
 @pytest.mark.parametrize("mean", [0.3, 6.0])
@@ -395,5 +394,5 @@ def test_an_entropy_bonus_keeps_entropy_up(action_space: str) -> None:
     for ent_coef in (0.0, 100.0):
         model = filled(action_space, learning_rate=1e-2, ent_coef=ent_coef)
         model.train(30, 16)
-        logged.append(model._move_actor(sample(model, 64))["entropy"])
-    assert float(logged[1]) > float(logged[0]) + 0.05
+        logged.append(train_on(model, sample(model, 64))["train/entropy"])
+    assert logged[1] > logged[0] + 0.05

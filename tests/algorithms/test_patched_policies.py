@@ -22,7 +22,7 @@ from torch.nn.utils.parametrizations import spectral_norm, weight_norm
 
 from sb3_pg import NPG, TRPO, ActorCritic, KLPenaltyPG, OffPAC, OffPolicyPG, Reinforce
 from sb3_pg.callbacks import GradientDiagnosticsCallback
-from tests.helpers import ACTION_SPACES, ScriptedEnv, vec
+from tests.helpers import ACTION_SPACES, ActingPolicy, ScriptedEnv, parameters, rollout_of, vec
 
 ON_POLICY: dict[Any, dict[str, Any]] = {
     Reinforce: {"n_episodes": 4},
@@ -66,10 +66,6 @@ class Watch(BaseCallback):
         self.changes.get(self.rollouts, lambda _: None)(self.model)
 
 
-def vector(policy: Any) -> th.Tensor:
-    return nn.utils.parameters_to_vector(policy.parameters()).detach()
-
-
 # ---------------------------------------------------------------- methods of the policy
 
 
@@ -97,7 +93,8 @@ def mask_head_by_a_closure(model: Any) -> None:
 
 
 def mask_layer(model: Any) -> None:
-    model.policy.action_net.register_forward_hook(lambda _, __, x: x.index_fill(1, th.tensor([0]), -1e8))
+    head = model.policy.action_net
+    model.handle = head.register_forward_hook(lambda _, __, x: x.index_fill(1, th.tensor([0]), -1e8))
 
 
 def mask_layer_by_its_forward(model: Any) -> None:
@@ -176,14 +173,14 @@ class LogProbs(Watch):
 def test_a_mask_holds_in_training(cls: Any, mask: Callable[[Any], None]) -> None:
     model = make(cls)
     mask(model)
-    before = vector(model.policy)
+    before = parameters(model.policy)
     watch = LogProbs()
     model.learn(96, callback=watch)
     actions = np.concatenate(watch.actions)
     assert set(actions) == {1, 2}
     assert model._n_updates > 1
-    assert not th.equal(before, vector(model.policy))
-    assert vector(model.policy).isfinite().all()
+    assert not th.equal(before, parameters(model.policy))
+    assert parameters(model.policy).isfinite().all()
     assert watch.compared > 50
 
 
@@ -193,9 +190,10 @@ def test_a_mask_counts_from_the_rollout_that_follows_and_as_long_as_it_stands(
     cls: Any, mask: Callable[[Any], None]
 ) -> None:
     def unmask(model: Any) -> None:
-        policy = model.policy
-        vars(policy).pop("_get_action_dist_from_latent", None)
-        policy.action_net._forward_hooks.clear()
+        if mask is mask_layer:
+            model.handle.remove()
+        else:
+            del model.policy._get_action_dist_from_latent
 
     class Actions(Watch):
         def _on_rollout_start(self) -> None:
@@ -414,7 +412,7 @@ def plain_weight(model: Any) -> None:
     """A weight that is no parameter, and is replaced now and then."""
     head = model.policy.action_net
     weight = head.weight.detach() * 1.5
-    head._parameters.pop("weight", None)
+    del head.weight
     head.weight = weight
 
 
@@ -441,7 +439,7 @@ def half(_: Any, __: Any, output: Any) -> Any:
 
 def hook(path: str) -> Callable[[Any], None]:
     def change(model: Any) -> None:
-        model.policy.get_submodule(path).register_forward_hook(half)
+        model.handle = model.policy.get_submodule(path).register_forward_hook(half)
 
     change.__name__ = f"hook.{path}"
     return change
@@ -464,7 +462,7 @@ def backward_hook(model: Any) -> None:
 
 
 def hook_on_the_policy(model: Any) -> None:
-    model.policy.register_forward_hook(lambda _, __, out: (out[0] * 0 + 1, out[1] + 1, out[2]))
+    model.handle = model.policy.register_forward_hook(lambda _, __, out: (out[0] * 0 + 1, out[1] + 1, out[2]))
 
 
 def pre_hook_on_the_policy(model: Any) -> None:
@@ -472,6 +470,7 @@ def pre_hook_on_the_policy(model: Any) -> None:
 
 
 def compile_policy(model: Any) -> None:
+    model.uncompiled = model.policy
     model.policy = th.compile(model.policy, backend="eager")
 
 
@@ -556,7 +555,7 @@ def learned(cls: Any, changes: dict[int, Callable[[Any], None]], env: str = "Car
     kwargs = {"policy": "MlpPolicy", "max_grad_norm": float("inf"), "ent_coef": 0.01, **kwargs}
     model = cls(env=make_vec_env(env, 2, seed=0), seed=0, device="cpu", **kwargs)
     changes.get(0, lambda _: None)(model)
-    return vector(model.learn(100, callback=Watch(changes)).policy)
+    return parameters(model.learn(100, callback=Watch(changes)).policy)
 
 
 @pytest.mark.filterwarnings("ignore:Provided features_extractor", "ignore:.*weight_norm", "ignore:.*spectral_norm")
@@ -585,7 +584,7 @@ def test_a_weight_that_is_no_parameter_may_be_replaced_at_any_time() -> None:
 
 def stretch_log_std(model: Any) -> None:
     log_std = model.policy.log_std.detach() + 0.2
-    model.policy._parameters.pop("log_std", None)
+    del model.policy.log_std
     model.policy.log_std = log_std
 
 
@@ -617,8 +616,8 @@ UNDONE: dict[str, tuple[Callable[[Any], None], Callable[[Any], None]]] = {
     "forward": (bind("forward", noisy_forward), lambda model: delattr(model.policy, "forward")),
     "part": (part("mlp_extractor", "forward"), lambda model: delattr(model.policy.mlp_extractor, "forward")),
     "distribution": (draw_first, lambda model: delattr(model.policy.action_dist, "sample")),
-    "hook": (hook_on_the_policy, lambda model: model.policy._forward_hooks.clear()),
-    "hook on a layer": (hook("value_net"), lambda model: model.policy.value_net._forward_hooks.clear()),
+    "hook": (hook_on_the_policy, lambda model: model.handle.remove()),
+    "hook on a layer": (hook("value_net"), lambda model: model.handle.remove()),
     "parametrization": (
         parametrized(half_weight, "action_net"),
         lambda model: parametrize.remove_parametrizations(model.policy.action_net, "weight"),
@@ -627,7 +626,7 @@ UNDONE: dict[str, tuple[Callable[[Any], None], Callable[[Any], None]]] = {
         parametrized(partial(prune.l1_unstructured, name="weight", amount=0.5), "action_net"),
         lambda model: prune.remove(model.policy.action_net, "weight"),
     ),
-    "compiled": (compile_policy, lambda model: setattr(model, "policy", model.policy._orig_mod)),
+    "compiled": (compile_policy, lambda model: setattr(model, "policy", model.uncompiled)),
 }
 
 
@@ -754,10 +753,10 @@ def test_hooks_are_called_as_often_as_under_a2c(name: str) -> None:
 def test_hooks_on_the_policy_are_called_at_every_step(cls: Any) -> None:
     model = make(cls)
     called: list[int] = []
-    model.policy.register_forward_hook(lambda *_: called.append(len(called)))
+    handle = model.policy.register_forward_hook(lambda *_: called.append(len(called)))
     model.learn(64)
     assert len(called) == model.num_timesteps / 2
-    model.policy._forward_hooks.clear()
+    handle.remove()
     model.learn(64)
     assert len(called) < model.num_timesteps
 
@@ -811,24 +810,24 @@ COMPILED = [
 def test_compiled_policies_train_and_are_saved(cls: Any, change: Callable[[Any], None], tmp_path: Path) -> None:
     plain, model = make(cls).learn(64), make(cls)
     change(model)
-    before = vector(model.policy).clone()
+    before = parameters(model.policy).clone()
     model.learn(64)
-    assert not th.equal(before, vector(model.policy))
-    assert th.allclose(vector(plain.policy), vector(model.policy), atol=1e-4)
+    assert not th.equal(before, parameters(model.policy))
+    assert th.allclose(parameters(plain.policy), parameters(model.policy), atol=1e-4)
     obs = np.ones((1, 3), np.float32)
     assert np.array_equal(model.predict(obs, deterministic=True)[0], plain.predict(obs, deterministic=True)[0])
     model.save(tmp_path / "model")
     loaded = cls.load(tmp_path / "model", env=model.get_env())
-    assert th.equal(vector(loaded.policy), vector(model.policy))
-    assert not hasattr(loaded.policy, "_orig_mod")
+    assert th.equal(parameters(loaded.policy), parameters(model.policy))
+    assert type(loaded.policy) is type(plain.policy)
     loaded.learn(32)
     plain.save(tmp_path / "plain")
     model.set_parameters(tmp_path / "plain.zip")
-    assert th.equal(vector(plain.policy), vector(model.policy))
+    assert th.equal(parameters(plain.policy), parameters(model.policy))
     with th.no_grad():
         next(model.policy.parameters()).add_(1)
     model.set_parameters(plain.get_parameters())
-    assert th.equal(vector(plain.policy), vector(model.policy))
+    assert th.equal(parameters(plain.policy), parameters(model.policy))
 
 
 @of_actor_critic_policies
@@ -838,7 +837,7 @@ def test_graphs_that_are_differentiated_twice(cls: Any) -> None:
     for name, module in [*model.policy.named_children()]:
         setattr(model.policy, name, th.compile(module, backend="aot_eager"))
     model.learn(64, log_interval=1)
-    assert th.allclose(vector(plain.policy), vector(model.policy), atol=1e-4)
+    assert th.allclose(parameters(plain.policy), parameters(model.policy), atol=1e-4)
 
 
 @pytest.mark.parametrize("cls", [Reinforce, ActorCritic, TRPO])
@@ -846,14 +845,16 @@ def test_a_method_that_is_compiled(cls: Any) -> None:
     plain, model = make(cls).learn(64, log_interval=1), make(cls)
     model.policy.evaluate_actions = th.compile(model.policy.evaluate_actions, backend="aot_eager")
     model.learn(64, log_interval=1)
-    assert th.allclose(vector(plain.policy), vector(model.policy), atol=1e-4)
+    assert th.allclose(parameters(plain.policy), parameters(model.policy), atol=1e-4)
 
 
 def test_a_compiled_policy_is_evaluated() -> None:
     model = make(ActorCritic)
     compile_policy(model)
     model.learn(32)
-    assert evaluate_policy(model, model.get_env(), n_eval_episodes=2, warn=False)[1] >= 0
+    _, lengths = evaluate_policy(model, model.get_env(), n_eval_episodes=2, warn=False, return_episode_rewards=True)
+    assert len(lengths) == 2
+    assert set(lengths) <= {3, 4, 5}
 
 
 # ---------------------------------------------------------------- gradients of single episodes
@@ -899,20 +900,23 @@ def test_the_optimal_baseline_of_changed_policies(name: str, component_wise: boo
         model = make(Reinforce, policy=used, max_grad_norm=None, **kwargs)
         if used != policy or (policy == "MlpPolicy" and learned):
             change(model)
-        learned.append((vector(model.learn(64).policy), model._baseline.constant))
-    for a, b in zip(*learned, strict=True):
-        assert th.allclose(a, b, rtol=1e-3, atol=1e-4)
+        learned.append(parameters(model.learn(64).policy))
+    assert th.allclose(*learned, rtol=1e-3, atol=1e-4)
 
 
 def test_the_optimal_baseline_takes_the_log_probs_of_evaluate_actions() -> None:
     """Twice the log-prob is twice the score, and the same baseline; another score is another one."""
-    constants = []
+    constants: list[float] = []
+
+    def keep_constant(model: Any) -> None:
+        rollout = rollout_of(model)
+        constants.append(float((rollout.returns - rollout.advantages)[0, 0]))
+
     for change in (None, scale_evaluation, bind("evaluate_actions", sharper_evaluation)):
         model = make(Reinforce, baseline="optimal")
         if change is not None:
             change(model)
-        watch = Watch({1: lambda model: constants.append(float(model._baseline.predict(model._batch)))})
-        model.learn(16, callback=watch)
+        model.learn(16, callback=Watch({1: keep_constant}))
     assert constants[0] == pytest.approx(constants[1], rel=1e-4)
     assert constants[0] != pytest.approx(constants[2], rel=1e-3)
 
@@ -962,30 +966,33 @@ def test_acting_on_another_device_takes_the_changed_policy(change: Callable[[Any
         model = make(Reinforce, act_device=device).learn(16)  # makes a copy, which is not to be used any more
         change(model)
         watch = Watch()
-        learned.append(vector(model.learn(32, callback=watch).policy))
+        learned.append(parameters(model.learn(32, callback=watch).policy))
         assert (0 in np.concatenate(watch.actions)) == (change is compile_policy)
     assert th.allclose(*learned, atol=1e-6)
 
 
 def test_a_hook_sees_what_acts_on_another_device() -> None:
-    model = make(Reinforce, act_device="cpu:0")
+    model = make(Reinforce, policy=ActingPolicy, act_device="cpu:0")
     called: list[Any] = []
     model.learn(16)
-    model.policy.register_forward_hook(lambda module, *_: called.append(module))
+    assert ActingPolicy.last[0] is not model.policy
+    handle = model.policy.register_forward_hook(lambda module, *_: called.append(module))
     with pytest.warns(UserWarning, match="act_device='cpu:0' has no effect while the policy has hooks"):
         model.learn(16)
     assert called
     assert all(module is model.policy for module in called)
-    model.policy._forward_hooks.clear()
+    assert ActingPolicy.last[0] is model.policy
+    handle.remove()
     model.learn(16)
-    assert model._collector.acting is not model.policy
+    assert ActingPolicy.last[0] is not model.policy
 
 
 def test_a_compiled_policy_acts_by_a_copy() -> None:
-    model = make(Reinforce, act_device="cpu:0")
+    model = make(Reinforce, policy=ActingPolicy, act_device="cpu:0")
     compile_policy(model)
     model.learn(32)
-    assert type(model._collector.acting) is ActorCriticPolicy
+    assert type(ActingPolicy.last[0]) is ActingPolicy
+    assert ActingPolicy.last[0] is not model.uncompiled
 
 
 # ---------------------------------------------------------------- OffPAC, beside SAC
@@ -1045,15 +1052,15 @@ def wrap_logits(model: Any) -> None:
 def test_a_mask_of_the_actor_holds(mask: Callable[[Any], None], actor_gradient: str) -> None:
     model = make(OffPAC, actor_gradient=actor_gradient)
     mask(model)
-    before = vector(model.policy.actor)
+    before = parameters(model.policy.actor)
     watch = Watch()
     model.learn(64, callback=watch)
     buffer = model.replay_buffer
     assert set(np.concatenate(watch.actions)) == {1, 2}
     assert set(buffer.actions[: buffer.pos].flatten()) == {1, 2}
     assert (buffer.log_probs[: buffer.pos] > -5).all()
-    assert not th.equal(before, vector(model.policy.actor))
-    assert vector(model.policy).isfinite().all()
+    assert not th.equal(before, parameters(model.policy.actor))
+    assert parameters(model.policy).isfinite().all()
 
 
 def always_one(_: Any, obs: Any, deterministic: bool = False) -> th.Tensor:
@@ -1080,10 +1087,10 @@ def test_what_hooks_on_the_critic_return_counts() -> None:
         model = make(OffPAC, space)
         for critic in (model.policy.critic, model.policy.critic_target):
             critic.register_forward_hook(lambda _, __, values: tuple(value * 0 for value in values))
-        before = vector(model.policy)
+        before = parameters(model.policy)
         model.learn(32)
         assert model._n_updates > 5
-        assert th.equal(before, vector(model.policy))
+        assert th.equal(before, parameters(model.policy))
 
 
 PARTS: list[Callable[[Any], None]] = [

@@ -14,7 +14,7 @@ from stable_baselines3.common.vec_env import VecFrameStack, VecNormalize, VecTra
 
 from sb3_pg import NPG, TRPO, ActorCritic, KLPenaltyPG, OffPAC, OffPolicyPG, Reinforce
 from sb3_pg.envs import GymVectorAdapter
-from tests.helpers import OBSERVATION_SPACES, ScriptedEnv, vec
+from tests.helpers import OBSERVATION_SPACES, ScriptedEnv, policy_for, vec
 
 IN_SEGMENTS: dict[str, Any] = {"n_steps": 8, "batch_size": 8}
 #: What makes each class learn from a few steps.
@@ -117,7 +117,7 @@ UNFIT = {
 @each_class
 def test_observations_that_no_policy_takes_are_named_at_construction(cls: Any, kind: str) -> None:
     space, message = UNFIT[kind]
-    policy = "MultiInputPolicy" if isinstance(space, spaces.Dict) else "MlpPolicy"
+    policy = policy_for(space)
     with pytest.raises(ValueError, match=f"(?s)^{message}"):
         make(cls, ScriptedEnv(observation_space=space), policy)
 
@@ -330,3 +330,26 @@ def test_load_names_ours_too(cls: Any, tmp_path: Any) -> None:
     make(cls, ScriptedEnv()).save(tmp_path / "model")
     with pytest.raises(TypeError, match="has no argument 'lr'; did you mean 'learning_rate'"):
         cls.load(tmp_path / "model", lr=1e-3)
+
+
+# ---------------------------------------------------------------- arguments of earlier versions
+
+
+@each_class
+def test_compile_names_what_to_do_instead(cls: Any, tmp_path: Any) -> None:
+    hint = r"has no argument 'compile': .*th\.compile\(model\.policy\)"
+    with pytest.raises(TypeError, match=rf"{cls.__name__} {hint}"):
+        make(cls, ScriptedEnv(), compile=True)
+    make(cls, ScriptedEnv()).save(tmp_path / "model")
+    with pytest.raises(TypeError, match=rf"{cls.__name__} {hint}"):
+        cls.load(tmp_path / "model", compile=False)
+
+
+@each_class
+def test_a_zip_that_holds_compile_loads_without_it(cls: Any, tmp_path: Any) -> None:
+    model = make(cls, ScriptedEnv())
+    model.compile = True
+    model.save(tmp_path / "model")
+    loaded = cls.load(tmp_path / "model", env=model.get_env())
+    assert not hasattr(loaded, "compile")
+    loaded.learn(8)

@@ -65,7 +65,7 @@ def test_variance_is_that_of_episodes_differentiated_one_by_one(run):
             np.array([sum((gamma * 0.95) ** k * x for k, x in enumerate(d[t:])) for t in range(len(d))]) for d in deltas
         ],
     }
-    actor = list(model.parameter_sets.actor.values())
+    actor = list(model.learner.parameters.actor.values())
     for name, weights in credit.items():
         rows = []
         for steps, env, weight in zip(episodes, envs, weights, strict=True):

@@ -98,8 +98,8 @@ def test_evaluations_come_at_the_marks(monkeypatch, n_envs):
     callback = learning_run.Evaluations(None, 1000, 20, 5, True, points.append)
     callback.model = SimpleNamespace()
     for steps in range(n_envs, 1000 + 2 * n_envs, n_envs):
-        callback.num_timesteps = steps
-        assert callback._on_step()
+        callback.model.num_timesteps = steps
+        assert callback.on_step()
     first = {-(-mark // n_envs) * n_envs for mark in range(50, 1001, 50)}  # the first step at or past each mark
     assert [point[0] for point in points] == sorted(first)
 

@@ -1,6 +1,5 @@
 import itertools
 import math
-import shutil
 import sys
 from collections.abc import Callable
 
@@ -8,7 +7,6 @@ import numpy as np
 import pytest
 import speed
 import speed_cases
-import speed_compiled
 import speed_replay
 import speed_timing
 import speed_vector
@@ -17,7 +15,6 @@ from bench_io import read_csv
 from speed_memory import peak_memory
 from speed_timing import ROLLOUT, Envs, Sample, TrainingCase
 from stable_baselines3.common.base_class import BaseAlgorithm
-from stable_baselines3.common.policies import ActorCriticPolicy
 from stable_baselines3.common.vec_env import VecEnv
 
 
@@ -171,7 +168,10 @@ def test_vectorized_envs_are_timed(case):
     ours, peer, limit = (take() for take in case.measures(0, ROLLOUT))
     late = case.backend == "vector"  # steps that only reset an env are not counted
     assert all(0.8 * ROLLOUT < sample.steps < ROLLOUT if late else sample.steps == ROLLOUT for sample in (ours, limit))
-    assert peer.steps == ROLLOUT or case.name.startswith("floor")
+    if late and case.name.startswith("floor"):  # its peer leaves out those steps too
+        assert 0.8 * ROLLOUT < peer.steps < ROLLOUT
+    else:
+        assert peer.steps == ROLLOUT
     assert 0 < ours.update_seconds < ours.seconds
     assert ours.episode > 7  # CartPole cannot fall sooner, nor the lander land
 
@@ -196,8 +196,3 @@ def hold(env: VecEnv, n_steps: int, seed: int) -> BaseAlgorithm:
     model = speed_cases.a2c(env, n_steps, seed)
     model.ballast = np.ones((n_steps, 2**18))  # type: ignore[attr-defined]
     return model
-
-
-@pytest.mark.skipif(shutil.which("g++") is None, reason="takes a C++ compiler")
-def test_compiled_case_compares_equals():
-    speed_compiled.build_compiled(ActorCriticPolicy, speed_compiled.FLAT, n_samples=50, seed=1)

@@ -113,10 +113,10 @@ class TestWithEnvPool:
         with pytest.raises(ValueError, match="env_id must be an env of EnvPool, got 'CartPole-v7', did you mean"):
             EnvPoolAdapter("CartPole-v7")
         for wrong, message in (
-            ({"batch_size": 1}, "batch_size=1 must be left out"),
-            ({"seed": 3}, "seed=3 must be left out: call seed"),
+            ({"batch_size": 1}, "batch_size must be left out, got 1"),
+            ({"seed": 3}, "seed must be left out, got 3: call seed"),
             ({"nonsense": 3}, "kwargs must be arguments of EnvPool's CartPole-v1"),
-            ({"num_envs": 0}, "num_envs must be 1 or more"),
+            ({"num_envs": 0}, "num_envs must be at least 1"),
         ):
             with pytest.raises(ValueError, match=message):
                 EnvPoolAdapter("CartPole-v1", **{"num_envs": 2, **wrong})

@@ -127,10 +127,11 @@ def test_native_cartpole_steps_as_the_scalar_one() -> None:
     rng = np.random.default_rng(0)
     vector.seed(0)
     states = vector.reset()
-    with vector.false_steps_masked():
+    with vector.skip_reset_steps() as resetting:
+        assert resetting is not None
         for _ in range(200):
             actions = rng.integers(0, 2, 4)
-            resets_next = vector._ended.copy()
+            resets_next = resetting.copy()
             following, rewards, dones, infos = vector.step(actions)
             for i in np.flatnonzero(~resets_next):
                 scalar.reset()
@@ -149,7 +150,7 @@ def test_late_resets_are_no_steps_of_an_episode() -> None:
     env = GymVectorAdapter(VectorWrapper(sync(AutoresetMode.NEXT_STEP)))
     env.reset()
     episodes, resets = [], []
-    with env.false_steps_masked() as resets_next:
+    with env.skip_reset_steps() as resets_next:
         assert resets_next is not None
         for _ in range(12):
             resetting = resets_next.copy()

@@ -75,8 +75,11 @@ def test_monitor_files(tmp_path: Path) -> None:
     ("kwargs", "message"),
     [
         ({"backend": "fast"}, "backend must be one of .* got 'fast'"),
-        ({"n_envs": 0}, "n_envs must be 1 or more, got 0"),
-        ({"backend": "vector", "wrapper_class": TimeAwareObservation}, "wrapper_class=.*native vector env"),
+        ({"n_envs": 0}, "n_envs must be at least 1, got 0"),
+        (
+            {"backend": "vector", "wrapper_class": TimeAwareObservation},
+            "wrapper_class must be None .*native vector env",
+        ),
     ],
 )
 def test_wrong_calls(kwargs: dict[str, Any], message: str) -> None:

@@ -408,7 +408,7 @@ def test_what_it_cannot_be_had_for() -> None:
     z = parameters[0].sum().expand(len(states), 2)
     with pytest.raises(NotImplementedError):
         FisherVectorProduct([lambda: StudentT(2 + z.exp())], parameters)
-    with pytest.raises(TypeError, match="MixtureSameFamily does not say"):
+    with pytest.raises(TypeError, match="MixtureSameFamily does not list its parameters"):
         FisherVectorProduct([lambda: MixtureSameFamily(Categorical(logits=z), Normal(z, 1.0))], parameters)
 
 

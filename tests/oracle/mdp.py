@@ -14,14 +14,10 @@ import itertools
 import math
 from collections import Counter
 from dataclasses import dataclass, replace
-from typing import TYPE_CHECKING, Any
 
 import gymnasium as gym
 import numpy as np
 from numpy.typing import NDArray
-
-if TYPE_CHECKING:
-    from collections.abc import Sequence
 
 Array = NDArray[np.float64]
 
@@ -318,53 +314,11 @@ def total_variance(estimates: Array, probability: Array) -> float:
 
 
 class Spaces(gym.Env[int, int]):
-    """An environment of which only the spaces matter: the batches are written by hand."""
+    """An environment of which only the spaces matter: the trajectories are given."""
 
     def __init__(self, n_states: int, n_actions: int) -> None:
         self.observation_space = gym.spaces.Discrete(n_states)
         self.action_space = gym.spaces.Discrete(n_actions)
-
-
-def pack(columns: Sequence[Sequence[Trajectory]], n_steps: int, values: Array | None = None) -> dict[str, NDArray[Any]]:
-    """The fields of a rollout, time-major (n_steps, n_envs, ...): each column holds its episodes one after the other.
-
-    What follows the last episode of a column is padding, masked, and full of numbers that must not matter.
-
-    :param values: what a critic says of the state at each time, (H + 1, S); None for 0 everywhere
-    """
-    shape = (n_steps, len(columns))
-    fields: dict[str, NDArray[Any]] = {
-        "observations": np.zeros((*shape, 1), dtype=np.int64),
-        "actions": np.ones((*shape, 1), dtype=np.int64),
-        "rewards": np.full(shape, 1e3, dtype=np.float32),
-        "terminated": np.ones(shape, dtype=bool),
-        "truncated": np.ones(shape, dtype=bool),
-        "timesteps": np.full(shape, 1, dtype=np.int64),
-        "mask": np.zeros(shape, dtype=bool),
-        "bootstrap": np.full(shape, -1e3, dtype=np.float32),
-        "values": np.full(shape, 1e3, dtype=np.float32),
-    }
-    for env, episodes in enumerate(columns):
-        row = 0
-        for tau in episodes:
-            length = len(tau.rewards)
-            here = (slice(row, row + length), env)
-            row += length
-            fields["observations"][here] = np.array(tau.states)[:, None]
-            fields["actions"][here] = np.array(tau.actions)[:, None]
-            fields["rewards"][here] = tau.rewards
-            fields["terminated"][here] = False
-            fields["truncated"][here] = False
-            fields["terminated" if tau.terminated else "truncated"][row - 1, env] = True
-            fields["timesteps"][here] = np.arange(length)
-            fields["mask"][here] = True
-            fields["bootstrap"][here] = 0.0
-            fields["values"][here] = 0.0
-            if values is not None:
-                fields["values"][here] = values[np.arange(length), tau.states]
-            if values is not None and not tau.terminated:
-                fields["bootstrap"][row - 1, env] = values[length, tau.last_state]
-    return fields
 
 
 def graph_mdp(continues: bool = False) -> tuple[TabularMDP, Array]:

@@ -16,18 +16,18 @@ import torch as th
 from numpy.typing import NDArray
 
 from sb3_pg import ActorCritic
-from sb3_pg.rollout import RolloutBatch
 from tests.oracle.harness import (
+    ASCENT,
     ATOL,
     CRITIC,
+    CRITIC_TABLE,
     MDP,
     THETA,
     ascent,
-    batches_of,
-    fields_of,
-    oracle_model,
-    parameters,
+    episodes_of,
+    playing_model,
     set_parameters,
+    step,
 )
 from tests.oracle.mdp import Array, Enumeration, TabularMDP, graph_mdp
 
@@ -86,16 +86,33 @@ def values_of(critic: str, task: str, discount: Discount) -> Array:
     return wrong
 
 
-def make_model(form: Form, discount: Discount, n_episodes: int, **arguments: Any) -> ActorCritic:
-    model_arguments = {**discount._asdict(), **form.arguments, "n_steps": None, "n_episodes": n_episodes}
-    return oracle_model(ActorCritic, MDP, THETA, **model_arguments, **arguments)
+def make_model(
+    form: Form,
+    discount: Discount,
+    task: str,
+    values: Array,
+    n_episodes: int,
+    n_envs: int | None = None,
+    **arguments: Any,
+) -> ActorCritic:
+    """A model on one env per episode, unless their number is given."""
+    chosen: dict[str, Any] = {
+        **ASCENT,
+        **discount._asdict(),
+        **form.arguments,
+        "n_steps": None,
+        "n_episodes": n_episodes,
+        "truncation": "bootstrap" if task == "continues" else "terminal",
+        **arguments,
+    }
+    return playing_model(ActorCritic, TASKS[task], THETA, n_envs or n_episodes, values, **chosen)
 
 
 def library(form: Form, discount: Discount, task: str, values: Array, n: int) -> Array:
     """What the library makes of every batch of n episodes, (B, P)."""
-    model = make_model(form, discount, n)
+    model = make_model(form, discount, task, values, n)
     index, _ = enumeration(task, discount).batches(n)
-    return np.stack([ascent(model, batch) for batch in batches_of(TASKS[task], index, values)])
+    return np.stack([ascent(model, episodes) for episodes in episodes_of(TASKS[task], index)])
 
 
 @cache
@@ -215,10 +232,11 @@ def test_layout_does_not_matter(form: Form, task: str) -> None:
     discount, episodes = Discount(0.9, True), [3, 7, 6, 4]
     values = values_of("wrong", task, discount)
     formula = expected(form, discount, task, values, np.array([episodes]))
-    model = make_model(form, discount, 4)
+    trajectories = TASKS[task].trajectories()
     for columns in ([[i] for i in episodes], [episodes[:2], episodes[2:]], [episodes]):
-        batch = RolloutBatch(**fields_of(TASKS[task], columns, n_steps=11, values=values), n_episodes=4)
-        assert np.abs(ascent(model, batch) - formula).max() < ATOL
+        model = make_model(form, discount, task, values, 4, len(columns))
+        played = [[trajectories[i] for i in column] for column in columns]
+        assert np.abs(ascent(model, played) - formula).max() < ATOL
 
 
 @both_tasks
@@ -306,13 +324,14 @@ def fitting_model(form: Form, discount: Discount, critic_fit: str) -> ActorCriti
     model = make_model(
         form,
         discount,
+        "ends",
+        CRITIC_TABLE,
         n_episodes=2,
-        learning_rate=1.0,
-        use_rms_prop=False,
-        policy_kwargs={"net_arch": [], "optimizer_class": th.optim.SGD},
+        policy_kwargs={"optimizer_class": th.optim.SGD, "critic_sees_time": False},
         critic_target="monte_carlo",
         critic_fit=critic_fit,
         n_critic_updates=N_PASSES,
+        critic_learning_rate=RATE,
     )
     model.critic_optimizer = th.optim.SGD([model.policy.value_net.weight], lr=RATE)
     return model
@@ -324,12 +343,9 @@ def updates(form: Form, discount: Discount, critic_fit: str) -> tuple[Array, Arr
     model = fitting_model(form, discount, critic_fit)
     steps, fitted = [], []
     index, _ = enumeration("ends", discount).batches(2)
-    for batch in batches_of(MDP, index):
-        set_parameters(model, MDP, THETA)
-        before = parameters(model)
-        batch.returns, batch.advantages = model._estimate(batch)
-        model._update(batch)
-        steps.append(parameters(model) - before)
+    for episodes in episodes_of(MDP, index):
+        set_parameters(model, THETA)
+        steps.append(step(model, episodes))
         fitted.append(model.policy.value_net.weight.detach().flatten().double().numpy())
     return np.stack(steps), np.stack(fitted)
 

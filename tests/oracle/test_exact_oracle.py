@@ -12,7 +12,7 @@ import torch as th
 
 from sb3_pg import Reinforce
 from sb3_pg.rollout import RolloutBatch
-from tests.oracle.harness import ATOL, CRITIC_TABLE, MDP, THETA, ascent, batches_of, fields_of, oracle_model
+from tests.oracle.harness import ASCENT, ATOL, CRITIC_TABLE, MDP, THETA, ascent, episodes_of, playing_model
 from tests.oracle.mdp import Array, Enumeration, TabularMDP, chain_mdp, total_variance
 
 
@@ -50,7 +50,8 @@ class TableBaseline:
         """The table is what it is."""
 
     def predict(self, batch: RolloutBatch) -> th.Tensor:
-        return self.table[batch.timesteps, batch.observations.long().reshape(batch.timesteps.shape)]
+        observations: Any = batch.observations
+        return self.table[batch.timesteps, observations.long().reshape(batch.timesteps.shape) % MDP.n_states]
 
 
 def constant(b: float, mdp: TabularMDP = MDP) -> TableBaseline:
@@ -67,15 +68,20 @@ def baseline_arguments(name: str, gamma: float) -> dict[str, Any]:
     return {"baseline": name}
 
 
-def make_model(mdp: TabularMDP, theta: Array, form: Form, n_episodes: int, **arguments: Any) -> Reinforce:
-    return oracle_model(Reinforce, mdp, theta, n_episodes=n_episodes, **form._asdict(), **arguments)
+def make_model(
+    mdp: TabularMDP, theta: Array, form: Form, n_episodes: int, n_envs: int | None = None, **arguments: Any
+) -> Reinforce:
+    """A model on one env per episode, unless their number is given."""
+    joint = {"critic_learning_rate": None, "n_critic_updates": 1}
+    chosen = {**ASCENT, **joint, **form._asdict(), **arguments}
+    return playing_model(Reinforce, mdp, theta, n_envs or n_episodes, n_episodes=n_episodes, **chosen)
 
 
 def library(mdp: TabularMDP, theta: Array, form: Form, n: int, **arguments: Any) -> Array:
     """What the library makes of every batch of n episodes, (B, P)."""
     model = make_model(mdp, theta, form, n, **arguments)
     index, _ = Enumeration(mdp, theta, *form).batches(n)
-    return np.stack([ascent(model, batch) for batch in batches_of(mdp, index)])
+    return np.stack([ascent(model, episodes) for episodes in episodes_of(mdp, index)])
 
 
 @cache
@@ -177,10 +183,11 @@ def test_layout_does_not_matter(form: Form, name: str) -> None:
     oracle = enumeration(form)
     index, _ = oracle.batches(4)
     row = np.flatnonzero((index == sorted(episodes)).all(axis=1))
-    model = make_model(MDP, THETA, form, 4, **baseline_arguments(name, form.gamma))
+    trajectories = MDP.trajectories()
     for columns in ([[i] for i in episodes], [episodes[:2], episodes[2:]], [episodes]):
-        batch = RolloutBatch(**fields_of(MDP, columns, n_steps=10), n_episodes=4)
-        assert np.abs(ascent(model, batch) - expected(form, name, 4)[row]).max() < ATOL
+        model = make_model(MDP, THETA, form, 4, len(columns), **baseline_arguments(name, form.gamma))
+        played = [[trajectories[i] for i in column] for column in columns]
+        assert np.abs(ascent(model, played) - expected(form, name, 4)[row]).max() < ATOL
 
 
 # --- expectation ---
@@ -202,9 +209,9 @@ def test_what_is_fitted_before_this_batch_is_unbiased(form: Form) -> None:
     def mean_error(critic_fit: str) -> float:
         model = make_model(MDP, THETA, form, 2, baseline="linear", critic_fit=critic_fit)
         found = []
-        for earlier, batch in zip(batches_of(MDP, [[3, 6]] * len(index)), batches_of(MDP, index), strict=True):
+        for earlier, episodes in zip(episodes_of(MDP, [[3, 6]] * len(index)), episodes_of(MDP, index), strict=True):
             ascent(model, earlier)
-            found.append(ascent(model, batch))
+            found.append(ascent(model, episodes))
         return float(np.abs(probability @ np.stack(found) - target(form)).max())
 
     assert mean_error("after") < ATOL

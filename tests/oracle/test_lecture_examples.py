@@ -13,14 +13,16 @@ from typing import Any
 
 import numpy as np
 import pytest
-import torch as th
 
 from sb3_pg import Reinforce
-from sb3_pg.rollout import RolloutBatch
-from tests.oracle.mdp import Spaces, Trajectory, pack
+from tests.oracle.harness import ASCENT, playing_model
+from tests.oracle.mdp import TabularMDP, Trajectory
 
 N_STATES = 16
+#: Of the task nothing but its size matters: the episodes are given.
+TASK = TabularMDP(np.zeros(N_STATES), np.zeros((N_STATES, 2, N_STATES + 1)), np.zeros((N_STATES, 2)), horizon=4)
 Rewards = dict[str, list[float]]
+SMALL = 0.01  # of the step
 
 # The first lesson: a bad policy.
 BEGINNERS: Rewards = {
@@ -41,51 +43,43 @@ JACKETS: Rewards = {
 }
 
 
-def lesson(rewards: Rewards, **arguments: Any) -> tuple[Reinforce, RolloutBatch]:
-    """A model with a uniform policy that has seen one trajectory of each kind, and its gradient in ``.grad``."""
-    first, columns = 0, []
+def lesson(rewards: Rewards, **arguments: Any) -> tuple[Reinforce, list[Trajectory]]:
+    """A model that began with a uniform policy, after one small step from one trajectory of each kind; and these."""
+    first, seen = 0, []
     for r in rewards.values():
         states = tuple(range(first, first + len(r)))
         actions = tuple(s % 2 for s in states)
-        columns.append([Trajectory(states, actions, tuple(r), terminated=True, dynamics=1.0)])
+        seen.append(Trajectory(states, actions, tuple(r), terminated=True, dynamics=1.0))
         first += len(r)
-    fields = {name: th.as_tensor(x) for name, x in pack(columns, n_steps=4).items()}
-    model = Reinforce(
-        "MlpPolicy",
-        Spaces(n_states=N_STATES, n_actions=2),
+    model = playing_model(
+        Reinforce,
+        TASK,
+        np.zeros(TASK.n_parameters),
+        n_envs=len(rewards),
+        values=np.zeros((TASK.horizon + 1, N_STATES)),
         n_episodes=len(rewards),
         gamma=1.0,
-        truncation="terminal",
-        normalize_advantage=False,
-        ent_coef=0.0,
-        max_grad_norm=None,
-        policy_kwargs={"net_arch": []},
-        device="cpu",
-        **arguments,
+        **{**ASCENT, "learning_rate": SMALL, **arguments},
     )
-    with th.no_grad():
-        for parameter in model.policy.parameters():
-            parameter.zero_()
-    batch = RolloutBatch(**fields, n_episodes=len(rewards))
-    model._accumulate_gradient(batch)
-    return model, batch
+    model.get_env().play([[trajectory] for trajectory in seen])
+    return model.learn(1), seen
 
 
 def encouragement(rewards: Rewards, **arguments: Any) -> Rewards:
     """How much each step's action is encouraged, in reward units: 2 N times the ascent of its logit.
 
     Asserts that a small step along the ascent direction changes log pi(a | s) of each action with that sign. The
-    bias, which all states share, stays: only what a trajectory says of its own actions is asked here.
+    bias, which all states share, is left out: only what a trajectory says of its own actions is asked here.
     """
-    model, batch = lesson(rewards, **arguments)
-    state, action = (x.flatten().long() for x in (batch.observations, batch.actions))
-    weight = model.policy.action_net.weight
-    rise = -2 * len(rewards) * weight.grad[action, state].reshape(batch.mask.shape)
-    before = weight.detach().log_softmax(dim=0)[action, state]
-    after = (weight - 0.01 * weight.grad).detach().log_softmax(dim=0)[action, state]
-    change = (after - before).reshape(batch.mask.shape)
-    assert th.equal(change.sign()[batch.mask], rise.sign()[batch.mask])
-    return {kind: rise[: len(r), i].tolist() for i, (kind, r) in enumerate(rewards.items())}
+    model, seen = lesson(rewards, **arguments)
+    weight = model.policy.action_net.weight.detach()
+    change = weight.log_softmax(dim=0) - np.log(0.5)
+    found = {}
+    for kind, trajectory in zip(rewards, seen, strict=True):
+        taken = list(trajectory.actions), list(trajectory.states)
+        found[kind] = (2 * len(rewards) / SMALL * weight[taken]).tolist()
+        assert [int(np.sign(x)) for x in change[taken].tolist()] == [int(np.sign(x)) for x in found[kind]]
+    return found
 
 
 def signs(found: Rewards) -> dict[str, list[int]]:
@@ -184,5 +178,5 @@ def test_without_a_success_the_gradient_is_exactly_zero(returns: str, baseline: 
     failures = {**JACKETS, "folds it": [0, 0, 0]}
     model, _ = lesson(failures, returns=returns, baseline=baseline)
     actor = model.policy.action_net
-    assert not actor.weight.grad.any()
-    assert not actor.bias.grad.any()
+    assert not actor.weight.any()
+    assert not actor.bias.any()

@@ -10,12 +10,10 @@ from typing import Any
 
 import numpy as np
 import pytest
-from stable_baselines3.common.logger import Logger
 
 from sb3_pg import NPG
-from sb3_pg.rollout import RolloutBatch
-from tests.oracle.harness import CRITIC_TABLE, MDP, THETA, batches_of, fields_of, parameters, set_parameters
-from tests.oracle.mdp import Array, Enumeration, Spaces, TabularMDP, chain_mdp
+from tests.oracle.harness import CRITIC_TABLE, MDP, THETA, episodes_of, playing_model, set_parameters, step
+from tests.oracle.mdp import Array, Enumeration, TabularMDP, chain_mdp
 
 ALPHA, DAMPING, GAMMA = 0.05, 0.02, 0.9
 
@@ -30,26 +28,13 @@ def make_model(mdp: TabularMDP, theta: Array, n_episodes: int, **arguments: Any)
         "cg_damping": DAMPING,
         "cg_max_steps": 30,
         "cg_tolerance": 1e-7,
-        "normalize_advantage": False,
-        "truncation": "terminal",
         "gamma": GAMMA,
         "advantage": "monte_carlo",
-        "policy_kwargs": {"net_arch": []},
-        "device": "cpu",
+        "n_critic_updates": 1,
+        "batch_size": None,
         **arguments,
     }
-    model: Any = NPG("MlpPolicy", Spaces(mdp.n_states, mdp.n_actions), **chosen)
-    model.set_logger(Logger(None, []))
-    set_parameters(model, mdp, theta)
-    return model
-
-
-def step(model: Any, batch: Any) -> Array:
-    """What one batch adds to theta."""
-    batch.returns, batch.advantages = model._estimate(batch)
-    before = parameters(model)
-    model._move_actor(batch)
-    return parameters(model) - before
+    return playing_model(NPG, mdp, theta, n_episodes, **chosen)
 
 
 def fisher(mdp: TabularMDP, theta: Array, visits: Array) -> Array:
@@ -76,12 +61,12 @@ def test_the_step_of_every_batch(state_discount: bool) -> None:
     times = np.arange(oracle.mask.shape[1])
     advantages = oracle.G - oracle.mask * CRITIC_TABLE[times, oracle.state]
     gradients = oracle.credited(advantages[index][..., None], index)
-    for chosen, gradient, batch in zip(index, gradients, batches_of(MDP, index), strict=True):
+    for chosen, gradient, episodes in zip(index, gradients, episodes_of(MDP, index), strict=True):
         mask = oracle.mask[chosen]
         visits = np.bincount(oracle.state[chosen].flatten(), mask.flatten(), MDP.n_states).astype(float)
         expected = natural(fisher(MDP, THETA, visits), gradient * len(chosen) / mask.sum())  # the mean is over steps
-        set_parameters(model, MDP, THETA)
-        assert step(model, batch) == pytest.approx(expected, rel=1e-3, abs=2e-6)
+        set_parameters(model, THETA)
+        assert step(model, episodes) == pytest.approx(expected, rel=1e-3, abs=2e-6)
 
 
 def test_all_trajectories_at_once_give_the_natural_policy_gradient() -> None:
@@ -89,11 +74,10 @@ def test_all_trajectories_at_once_give_the_natural_policy_gradient() -> None:
     mdp, theta = chain_mdp()
     mdp = replace(mdp, reward=np.array([[1.0, 0.0], [0.5, 2.0], [-1.0, 0.3]]))
     n = len(mdp.trajectories())
-    fields: dict[str, Any] = fields_of(
-        mdp, [[i] for i in range(n)], mdp.horizon, np.zeros((mdp.horizon + 1, mdp.n_states))
-    )
     model = make_model(mdp, theta, n)
-    taken = step(model, RolloutBatch(**fields, n_episodes=n))
+    set_parameters(model, theta, np.zeros((mdp.horizon + 1, mdp.n_states)))
+    (episodes,) = episodes_of(mdp, [range(n)])
+    taken = step(model, episodes)
     gradient = mdp.policy_gradient(theta, GAMMA, False) / mdp.horizon
     expected = natural(fisher(mdp, theta, mdp.occupancy(theta).sum(0)), gradient)
     assert taken == pytest.approx(expected, rel=1e-3, abs=2e-6)

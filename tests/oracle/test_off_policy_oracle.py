@@ -7,13 +7,12 @@ from typing import Any, NamedTuple
 
 import numpy as np
 import pytest
-import torch as th
 from stable_baselines3.common.logger import Logger
 
 from sb3_pg import OffPolicyPG
-from sb3_pg.rollout import RolloutBatch, Trajectory
-from tests.oracle.harness import ATOL, BEHAVIOR, CRITIC_TABLE, MDP, THETA, ascent, batches_of, oracle_model
-from tests.oracle.mdp import Array, Enumeration, graph_mdp
+from sb3_pg.rollout import Trajectory
+from tests.oracle.harness import ASCENT, ATOL, BEHAVIOR, CRITIC_TABLE, MDP, PLAIN, THETA, parameters, set_parameters
+from tests.oracle.mdp import Array, Enumeration, Spaces, TabularMDP, graph_mdp
 
 
 class Form(NamedTuple):
@@ -54,28 +53,56 @@ def enumeration(form: Form) -> Enumeration:
 
 
 def make(form: Form, **arguments: Any) -> OffPolicyPG:
-    plain = {"gradient_steps": 1, "buffer_trajectories": 99, "learning_rate": 0.0}
-    return oracle_model(OffPolicyPG, MDP, THETA, **{**plain, **form._asdict(), **arguments})
+    chosen: dict[str, Any] = {
+        **PLAIN,
+        **ASCENT,
+        "policy_kwargs": {"net_arch": [], **ASCENT["policy_kwargs"]},
+        "gradient_steps": 1,
+        "buffer_trajectories": 99,
+        "critic_learning_rate": None,
+        "n_critic_updates": 1,
+        **form._asdict(),
+        **arguments,
+    }
+    model = OffPolicyPG("MlpPolicy", Spaces(MDP.n_states, MDP.n_actions), **chosen)
+    model.set_logger(Logger(None, []))
+    return model
 
 
-def log_probs(theta: Array, batch: RolloutBatch) -> th.Tensor:
-    """Of the enumeration's policy, and no number at all in the padding."""
-    observations: Any = batch.observations
-    states, actions = (x.long().squeeze(-1).numpy() for x in (observations, batch.actions))
-    found = th.as_tensor(np.log(MDP.policy(theta)[states, actions]), dtype=th.float32)
-    return found.where(batch.valid, th.nan)
+def stored(mdp: TabularMDP) -> list[Trajectory]:
+    """Every trajectory as a user would hand it in, with the log-probs of the behavior."""
+    acting = np.log(mdp.policy(BEHAVIOR))
+    return [
+        Trajectory(
+            np.array(tau.states),
+            np.array(tau.actions),
+            np.array(tau.rewards),
+            acting[list(tau.states), list(tau.actions)],
+            tau.terminated,
+            not tau.terminated,
+            np.int64(tau.last_state),
+        )
+        for tau in mdp.trajectories()
+    ]
 
 
-def estimates(form: Form, baseline: str, **arguments: Any) -> tuple[Array, Array]:
-    """What the loss makes of every batch of the behavior's episodes, (B, P), and how probable each is, (B,)."""
-    model = make(form, baseline=baseline, **arguments)
-    index, probability = enumeration(form).batches(BASELINES[baseline])
-    found = []
-    for batch in batches_of(MDP, index):
-        batch.log_probs = log_probs(BEHAVIOR, batch)
-        model._weigh(batch, log_probs(THETA, batch))
-        found.append(ascent(model, batch))
-    return np.stack(found), probability
+def ascent(model: OffPolicyPG, trajectories: list[Trajectory]) -> Array:
+    """The gradient that theta ascends with these trajectories alone in the buffer."""
+    assert model.replay_buffer is not None
+    set_parameters(model, THETA)
+    before = parameters(model)
+    model.replay_buffer.reset()
+    model.add_trajectories(trajectories)
+    model.train(1, None)
+    return parameters(model) - before
+
+
+def estimates(form: Form, baseline: str, mdp: TabularMDP = MDP, **arguments: Any) -> tuple[Array, Array]:
+    """What the update makes of every batch of the behavior's episodes, (B, P), and how probable each is, (B,)."""
+    model, trajectories = make(form, baseline=baseline, **arguments), stored(mdp)
+    oracle = Enumeration(mdp, THETA, *form[1:], behavior=BEHAVIOR)
+    index, probability = oracle.batches(BASELINES[baseline])
+    return np.stack([ascent(model, [trajectories[i] for i in chosen]) for chosen in index]), probability
 
 
 def target(form: Form) -> Array:
@@ -101,44 +128,20 @@ def test_what_is_called_biased_is_biased(form: Form) -> None:
 
 @pytest.mark.parametrize("form", FORMS, ids=named)
 def test_stored_and_replayed_they_give_the_same(form: Form) -> None:
-    """All trajectories at once, each as a user would hand it in."""
-    oracle, model = enumeration(form), make(form, baseline="none")
-    acting = np.log(MDP.policy(BEHAVIOR))
-    model.add_trajectories(
-        Trajectory(
-            np.array(tau.states),
-            np.array(tau.actions),
-            np.array(tau.rewards),
-            acting[list(tau.states), list(tau.actions)],
-            tau.terminated,
-            not tau.terminated,
-            np.int64(tau.last_state),
-        )
-        for tau in oracle.trajectories
-    )
-    model.set_logger(Logger(None, []))
-    batch = model._next_batch(None)
-    assert batch is not None
+    """All trajectories at once."""
     found, _ = estimates(form, "none")
-    assert np.abs(ascent(model, batch) - found.mean(0)).max() < ATOL
+    assert np.abs(ascent(make(form, baseline="none"), stored(MDP)) - found.mean(0)).max() < ATOL
 
 
 @pytest.mark.parametrize("form", [f for f in UNBIASED if f.returns == "reward_to_go"], ids=named)
 def test_a_critic_that_values_what_the_time_limit_cuts_off(form: Form) -> None:
     """The expectation is of the rewards seen and that value, by backward induction."""
     mdp, _ = graph_mdp(continues=True)
-    oracle = Enumeration(mdp, THETA, *form[1:], behavior=BEHAVIOR)
-    model = oracle_model(OffPolicyPG, mdp, THETA, learning_rate=0.0, truncation="bootstrap", **form._asdict())
+    found, probability = estimates(form, "value", mdp, truncation="bootstrap")
     values = np.tile(CRITIC_TABLE[:1], (mdp.horizon + 1, 1))
-    index, probability = oracle.batches(1)
-    found = []
-    for batch in batches_of(mdp, index, values):
-        batch.log_probs = log_probs(BEHAVIOR, batch)
-        model._weigh(batch, log_probs(THETA, batch))
-        found.append(ascent(model, batch))
     credit = mdp.n_step_q(THETA, form.gamma, values, mdp.horizon)
     true = mdp.credited_gradient(THETA, credit, form.gamma if form.state_discount else 1.0)
-    assert np.abs(probability @ np.stack(found) - true).max() < ATOL
+    assert np.abs(probability @ found - true).max() < ATOL
 
 
 @pytest.mark.parametrize("ratio", ["per_step", "prefix", "trajectory"])

@@ -6,22 +6,14 @@ import numpy as np
 import pytest
 import torch as th
 from stable_baselines3.common.callbacks import BaseCallback
-from stable_baselines3.common.policies import ActorCriticPolicy
 from stable_baselines3.common.utils import get_device
 
 from sb3_pg import NPG, ActorCritic, OffPolicyPG, Reinforce
 from sb3_pg.policies.acting_copy import ActingCopy
 from sb3_pg.policies.policy_cache import set_training_mode
-from tests.helpers import ACTION_SPACES, OBSERVATION_SPACES, BatchNormExtractor, ScriptedEnv, vec
+from tests.helpers import ACTION_SPACES, OBSERVATION_SPACES, ActingPolicy, BatchNormExtractor, ScriptedEnv, vec
 
 SMALL: dict[str, Any] = {"device": "cpu", "seed": 0, "learning_rate": 1e-2}
-
-
-class Own(ActorCriticPolicy):
-    """Overrides forward."""
-
-    def forward(self, obs: th.Tensor, deterministic: bool = False) -> Any:
-        return super().forward(obs, deterministic)
 
 
 CASES: dict[str, tuple[Any, Any, dict[str, Any], dict[str, Any]]] = {
@@ -30,7 +22,7 @@ CASES: dict[str, tuple[Any, Any, dict[str, Any], dict[str, Any]]] = {
     "natural": (NPG, "MlpPolicy", {"n_steps": 16, "batch_size": 32}, {}),
     "off-policy": (OffPolicyPG, "MlpPolicy", {"train_freq": (4, "episode")}, {}),
     "gsde": (ActorCritic, "MlpPolicy", {"use_sde": True, "sde_sample_freq": 2}, {"action_space": ACTION_SPACES["box"]}),
-    "own forward": (ActorCritic, Own, {}, {}),
+    "own forward": (ActorCritic, ActingPolicy, {}, {}),
     "dict": (ActorCritic, "MultiInputPolicy", {}, {"observation_space": OBSERVATION_SPACES["dict"]}),
     "image": (ActorCritic, "CnnPolicy", {}, {"observation_space": OBSERVATION_SPACES["image"]}),
     "batch norm": (ActorCritic, "MlpPolicy", {"policy_kwargs": {"features_extractor_class": BatchNormExtractor}}, {}),
@@ -48,7 +40,8 @@ def test_a_copy_acts_as_the_policy_would(case: str) -> None:
         model = cls(policy, env, act_device=act_device, **SMALL, **kwargs)
         before = th.nn.utils.parameters_to_vector(model.policy.parameters()).detach().clone()
         model.learn(80)
-        assert (model._collector.acting is model.policy) == (act_device is None)
+        if policy is ActingPolicy:
+            assert (ActingPolicy.last[0] is model.policy) == (act_device is None)
         learned.append(th.nn.utils.parameters_to_vector(model.policy.parameters()).detach())
         assert not th.equal(before, learned[-1])
     assert th.equal(*learned)
@@ -69,10 +62,11 @@ def test_what_a_callback_changes_at_the_start_of_a_rollout_acts() -> None:
 
 
 def test_a_module_that_is_replaced_is_copied_anew() -> None:
-    model = Reinforce("MlpPolicy", vec(ScriptedEnv()), n_steps=8, act_device="cpu:0", **SMALL).learn(8)
+    model = Reinforce(ActingPolicy, vec(ScriptedEnv()), n_steps=8, act_device="cpu:0", **SMALL).learn(8)
     model.policy.mlp_extractor.policy_net = th.nn.Sequential(th.nn.Linear(3, 64), th.nn.ReLU())
     model.learn(8, reset_num_timesteps=False)
-    assert isinstance(model._collector.acting.mlp_extractor.policy_net[1], th.nn.ReLU)
+    assert ActingPolicy.last[0] is not model.policy
+    assert isinstance(ActingPolicy.last[0].mlp_extractor.policy_net[1], th.nn.ReLU)
 
 
 def test_the_copy_has_no_optimizer_and_leaves_the_policy_alone() -> None:
@@ -97,24 +91,24 @@ def test_a_device_that_is_none_is_an_error() -> None:
 
 
 def test_auto_is_the_device_that_sb3_takes() -> None:
-    model = Reinforce("MlpPolicy", vec(ScriptedEnv()), n_steps=8, act_device="auto", **SMALL).learn(8)
-    assert model._collector.acting.device == get_device("auto")
+    Reinforce(ActingPolicy, vec(ScriptedEnv()), n_steps=8, act_device="auto", **SMALL).learn(8)
+    assert ActingPolicy.last[0].device == get_device("auto")
 
 
 def test_saved_and_loaded(tmp_path: Any) -> None:
-    model = Reinforce("MlpPolicy", vec(ScriptedEnv()), n_steps=8, act_device="cpu:0", **SMALL).learn(8)
+    model = Reinforce(ActingPolicy, vec(ScriptedEnv()), n_steps=8, act_device="cpu:0", **SMALL).learn(8)
     model.save(tmp_path / "model")
     loaded = Reinforce.load(tmp_path / "model", env=vec(ScriptedEnv()), device="cpu")
     assert loaded.act_device == "cpu:0"
     loaded.learn(8)
-    assert loaded._collector.acting is not loaded.policy
+    assert ActingPolicy.last[0] is not loaded.policy
 
 
 @pytest.mark.cuda
 @pytest.mark.skipif(not th.cuda.is_available(), reason="needs CUDA")
 @pytest.mark.filterwarnings("error:You are trying to run")
 def test_act_on_the_cpu_and_learn_on_cuda() -> None:
-    model = Reinforce("MlpPolicy", vec(ScriptedEnv()), n_steps=16, device="cuda", act_device="cpu", seed=0).learn(64)
+    model = Reinforce(ActingPolicy, vec(ScriptedEnv()), n_steps=16, device="cuda", act_device="cpu", seed=0).learn(64)
     assert next(model.policy.parameters()).is_cuda
-    assert not next(model._collector.acting.parameters()).is_cuda
+    assert not next(ActingPolicy.last[0].parameters()).is_cuda
     assert np.isfinite(model.rollout_buffer.log_probs).all()

@@ -11,9 +11,9 @@ from gymnasium import spaces
 from stable_baselines3.common.policies import ActorCriticPolicy
 from torch import nn
 
-from sb3_pg.policies import has_own_forward, policy_actions, set_training_mode, structure_of, value_function
-from sb3_pg.policies.mlp_fast_path import plain_layers
-from sb3_pg.policies.score_actions import evaluate
+from sb3_pg.policies import has_own_forward, policy_actions, policy_cache, set_training_mode, value_function
+from sb3_pg.policies.mlp_fast_path import mlp_fast_path
+from sb3_pg.policies.score_actions import score_actions
 from tests.helpers import ACTION_SPACES, OBSERVATION_SPACES
 
 
@@ -28,7 +28,7 @@ def make_policy(
 
 def test_a_structure_does_not_keep_its_policy_alive() -> None:
     policy = make_policy()
-    plain_layers(policy)
+    mlp_fast_path(policy, policy_cache(policy))
     gone = weakref.ref(policy)
     del policy
     gc.collect()
@@ -50,22 +50,22 @@ def test_a_replaced_parameter_is_noticed() -> None:
     value_function(policy)
     policy.value_net.bias = nn.Parameter(th.full((1,), 7.0))
     set_training_mode(policy, False)
-    assert any(parameter is policy.value_net.bias for parameter in structure_of(policy).parameters)
+    assert any(parameter is policy.value_net.bias for parameter in policy_cache(policy).parameters)
     assert th.allclose(value_function(policy)(th.ones(1, 3)), policy.predict_values(th.ones(1, 3)).flatten())
 
 
 def test_an_added_module_is_noticed() -> None:
     policy = make_policy()
-    assert structure_of(policy).is_current()
+    assert policy_cache(policy).is_current()
     policy.mlp_extractor.value_net.append(nn.Dropout(0.5))
-    assert not structure_of(policy).is_current()
+    assert not policy_cache(policy).is_current()
     set_training_mode(policy, False)
-    assert not structure_of(policy).is_same_in_both_modes
+    assert nn.Dropout in map(type, policy_cache(policy).parts)
 
 
 def test_hooks_are_served() -> None:
     policy = make_policy()
-    assert plain_layers(policy) is not None
+    assert mlp_fast_path(policy, policy_cache(policy)) is not None
     calls: list[int] = []
     handle = policy.value_net.register_forward_hook(lambda *_: calls.append(1))
     set_training_mode(policy, False)  # as every rollout begins
@@ -73,7 +73,7 @@ def test_hooks_are_served() -> None:
     assert calls == [1]
     handle.remove()
     set_training_mode(policy, False)
-    assert plain_layers(policy) is not None
+    assert mlp_fast_path(policy, policy_cache(policy)) is not None
 
 
 def test_a_copied_policy_has_its_own_layers() -> None:
@@ -109,11 +109,11 @@ def test_bare_layers_give_what_the_policy_gives(
 ) -> None:
     policy = make_policy(action_space, observation_space, **kwargs)
     policy = make_policy(action_space, observation_space, **kwargs)
-    assert plain_layers(policy) is not None
+    assert mlp_fast_path(policy, policy_cache(policy)) is not None
     observations = th.as_tensor(np.array([policy.observation_space.sample() for _ in range(6)]))
     sampled = np.array([policy.action_space.sample() for _ in range(6)]).reshape(6, -1)
     actions = policy_actions(th.as_tensor(sampled), policy.action_space)
-    ours = evaluate(policy, observations, actions, with_values, "gradient", observations[:2])
+    ours = score_actions(policy, observations, actions, with_values, "gradient", observations[:2])
     values, log_prob, entropy = policy.evaluate_actions(observations, actions)
     assert th.allclose(ours.log_prob, log_prob, atol=1e-6)
     assert th.allclose(ours.entropy, entropy, atol=1e-6)
@@ -132,24 +132,8 @@ def test_bare_layers_give_what_the_policy_gives(
 @pytest.mark.parametrize("use", ["value", "none"])
 def test_the_entropy_is_differentiated_only_where_it_is_to_be(use: str) -> None:
     policy = make_policy()
-    entropy = evaluate(policy, th.ones(2, 3), th.zeros(2).long(), False, use).entropy
+    entropy = score_actions(policy, th.ones(2, 3), th.zeros(2).long(), False, use).entropy
     assert entropy is None if use == "none" else not entropy.requires_grad
-
-
-def test_an_evaluation_knows_when_the_policy_has_changed() -> None:
-    policy = make_policy()
-    structure = structure_of(policy)
-    evaluation = evaluate(policy, th.ones(2, 3), th.zeros(2).long(), True, "value")
-    assert not evaluation.serves(structure.snapshot(), "value")  # nobody has said what it was made with
-    evaluation = evaluation._replace(parameters=structure.snapshot())
-    assert evaluation.serves(structure.snapshot(), "value")
-    assert evaluation.serves(structure.snapshot(), "none")
-    assert not evaluation.serves(structure.snapshot(), "gradient")
-    policy.value_net.bias.requires_grad_(False)
-    assert not evaluation.serves(structure.snapshot(), "value")
-    policy.value_net.bias.requires_grad_(True)
-    policy.value_net.bias.data += 1
-    assert not evaluation.serves(structure.snapshot(), "value")
 
 
 def test_own_methods_are_honored() -> None:

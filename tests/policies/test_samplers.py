@@ -18,7 +18,7 @@ from torch import nn
 from torch.distributions import Distribution
 
 from sb3_pg.policies.samplers import DistributionSampler, ForwardSampler, MlpSampler, NumpySampler, make_sampler
-from tests.helpers import ACTION_SPACES, OBSERVATION_SPACES
+from tests.helpers import ACTION_SPACES, OBSERVATION_SPACES, OwnForward
 
 CPU = th.device("cpu")
 N_SAMPLES = 20_000
@@ -95,6 +95,20 @@ def test_samples_of_finite_actions_follow_the_policys_log_probs(actions: str, fa
     assert chi_squared(counts, probabilities) < QUANTILES[actions]
 
 
+@pytest.mark.filterwarnings("error")
+@pytest.mark.parametrize("shift", [1000.0, -1000.0])
+def test_logits_of_any_size_are_drawn_from(shift: float) -> None:
+    """The exponential of 1000 is infinite, that of -1000 is 0; what matters are the differences."""
+    policy = make_policy("vector", "discrete")
+    with th.no_grad():
+        policy.action_net.weight.zero_()
+        policy.action_net.bias.copy_(th.tensor([0.2, 0.5, 0.3]).log() + shift)
+    sampler = make_sampler(policy, CPU, N_SAMPLES)
+    assert type(sampler) is NumpySampler
+    counts = np.bincount(sampler(same_observation(OBSERVATION_SPACES["vector"], N_SAMPLES)), minlength=3)
+    assert chi_squared(counts, np.array([0.2, 0.5, 0.3])) < QUANTILES["discrete"]
+
+
 @pytest.mark.parametrize("fast", [True, False], ids=["fast", "general"])
 def test_gaussian_samples_follow_the_policys_distribution(fast: bool) -> None:
     policy = make_policy("vector", "box")
@@ -134,11 +148,6 @@ def test_every_sampler_draws_what_sb3_draws_from_the_same_seed(actions: str) -> 
     assert len(np.unique(runs[0])) > 1
     for run in runs[1:]:
         assert np.allclose(runs[0], run, atol=1e-5)
-
-
-class OwnForward(ActorCriticPolicy):
-    def forward(self, obs: Any, deterministic: bool = False) -> Any:
-        return super().forward(obs, deterministic)
 
 
 class OwnLatent(ActorCriticPolicy):
@@ -208,7 +217,18 @@ def test_a_head_without_bias() -> None:
 
 
 def test_sampling_leaves_torchs_validation_as_it_was() -> None:
+    def validates() -> bool:
+        try:
+            th.distributions.Bernoulli(probs=th.tensor(2.0))
+        except ValueError:
+            return True
+        return False
+
     policy = make_policy("multi_discrete", "discrete")
-    before = Distribution._validate_args
-    make_sampler(policy, CPU, 1)(same_observation(OBSERVATION_SPACES["multi_discrete"], 1))
-    assert Distribution._validate_args is before
+    try:
+        for chosen in (False, True):
+            Distribution.set_default_validate_args(chosen)
+            make_sampler(policy, CPU, 1)(same_observation(OBSERVATION_SPACES["multi_discrete"], 1))
+            assert validates() == chosen
+    finally:
+        Distribution.set_default_validate_args(__debug__)

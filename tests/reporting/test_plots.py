@@ -91,7 +91,7 @@ def test_plot_writes_a_picture(capsys: pytest.CaptureFixture[str]) -> None:
 def test_short_run_is_reported(logs: Path, capsys: pytest.CaptureFixture[str]) -> None:
     np.savez(logs / "reinforce/CartPole-v1_2/evaluations.npz", timesteps=range(100, 1001, 100), results=[[1.0]] * 10)
     assert main(["--label", "reinforce"]) == 0
-    assert "reinforce on CartPole-v1 ends at 200, with its shortest run; its longest goes on to 1,000" in (
+    assert "reinforce on CartPole-v1 ends at 200, where its shortest run ends; its longest run ends at 1,000" in (
         capsys.readouterr().err
     )
 
@@ -138,8 +138,8 @@ def test_choice_of_runs(
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [
-        ("nowhere", "no evaluations.npz and no *.monitor.csv in nowhere or below it"),
-        ("--env Acrobot-v1", "no run in logs has that --env and --label"),
+        ("nowhere", "no evaluations.npz and no *.monitor.csv in nowhere or its subfolders"),
+        ("--env Acrobot-v1", "no run in logs matches --env and --label"),
         ("--source evaluation --x-axis time", "use --source training with --x-axis time"),
         ("--source evaluation --label a2c", "no run with evaluation episodes"),
         ("-o curve.foo", "Format 'foo' is not supported"),

@@ -147,7 +147,7 @@ def test_labels_without_a_common_env_have_no_profile(tmp_path: Path, capsys: pyt
     curves.write_text(curves.read_text().replace("peer,CartPole-v1", "peer,Acrobot-v1"))
     source.write_text(text)
     assert main([str(source), "-o", str(tmp_path / "out")]) == 0
-    assert "no performance profile: no env, trained on for equally many steps" in capsys.readouterr().err
+    assert "no performance profile: no env with the same number of training steps" in capsys.readouterr().err
     assert not (tmp_path / "out/summary.png").exists()
     both = write_table(tmp_path / "both.csv", [("b", 0, 1.0), ("b", 1, 1.0)])
     for file in (both, tmp_path / "both_curves.csv"):
@@ -161,8 +161,8 @@ def test_labels_without_a_common_env_have_no_profile(tmp_path: Path, capsys: pyt
     ("arguments", "message"),
     [
         (["nowhere.csv"], "nowhere.csv is not a table"),
-        (["learning.csv", "--env", "Acrobot-v1"], "no run in learning.csv has that --env and --label"),
-        (["learning.csv", "--against", "ppo"], "no run of 'ppo', there are ours"),
+        (["learning.csv", "--env", "Acrobot-v1"], "no run in learning.csv matches --env and --label"),
+        (["learning.csv", "--against", "ppo"], "no run of 'ppo'; there are runs of ours"),
     ],
 )
 def test_what_cannot_be_reported_is_said(

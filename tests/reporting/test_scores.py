@@ -85,7 +85,9 @@ def test_results_of_a_folder_of_logs(tmp_path: Path) -> None:
 
 
 def test_sources_without_results_are_told_apart(tmp_path: Path) -> None:
-    with pytest.raises(LogError, match=r"nothing\.csv is not a table .* with its curves beside it: .*No such file"):
+    with pytest.raises(
+        LogError, match=r"nothing\.csv is not a table .* with a table of curves beside it: .*No such file"
+    ):
         read_results(tmp_path / "nothing.csv")
     (tmp_path / "other.csv").write_text("a,b\n1,2\n")
     (tmp_path / "other_curves.csv").write_text("a,b\n1,2\n")
@@ -173,7 +175,7 @@ def test_improvement_is_the_probability_of_a_higher_end() -> None:
     point, _, tasks = improvements(uneven, "peer")["ours"]
     assert point == pytest.approx((0.5 + 1) / 2)  # of the first run of each: 3 and 3, 2 above 1
     assert tasks == [("Acrobot-v1", 100), ("CartPole-v1", 100)]
-    with pytest.raises(LogError, match="no run of 'nobody', there are ours, peer, alone"):
+    with pytest.raises(LogError, match="no run of 'nobody'; there are runs of ours, peer, alone"):
         improvements(found, "nobody")
 
 

@@ -1,5 +1,6 @@
 """What the collector writes, checked against environments whose every step is known."""
 
+import doctest
 from typing import Any
 
 import numpy as np
@@ -9,24 +10,34 @@ from gymnasium import spaces
 from stable_baselines3 import A2C
 from stable_baselines3.common.callbacks import BaseCallback, CallbackList, StopTrainingOnMaxEpisodes
 from stable_baselines3.common.env_util import make_vec_env
+from stable_baselines3.common.policies import ActorCriticPolicy
 from stable_baselines3.common.vec_env import DummyVecEnv, SubprocVecEnv, VecFrameStack, VecMonitor, VecNormalize
 
 from sb3_pg import ActorCritic, NonFiniteError, Reinforce
-from sb3_pg.rollout import EndlessEpisodeError, RolloutBatch
-from tests.helpers import ACTION_SPACES, OBSERVATION_SPACES, FaultyEnv, ScriptedEnv, vec
+from sb3_pg.rollout import Collector, CollectorState, EndlessEpisodeError, EpisodeLimit
+from tests.algorithms.steps import AtRolloutEnd
+from tests.helpers import (
+    ACTION_SPACES,
+    OBSERVATION_SPACES,
+    FaultyEnv,
+    Rollout,
+    ScriptedEnv,
+    policy_for,
+    rollout_of,
+    vec,
+)
 
 SMALL = {"policy_kwargs": {"net_arch": [4]}, "device": "cpu", "seed": 0}
 
 
 class Recorder(BaseCallback):
-    """Keeps what callbacks can see, and batches before they are used."""
+    """Keeps what callbacks can see, and rollouts before they are used."""
 
     def __init__(self, stop_at: int | None = None) -> None:
         super().__init__()
         self.stop_at = stop_at
         self.steps: list[dict[str, Any]] = []
-        self.batches: list[RolloutBatch] = []
-        self.returns: list[np.ndarray] = []
+        self.batches: list[Rollout] = []
 
     def _on_step(self) -> bool:
         self.steps.append({k: np.copy(self.locals[k]) for k in ("rewards", "dones", "actions", "n_steps")})
@@ -35,8 +46,7 @@ class Recorder(BaseCallback):
         return self.num_timesteps != self.stop_at
 
     def _on_rollout_end(self) -> None:
-        self.batches.append(self.model._batch)
-        self.returns.append(self.model.rollout_buffer.returns.copy())
+        self.batches.append(rollout_of(self.model))
 
 
 class StepsOnly(BaseCallback):
@@ -71,22 +81,19 @@ def test_segments_keep_rewards_endings_and_timesteps() -> None:
     assert second.terminated.flatten().tolist() == [False, False, False, True]
     assert first.timesteps.flatten().tolist() == [0, 1, 2, 0]
     assert second.timesteps.flatten().tolist() == [1, 0, 1, 2]  # carried across rollouts
-    assert first.mask is None
-    assert first.bootstrap is not None
-    assert second.bootstrap is not None
-    assert (first.bootstrap.flatten() != 0).tolist() == [False, False, False, True]  # the cut
-    assert (second.bootstrap.flatten() != 0).tolist() == [True, False, False, False]  # the time limit, not the end
+    assert first.valid.all()
+    assert (first.bootstrap(0.5).flatten() != 0).tolist() == [False, False, False, True]  # the cut
+    assert (second.bootstrap(0.5).flatten() != 0).tolist() == [True, False, False, False]  # the time limit, not the end
     # The returns are in the buffer when on_rollout_end is called.
-    b = first.bootstrap[3, 0].item()
-    assert np.allclose(seen.returns[0].flatten(), [1 + 0.5 * (2 + 0.5 * 3), 2 + 0.5 * 3, 3, 4 + 0.5 * b])
+    b = first.bootstrap(0.5)[3, 0].item()
+    assert np.allclose(first.returns.flatten(), [1 + 0.5 * (2 + 0.5 * 3), 2 + 0.5 * 3, 3, 4 + 0.5 * b])
 
 
 def test_the_cut_is_valued_at_the_observation_that_follows() -> None:
     model, seen = run(vec(ScriptedEnv(lengths=(100,))), 4, n_steps=4, learning_rate=0.0, critic_learning_rate=0.0)
     with th.no_grad():
         value = model.policy.predict_values(th.as_tensor(model._last_obs))
-    bootstrap = seen.batches[0].bootstrap
-    assert bootstrap is not None
+    bootstrap = seen.batches[0].bootstrap(model.gamma)
     assert bootstrap[3, 0].item() == pytest.approx(value.item())
 
 
@@ -110,16 +117,14 @@ def test_truncated_episodes_are_valued_at_their_last_observation() -> None:
     )
     with th.no_grad():
         value = model.policy.predict_values(th.as_tensor(final[0])[None])
-    bootstrap = seen.batches[0].bootstrap
-    assert bootstrap is not None
+    bootstrap = seen.batches[0].bootstrap(model.gamma)
     assert bootstrap.flatten().tolist() == pytest.approx([0, 0, value.item()])
 
 
 def test_terminal_truncation_bootstraps_the_cut_only() -> None:
     env = ScriptedEnv(lengths=(3,), truncate=(True,))
-    _, seen = run(vec(env), 4, n_steps=4, truncation="terminal")
-    bootstrap = seen.batches[0].bootstrap
-    assert bootstrap is not None
+    model, seen = run(vec(env), 4, n_steps=4, truncation="terminal")
+    bootstrap = seen.batches[0].bootstrap(model.gamma)
     assert (bootstrap.flatten() != 0).tolist() == [False, False, False, True]
 
 
@@ -128,14 +133,12 @@ def test_complete_episodes_come_in_equal_numbers_and_waiting_is_masked() -> None
     envs = ScriptedEnv(lengths=(1, 2)), ScriptedEnv(lengths=(3,), first_reward=100)
     model, seen = run(vec(*envs), 12, n_episodes=4, baseline="none")
     (batch,) = seen.batches
-    assert batch.n_episodes == 4
     assert batch.rewards.shape == (6, 2)
     assert batch.valid[:, 0].tolist() == [True] * 3 + [False] * 3
     assert batch.valid[:, 1].tolist() == [True] * 6
     assert batch.ends[:, 0].tolist() == [True, False, True, False, False, False]
     assert batch.ends[:, 1].tolist() == [False, False, True, False, False, True]
     assert batch.select(batch.rewards).sort().values.tolist() == [1, 2, 3, 100, 101, 102, 103, 104, 105]
-    assert batch.episodes[batch.valid].unique().tolist() == [0, 1, 2, 3]
     assert model.num_timesteps == 12  # waiting steps count
     assert model.logger.name_to_value.get("rollout/valid_fraction", 9 / 12) == pytest.approx(9 / 12)
     # Callbacks see no episode end while an env only waits.
@@ -189,7 +192,7 @@ def test_all_spaces(observations: str, actions: str, mode: dict[str, int]) -> No
         ScriptedEnv((3, 5), (False, True), 1.0, OBSERVATION_SPACES[observations], ACTION_SPACES[actions])
         for _ in range(2)
     ]
-    policy = {"image": "CnnPolicy", "dict": "MultiInputPolicy"}.get(observations, "MlpPolicy")
+    policy = policy_for(OBSERVATION_SPACES[observations])
     kwargs = (
         SMALL
         if observations != "image"
@@ -236,7 +239,6 @@ def test_stored_actions_and_log_probs_are_those_before_clipping() -> None:
     assert (batch.actions.abs() > 1).any()
     with th.no_grad():
         _, log_prob, _ = model.policy.evaluate_actions(batch.select(batch.observations), batch.select(batch.actions))
-    assert batch.log_probs is not None
     assert th.allclose(batch.log_probs.flatten(), log_prob, atol=1e-5)
 
 
@@ -258,9 +260,8 @@ def test_a_callback_stops_training_at_once() -> None:
     assert len(recorder.batches) == 1
     model.learn(8, reset_num_timesteps=False)  # the state is that of the env: it goes on
     assert model.num_timesteps == 19
-    assert model._batch is not None
-    assert model._batch.rewards.flatten().tolist() == [12, 13, 14, 15, 16, 17, 18, 19]
-    assert model._batch.timesteps.flatten().tolist() == [1, 2, 3, 4, 0, 1, 2, 3]
+    assert model.rollout_buffer.rewards.flatten().tolist() == [12, 13, 14, 15, 16, 17, 18, 19]
+    assert model.rollout_buffer.timesteps.flatten().tolist() == [1, 2, 3, 4, 0, 1, 2, 3]
 
 
 @pytest.mark.parametrize("mode", [{"n_steps": 8}, {"n_episodes": 2}])
@@ -318,10 +319,12 @@ def test_nan_is_named_by_the_general_sampler_too() -> None:
 def test_nonfinite_updates_can_be_skipped() -> None:
     env = FaultyEnv("reward", 6, lengths=(9,))
     model = Reinforce("MlpPolicy", vec(env), n_steps=10, on_nonfinite="skip", **SMALL)
+    logged: list[float] = []
+    keep = AtRolloutEnd(lambda model: logged.append(model.logger.name_to_value.get("train/n_skipped", 0)))
     with pytest.warns(UserWarning, match="Update skipped: reward is nan in env 0 at step 5"):
-        model.learn(40)
+        model.learn(40, keep)
     assert model._n_updates == 3
-    assert model._n_skipped == 1
+    assert max(logged) == 1
 
 
 def test_an_env_that_raises_is_heard_and_the_model_survives(tmp_path: Any) -> None:
@@ -385,6 +388,17 @@ def test_skipping_never_goes_on_without_a_step() -> None:
         model.learn(100)
 
 
+@pytest.mark.parametrize("step", [1, 3])
+def test_a_nan_behind_vecnormalize_can_be_skipped(step: int) -> None:
+    """The step counts, also if it is the rollout's first, so that training ends."""
+    env = VecNormalize(vec(FaultyEnv("reward", step, lengths=(9,))))
+    model = Reinforce("MlpPolicy", env, n_steps=4, on_nonfinite="skip", **SMALL)
+    with pytest.warns(UserWarning, match="Update skipped: reward is nan in env 0"):
+        model.learn(8)
+    assert model.num_timesteps == 8 + step
+    assert model._n_updates == 2
+
+
 @pytest.mark.parametrize("wrap", ["plain", "normalize", "stack", "both"])
 def test_truncated_states_are_valued_as_the_wrappers_show_them(wrap: str) -> None:
     env: Any = vec(*(ScriptedEnv(lengths=(3,), truncate=(True,)) for _ in range(2)))
@@ -404,8 +418,7 @@ def test_truncated_states_are_valued_as_the_wrappers_show_them(wrap: str) -> Non
     model, seen = run(env, 6, n_episodes=2, learning_rate=0.0, critic_learning_rate=0.0, truncation="bootstrap")
     with th.no_grad():
         values = model.policy.predict_values(th.as_tensor(np.stack(finals))).flatten()
-    bootstrap = seen.batches[0].bootstrap
-    assert bootstrap is not None
+    bootstrap = seen.batches[0].bootstrap(model.gamma)
     assert th.allclose(bootstrap[2].float(), values)
 
 
@@ -419,9 +432,7 @@ def test_advantages_are_in_the_buffer_when_the_rollout_ends() -> None:
     class Keeps(Recorder):
         def _on_rollout_end(self) -> None:
             super()._on_rollout_end()
-            batch, buffer = self.batches[-1], self.model.rollout_buffer
-            assert batch.advantages is not None
-            assert np.allclose(buffer.advantages, batch.advantages.numpy())
+            buffer = self.model.rollout_buffer
             assert np.allclose(buffer.advantages, buffer.returns - buffer.values, atol=1e-5)
             assert np.abs(buffer.advantages).max() > 0
 
@@ -463,10 +474,122 @@ class OddEnv(ScriptedEnv):
     ids=["scalar", "row", "more keys"],
 )
 def test_final_observations_may_have_another_shape(space: spaces.Space[Any]) -> None:
-    policy = "MultiInputPolicy" if isinstance(space, spaces.Dict) else "MlpPolicy"
+    policy = policy_for(space)
     env = vec(*(OddEnv((3,), (True,), observation_space=space) for _ in range(2)))
     model = ActorCritic(policy, env, n_steps=8, device="cpu", seed=0).learn(32)
     assert model.num_timesteps == 32
     assert (
         len(model.rollout_buffer.final_observations) == 8
     )  # in the second rollout: three ends, and where it was cut, of each
+
+
+# ---------------------------------------------------------------- a collector alone
+
+
+def actor_critic_for(env: Any) -> ActorCriticPolicy:
+    th.manual_seed(0)
+    return ActorCriticPolicy(env.observation_space, env.action_space, lambda _: 1e-3)
+
+
+class Listener:
+    """Keeps what it is told, and stops at a step.
+
+    :param stop_at: number of the step; None for never
+    """
+
+    def __init__(self, stop_at: int | None = None) -> None:
+        self.stop_at, self.told, self.steps = stop_at, list[str](), list[dict[str, Any]]()
+
+    def start(self, policy: ActorCriticPolicy, sampler: Any) -> None:
+        assert not policy.training
+        assert callable(sampler)
+        self.told.append("start")
+
+    def step(self, obs: Any, starts: np.ndarray, names: dict[str, Any]) -> bool:
+        self.told.append("step")
+        self.steps.append({"obs": np.copy(obs), **names})
+        return len(self.steps) != self.stop_at
+
+    def episodes_ended(self, infos: list[dict[str, Any]]) -> None:
+        self.told.append(f"{len(infos)} ended")
+
+    def end(self, last_obs: Any) -> None:
+        self.told.append(f"end {last_obs.shape}")
+
+
+def test_a_collector_alone_collects_segments() -> None:
+    env = vec(ScriptedEnv(lengths=(3, 2), truncate=(False, True)))
+    policy = actor_critic_for(env)
+    collector = Collector(policy, env)
+    first, second = (collector.collect(n_steps=4) for _ in range(2))
+    assert first is not None
+    assert second is not None
+    assert first.rewards.flatten().tolist() == [1, 2, 3, 4]
+    assert second.timesteps.flatten().tolist() == [1, 0, 1, 2]
+    assert first.n_episodes is None
+    rows = first.flat_observations
+    values, log_prob, _ = policy.evaluate_actions(rows, first.actions.flatten())
+    assert th.allclose(first.values.flatten().float(), values.flatten(), atol=1e-6)  # type: ignore[union-attr]
+    assert th.allclose(first.log_probs.flatten(), log_prob, atol=1e-6)  # type: ignore[union-attr]
+    # of the second rollout, the time limit and the cut count, and not the terminal state between them
+    assert (second.bootstrap.flatten() != 0).tolist() == [True, False, False, False]  # type: ignore[union-attr]
+    third = collector.collect(n_steps=4, bootstrap_truncated=False, with_values=False)
+    assert third is not None
+    assert third.values is None
+
+
+def test_a_collector_alone_collects_complete_episodes() -> None:
+    env = vec(ScriptedEnv(lengths=(1, 2)), ScriptedEnv(lengths=(3,), first_reward=100))
+    listener = Listener()
+    collector = Collector(actor_critic_for(env), env)
+    batch = collector.collect(episodes_per_env=2, listener=listener, value_scale=2.0)
+    assert batch is not None
+    assert batch.n_episodes == 4
+    assert batch.valid.sum(0).tolist() == [3, 6]
+    assert batch.select(batch.rewards).sort().values.tolist() == [1, 2, 3, 100, 101, 102, 103, 104, 105]
+    values = collector.policy.predict_values(batch.flat_observations).flatten()
+    assert th.allclose(batch.select(batch.values).float(), 2 * values, atol=1e-5)
+    expected = ["start", "step", "1 ended", "step", "step", "2 ended", "step", "step", "step", "1 ended", "end (2, 3)"]
+    assert listener.told == expected
+    assert [names["n_steps"] for names in listener.steps] == list(range(6))
+    assert np.array_equal(listener.steps[1]["obs"], listener.steps[0]["new_obs"])
+    assert np.all(collector.state.episode_starts)
+    assert collector.n_steps == 6
+
+
+def test_a_rollout_that_is_stopped_goes_on_where_it_was() -> None:
+    env = vec(ScriptedEnv(lengths=(5,)))
+    state = CollectorState()
+    assert Collector(actor_critic_for(env), env, state).collect(n_steps=8, listener=Listener(stop_at=3)) is None
+    assert state.timesteps is not None
+    assert state.timesteps.tolist() == [3]
+    batch = Collector(actor_critic_for(env), env, state).collect(n_steps=4)
+    assert batch is not None
+    assert batch.rewards.flatten().tolist() == [4, 5, 6, 7]
+    assert batch.timesteps.flatten().tolist() == [3, 4, 0, 1]
+
+
+def test_a_collector_that_fails_resets_the_envs() -> None:
+    env = vec(FaultyEnv("reward", 2, lengths=(5,)))
+    collector = Collector(actor_critic_for(env), env)
+    with pytest.raises(NonFiniteError, match="reward is nan in env 0 at step 1"):
+        collector.collect(n_steps=4)
+    assert collector.state.last_obs is None
+    batch = collector.collect(n_steps=4)
+    assert batch is not None
+    assert batch.timesteps.flatten().tolist() == [0, 1, 2, 3]
+    with pytest.raises(EndlessEpisodeError, match=r"max_episode_steps=3 .* or wait\."):
+        collector.collect(episodes_per_env=1, limit=EpisodeLimit(3, "wait"))
+
+
+@pytest.mark.parametrize("given", [{}, {"n_steps": 3, "episodes_per_env": 1}])
+def test_a_collector_takes_segments_or_episodes(given: dict[str, int]) -> None:
+    env = vec(ScriptedEnv())
+    with pytest.raises(ValueError, match="exactly one of n_steps and episodes_per_env"):
+        Collector(actor_critic_for(env), env).collect(**given)  # type: ignore[arg-type]
+
+
+def test_the_example_of_the_collector_runs() -> None:
+    (example,) = doctest.DocTestFinder(recurse=False).find(Collector, globs={})
+    assert len(example.examples) > 3
+    assert doctest.DocTestRunner().run(example).failed == 0

@@ -9,13 +9,12 @@ import torch as th
 from gymnasium.vector import AutoresetMode, SyncVectorEnv, VectorWrapper
 from stable_baselines3.common.buffers import RolloutBuffer
 from stable_baselines3.common.callbacks import BaseCallback
-from stable_baselines3.common.policies import ActorCriticPolicy
 from stable_baselines3.common.vec_env import VecEnv, VecFrameStack, VecMonitor, VecNormalize
 
 from sb3_pg import NPG, TRPO, ActorCritic, KLPenaltyPG, OffPAC, OffPolicyPG, Reinforce
 from sb3_pg.envs import GymVectorAdapter
-from sb3_pg.rollout import EndlessEpisodeError, RolloutBatch
-from tests.helpers import OBSERVATION_SPACES, ScriptedEnv, vec
+from sb3_pg.rollout import EndlessEpisodeError
+from tests.helpers import OBSERVATION_SPACES, OwnForward, Rollout, ScriptedEnv, rollout_of, vec
 
 SMALL: dict[str, Any] = {"policy_kwargs": {"net_arch": [4]}, "device": "cpu", "seed": 0}
 
@@ -40,11 +39,11 @@ def late() -> VecEnv:
 
 
 class Batches(BaseCallback):
-    """Keeps the batches."""
+    """Keeps the rollouts."""
 
     def __init__(self) -> None:
         super().__init__()
-        self.seen: list[RolloutBatch] = []
+        self.seen: list[Rollout] = []
         self.dones: list[np.ndarray] = []
 
     def _on_step(self) -> bool:
@@ -52,11 +51,12 @@ class Batches(BaseCallback):
         return True
 
     def _on_rollout_end(self) -> None:
-        self.seen.append(getattr(self.model, "_batch", None))
+        if hasattr(self.model, "rollout_buffer"):
+            self.seen.append(rollout_of(self.model))
         self.valid = self.model.logger.name_to_value["rollout/valid_fraction"]
 
 
-def steps_of(batches: list[RolloutBatch], env: int) -> dict[str, np.ndarray]:
+def steps_of(batches: list[Rollout], env: int) -> dict[str, np.ndarray]:
     """One env's valid steps, in order."""
     columns: dict[str, list[th.Tensor]] = {}
     for batch in batches:
@@ -69,7 +69,7 @@ def steps_of(batches: list[RolloutBatch], env: int) -> dict[str, np.ndarray]:
 
 @pytest.mark.parametrize("kwargs", [{"n_steps": 4}, {"n_steps": 1}, {"n_steps": 7}, {"n_episodes": 4}], ids=str)
 def test_steps_are_those_of_envs_that_reset_at_once(kwargs: dict[str, Any]) -> None:
-    def run(env: VecEnv, **own: Any) -> list[RolloutBatch]:
+    def run(env: VecEnv, **own: Any) -> list[Rollout]:
         batches = Batches()
         Reinforce("MlpPolicy", env, **SMALL, **own).learn(60, callback=batches)
         return batches.seen
@@ -95,10 +95,10 @@ def test_a_cut_is_valued_where_each_env_was_cut() -> None:
     assert batch.terminated.T.tolist() == [[False, False, True], [False] * 3]
     assert batch.truncated.T.tolist() == [[False] * 3, [False, True, False]]
     assert batch.timesteps.T.tolist() == [[0, 1, 2], [0, 1, 0]]
-    assert batch.bootstrap is not None
-    assert (batch.bootstrap != 0).T.tolist() == [[False] * 3, [False, False, True]]
+    bootstrap = batch.bootstrap(model.gamma)
+    assert (bootstrap != 0).T.tolist() == [[False] * 3, [False, False, True]]
     value = model.policy.predict_values(th.tensor([[1.0, 1.0, 0.53]]))
-    assert batch.bootstrap[2, 1].item() == pytest.approx(value.item(), rel=1e-5)
+    assert bootstrap[2, 1].item() == pytest.approx(value.item(), rel=1e-5)
 
 
 def test_columns_of_unequal_length_are_estimated_each_by_itself() -> None:
@@ -111,26 +111,16 @@ def test_columns_of_unequal_length_are_estimated_each_by_itself() -> None:
     for env, length in enumerate(lengths):
         alone = Batches()
         ActorCritic("MlpPolicy", vec(envs()[env]), n_steps=length, **kwargs).learn(length, callback=alone)
-        assert batch.advantages is not None
-        assert alone.seen[0].advantages is not None
         assert th.allclose(batch.advantages[:length, env], alone.seen[0].advantages[:, 0], atol=1e-5)
-
-
-class Own(ActorCriticPolicy):
-    """Overrides forward, so that its log-probs and values are those it gave while acting."""
-
-    def forward(self, obs: th.Tensor, deterministic: bool = False) -> Any:
-        return super().forward(obs, deterministic)
 
 
 def test_log_probs_given_while_acting_stay_with_their_steps() -> None:
     batches = Batches()
-    model = ActorCritic(Own, late(), n_steps=9, learning_rate=0.0, **SMALL)
+    model = ActorCritic(OwnForward, late(), n_steps=9, learning_rate=0.0, **SMALL)
     model.learn(18, callback=batches)
     (batch,) = batches.seen
-    values, log_probs, _ = model.policy.evaluate_actions(batch.flat_observations, batch.select(batch.actions).flatten())
-    assert batch.log_probs is not None
-    assert batch.values is not None
+    actions = batch.flat_actions(model.action_space)
+    values, log_probs, _ = model.policy.evaluate_actions(batch.flat_observations, actions)
     assert th.allclose(batch.select(batch.log_probs), log_probs, atol=1e-6)
     assert th.allclose(batch.select(batch.values).float(), values.flatten(), atol=1e-6)
 

@@ -434,8 +434,8 @@ def test_a_behavior_may_return_tensors_and_see_dicts() -> None:
         (np.zeros(3), np.zeros(3), r"actions of shape \(2,\).*got \(3,\)"),
         (np.zeros(2), np.zeros((2, 1)), r"log-probs of shape \(2,\), got \(2,\) and \(2, 1\)"),
         (np.zeros(2), -0.5, r"log-probs of shape \(2,\), got \(2,\) and \(\)"),
-        (np.zeros(2), np.array([-1, -np.inf]), "positive, finite probability, got log-prob -inf for env 1"),
-        (np.zeros(2), np.array([NAN, -1]), "positive, finite probability, got log-prob nan for env 0"),
+        (np.zeros(2), np.array([-1, -np.inf]), "must return finite log-probs, got -inf for env 1"),
+        (np.zeros(2), np.array([NAN, -1]), "must return finite log-probs, got nan for env 0"),
     ],
 )
 def test_what_a_behavior_returns_is_checked(actions: Any, log_probs: Any, message: str) -> None:

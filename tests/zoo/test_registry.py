@@ -20,6 +20,7 @@ from stable_baselines3 import A2C
 
 import sb3_pg
 from sb3_pg.zoo import ALGORITHMS, config_path, register
+from sb3_pg.zoo.samplers import SEARCHES
 
 CONFIGS: list[tuple[str, str]] = [
     (algo, entry) for algo in ALGORITHMS for entry in yaml.safe_load(config_path(algo).read_text())
@@ -38,9 +39,9 @@ def python(*arguments: str, cwd: Path) -> str:
 def test_registered() -> None:
     for name, algorithm in ALGORITHMS.items():
         assert ALGOS[name] is algorithm
-        assert HYPERPARAMS_SAMPLER[name].__name__ == f"sample_{name}_params"
-        assert HYPERPARAMS_CONVERTER[name].__name__ == f"convert_{name}_params"
-        assert HYPERPARAMS_SAMPLER[name].__module__.startswith("sb3_pg.zoo.")
+        assert HYPERPARAMS_SAMPLER[name].__self__ is SEARCHES[name]
+        assert HYPERPARAMS_CONVERTER[name] is SEARCHES[name].convert
+    assert SEARCHES.keys() == ALGORITHMS.keys()
 
 
 def test_trpo_is_ours_and_contrib_trpo_is_sb3_contribs() -> None:
@@ -51,16 +52,39 @@ def test_trpo_is_ours_and_contrib_trpo_is_sb3_contribs() -> None:
 
 def test_import_adds_ours_and_changes_nothing_but_the_name_of_their_trpo(tmp_path: Path) -> None:
     script = """
-from rl_zoo3 import exp_manager, hyperparams_opt, train, utils
-tables = utils.ALGOS, hyperparams_opt.HYPERPARAMS_SAMPLER, hyperparams_opt.HYPERPARAMS_CONVERTER
-before = [dict(table) for table in tables]
+import sys
+import sb3_contrib, gymnasium.vector
+from rl_zoo3 import callbacks, enjoy, exp_manager, hyperparams_opt, train, utils, wrappers
+import sb3_pg
+
+def contents(value):
+    ours = getattr(value, "__module__", "").split(".")[0] in ("rl_zoo3", "stable_baselines3", "sb3_contrib")
+    if isinstance(value, type) and ours:
+        return dict(vars(value))
+    return dict(value) if isinstance(value, dict) and value is not vars(sys.modules["builtins"]) else None
+
+def snapshot():
+    names = [n for n in sys.modules if n.split(".")[0] in ("rl_zoo3", "stable_baselines3", "sb3_contrib", "gymnasium")]
+    return {(n, key): (value, contents(value)) for n in names for key, value in list(vars(sys.modules[n]).items())}
+
+def same(a, b):
+    return a is b or (type(a) is dict and type(b) is dict and a.keys() == b.keys() and all(a[k] is b[k] for k in a))
+
+before = snapshot()
+tables = [dict(utils.ALGOS), dict(hyperparams_opt.HYPERPARAMS_SAMPLER), dict(hyperparams_opt.HYPERPARAMS_CONVERTER)]
 import sb3_pg.zoo
-assert (train.ALGOS, exp_manager.HYPERPARAMS_SAMPLER, exp_manager.HYPERPARAMS_CONVERTER) == tables  # in place
-for table, old in zip(tables, before):
+after = snapshot()
+assert len(before) > 1000 and before.keys() <= after.keys()
+assert all(before[place][0] is after[place][0] for place in before), "a name stands for another object"
+changed = {key for (module, key), (_, old) in before.items() if not same(old, after[module, key][1])}
+assert changed == {"ALGOS", "HYPERPARAMS_SAMPLER", "HYPERPARAMS_CONVERTER", "ExperimentManager"}, changed
+old, new = (found["rl_zoo3.exp_manager", "ExperimentManager"][1] for found in (before, after))
+assert {name for name in new if new[name] is not old.get(name)} == {"__init__"}  # which finds the configs
+for old, new in zip(tables, (utils.ALGOS, hyperparams_opt.HYPERPARAMS_SAMPLER, hyperparams_opt.HYPERPARAMS_CONVERTER)):
     kept = {"contrib_trpo" if name == "trpo" else name: entry for name, entry in old.items()}
-    assert set(table) == set(kept) | set(sb3_pg.zoo.ALGORITHMS), table
-    assert all(table[name] is entry for name, entry in kept.items())
-print("compared", [len(old) for old in before])
+    assert set(new) == set(kept) | set(sb3_pg.zoo.ALGORITHMS), new
+    assert all(new[name] is entry for name, entry in kept.items())
+print("compared", [len(old) for old in tables])
 """
     compared = python("-c", script, cwd=tmp_path)
     assert compared.startswith("compared [12,")
@@ -110,7 +134,7 @@ def test_contrib_trpo_has_rl_zoo3s_hyperparameters(tmp_path: Path) -> None:
 
 
 def test_config_of_foreign_algorithm_is_refused() -> None:
-    with pytest.raises(KeyError, match="'ppo' is not an algorithm of sb3_pg"):
+    with pytest.raises(KeyError, match=r"algo must be one of .*got 'ppo'"):
         config_path("ppo")
 
 

@@ -9,13 +9,7 @@ from stable_baselines3.common.env_util import make_vec_env
 from torch import nn
 
 from sb3_pg.zoo import ALGORITHMS
-from sb3_pg.zoo.samplers import (
-    convert_actor_critic_params,
-    convert_kl_penalty_pg_params,
-    convert_npg_params,
-    convert_reinforce_params,
-    convert_trpo_params,
-)
+from sb3_pg.zoo.samplers import COMMON, SEARCHES
 
 N_TRIALS = 60
 IN_EPISODES = ("reinforce", "actor_critic", "off_policy_pg")
@@ -69,6 +63,14 @@ def test_all_trials_share_one_search_space(algo: str) -> None:
     assert all(space == spaces[0] for space in spaces)
 
 
+def test_an_algorithm_without_a_search_of_its_own_has_the_common_one() -> None:
+    for cls in ALGORITHMS.values():
+        study = optuna.create_study(sampler=optuna.samplers.RandomSampler(seed=0))
+        hyperparams = COMMON.sample(study.ask(), 0, 2, {})
+        model = cls("MlpPolicy", make_vec_env("CartPole-v1", 2), device="cpu", **hyperparams)
+        assert (model.gamma, model.lr_schedule(1.0)) == (hyperparams["gamma"], hyperparams["learning_rate"])
+
+
 SHARED = {
     "n_steps_pow": 7,
     "one_minus_gamma": 0.25,
@@ -86,7 +88,7 @@ CONVERTED = {
     "learning_rate": 1e-3,
     "n_critic_updates": 4,
     "ent_coef": 0.0,
-    "policy_kwargs": {"net_arch": {"pi": [32], "vf": [32]}, "activation_fn": nn.ReLU, "log_std_init": -0.5},
+    "policy_kwargs": {"net_arch": [32], "activation_fn": nn.ReLU, "log_std_init": -0.5},
 }
 UNCHANGED = {"critic_learning_rate": 2e-3, "max_grad_norm": 0.5}
 EPISODES = {"n_episodes": 16, "n_steps": None}
@@ -97,18 +99,18 @@ def test_conversion_for_reinforce() -> None:
     own = UNCHANGED | {"baseline": "value", "normalize_advantage": True}
     params = SHARED | own | {"rollout": "steps", "n_episodes": 16}
     expected = CONVERTED | own | {"baseline_kwargs": None}
-    assert convert_reinforce_params(params) == expected
-    assert convert_reinforce_params(params | {"rollout": "episodes"}) == expected | EPISODES
+    assert SEARCHES["reinforce"].convert(params) == expected
+    assert SEARCHES["reinforce"].convert(params | {"rollout": "episodes"}) == expected | EPISODES
     no_critic = {"baseline": "mean", "critic_learning_rate": None, "n_critic_updates": 1, "truncation": None}
-    assert convert_reinforce_params(params | {"baseline": "mean"}) == expected | EPISODES | no_critic
+    assert SEARCHES["reinforce"].convert(params | {"baseline": "mean"}) == expected | EPISODES | no_critic
 
 
 def test_conversion_for_actor_critic() -> None:
     own = UNCHANGED | {"critic_fit": "before", "use_rms_prop": True, "normalize_advantage": False}
     params = SHARED | own | {"rollout": "steps", "n_episodes": 16, "one_minus_gae_lambda": 0.125}
     expected = CONVERTED | own | GAE
-    assert convert_actor_critic_params(params) == expected
-    assert convert_actor_critic_params(params | {"rollout": "episodes"}) == expected | EPISODES
+    assert SEARCHES["actor_critic"].convert(params) == expected
+    assert SEARCHES["actor_critic"].convert(params | {"rollout": "episodes"}) == expected | EPISODES
 
 
 TRUST_REGION = SHARED | {"one_minus_gae_lambda": 0.125, "batch_size_pow": 6, "target_kl": 0.02}
@@ -119,11 +121,11 @@ def test_conversion_for_natural_gradients() -> None:
     params = TRUST_REGION | {"cg_damping": 0.01}
     # the learning rate is the critic's, whatever a config file says
     expected = TRUST_REGION_CONVERTED | {"cg_damping": 0.01, "critic_learning_rate": None}
-    assert convert_trpo_params(params) == expected
-    assert convert_npg_params(params) == expected | {"step": "kl", "step_size": 0.1}
+    assert SEARCHES["trpo"].convert(params) == expected
+    assert SEARCHES["npg"].convert(params) == expected | {"step": "kl", "step_size": 0.1}
 
 
 def test_conversion_for_kl_penalty_pg() -> None:
     own = UNCHANGED | {"n_epochs": 5, "dual_learning_rate": 30.0}
     expected = TRUST_REGION_CONVERTED | own | {"dual_update": "additive"}
-    assert convert_kl_penalty_pg_params(TRUST_REGION | own) == expected
+    assert SEARCHES["kl_penalty_pg"].convert(TRUST_REGION | own) == expected

@@ -2,11 +2,14 @@
 
 import shutil
 from pathlib import Path
+from typing import Any, ClassVar
 
 import numpy as np
 import optuna
 import pytest
 import torch
+from gymnasium.envs.classic_control import CartPoleEnv
+from gymnasium.envs.registration import EnvSpec, registry
 from rl_zoo3.utils import ALGOS
 
 from sb3_pg import TRPO, Reinforce
@@ -93,7 +96,7 @@ def test_resume(here: Path) -> None:
     old, new = before.policy.state_dict(), after.policy.state_dict()
     assert any((old[name] != new[name]).any() for name in old)  # it went on learning ...
     # ... from where it was, by small steps of the actor
-    assert all((old[name] - new[name]).abs().max() < 0.1 for name in before.parameter_sets.actor)
+    assert all((old[name] - new[name]).abs().max() < 0.1 for name in before.learner.parameters.actor)
 
 
 @pytest.mark.parametrize("algo", EVERY_ALGORITHM)
@@ -189,14 +192,17 @@ def test_optimize_then_train_a_trial(
     ("arguments", "message"),
     [
         ("--algo reinforc", "argument --algo: invalid choice: 'reinforc'"),
-        ("--algo reinforce --env CartPol-v1", "maybe meant CartPole-v1"),
+        (
+            "--algo reinforce --env CartPol-v1",
+            "is registered as 'CartPol-v1'; did you mean 'CartPole-v1'?",
+        ),
         ("--algo reinforce --progres-bar", "unrecognized arguments: --progres-bar"),
         ("--algo reinforce -params n_episods:8", "Reinforce has no argument 'n_episods'; did you mean 'n_episodes'?"),
         ("--algo reinforce -params n_envs:3 n_steps:None n_episodes:8", "n_episodes"),
         ("--algo reinforce -params baseline:mean", "name 'mean' is not defined: write KEY:VALUE with VALUE in Python"),
         ("--algo reinforce -params gamma=0.9", "write KEY:VALUE with VALUE in Python"),
         ("--algo reinforce -params gamma:2", "gamma must be a number in [0, 1], got 2"),
-        ("--algo reinforce -i nowhere.zip", "must be a valid path to a .zip file"),
+        ("--algo reinforce -i nowhere.zip", "must be the path of a .zip file, got 'nowhere.zip'"),
         ("--algo trpo -params cg_damp:0.1", "TRPO has no argument 'cg_damp'; did you mean 'cg_damping'?"),
         ("--algo trpo -params cg_damping:-1", "cg_damping must be a finite number of at least 0, got -1"),
         ("--algo npg -params step:'klx'", "step must be one of ['kl', 'fixed'], got 'klx'"),
@@ -247,15 +253,74 @@ def test_a_missing_extra_leaves_no_empty_run(tmp_path: Path, monkeypatch: pytest
     assert not list(tmp_path.rglob("CartPole-v1_*"))
 
 
-def test_a_run_that_breaks_later_keeps_its_folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+@pytest.mark.parametrize("method", ["learn", "train"])
+def test_a_run_that_breaks_later_keeps_its_folder(method: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.chdir(tmp_path)
-    train = Reinforce.train
 
-    def breaks(self: Reinforce) -> None:
-        train(self)
+    def breaks(*_: object, **__: object) -> None:
         raise ImportError("in the middle of training")
 
-    monkeypatch.setattr(Reinforce, "train", breaks)
+    monkeypatch.setattr(Reinforce, method, breaks)
     with pytest.raises(ImportError, match="in the middle"):
         scripts.train([*SHORT, "-n", "5000", "--eval-freq", "-1"])
-    assert len(list(tmp_path.glob("logs/reinforce/CartPole-v1_1"))) == 1
+    assert (tmp_path / "logs/reinforce/CartPole-v1_1/CartPole-v1/args.yml").is_file()
+
+
+def test_nothing_is_written_before_the_hyperparameters_have_made_a_model(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    seen: list[tuple[int, bool]] = []
+    setup = Reinforce._setup_model
+
+    def noted(self: Reinforce) -> None:
+        setup(self)
+        seen.append((self.n_envs, Path("logs").exists()))
+
+    monkeypatch.setattr(Reinforce, "_setup_model", noted)
+    scripts.train([*SHORT, "-n", "100", "--eval-freq", "-1"])
+    assert seen == [(8, False), (8, True)]
+
+
+class Drawing(CartPoleEnv):
+    """Draws a number from PyTorch's own generator when it is made."""
+
+    drawn: ClassVar[list[float]] = []
+
+    def __init__(self, render_mode: str | None = None) -> None:
+        super().__init__(render_mode=render_mode)
+        self.drawn.append(float(torch.rand(1)))
+
+
+def test_trying_hyperparameters_out_draws_no_random_numbers(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setitem(registry, "Drawing-v0", EnvSpec("Drawing-v0", Drawing, max_episode_steps=50))
+    (tmp_path / "mine.yml").write_text(
+        "Drawing-v0:\n  n_envs: 1\n  n_timesteps: 60\n  policy: MlpPolicy\n  n_episodes: 2\n"
+    )
+    options = "--env Drawing-v0 -n 60 --eval-freq -1 -conf mine.yml --seed 7"
+    scripts.train([*SHORT, *options.split()])
+    tried, trained = Drawing.drawn
+    assert tried == trained
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        ("--env-kwargs x", "write KEY:VALUE with VALUE in Python"),
+        ("--gym-packages nowhere", "No module named 'nowhere'"),
+        ("--algo reinforc", "invalid choice: 'reinforc'"),
+        ("--exp-id 7", "CartPole-v1_7"),
+        ("--load-checkpoint 7", "rl_model_7_steps"),
+    ],
+)
+@pytest.mark.parametrize("script", [scripts.enjoy, scripts.record_video])
+@pytest.mark.usefixtures("here")
+def test_what_enjoy_and_record_video_cannot_find_is_said(
+    script: Any, arguments: str, message: str, capsys: pytest.CaptureFixture[str]
+) -> None:
+    with pytest.raises(SystemExit, match="2"):
+        script(["--algo", "reinforce", "--env", "CartPole-v1", *arguments.split()])
+    error = capsys.readouterr().err
+    assert "error: " in error
+    assert message in error

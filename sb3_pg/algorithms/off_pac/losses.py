@@ -1,7 +1,8 @@
-"""The actor's gradient at replayed states, as losses: expected, score, reparameterized, importance."""
+"""The losses of OffPAC: the critic's, and one of the actor for each of its four gradients."""
 
 import math
-from typing import Any, NamedTuple, cast
+from collections.abc import Callable
+from typing import Any, Literal, NamedTuple, cast
 
 import torch as th
 from gymnasium import spaces
@@ -10,27 +11,20 @@ from stable_baselines3.common.distributions import (
     Distribution,
     StateDependentNoiseDistribution,
 )
-from torch.nn.functional import softplus
+from torch.nn.functional import mse_loss, softplus
 
-from sb3_pg.algorithms.off_pac.policies import Critic
+from sb3_pg.algorithms.off_pac.policies import Critic, OffPACPolicy
 from sb3_pg.functional import effective_sample_size
 from sb3_pg.learner.metrics import Metrics
 from sb3_pg.policies import policy_actions
 from sb3_pg.rollout import BehaviorSamples
 
-
-class Scene(NamedTuple):
-    """What an actor's loss is made of. The critic's parameters are frozen."""
-
-    samples: BehaviorSamples
-    distribution: Distribution
-    critic: Critic
-    n_actions: int
-    max_ratio: float | None
+#: Names of the gradients that the actor can follow.
+ActorGradient = Literal["expected", "score", "importance", "reparameterized"]
 
 
 def draw(distribution: Distribution) -> th.Tensor:
-    """One action per state, with noise of its own even under gSDE; differentiable for Box."""
+    """Draw one action per state, differentiably for Box. Each state has its own noise, with gSDE too."""
     if isinstance(distribution, StateDependentNoiseDistribution):
         gaussian: Any = distribution.distribution
         actions: th.Tensor = gaussian.rsample().tanh()
@@ -39,7 +33,10 @@ def draw(distribution: Distribution) -> th.Tensor:
 
 
 def entropies(distribution: Distribution) -> th.Tensor:
-    """H(pi(.|s)), nats, ``(n_samples,)``: exact, or a squashed Gaussian's with E log(1 - tanh(u)^2) by one sample."""
+    """H(pi(.|s)), nats, ``(n_samples,)``.
+
+    It is exact, except for a squashed Gaussian, where one sample estimates E log(1 - tanh(u)^2).
+    """
     exact = distribution.entropy()
     if exact is not None:
         return exact
@@ -50,48 +47,91 @@ def entropies(distribution: Distribution) -> th.Tensor:
 
 
 def smallest_q(critic: Critic, observations: th.Tensor, actions: th.Tensor) -> th.Tensor:
-    """The least that any network says of Q(s, a), reward units, ``([n_actions,] n_samples)``."""
+    """The smallest Q(s, a) of the critic's networks, reward units, ``([n_actions,] n_samples)``."""
     return critic.q_values(observations, actions).amin(0)
 
 
 def state_values(critic: Critic, observations: th.Tensor, distribution: Distribution, n_actions: int = 1) -> th.Tensor:
-    """E_pi Q(s, .), reward units, ``(n_samples,)``: exact for Discrete, else the mean over sampled actions."""
+    """E_pi Q(s, .), reward units, ``(n_samples,)``: exact for Discrete, else the mean over ``n_actions`` samples."""
     if isinstance(distribution, CategoricalDistribution):
         return (distribution.distribution.probs * critic.all_q_values(observations).amin(0)).sum(1)
     actions = th.stack([draw(distribution) for _ in range(n_actions)])
     return smallest_q(critic, observations, actions).mean(0)
 
 
-def expected(scene: Scene) -> tuple[th.Tensor, Metrics]:
-    r"""-E_s[\sum_a pi(a|s) Q(s, a)], for Discrete."""
-    return -state_values(scene.critic, scene.samples.observations, scene.distribution).mean(), {}
+def critic_loss(policy: OffPACPolicy, samples: BehaviorSamples, gamma: float) -> tuple[th.Tensor, Metrics]:
+    r"""Half the mean squared error of each critic network, summed over networks.
 
+    .. math:: y = r + \gamma (1 - d) E_{a' \sim \pi(\cdot|s')} \min_i Q_{\bar\phi_i}(s', a')
 
-def reparameterized(scene: Scene) -> tuple[th.Tensor, Metrics]:
-    """-E_s[Q(s, a(theta, noise))]: the gradient goes through the action."""
-    return -smallest_q(scene.critic, scene.samples.observations, draw(scene.distribution)).mean(), {}
-
-
-def score(scene: Scene) -> tuple[th.Tensor, Metrics]:
-    """-E_s[log pi(a_k|s) (Q(s, a_k) - mean of the others')], the K actions being the policy's own."""
-    observations = scene.samples.observations
+    :param policy: the actor, the critic and the target critic
+    :param samples: replayed transitions. Those of n steps bring the discount of what follows them
+    :param gamma: discount per env step
+    :return: loss, squared reward units, and the metrics "critic_loss" and "q_value"
+    """
+    critic = policy.critic
     with th.no_grad():
-        actions = th.stack([draw(scene.distribution) for _ in range(scene.n_actions)])
-        q_values = smallest_q(scene.critic, observations, actions)
-        others = (q_values.sum(0) - q_values) / (scene.n_actions - 1)
-    log_probs = th.stack([scene.distribution.log_prob(action) for action in actions])
+        next_actions = policy.actor.distribution(samples.next_observations)
+        next_values = state_values(policy.critic_target, samples.next_observations, next_actions)
+        discounts = gamma if samples.discounts is None else samples.discounts.squeeze(1)
+        targets = samples.rewards.squeeze(1) + discounts * (1 - samples.dones.squeeze(1)) * next_values
+    q_values = critic.q_values(samples.observations, policy_actions(samples.actions, critic.action_space))
+    loss = mse_loss(q_values, targets.expand_as(q_values)) * (0.5 * len(q_values))
+    return loss, {"critic_loss": loss.detach(), "q_value": q_values.detach().mean()}
+
+
+class ActorLossInputs(NamedTuple):
+    """What the actor's losses are computed from.
+
+    :param samples: replayed transitions
+    :param distribution: the actor's distribution at ``samples.observations``
+    :param critic: the critic, with frozen parameters
+    :param n_actions: actions drawn per state
+    :param max_ratio: largest importance weight, None for no limit
+    """
+
+    samples: BehaviorSamples
+    distribution: Distribution
+    critic: Critic
+    n_actions: int
+    max_ratio: float | None
+
+
+def expected(inputs: ActorLossInputs) -> tuple[th.Tensor, Metrics]:
+    r"""-E_s[\sum_a pi(a|s) Q(s, a)], for Discrete."""
+    return -state_values(inputs.critic, inputs.samples.observations, inputs.distribution).mean(), {}
+
+
+def reparameterized(inputs: ActorLossInputs) -> tuple[th.Tensor, Metrics]:
+    """-E_s[Q(s, a(theta, noise))]. The gradient flows through the action."""
+    return -smallest_q(inputs.critic, inputs.samples.observations, draw(inputs.distribution)).mean(), {}
+
+
+def score(inputs: ActorLossInputs) -> tuple[th.Tensor, Metrics]:
+    """-E_s[log pi(a_k|s) (Q(s, a_k) - mean of the other Q(s, a_j))], for ``n_actions`` actions of the policy."""
+    observations = inputs.samples.observations
+    with th.no_grad():
+        actions = th.stack([draw(inputs.distribution) for _ in range(inputs.n_actions)])
+        q_values = smallest_q(inputs.critic, observations, actions)
+        others = (q_values.sum(0) - q_values) / (inputs.n_actions - 1)
+    log_probs = th.stack([inputs.distribution.log_prob(action) for action in actions])
     return -(log_probs * (q_values - others)).mean(), {}
 
 
-def importance(scene: Scene) -> tuple[th.Tensor, Metrics]:
-    """-E_s[rho log pi(a|s) (Q(s, a) - V(s))], the actions being the replayed ones."""
-    samples, critic = scene.samples, scene.critic
+def importance(inputs: ActorLossInputs) -> tuple[th.Tensor, Metrics]:
+    """-E_s[rho log pi(a|s) (Q(s, a) - V(s))], for the replayed actions.
+
+    :raises ValueError: the replay buffer stores no log-probs
+    """
+    samples, critic = inputs.samples, inputs.critic
     if not isinstance(samples, BehaviorSamples):
-        raise ValueError(f"actor_gradient='importance' takes a BehaviorReplayBuffer, got {type(samples).__name__}")
+        raise ValueError(
+            f"actor_gradient='importance' needs samples of a BehaviorReplayBuffer, got {type(samples).__name__}"
+        )
     actions = policy_actions(samples.actions, critic.action_space)
-    log_prob = scene.distribution.log_prob(actions)
+    log_prob = inputs.distribution.log_prob(actions)
     with th.no_grad():
-        values = state_values(critic, samples.observations, scene.distribution, scene.n_actions)
+        values = state_values(critic, samples.observations, inputs.distribution, inputs.n_actions)
         advantages = smallest_q(critic, samples.observations, actions) - values
         log_ratio = log_prob - samples.log_probs
         ratio = weight = log_ratio.exp()
@@ -99,13 +139,13 @@ def importance(scene: Scene) -> tuple[th.Tensor, Metrics]:
             "largest_weight": ratio.max(),
             "importance_ess": effective_sample_size(log_ratio) / len(ratio),
         }
-        if scene.max_ratio is not None:
-            weight = ratio.clamp(max=scene.max_ratio)
-            metrics["truncated_fraction"] = (ratio > scene.max_ratio).float().mean()
+        if inputs.max_ratio is not None:
+            weight = ratio.clamp(max=inputs.max_ratio)
+            metrics["truncated_fraction"] = (ratio > inputs.max_ratio).float().mean()
     return -(weight * log_prob * advantages).mean(), metrics
 
 
-ACTOR_LOSSES = {
+ACTOR_LOSSES: dict[ActorGradient, Callable[[ActorLossInputs], tuple[th.Tensor, Metrics]]] = {
     "expected": expected,
     "score": score,
     "reparameterized": reparameterized,
@@ -113,8 +153,8 @@ ACTOR_LOSSES = {
 }
 
 
-def default_actor_gradient(space: spaces.Space[object]) -> str:
-    """What has the least variance in an action space."""
+def default_actor_gradient(space: spaces.Space[object]) -> ActorGradient:
+    """The gradient of the smallest variance in an action space."""
     if isinstance(space, spaces.Discrete):
         return "expected"
     return "reparameterized" if isinstance(space, spaces.Box) else "score"

@@ -1,38 +1,72 @@
-"""Off-policy actor-critic: a stochastic actor improved on replayed states, by replayed Q values."""
+"""Off-policy actor-critic: a stochastic actor and Q critics, trained on replayed transitions."""
 
+import inspect
+import io
+import pathlib
+import warnings
 from collections.abc import Mapping
-from typing import Any, ClassVar
+from operator import attrgetter
+from typing import Any, ClassVar, Literal
 
+import numpy as np
 import torch as th
 from gymnasium import spaces
-from stable_baselines3.common.buffers import ReplayBuffer
+from stable_baselines3.common.buffers import NStepReplayBuffer, ReplayBuffer
 from stable_baselines3.common.noise import ActionNoise
+from stable_baselines3.common.off_policy_algorithm import OffPolicyAlgorithm
 from stable_baselines3.common.policies import BasePolicy
-from stable_baselines3.common.type_aliases import GymEnv, Schedule
+from stable_baselines3.common.type_aliases import GymEnv, MaybeCallback, RolloutReturn, Schedule, TrainFrequencyUnit
 from stable_baselines3.common.utils import update_learning_rate
-from torch.nn.functional import mse_loss
-from typing_extensions import Never
+from stable_baselines3.common.vec_env import VecEnv
+from typing_extensions import Never, Self
 
 from sb3_pg.algorithms import validation as arg
-from sb3_pg.algorithms.off_pac.losses import ACTOR_LOSSES, Scene, default_actor_gradient, entropies, state_values
-from sb3_pg.algorithms.off_pac.policies import OffPACCnnPolicy, OffPACMultiInputPolicy, OffPACPolicy
-from sb3_pg.algorithms.off_pac.transition_replay import TransitionAlgorithm
+from sb3_pg.algorithms.arguments import SHARED
+from sb3_pg.algorithms.environments import require_normalized_last
+from sb3_pg.algorithms.off_pac.losses import (
+    ACTOR_LOSSES,
+    ActorGradient,
+    ActorLossInputs,
+    critic_loss,
+    default_actor_gradient,
+    entropies,
+)
+from sb3_pg.algorithms.off_pac.policies import OffPACCnnPolicy, OffPACMultiInputPolicy, OffPACPolicy, act, move_target
+from sb3_pg.algorithms.off_policy import REPLAY
+from sb3_pg.algorithms.shell import Algorithm, LogInterval, waits_for_learning_starts
+from sb3_pg.algorithms.validation import ALWAYS
+from sb3_pg.checkpoints import renamed_modules
 from sb3_pg.extras import extra_hints
 from sb3_pg.learner.metrics import Metrics
-from sb3_pg.learner.rollback import frozen, unchanged_if_nonfinite
-from sb3_pg.policies import compiled, policy_actions, set_training_mode, unvalidated_distributions
-from sb3_pg.rollout import BehaviorReplayBuffer, BehaviorSamples
+from sb3_pg.learner.optimizers import with_fewer_operations
+from sb3_pg.learner.rollback import frozen, require_usable_std, unchanged_if_nonfinite
+from sb3_pg.policies import from_env, set_training_mode, to_env, uniform_behavior, unvalidated_distributions
+from sb3_pg.rollout import (
+    BehaviorReplayBuffer,
+    DictBehaviorReplayBuffer,
+    NormalizationGuard,
+    NStepBehaviorReplayBuffer,
+    keep_what_is_drawn,
+    require_finite_observation,
+    require_finite_step,
+)
 
 
-class OffPAC(TransitionAlgorithm):
+def _check_policy(name: str, value: Any) -> None:
+    if not (isinstance(value, str) or (inspect.isclass(value) and issubclass(value, OffPACPolicy))):
+        raise TypeError(f"{name} must be a name or a subclass of OffPACPolicy, got {value!r}")
+
+
+class OffPAC(Algorithm, OffPolicyAlgorithm):
     r"""Actor-critic on replayed transitions: the slides' off-policy algorithm, with both of its fixes.
 
-    The critic takes the target of the policy's own next action (fix 1), with the smallest of ``n_critics`` target
-    networks: for Discrete the expectation over actions (Expected SARSA, van Seijen et al. 2009), otherwise a sample.
+    The critic's target takes an action of the current policy in the next state (fix 1), and the smallest Q of
+    ``n_critics`` target networks. For Discrete it is the expectation over actions (Expected SARSA, van Seijen et al.
+    2009), for other spaces one sample.
 
     .. math:: y = r + \gamma (1 - d) \sum_{a'} \pi_\theta(a'|s') \min_i Q_{\bar\phi_i}(s', a')
 
-    The actor follows, at replayed states, one of four gradients of :math:`E_\pi[Q(s, a)] + c_{ent} H(\pi(\cdot|s))`:
+    The actor follows one of four gradients of :math:`E_\pi[Q(s, a)] + c_{ent} H(\pi(\cdot|s))` at replayed states:
 
     ================ ============================================================================ =====================
     actor_gradient   estimate                                                                     actions, spaces
@@ -46,44 +80,47 @@ class OffPAC(TransitionAlgorithm):
     ================ ============================================================================ =====================
 
     Sources: Degris et al. (2012), eq. 4 and 5, for the objective and ``importance``; Heess et al. (2015) for SVG(0);
-    the slides' "Off-Policy Actor-Critic" for ``score``. As they say, the states are those of the buffer, a broader
-    distribution than the policy's own, and nothing is done about it. SB3's DDPG is the deterministic case.
+    the slides' "Off-Policy Actor-Critic" for ``score``. The states are those of the buffer, a broader distribution than
+    the policy's own. As in the slides, this is not corrected. SB3's DDPG is the deterministic case.
 
-    :param policy: "MlpPolicy", "CnnPolicy", "MultiInputPolicy", or a subclass of
+    :param policy: "MlpPolicy", "CnnPolicy" (images), "MultiInputPolicy" (Dict observations), or a subclass of
         :class:`~sb3_pg.algorithms.off_pac.policies.OffPACPolicy`
-    :param env: environment, vectorized environment, or the id of a registered one
-    :param learning_rate: step size of actor and critic: a number, ``"lin_1e-3"``, or a function of the remaining
-        progress (1 to 0)
-    :param actor_gradient: see above. Default: expected for Discrete, reparameterized for Box, score for the others
-    :param n_actions: K of "score", at least 2; of "importance", how many V(s) is the mean of where it is no exact sum
-    :param max_ratio: c, None for no truncation
+    :param env: environment, vectorized environment, or the id of a registered environment
+    :param learning_rate: step size of actor and critic: a number, ``"lin_1e-3"`` (falls linearly to 0), or a function
+        of the remaining progress (1 to 0)
+    :param actor_gradient: gradient that the actor follows, see the table. None is "expected" for Discrete,
+        "reparameterized" for Box, and "score" for MultiDiscrete and MultiBinary
+    :param n_actions: actions per state: K of "score", at least 2. For "importance" in other spaces than Discrete, V(s)
+        is the mean over this many actions
+    :param max_ratio: c, the largest importance weight of "importance"; None for no limit
     :param ent_coef: weight of the entropy bonus, reward units per nat: a number, ``"lin_1.0"`` (falls linearly to 0),
-        or a function of the remaining progress
-    :param critic_learning_rate: step size of the critic, None for that of the actor
-    :param buffer_size: transitions that the replay buffer has room for
-    :param learning_starts: env steps before the first update, whose actions are drawn uniformly
+        or a function of the remaining progress (1 to 0)
+    :param critic_learning_rate: step size of the critic, in the forms of ``learning_rate``; None for the same
+    :param buffer_size: transitions that the replay buffer can hold, over all envs
+    :param learning_starts: env steps, over all envs, before the first update. Their actions are drawn uniformly
     :param batch_size: transitions per gradient step
-    :param tau: share of the critic that its target takes on with each gradient step, in [0, 1]
+    :param tau: part of the way that the target critic moves toward the critic per gradient step, in [0, 1]
     :param gamma: discount per env step, in [0, 1]
-    :param train_freq: steps, or ``(n, "step")``, ``(n, "episode")`` (one env), between updates
-    :param gradient_steps: per update; -1 for as many as steps were taken
-    :param replay_buffer_class: buffer class; "importance" takes a
-        :class:`~sb3_pg.rollout.BehaviorReplayBuffer`
-    :param replay_buffer_kwargs: its arguments
-    :param optimize_memory_usage: as in SB3's off-policy algorithms
-    :param n_steps: rewards before the bootstrap in the critic's target, uncorrected for the policy's changes since; not
-        for Dict observations. As in SB3's off-policy algorithms, it is ignored beside a ``replay_buffer_class``, with a
-        warning: give that its own ``replay_buffer_kwargs={"n_steps": 3}``; gamma is the algorithm's
-    :param action_noise: must be None: the log-prob of a noisy action would be unknown
-    :param compile: as :class:`~sb3_pg.algorithms.setup.ConfiguredAlgorithm` has it
-    :param use_sde: generalized state-dependent exploration
-    :param sde_sample_freq: steps between new gSDE noise, -1 for once per rollout
-    :param stats_window_size: episodes that the logged means are taken over
-    :param tensorboard_log: folder of TensorBoard logs
+    :param train_freq: what is collected between two updates: n steps of each env as n or ``(n, "step")``, or n episodes
+        of a single env as ``(n, "episode")``
+    :param gradient_steps: gradient steps per update; -1 for as many as env steps were taken since the last update
+    :param replay_buffer_class: class of the replay buffer; "importance" needs a subclass of
+        :class:`~sb3_pg.rollout.BehaviorReplayBuffer`. None for the one that fits ``n_steps`` and the observations
+    :param replay_buffer_kwargs: further arguments of the replay buffer
+    :param optimize_memory_usage: whether to store each observation once, with the restrictions of SB3's ReplayBuffer
+    :param n_steps: rewards that are summed before the bootstrap in the critic's target. They are not corrected for
+        changes of the policy since. More than 1 does not support Dict observations. It is ignored with a warning beside
+        a ``replay_buffer_class``, as in SB3: use ``replay_buffer_kwargs={"n_steps": 3}`` there
+    :param action_noise: must be None, because the log-prob of a noisy action would be unknown
+    :param use_sde: whether to use generalized state-dependent exploration (gSDE), for Box only
+    :param sde_sample_freq: env steps between two draws of the gSDE noise; -1 for one draw per rollout
+    :param stats_window_size: number of episodes that the logged episode statistics are averaged over
+    :param tensorboard_log: folder for TensorBoard logs, None for no logs
     :param policy_kwargs: arguments of the policy, e.g. ``{"n_critics": 1}``
-    :param verbose: 0 nothing, 1 info, 2 debug
-    :param seed: seed of all random generators
-    :param device: PyTorch device, or "auto"
+    :param verbose: 0 for no output, 1 for info messages, 2 for debug messages
+    :param seed: seed of the random generators, None for a random one
+    :param device: PyTorch device; "auto" for a GPU if there is one
+    :param _init_setup_model: whether to build policy and buffer at once
     :raises ValueError: an argument out of range, or arguments that contradict each other
     :raises TypeError: an argument of the wrong type, or an unknown one
     """
@@ -94,19 +131,31 @@ class OffPAC(TransitionAlgorithm):
         "MultiInputPolicy": OffPACMultiInputPolicy,
     }
     checks: ClassVar[Mapping[str, arg.Check]] = {
-        **TransitionAlgorithm.checks,
-        "ent_coef": arg.schedule(),
+        **{name: argument.check for name, argument in (ALWAYS | SHARED.arguments | REPLAY.arguments).items()},
+        "policy": _check_policy,
         "actor_gradient": arg.choice(*ACTOR_LOSSES, optional=True),
         "n_actions": arg.integer(2),
         "max_ratio": arg.positive(optional=True),
+        "ent_coef": arg.schedule(),
+        "batch_size": arg.integer(1),
+        "tau": arg.real(0, 1),
+        "replay_buffer_class": arg.subclass(ReplayBuffer),
+        "n_steps": arg.integer(1),
     }
+    tolerated: ClassVar[frozenset[str]] = Algorithm.tolerated | {"n_actions", "max_ratio"}
+    policy: OffPACPolicy
+    actor: Any = property(attrgetter("policy.actor"))
+    critic: Any = property(attrgetter("policy.critic"))
+    critic_target: Any = property(attrgetter("policy.critic_target"))
+    _log_probs: np.ndarray | None = None  # of the actions that the envs take next
+    _n_collected = 0  # steps of this rollout
 
     def __init__(
         self,
         policy: str | type[OffPACPolicy],
         env: GymEnv | str | None,
         learning_rate: float | str | Schedule = 3e-4,
-        actor_gradient: str | None = None,
+        actor_gradient: ActorGradient | None = None,
         n_actions: int = 4,
         max_ratio: float | None = 1.0,
         ent_coef: float | str | Schedule = 0.0,
@@ -116,14 +165,13 @@ class OffPAC(TransitionAlgorithm):
         batch_size: int = 256,
         tau: float = 0.005,
         gamma: float = 0.99,
-        train_freq: int | tuple[int, str] = 1,
+        train_freq: int | tuple[int, Literal["step", "episode"]] = 1,
         gradient_steps: int = 1,
         replay_buffer_class: type[ReplayBuffer] | None = None,
         replay_buffer_kwargs: dict[str, Any] | None = None,
         optimize_memory_usage: bool = False,
         n_steps: int = 1,
         action_noise: ActionNoise | None = None,
-        compile: bool = False,  # noqa: A002 (the name that its users know)
         use_sde: bool = False,
         sde_sample_freq: int = -1,
         stats_window_size: int = 100,
@@ -142,7 +190,6 @@ class OffPAC(TransitionAlgorithm):
         self.max_ratio = max_ratio
         self.ent_coef = ent_coef
         self.critic_learning_rate = critic_learning_rate
-        self.compile = compile
         with extra_hints():
             super().__init__(
                 policy,
@@ -173,23 +220,241 @@ class OffPAC(TransitionAlgorithm):
         if _init_setup_model:
             self._setup_model()
 
-    # ---------------------------------------------------------------- arguments
+    def load_replay_buffer(self, path: str | pathlib.Path | io.BufferedIOBase, truncate_last_traj: bool = True) -> None:
+        """As SB3's; files that were saved before modules of this package moved load too."""
+        with renamed_modules():
+            super().load_replay_buffer(path, truncate_last_traj)
+
+    # ---------------------------------------------------------------- updating
+
+    def train(self, gradient_steps: int, batch_size: int = 64) -> None:
+        """Take gradient steps of critic and actor. If one fails, all parameters stay as they were before the call.
+
+        :param gradient_steps: number of steps
+        :param batch_size: transitions per step
+        :raises NonFiniteError: a parameter would not be finite
+        :raises ValueError: critic and target critic have layers of different shapes
+        """
+        policy, buffer, progress = self.policy, self.replay_buffer, self._current_progress_remaining
+        actor, critic = policy.actor, policy.critic
+        assert buffer is not None
+        self._set_discount()
+        set_training_mode(policy, True)
+        rate = critic_rate = self.lr_schedule(progress)
+        if self.critic_learning_rate is not None:
+            critic_rate = arg.to_schedule(self.critic_learning_rate, "critic_learning_rate")(progress)
+            self.logger.record("train/critic_learning_rate", critic_rate)
+        update_learning_rate(actor.optimizer, rate)
+        update_learning_rate(critic.optimizer, critic_rate)
+        ent_coef = arg.to_schedule(self.ent_coef, "ent_coef")(progress)
+        steps: list[Metrics] = []
+        with unchanged_if_nonfinite(policy, actor.optimizer, critic.optimizer), unvalidated_distributions():
+            for _ in range(gradient_steps):
+                samples: Any = buffer.sample(batch_size, env=self._vec_normalize_env)
+                loss, metrics = critic_loss(policy, samples, self.gamma)
+                _descend(loss, critic.optimizer)
+
+                with frozen(critic.optimizer):
+                    distribution = actor.distribution(samples.observations)
+                    inputs = ActorLossInputs(samples, distribution, critic, self.n_actions, self.max_ratio)
+                    loss, of_actor = ACTOR_LOSSES[self._gradient](inputs)
+                with th.set_grad_enabled(ent_coef > 0):
+                    entropy = entropies(distribution).mean()
+                _descend(loss - ent_coef * entropy, actor.optimizer)
+
+                move_target(critic, policy.critic_target, self.tau)
+                steps.append(metrics | of_actor | {"actor_loss": loss.detach(), "entropy": entropy.detach()})
+        self._n_updates += gradient_steps
+        self.logger.record("train/n_updates", self._n_updates, exclude="tensorboard")
+        self.logger.record("train/learning_rate", rate)
+        self.logger.record("train/ent_coef", ent_coef)
+        if steps:
+            rows = th.stack([th.stack([th.as_tensor(value) for value in metrics.values()]) for metrics in steps])
+            for name, values in zip(steps[0], rows.T.tolist(), strict=True):
+                largest = name == "largest_weight"
+                self.logger.record(f"train/{name}", max(values) if largest else sum(values) / len(values))
+
+    @property
+    def _gradient(self) -> ActorGradient:
+        return self.actor_gradient or default_actor_gradient(self.action_space)
+
+    # ---------------------------------------------------------------- collecting
+
+    def learn(
+        self,
+        total_timesteps: int,
+        callback: MaybeCallback = None,
+        log_interval: LogInterval = 4,
+        tb_log_name: str | None = None,
+        reset_num_timesteps: bool = True,
+        progress_bar: bool = False,
+    ) -> Self:
+        """Train for a number of env steps. The arguments are those of SB3's ``learn``, with these differences.
+
+        :param log_interval: episodes between two logs; "auto" logs about every 500 steps of each env, as often as A2C
+        :param tb_log_name: name of the TensorBoard run, None for the name of the class
+        :raises ValueError: an argument out of range, or a model without env
+        :raises TypeError: an argument of the wrong type
+        """
+        return self._learn(total_timesteps, callback, log_interval, tb_log_name, reset_num_timesteps, progress_bar)
+
+    def collect_rollouts(self, *args: Any, **kwargs: Any) -> RolloutReturn:
+        """Collect transitions as SB3 does.
+
+        :raises NonFiniteError: a reward or an observation is not finite
+        """
+        assert self.env is not None
+        self._n_collected = 0
+        auto = self._log_steps > 0 and kwargs.get("log_interval") is not None
+        if auto:
+            kwargs["log_interval"] = None  # which counts episodes
+        try:
+            with NormalizationGuard(self.env).statistics_kept():
+                result = super().collect_rollouts(*args, **kwargs)
+        except BaseException:
+            self._last_obs = None  # the env may be in any state, so the next rollout resets it
+            raise
+        if auto and self._is_time_to_log():
+            self.dump_logs()
+        return result
+
+    def _sample_action(
+        self, learning_starts: int, action_noise: ActionNoise | None = None, n_envs: int = 1
+    ) -> tuple[np.ndarray, np.ndarray]:
+        if self.num_timesteps < learning_starts:
+            actions, self._log_probs = uniform_behavior(self.action_space, squashed=True)(self._last_obs)
+            actions = from_env(actions, self.action_space)
+        else:
+            actions, self._log_probs = act(self.policy, self._last_obs, self._n_collected)
+        return to_env(self.policy)(actions), actions
+
+    def _store_transition(
+        self,
+        replay_buffer: ReplayBuffer,
+        buffer_action: np.ndarray,
+        new_obs: Any,
+        reward: np.ndarray,
+        dones: np.ndarray,
+        infos: list[dict[str, Any]],
+    ) -> None:
+        step, hint = self._n_collected, f"The env returned it, at time step {self.num_timesteps}."
+        assert self.env is not None
+        NormalizationGuard(self.env).check(step)
+        require_finite_step("reward", reward, step, hint)
+        require_finite_step("observation", new_obs, step, hint)
+        for i in np.flatnonzero(dones):
+            final = infos[i].get("terminal_observation")
+            require_finite_observation("observation at the end", final, int(i), step, hint)
+        self._n_collected += 1
+        super()._store_transition(replay_buffer, buffer_action, new_obs, reward, dones, infos)
+        if isinstance(replay_buffer, BehaviorReplayBuffer):
+            assert self._log_probs is not None
+            replay_buffer.record_log_probs(self._log_probs)
+
+    def _why_no_update(self) -> str:
+        waits = self.gradient_steps != 0 and self.num_timesteps <= self.learning_starts
+        return waits_for_learning_starts(self) if waits else ""
+
+    # ---------------------------------------------------------------- setting up
+
+    def _setup_model(self) -> None:
+        self._check_again()
+        self._check_combinations()
+        self._check_effects()
+        default = self._default_buffer
+        if default is not None:
+            steps = {"n_steps": self.n_steps, "gamma": self.gamma}
+            others = {name: value for name, value in self.replay_buffer_kwargs.items() if name not in steps}
+            self.replay_buffer_kwargs = others | (steps if self.n_steps > 1 else {})
+            self.replay_buffer_class = default
+        with warnings.catch_warnings():
+            if default is not None:
+                warnings.filterwarnings("ignore", "`n_steps=.* is ignored")  # SB3 takes the class for the user's
+            super()._setup_model()
+        assert self.replay_buffer is not None
+        keep_what_is_drawn(self.replay_buffer)
+        self._set_discount()
+        require_usable_std(self.policy.actor, self.policy_kwargs, self.use_sde)
+        for module in (self.policy.actor, self.policy.critic):
+            module.optimizer = with_fewer_operations(module.optimizer)
+
+    def _setup_lr_schedule(self) -> None:
+        self.lr_schedule = arg.to_schedule(self.learning_rate)
+
+    @property
+    def _default_buffer(self) -> type[BehaviorReplayBuffer] | None:
+        """The buffer's class for ``n_steps`` and the observations; None if the user has given a class."""
+        is_dict, given = isinstance(self.observation_space, spaces.Dict), self.replay_buffer_class
+        defaults = (DictBehaviorReplayBuffer if is_dict else BehaviorReplayBuffer, NStepBehaviorReplayBuffer)
+        default = defaults[self.n_steps > 1]
+        # A saved model always holds a class: the default for its n_steps, or the user's.
+        was_default = given is default or (given in defaults and self._is_given_to_load("n_steps"))
+        is_free = given is None or (was_default and self._is_kept_by_load("replay_buffer_class"))
+        return default if is_free else None
+
+    def _set_discount(self) -> None:
+        """Give a replay buffer of n steps the discount of the algorithm, which the user may have changed."""
+        if isinstance(self.replay_buffer, NStepReplayBuffer):
+            self.replay_buffer.gamma = self.gamma
+
+    def _excluded_save_params(self) -> list[str]:
+        return [*super()._excluded_save_params(), "_log_probs"]
+
+    def _get_torch_save_params(self) -> tuple[list[str], list[str]]:
+        return ["policy", "actor.optimizer", "critic.optimizer"], []
+
+    # ---------------------------------------------------------------- checking arguments
+
+    @classmethod
+    def _check_env(cls, env: VecEnv) -> None:
+        require_normalized_last(env)
+        if getattr(env, "next_step_autoreset", False):
+            raise ValueError(
+                f"env must not reset in the step after an episode's end (NEXT_STEP), which {cls.__name__} cannot leave "
+                f"out, got a {type(env).__name__}: use another autoreset mode, or an env of "
+                "sb3_pg.envs.make_vec_env(..., backend='dummy')"
+            )
 
     def _check_combinations(self) -> None:
-        super()._check_combinations()
-        kind, space = self._gradient, self.action_space
+        """Check arguments against each other and against the spaces.
+
+        :raises ValueError: naming the arguments that do not go together
+        """
+        space, kind, cls = self.action_space, self._gradient, self.replay_buffer_class
+        if isinstance(space, spaces.Box) and not (space.low < space.high).all():
+            raise ValueError(f"action_space must have a lower bound below the upper one in each dimension, got {space}")
         if kind == "expected" and not isinstance(space, spaces.Discrete):
             raise ValueError(f"actor_gradient='expected' sums over the actions of a Discrete space, got {space}")
         if kind == "reparameterized" and not isinstance(space, spaces.Box):
-            raise ValueError(f"actor_gradient='reparameterized' differentiates Q by the action: Box alone, got {space}")
-        cls = self.replay_buffer_class
+            raise ValueError(
+                f"actor_gradient='reparameterized' differentiates Q by the action of a Box space, got {space}"
+            )
         if kind == "importance" and cls is not None and not issubclass(cls, BehaviorReplayBuffer):
             raise ValueError(
-                f"actor_gradient='importance' takes the behavior's log-probs from the buffer: replay_buffer_class must "
-                f"be a BehaviorReplayBuffer (None with n_steps= makes one of n steps), got {cls.__name__}"
+                "replay_buffer_class must be None or a subclass of BehaviorReplayBuffer, which stores the log-probs "
+                f"that actor_gradient='importance' needs, got {cls.__name__}. For n-step rewards, give None and n_steps"
             )
+        self._convert_train_freq()
+        frequency: Any = self.train_freq
+        if self.n_envs > 1 and frequency.unit == TrainFrequencyUnit.EPISODE:
+            raise ValueError(f"train_freq must be in steps for more than one env, got episodes and {self.n_envs} envs")
+        self._check_buffer()
 
-    tolerated: ClassVar[frozenset[str]] = TransitionAlgorithm.tolerated | {"n_actions", "max_ratio"}
+    def _check_buffer(self) -> None:
+        default, cls = self._default_buffer, self.replay_buffer_class
+        in_steps = issubclass(default or cls or ReplayBuffer, NStepReplayBuffer)
+        argument = f"n_steps={self.n_steps}" if default else f"replay_buffer_class={cls and cls.__name__}"
+        if isinstance(self.observation_space, spaces.Dict) and (in_steps or cls is ReplayBuffer):
+            raise ValueError(f"{argument} does not support Dict observations, got {self.observation_space}")
+        if in_steps and self.optimize_memory_usage:
+            raise ValueError(f"{argument} needs every next observation: optimize_memory_usage must be False")
+        if self._is_kept_by_load("replay_buffer_kwargs"):
+            return
+        for name in ("n_steps", "gamma") if default else ("gamma",) if in_steps else ():
+            value = getattr(self, name)
+            given = self.replay_buffer_kwargs.get(name, value)
+            if given != value:
+                raise ValueError(f"replay_buffer_kwargs[{name!r}] must be {name}={value} or left out, got {given}")
 
     def _without_effect(self) -> dict[str, str]:
         unused, kind = super()._without_effect(), self._gradient
@@ -200,98 +465,9 @@ class OffPAC(TransitionAlgorithm):
             unused["max_ratio"] = f"actor_gradient={kind!r}: give actor_gradient='importance'"
         return unused
 
-    @property
-    def _gradient(self) -> str:
-        return self.actor_gradient or default_actor_gradient(self.action_space)
-
-    @property
-    def _entropy_weight(self) -> float:
-        return arg.to_schedule(self.ent_coef, "ent_coef")(self._current_progress_remaining)
-
-    # ---------------------------------------------------------------- updating
-
-    def train(self, gradient_steps: int, batch_size: int = 64) -> None:
-        """Gradient steps of critic and actor on replayed transitions; parameters stay as they were if one fails.
-
-        :param gradient_steps: how many
-        :param batch_size: transitions per step
-        :raises NonFiniteError: a parameter would not be finite
-        :raises ValueError: layers of the critic have been changed, and not those of its target
-        """
-        policy = self.policy
-        buffer, progress = self.replay_buffer, self._current_progress_remaining
-        assert buffer is not None
-        self._discount_replay()
-        set_training_mode(policy, True)
-        rate = critic_rate = self.lr_schedule(progress)
-        if self.critic_learning_rate is not None:
-            critic_rate = arg.to_schedule(self.critic_learning_rate, "critic_learning_rate")(progress)
-            self.logger.record("train/critic_learning_rate", critic_rate)
-        update_learning_rate(policy.actor.optimizer, rate)
-        update_learning_rate(policy.critic.optimizer, critic_rate)
-        steps: list[Metrics] = []
-        with (
-            unchanged_if_nonfinite(policy, policy.actor.optimizer, policy.critic.optimizer),
-            unvalidated_distributions(),
-            compiled(),
-        ):
-            for _ in range(gradient_steps):
-                samples: Any = buffer.sample(batch_size, env=self._vec_normalize_env)
-                steps.append(self._fit_critic(samples) | self._move_actor(samples))
-                self._move_target()
-        self._n_updates += gradient_steps
-        self.logger.record("train/n_updates", self._n_updates, exclude="tensorboard")
-        self.logger.record("train/learning_rate", rate)
-        self.logger.record("train/ent_coef", self._entropy_weight)
-        if steps:
-            rows = th.stack([th.stack([th.as_tensor(value) for value in metrics.values()]) for metrics in steps])
-            for name, values in zip(steps[0], rows.T.tolist(), strict=True):
-                largest = name == "largest_weight"
-                self.logger.record(f"train/{name}", max(values) if largest else sum(values) / len(values))
-
-    def _fit_critic(self, samples: BehaviorSamples) -> Metrics:
-        critic = self.policy.critic
-        with th.no_grad():
-            following = self.policy.actor.distribution(samples.next_observations)
-            next_values = state_values(self.policy.critic_target, samples.next_observations, following)
-            discounts = self.gamma if samples.discounts is None else samples.discounts.squeeze(1)  # of n steps
-            targets = samples.rewards.squeeze(1) + discounts * (1 - samples.dones.squeeze(1)) * next_values
-        q_values = critic.q_values(samples.observations, policy_actions(samples.actions, self.action_space))
-        loss = mse_loss(q_values, targets.expand_as(q_values)) * (0.5 * len(q_values))
-        _descend(loss, critic.optimizer)
-        return {"critic_loss": loss.detach(), "q_value": q_values.detach().mean()}
-
-    def _move_actor(self, samples: BehaviorSamples) -> Metrics:
-        actor, critic = self.policy.actor, self.policy.critic
-        with frozen(critic.optimizer):
-            distribution = actor.distribution(samples.observations)
-            scene = Scene(samples, distribution, critic, self.n_actions, self.max_ratio)
-            loss, metrics = ACTOR_LOSSES[self._gradient](scene)
-        ent_coef = self._entropy_weight
-        with th.set_grad_enabled(ent_coef > 0):
-            entropy = entropies(distribution).mean()
-        metrics |= {"actor_loss": loss.detach(), "entropy": entropy.detach()}
-        _descend(loss - ent_coef * entropy, actor.optimizer)
-        return metrics
-
-    def _move_target(self) -> None:
-        critic, target = self.policy.critic, self.policy.critic_target
-        slow: list[th.Tensor] = list(target.parameters())
-        fast: list[th.Tensor] = list(critic.parameters())
-        if [parameter.shape for parameter in slow] != [parameter.shape for parameter in fast]:
-            theirs, ours = ([tuple(parameter.shape) for parameter in parameters] for parameters in (slow, fast))
-            raise ValueError(
-                "policy.critic_target must have parameters of the shapes of policy.critic, in the same order: change "
-                f"layers in both, got {theirs} and {ours}"
-            )
-        with th.no_grad():
-            th._foreach_lerp_(slow, fast, self.tau)
-            for statistics, now in zip(target.buffers(), critic.buffers(), strict=True):  # BatchNorm's
-                statistics.copy_(now)
-
 
 def _descend(loss: th.Tensor, optimizer: th.optim.Optimizer) -> None:
     optimizer.zero_grad()
-    if loss.requires_grad:  # not all of it is frozen
+    if loss.requires_grad:  # some parameter is not frozen
         loss.backward()
     optimizer.step()

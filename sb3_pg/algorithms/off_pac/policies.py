@@ -1,18 +1,31 @@
-"""Stochastic actors with Q critics for every action space; SB3 has them for Box alone, in SAC."""
+"""Stochastic actors with Q critics for every action space (SB3 has them for Box only, in SAC), and acting with them."""
 
 import copy
+import math
 from typing import Any
 
+import numpy as np
 import torch as th
 from gymnasium import spaces
 from stable_baselines3.common.distributions import Distribution, make_proba_distribution
 from stable_baselines3.common.policies import BasePolicy, ContinuousCritic
 from stable_baselines3.common.torch_layers import BaseFeaturesExtractor, CombinedExtractor, NatureCNN, create_mlp
 from stable_baselines3.common.type_aliases import PyTorchObs
+from stable_baselines3.common.utils import obs_as_tensor
 from stable_baselines3.sac.policies import Actor, SACPolicy
 from torch import nn
 
-from sb3_pg.policies import policy_actions
+from sb3_pg.errors import NonFiniteError
+from sb3_pg.policies import (
+    has_own_predict,
+    is_listened_to,
+    is_patched,
+    original,
+    policy_actions,
+    scaled,
+    unvalidated_distributions,
+)
+from sb3_pg.rollout import require_finite_policy, require_finite_step
 
 
 class DiscreteActor(BasePolicy):
@@ -21,10 +34,10 @@ class DiscreteActor(BasePolicy):
     :param observation_space: observation space
     :param action_space: Discrete, MultiDiscrete or MultiBinary
     :param net_arch: widths of the hidden layers
-    :param features_extractor: what comes before them
-    :param features_dim: its output's width
-    :param activation_fn: activation
-    :param normalize_images: divide images by 255
+    :param features_extractor: network that the observations go through first
+    :param features_dim: width of its output
+    :param activation_fn: activation between the layers
+    :param normalize_images: whether to divide images by 255
     """
 
     def __init__(
@@ -36,7 +49,7 @@ class DiscreteActor(BasePolicy):
         features_dim: int,
         activation_fn: type[nn.Module] = nn.ReLU,
         normalize_images: bool = True,
-        **_: Any,  # gSDE's
+        **_: Any,  # of gSDE, which only a Box has
     ) -> None:
         super().__init__(
             observation_space, action_space, features_extractor=features_extractor, normalize_images=normalize_images
@@ -46,18 +59,18 @@ class DiscreteActor(BasePolicy):
             latent_dim=net_arch[-1] if net_arch else features_dim
         )
         self.logits: nn.Linear = head
-        with th.no_grad():  # all actions alike at first
+        with th.no_grad():  # at first, all actions are about equally probable
             self.logits.weight.mul_(0.01)
             self.logits.bias.zero_()
 
     def distribution(self, obs: PyTorchObs) -> Distribution:
-        """The policy's distribution at each observation."""
+        """Return the policy's distribution at each observation."""
         logits = self.logits(self.latent_pi(self.extract_features(obs, self.features_extractor)))
         distribution: Distribution = make_proba_distribution(self.action_space).proba_distribution(logits)
         return distribution
 
     def forward(self, obs: PyTorchObs, deterministic: bool = False) -> th.Tensor:
-        """Actions."""
+        """Draw actions, or return the most probable ones."""
         actions: th.Tensor = self.distribution(obs).get_actions(deterministic)
         return actions
 
@@ -67,17 +80,17 @@ class DiscreteActor(BasePolicy):
 
 
 class ContinuousActor(Actor):
-    """SB3's squashed Gaussian, with or without gSDE, that shows its distribution."""
+    """The actor of SB3's SAC, a squashed Gaussian with or without gSDE, with a method for its distribution."""
 
     def distribution(self, obs: PyTorchObs) -> Distribution:
-        """The policy's distribution at each observation."""
+        """Return the policy's distribution at each observation."""
         mean, log_std, kwargs = self.get_action_dist_params(obs)
-        own = copy.copy(self.action_dist)  # SB3's objects are changed in place
+        own = copy.copy(self.action_dist)  # proba_distribution changes the object
         distribution: Distribution = own.proba_distribution(mean, log_std, **kwargs)
         return distribution
 
     def forward(self, obs: PyTorchObs, deterministic: bool = False) -> th.Tensor:
-        """Actions."""
+        """Draw actions, or return the most probable ones."""
         return self.distribution(obs).get_actions(deterministic)
 
 
@@ -133,9 +146,12 @@ class Critic(ContinuousCritic):
         return th.stack(self(obs, actions)).squeeze(-1)
 
     def forward(self, obs: PyTorchObs, actions: th.Tensor | None = None) -> tuple[th.Tensor, ...]:
-        """As SB3's: one column per network, for actions as they are stored. Without actions: one per Discrete action.
+        """Return one column of Q values per network, as SB3's critic does.
 
-        The other methods call the critic for their values, so that hooks on it are called.
+        The other methods get their values from here, so that hooks on the critic are called.
+
+        :param obs: one row per state
+        :param actions: as a replay buffer stores them. None, for a Discrete space only, returns a column per action
         """
         features = self._features(obs)
         if isinstance(self.action_space, spaces.Discrete):
@@ -152,7 +168,7 @@ class Critic(ContinuousCritic):
         return tuple(network(rows) for network in self.q_networks)
 
     def _features(self, obs: PyTorchObs) -> th.Tensor:
-        # shared features are trained by the actor's loss alone, as in SB3
+        # Shared features are trained by the actor's loss only, as in SB3.
         with th.set_grad_enabled(th.is_grad_enabled() and not self.share_features_extractor):
             return self.extract_features(obs, self.features_extractor)
 
@@ -178,17 +194,17 @@ class OffPACPolicy(SACPolicy):
         return bool(self.actor_kwargs.get("use_sde", False))
 
     def get_distribution(self, obs: PyTorchObs) -> Distribution:
-        """What the actor draws from at each observation, as SB3's ActorCriticPolicy has it."""
+        """Return the actor's distribution at each observation, as the method of SB3's ActorCriticPolicy does."""
         return self.actor.distribution(obs)
 
     def make_actor(self, features_extractor: BaseFeaturesExtractor | None = None) -> Any:
-        """The actor for the action space."""
+        """Make the actor for the action space."""
         kwargs = self._update_features_extractor(self.actor_kwargs, features_extractor)
         cls: Any = ContinuousActor if isinstance(self.action_space, spaces.Box) else DiscreteActor
         return cls(**kwargs).to(self.device)
 
     def make_critic(self, features_extractor: BaseFeaturesExtractor | None = None) -> Critic:
-        """The critic for the action space."""
+        """Make a critic for the action space."""
         return Critic(**self._update_features_extractor(self.critic_kwargs, features_extractor)).to(self.device)
 
 
@@ -204,3 +220,70 @@ class OffPACMultiInputPolicy(OffPACPolicy):
 
     def __init__(self, *args: Any, **kwargs: Any) -> None:
         super().__init__(*args, **{"features_extractor_class": CombinedExtractor, **kwargs})
+
+
+def act(policy: OffPACPolicy, obs: Any, step: int) -> tuple[np.ndarray, np.ndarray]:
+    """Draw one action per env.
+
+    :param policy: the policy
+    :param obs: observations, ``(n_envs, ...)`` or a dict of those
+    :param step: time step within the rollout, for errors
+    :return: actions as they are stored, ``(n_envs, *action_shape)``, those of a Box in [-1, 1]; and their log-probs,
+        nats, ``(n_envs,)``
+    :raises NonFiniteError: naming the observation, or the parameter of the policy, that is not finite
+    """
+    cause: Exception | None = None
+    try:
+        with th.no_grad(), unvalidated_distributions():
+            obs_tensor = obs_as_tensor(obs, policy.device)
+            distribution = policy.actor.distribution(obs_tensor)
+            drawn = _predicted(policy, obs, obs_tensor) if _predict_matters(policy) else distribution.sample()
+            actions, log_probs = drawn.cpu().numpy(), distribution.log_prob(drawn).cpu().numpy()
+        if np.isfinite(log_probs).all():
+            return actions.reshape(len(log_probs), *(policy.action_space.shape or ())), log_probs
+    except RuntimeError as error:  # torch raises it for probabilities that are not finite
+        cause = error
+    require_finite_step("observation", obs, step, cause=cause)
+    require_finite_policy(policy, cause)
+    raise cause or NonFiniteError("log_prob", math.nan, step=step)
+
+
+def _predict_matters(policy: OffPACPolicy) -> bool:
+    """Whether ``predict``, which SB3 acts by, may do something else than draw from the actor's distribution.
+
+    It may if the user has replaced a method on its way, or has registered hooks on the actor.
+    """
+    module = original(policy)
+    own = "_predict" in vars(module) or type(module)._predict is not OffPACPolicy._predict
+    return own or has_own_predict(module) or is_listened_to((module.actor,)) or is_patched(module.actor)
+
+
+def _predicted(policy: OffPACPolicy, obs: Any, obs_tensor: Any) -> th.Tensor:
+    """Draw actions as SB3 does; those of a Box are in [-1, 1]."""
+    if not has_own_predict(policy):
+        drawn: th.Tensor = policy._predict(obs_tensor)
+        return drawn
+    chosen, _ = policy.predict(obs)
+    if isinstance(policy.action_space, spaces.Box):
+        chosen = scaled(chosen, policy.action_space).astype(np.float32)
+    return th.as_tensor(chosen, device=policy.device)
+
+
+def move_target(critic: Critic, target: Critic, tau: float) -> None:
+    r"""Move the target's parameters toward the critic's, and copy buffers such as BatchNorm's statistics.
+
+    .. math:: \bar\phi \leftarrow (1 - \tau) \bar\phi + \tau \phi
+
+    :raises ValueError: their parameters have different shapes
+    """
+    theirs, ours = ([tuple(parameter.shape) for parameter in net.parameters()] for net in (target, critic))
+    if theirs != ours:
+        raise ValueError(
+            "policy.critic_target must have parameters of the shapes of policy.critic, in the same order: change "
+            f"layers in both, got {theirs} and {ours}"
+        )
+    with th.no_grad():
+        for slow, fast in zip(target.parameters(), critic.parameters(), strict=True):
+            slow.lerp_(fast, tau)
+        for statistics, now in zip(target.buffers(), critic.buffers(), strict=True):
+            statistics.copy_(now)

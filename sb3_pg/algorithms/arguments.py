@@ -1,0 +1,256 @@
+"""Arguments that several algorithms share: what each one is, may be and means, written once."""
+
+import math
+from os import PathLike
+from typing import Any, Literal, TypedDict
+
+import torch as th
+from stable_baselines3.common.buffers import RolloutBuffer
+
+from sb3_pg.algorithms import validation as arg
+from sb3_pg.algorithms.shell import critic_fit, uses_critic
+from sb3_pg.algorithms.validation import Argument, Group
+from sb3_pg.policies import takes_other_numbers
+
+# -------------------------------------------------------------------- arguments of every policy gradient
+
+
+class NewSharedArguments(TypedDict, total=False):
+    """Keyword arguments of every policy-gradient algorithm that SB3's A2C does not have."""
+
+    state_discount: bool
+    truncation: Literal["bootstrap", "terminal"] | None
+    critic_batch_size: int | None
+    critic_fit: Literal["after", "before"]
+    critic_warmup_updates: int
+    normalize_value_targets: bool
+    max_episode_steps: int
+    on_nonfinite: Literal["raise", "skip"]
+    act_device: th.device | str | None
+
+
+class CommonArguments(NewSharedArguments, total=False):
+    """Keyword arguments of every policy-gradient algorithm, less those of the critic's training."""
+
+    gamma: float
+    ent_coef: float
+    vf_coef: float
+    max_grad_norm: float | None
+    normalize_advantage: bool
+    use_sde: bool
+    sde_sample_freq: int
+    stats_window_size: int
+    tensorboard_log: str | None
+    policy_kwargs: dict[str, Any] | None
+    verbose: int
+    seed: int | None
+    device: th.device | str
+    _init_setup_model: bool
+
+
+def _check_shared(model: Any) -> None:
+    critic = uses_critic(model)
+    if model.truncation == "bootstrap" and not critic:
+        raise ValueError(
+            "truncation='bootstrap' takes a critic to value truncated episodes: use baseline='value', or "
+            "truncation='terminal'"
+        )
+    if model.critic_batch_size is not None and critic and not critic_fit(model).own_steps:
+        raise ValueError(
+            f"critic_batch_size={model.critic_batch_size} is for a critic with an optimizer of its own: set "
+            "critic_learning_rate or n_critic_updates"
+        )
+    if (model.normalize_value_targets or model.critic_warmup_updates) and not critic:
+        raise ValueError("normalize_value_targets and critic_warmup_updates are for a critic, and none is in use")
+
+
+def _shared_without_effect(model: Any) -> dict[str, str]:
+    if not model.learner.estimator.requires_critic:
+        names = ("critic_learning_rate", "n_critic_updates", "critic_batch_size", "vf_coef")
+        return dict.fromkeys(names, "no critic in use")
+    if not model.learner.critic_in_step:
+        return {"vf_coef": "a critic that has an optimizer of its own and shares no features with the actor"}
+    return {}
+
+
+SHARED = Group(
+    {
+        "gamma": Argument(0.99, arg.real(0, 1), "discount per env step, in [0, 1]"),
+        "ent_coef": Argument(0.0, arg.real(0), "weight of the entropy bonus, reward units per nat"),
+        "vf_coef": Argument(
+            0.5,
+            arg.real(0),
+            "weight of the critic's loss where one optimizer trains actor and critic, or they share features",
+        ),
+        "max_grad_norm": Argument(
+            0.5,
+            arg.unless(math.inf, check=arg.positive(optional=True)),
+            "largest norm of the gradient that ``policy.optimizer`` steps along, None for no clipping",
+        ),
+        "state_discount": Argument(
+            False, arg.instance(bool), "the factor gamma^t of each step's term in the gradient, on or off"
+        ),
+        "normalize_advantage": Argument(
+            False, arg.instance(bool), "shift and scale each batch of advantages to mean 0 and standard deviation 1"
+        ),
+        "truncation": Argument(
+            None,
+            arg.choice("bootstrap", "terminal", optional=True),
+            '"bootstrap" counts the value of the last state where a time limit cuts an episode, "terminal" treats the\n'
+            "    time limit as part of the task; None is bootstrap where a critic is in use, and terminal elsewhere",
+        ),
+        "critic_learning_rate": Argument(
+            None,
+            arg.schedule(optional=True),
+            "gives the critic an optimizer of its own, with this step size or schedule",
+        ),
+        "n_critic_updates": Argument(
+            1,
+            arg.integer(1),
+            "passes of the critic over each batch; more than 1 gives it an optimizer of its own",
+        ),
+        "critic_batch_size": Argument(
+            None,
+            arg.integer(1, optional=True),
+            "samples per step of the critic's own optimizer, None for the whole batch",
+        ),
+        "critic_fit": Argument(
+            "after",
+            arg.choice("after", "before"),
+            '"after" trains the critic (or fits the baseline) once the advantages are computed; "before" fits it to\n'
+            "    the batch it then corrects, as the slides' batch actor-critic does (biased), and gives the critic an\n"
+            '    optimizer of its own. Changes that a callback makes to the advantages count with "after" only',
+        ),
+        "critic_warmup_updates": Argument(
+            0, arg.integer(0), "number of updates at the start in which only the critic is trained"
+        ),
+        "normalize_value_targets": Argument(
+            False,
+            arg.instance(bool),
+            "train the critic on targets divided by their running standard deviation; its values are multiplied\n"
+            "    by it (``value_scale``) wherever they are used",
+        ),
+        "max_episode_steps": Argument(
+            100_000,
+            arg.integer(1),
+            "longest episode that is waited for, env steps: where complete episodes are collected, and in\n"
+            "    :class:`~sb3_pg.OffPolicyPG`, which learns from complete episodes only",
+        ),
+        "on_nonfinite": Argument(
+            "raise",
+            arg.choice("raise", "skip"),
+            'what to do if a number is NaN or infinite: "raise" a :class:`~sb3_pg.NonFiniteError`, or "skip" the\n'
+            "    update with a warning",
+        ),
+        "act_device": Argument(
+            None,
+            arg.unless(None, check=arg.device),
+            "device that computes actions, with a copy of the policy that is updated before each rollout; None for\n"
+            '    ``device``. With small networks and ``device="cuda"``, "cpu" acts faster. A policy with hooks or\n'
+            "    replaced methods has no copy: it acts where it is, with a warning",
+        ),
+        "use_sde": Argument(False, arg.instance(bool), "generalized state-dependent exploration (gSDE)"),
+        "sde_sample_freq": Argument(
+            -1, arg.integer(-1), "steps between new gSDE noise, -1 for once per rollout; needs ``use_sde``"
+        ),
+        "stats_window_size": Argument(100, arg.integer(1), "number of episodes that the logged means are taken over"),
+        "tensorboard_log": Argument(
+            None, arg.instance(str, PathLike, optional=True), "folder of TensorBoard logs, None for no such log"
+        ),
+        "policy_kwargs": Argument(None, arg.instance(dict, optional=True), "arguments of the policy's constructor"),
+        "verbose": Argument(0, arg.unless(True, False, check=arg.integer(0)), "0 nothing, 1 info, 2 debug"),
+        "seed": Argument(None, arg.integer(0, optional=True), "seed of all random generators, None for a random one"),
+        "device": Argument("auto", arg.device, 'PyTorch device, or "auto" for a GPU if there is one'),
+        "_init_setup_model": Argument(True, arg.instance(bool), "whether to build the networks"),
+    },
+    check=_check_shared,
+    without_effect=_shared_without_effect,
+    tolerated=frozenset({"critic_learning_rate", "n_critic_updates", "critic_batch_size", "vf_coef"}),
+)
+
+
+# -------------------------------------------------------------------- arguments of on-policy algorithms
+
+
+class OnPolicyArguments(CommonArguments, total=False):
+    """Keyword arguments of every on-policy algorithm, less those of the critic's training."""
+
+    n_steps: int | None
+    n_episodes: int | None
+    gae_lambda: float
+    rollout_buffer_class: type[RolloutBuffer] | None
+    rollout_buffer_kwargs: dict[str, Any] | None
+
+
+def _check_on_policy(model: Any) -> None:
+    if model.n_steps is not None and model.n_episodes is not None:
+        raise ValueError(
+            f"n_steps and n_episodes exclude each other, got n_steps={model.n_steps} and "
+            f"n_episodes={model.n_episodes}: segments of fixed length, or complete episodes; set the other to None"
+        )
+    model.check_segments("n_steps", model.n_steps)
+    if not model.has_foreign_buffer:
+        return
+    name = f"rollout_buffer_class={model.rollout_buffer_class}"
+    if getattr(model.env, "next_step_autoreset", False):
+        raise ValueError(
+            f"{name} cannot leave out the steps that only reset an env, which the env has (NEXT_STEP): use another "
+            "autoreset mode"
+        )
+    if model.n_steps is None:
+        raise ValueError(f"{name} is filled by SB3's own contract, which has segments only: give n_steps=")
+    if model.critic_fit == "before" or model.truncation == "terminal":
+        raise ValueError(
+            f"{name} computes advantages itself, once, and bootstraps truncated episodes: it takes neither "
+            "critic_fit='before' nor truncation='terminal'"
+        )
+    if takes_other_numbers(model.action_space):
+        raise ValueError(
+            f"{name} is filled by SB3's own loop, which neither rounds actions nor counts them from a start: it does "
+            f"not take action_space {model.action_space}"
+        )
+    if model.state_discount or model.normalize_value_targets:
+        raise ValueError(
+            f"{name} knows neither each step's index nor a scale of the critic's values: it takes neither "
+            "state_discount nor normalize_value_targets"
+        )
+
+
+def _on_policy_without_effect(model: Any) -> dict[str, str]:
+    unused = {}
+    if model.n_steps is not None:
+        unused["max_episode_steps"] = f"n_steps={model.n_steps}, which cuts episodes: give n_steps=None"
+    if model.has_foreign_buffer:
+        unused["act_device"] = f"rollout_buffer_class={model.rollout_buffer_class}, which the policy itself fills"
+    return unused
+
+
+ON_POLICY = Group(
+    {
+        "n_steps": Argument(
+            None,
+            arg.integer(1, optional=True),
+            "steps per env and update: segments, which are cut, and bootstrapped with the critic's value",
+        ),
+        "n_episodes": Argument(
+            None,
+            arg.integer(1, optional=True),
+            "complete episodes per update, a multiple of the number of envs; excludes ``n_steps``. If both are None:\n"
+            "    8, rounded up to a multiple of the number of envs",
+        ),
+        "gae_lambda": Argument(
+            1.0,
+            arg.real(0, 1),
+            "lambda of generalized advantage estimation, in [0, 1], where an algorithm or a foreign buffer uses it",
+        ),
+        "rollout_buffer_class": Argument(
+            None,
+            arg.subclass(RolloutBuffer),
+            "buffer class; a class that is not ours is filled step by step, as SB3 does",
+        ),
+        "rollout_buffer_kwargs": Argument(None, arg.instance(dict, optional=True), "arguments of the buffer"),
+    },
+    check=_check_on_policy,
+    without_effect=_on_policy_without_effect,
+    tolerated=frozenset({"gae_lambda", "max_episode_steps"}),
+)

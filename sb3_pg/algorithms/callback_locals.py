@@ -1,0 +1,268 @@
+"""The ``locals`` of SB3's callbacks, under SB3's names. Some are computed only when a callback reads them.
+
+SB3's on-policy loop calls the critic at every step. The collector here does not, so that ``values``, ``log_probs`` and
+``obs_tensor`` cost a forward. It is computed when a callback reads one of them.
+"""
+
+from collections.abc import ItemsView, Iterator, KeysView, ValuesView
+from contextlib import contextmanager
+from typing import Any
+
+import numpy as np
+import torch as th
+from stable_baselines3.common.base_class import BaseAlgorithm
+from stable_baselines3.common.callbacks import BaseCallback
+from stable_baselines3.common.policies import ActorCriticPolicy
+from stable_baselines3.common.utils import obs_as_tensor
+from stable_baselines3.common.vec_env import VecEnv
+
+from sb3_pg.errors import NonFiniteError
+from sb3_pg.policies.policy_cache import action_dist_kept
+from sb3_pg.policies.samplers import ForwardSampler, Sampler
+from sb3_pg.policies.score_actions import policy_actions
+from sb3_pg.rollout import Collector
+
+
+class StepOutputs:
+    """What SB3's loop has of the policy at the latest step, computed on demand."""
+
+    NAMES = ("obs_tensor", "values", "log_probs")
+    policy: ActorCriticPolicy
+    value_scale: float
+    _sampler: Sampler
+    _actions: np.ndarray | None = None
+
+    def begin(self, policy: ActorCriticPolicy, sampler: Sampler, value_scale: float) -> None:
+        """Begin a rollout.
+
+        :param policy: the policy that is trained, in eval mode during the rollout
+        :param sampler: what draws the actions; a :class:`ForwardSampler` has values and log-probs already
+        :param value_scale: what the critic's values are multiplied by to give reward units
+        """
+        self.policy, self.value_scale, self._sampler = policy, value_scale, sampler
+        self._obs: Any = None
+        self._actions = None
+        self._last_obs: Any = None
+        self._known: dict[str, Any] = {}
+
+    def step(self, obs: Any, actions: np.ndarray) -> None:
+        """Note the latest step: observations as acted upon, and actions as drawn."""
+        self._obs, self._actions = obs, actions
+        if self._known:
+            self._known = {}
+
+    def end(self, last_obs: Any) -> None:
+        """Note the end of the rollout, where SB3's ``values`` are those of the observations that follow it."""
+        self._last_obs = last_obs
+        self._known.pop("values", None)
+
+    def __contains__(self, name: object) -> bool:
+        return name in self.NAMES and self._actions is not None
+
+    def __getitem__(self, name: str) -> Any:
+        if name not in self:
+            raise KeyError(name)
+        if name not in self._known:
+            with th.no_grad(), action_dist_kept(self.policy):
+                self._known[name] = getattr(self, f"_{name}")()
+        return self._known[name]
+
+    def _obs_tensor(self) -> Any:
+        return obs_as_tensor(self._obs, self.policy.device)
+
+    def _values(self) -> th.Tensor:
+        if self._last_obs is not None:
+            values = self.policy.predict_values(obs_as_tensor(self._last_obs, self.policy.device))
+        elif isinstance(self._sampler, ForwardSampler):
+            values = self._sampler.values[-1].reshape(-1, 1)
+        else:
+            values = self.policy.predict_values(self["obs_tensor"])
+        return values if self.value_scale == 1 else values * self.value_scale
+
+    def _log_probs(self) -> th.Tensor:
+        if isinstance(self._sampler, ForwardSampler):
+            return self._sampler.log_probs[-1]
+        rows = th.as_tensor(self._actions, device=self.policy.device)
+        actions = policy_actions(rows.reshape(len(rows), -1), self.policy.action_space)
+        log_probs: th.Tensor = self.policy.get_distribution(self["obs_tensor"]).log_prob(actions)
+        return log_probs
+
+
+class LazyLocals(dict[str, Any]):
+    """A dictionary with more keys, whose values are computed when they are read.
+
+    ``BaseCallback.update_locals`` copies a dictionary's items into the callback's own, which would compute them at
+    every step. Hence this is what the callbacks own, see :func:`offer`.
+
+    :param items: the ordinary ones, which come first
+    :param outputs: the computed ones
+    """
+
+    def __init__(self, items: dict[str, Any], outputs: StepOutputs) -> None:
+        super().__init__(items)
+        self.outputs = outputs
+
+    def __missing__(self, name: str) -> Any:
+        return self.outputs[name]
+
+    def __contains__(self, name: object) -> bool:
+        return super().__contains__(name) or name in self.outputs
+
+    def get(self, name: str, default: Any = None) -> Any:
+        """As a dictionary's."""
+        if name not in self:
+            return default
+        return self[name]
+
+    def __iter__(self) -> Iterator[str]:
+        yield from super().__iter__()
+        own = super().__contains__
+        yield from (name for name in StepOutputs.NAMES if name in self.outputs and not own(name))
+
+    def __len__(self) -> int:
+        return sum(1 for _ in self)
+
+    def copy(self) -> dict[str, Any]:
+        """An ordinary dictionary with all items, computed now."""
+        return {name: self[name] for name in self}
+
+    def keys(self) -> Any:
+        """As a dictionary's."""
+        return KeysView(self)
+
+    def items(self) -> Any:
+        """As a dictionary's; the computed ones as they are met."""
+        return ItemsView(self)
+
+    def values(self) -> Any:
+        """As a dictionary's; the computed ones as they are met."""
+        return ValuesView(self)
+
+
+def offer(callback: BaseCallback, outputs: StepOutputs) -> None:
+    """Let a callback, and all those that it holds, find the policy's outputs in ``locals``.
+
+    :param callback: what ``learn`` or the user passes to ``collect_rollouts``
+    :param outputs: of the rollout that begins
+    """
+    replaced: dict[int, LazyLocals] = {}
+    for one in _tree(callback, set()):
+        given = one.locals
+        if isinstance(given, LazyLocals):
+            given.outputs = outputs
+        else:  # several callbacks may share one dictionary
+            one.locals = replaced.setdefault(id(given), LazyLocals(given, outputs))
+
+
+def _tree(callback: BaseCallback, seen: set[int]) -> Iterator[BaseCallback]:
+    """A callback and those in its attributes: of lists, of events, of the user's own."""
+    if id(callback) in seen:
+        return
+    seen.add(id(callback))
+    yield callback
+    for value in list(vars(callback).values()):
+        for one in value if isinstance(value, list | tuple) else (value,):
+            if isinstance(one, BaseCallback):
+                yield from _tree(one, seen)
+
+
+class OnPolicyListener:
+    """Serves the callbacks of a rollout with the names of SB3's on-policy loop, and keeps the model's counts.
+
+    :param model: the algorithm, whose ``num_timesteps``, ``_last_obs`` and ``ep_info_buffer`` are kept up to date
+    :param callback: what ``learn`` or the user passes to ``collect_rollouts``
+    :param names: what does not change during the rollout
+    """
+
+    def __init__(self, model: BaseAlgorithm, callback: BaseCallback, names: dict[str, Any]) -> None:
+        self._model, self._callback, self._names = model, callback, names
+        self._outputs = StepOutputs()
+
+    def start(self, policy: ActorCriticPolicy, sampler: Sampler) -> None:
+        """Offer values and log-probs to the callbacks; nothing is computed until one of them reads it."""
+        self._outputs.begin(policy, sampler, getattr(self._model, "value_scale", 1.0))
+        offer(self._callback, self._outputs)
+        self._callback.update_locals({"callback": self._callback, **self._names})
+
+    def step(self, obs: Any, starts: np.ndarray, names: dict[str, Any]) -> bool:
+        """Count the step and call ``on_step``."""
+        self._model.num_timesteps += len(names["dones"])
+        self._model._last_obs, self._model._last_episode_starts = obs, starts
+        self._outputs.step(obs, names["actions"])
+        self._callback.update_locals(names)
+        return self._callback.on_step()
+
+    def episodes_ended(self, infos: list[dict[str, Any]]) -> None:
+        """Keep the returns and lengths of the episodes for the log."""
+        self._model._update_info_buffer(infos, np.ones(len(infos), dtype=bool))
+
+    def end(self, last_obs: Any) -> None:
+        """Make ``values`` those of the observations that follow the rollout, as SB3 does."""
+        self._outputs.end(last_obs)
+
+
+class OffPolicyListener:
+    """Serves the callbacks of a rollout with the names of SB3's off-policy loop, and keeps the model's counts.
+
+    :param model: the algorithm, whose ``num_timesteps``, ``_last_obs`` and ``ep_info_buffer`` are kept up to date
+    :param callback: what ``learn`` or the user passes to ``collect_rollouts``
+    :param names: what does not change during the rollout
+    """
+
+    def __init__(self, model: BaseAlgorithm, callback: BaseCallback, names: dict[str, Any]) -> None:
+        self._model, self._callback, self._names = model, callback, names
+        self._n_episodes = 0
+
+    def start(self, policy: ActorCriticPolicy, sampler: Sampler) -> None:
+        """Write the names that do not change."""
+        del policy, sampler
+        self._callback.update_locals({"callback": self._callback, **self._names})
+
+    def step(self, obs: Any, starts: np.ndarray, names: dict[str, Any]) -> bool:
+        """Count the step and call ``on_step``. As in SB3, the episodes that end with the step are not counted yet."""
+        self._model.num_timesteps += len(names["dones"])
+        self._model._last_obs, self._model._last_episode_starts = obs, starts
+        self._callback.update_locals(
+            {
+                "num_collected_steps": names["n_steps"] + 1,
+                "num_collected_episodes": self._n_episodes,
+                "actions": names["clipped_actions"],
+                "buffer_actions": names["actions"],
+                **{name: names[name] for name in ("new_obs", "rewards", "dones", "infos")},
+            }
+        )
+        return self._callback.on_step()
+
+    def episodes_ended(self, infos: list[dict[str, Any]]) -> None:
+        """Count the episodes, and keep their returns and lengths for the log."""
+        self._n_episodes += len(infos)
+        self._model._update_info_buffer(infos, np.ones(len(infos), dtype=bool))
+
+    def end(self, last_obs: Any) -> None:
+        """Do nothing: SB3's off-policy loop computes nothing at the end of a rollout."""
+
+
+@contextmanager
+def collecting(model: Any, env: VecEnv) -> Iterator[Collector]:
+    """Lend the model's collector the state of its envs, which is SB3's to keep, and take it back.
+
+    A step whose numbers are not finite counts in ``num_timesteps`` too.
+
+    :param model: the algorithm
+    :param env: its envs
+    """
+    if model._collector is None or model._collector.env is not env:
+        model._collector = Collector(model.policy, env, act_device=model.act_device)
+    collector: Collector = model._collector
+    steps_before, state = model.num_timesteps, collector.state
+    collector.policy, collector.sde_sample_freq = model.policy, model.sde_sample_freq
+    state.last_obs, state.episode_starts = model._last_obs, model._last_episode_starts
+    state.timesteps = vars(model).get("_timesteps")
+    try:
+        yield collector
+    except NonFiniteError:
+        model.num_timesteps = steps_before + collector.n_steps * env.num_envs
+        raise
+    finally:
+        model._last_obs, model._last_episode_starts = state.last_obs, state.episode_starts
+        model._timesteps = state.timesteps

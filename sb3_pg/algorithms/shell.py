@@ -1,0 +1,613 @@
+"""The shell that all algorithms share: arguments, env, ``learn``, log, saving and loading."""
+
+import io
+import math
+import pathlib
+import time
+import warnings
+from collections.abc import Callable, Collection, Mapping
+from contextvars import ContextVar
+from dataclasses import fields
+from operator import attrgetter
+from typing import Any, ClassVar, Final, Literal, NamedTuple, TypeVar
+
+import numpy as np
+import torch as th
+from gymnasium import spaces
+from gymnasium.vector import VectorEnv
+from stable_baselines3.common.base_class import BaseAlgorithm, maybe_make_env
+from stable_baselines3.common.callbacks import BaseCallback
+from stable_baselines3.common.off_policy_algorithm import OffPolicyAlgorithm
+from stable_baselines3.common.policies import BasePolicy
+from stable_baselines3.common.save_util import load_from_zip_file
+from stable_baselines3.common.type_aliases import GymEnv, MaybeCallback, Schedule, TensorDict
+from stable_baselines3.common.utils import update_learning_rate
+from stable_baselines3.common.vec_env import VecEnv
+
+from sb3_pg.algorithms import validation as arg
+from sb3_pg.algorithms.effects import check_effects
+from sb3_pg.algorithms.environments import check_observation_space
+from sb3_pg.algorithms.suggestions import REMOVED
+from sb3_pg.algorithms.validation import Group, table
+from sb3_pg.checkpoints import renamed_modules
+from sb3_pg.envs import GymVectorAdapter
+from sb3_pg.errors import NonFiniteError
+from sb3_pg.extras import extra_hints
+from sb3_pg.learner import (
+    CriticFit,
+    Estimator,
+    Learner,
+    LearnerState,
+    Metrics,
+    Report,
+    ReturnScale,
+    make_critic_optimizer,
+)
+from sb3_pg.learner.optimizers import with_fewer_operations
+from sb3_pg.learner.rollback import require_usable_std
+from sb3_pg.policies import predict
+from sb3_pg.rollout import NormalizationGuard, RolloutBatch, require_finite_step
+
+BuiltT = TypeVar("BuiltT")
+SelfAlgorithm = TypeVar("SelfAlgorithm", bound="Algorithm")
+#: Arguments that SB3's bases keep by themselves.
+SB3_ARGUMENTS = (
+    *("use_sde", "sde_sample_freq", "stats_window_size", "tensorboard_log", "policy_kwargs"),
+    *("verbose", "seed", "device"),
+)
+#: ``log_interval`` of ``learn``: SB3's, or "auto" for about every 500 steps of each env.
+LogInterval = int | Literal["auto"] | None
+#: As often as A2C logs, every 100 updates of 5 steps.
+AUTO_LOG_STEPS: Final = 500
+#: Names of the attributes that ``load`` was given; None while nothing is loaded.
+_LOADING: ContextVar[Collection[str] | None] = ContextVar("loading", default=None)
+#: Attributes that belong to one rollout or follow from the policy; they are neither saved nor copied.
+TRANSIENT_ATTRS = ("learner", "rollout_batch", "_collected", "_collector", "_pieces")
+#: Metrics that are printed with ``verbose=2`` only. TensorBoard and CSV files have all of them.
+_DETAILS: Final = frozenset(
+    {
+        *("clipped_action_fraction", "entropy", "step_size", "surrogate_predicted", "surrogate_realized"),
+        *("largest_ratio", "effective_sample_size", "largest_weight", "truncated_fraction"),
+        *("cg_iterations", "cg_residual", "line_search_steps"),
+    }
+)
+#: Checks of ``learn``'s arguments, in their order.
+LEARN_CHECKS: dict[str, arg.Check] = {
+    "total_timesteps": arg.real(0),
+    "callback": arg.callback,
+    "log_interval": arg.log_interval,
+    "tb_log_name": arg.instance(str, optional=True),
+    "reset_num_timesteps": arg.instance(bool),
+    "progress_bar": arg.instance(bool),
+}
+
+
+class Algorithm(BaseAlgorithm):
+    """Stands before SB3's on- or off-policy base in the order of bases."""
+
+    #: argument -> what it must be
+    checks: ClassVar[Mapping[str, arg.Check]]
+    #: Arguments that may be given without having an effect, with a warning: scripts for SB3's classes, config files and
+    #: comparisons of several modes set them. Others are an error then.
+    tolerated: ClassVar[frozenset[str]] = frozenset({"sde_sample_freq"})
+    critic_optimizer: th.optim.Optimizer | None = None
+    on_nonfinite: str
+    _n_skipped = 0
+    #: of ``log_interval="auto"``, otherwise 0: env steps between two logs at least, and when the last one was
+    _log_steps = 0
+    _logged_at = 0
+
+    # ---------------------------------------------------------------- arguments
+
+    #: tables of the class's arguments, see :mod:`sb3_pg.algorithms.arguments`
+    groups: ClassVar[tuple[Group, ...]] = ()
+    _from_sb3 = False
+
+    def _construct(
+        self, policy: Any, env: Any, given: Mapping[str, Any], of_sb3: Collection[str], **fixed: Any
+    ) -> None:
+        """Check and keep the arguments, and construct SB3's base.
+
+        :param policy: the constructor's argument
+        :param env: the constructor's argument
+        :param given: the constructor's other arguments
+        :param of_sb3: arguments that SB3's base takes besides those that all of its algorithms take
+        :param fixed: more arguments of SB3's base
+        :raises ValueError: an argument out of range, or arguments that contradict each other
+        :raises TypeError: an argument of the wrong type, or an unknown one
+        """
+        known = table(self.groups)
+        refused = {name: fixed for group in self.groups for name, fixed in group.refused.items()}
+        values = {name: argument.default for name, argument in known.items()}
+        values |= {name: value for name, (value, _) in refused.items()}
+        values |= arg.known_arguments(type(self), given, but={name: why for name, (_, why) in refused.items()})
+        arg.check_arguments({"policy": policy, "env": env, **values}, self.checks)
+        of_all = ("learning_rate", *SB3_ARGUMENTS)
+        for name, value in values.items():
+            if name not in of_all and name != "_init_setup_model":
+                setattr(self, name, value)
+        values["policy_kwargs"] = dict(values["policy_kwargs"] or {})  # SB3 writes into it
+        self._from_sb3 = self._is_loading()  # a zip of ours says otherwise
+        with extra_hints():
+            super().__init__(
+                policy,
+                env,
+                **{name: values[name] for name in (*of_all, *of_sb3)},
+                **fixed,
+                supported_action_spaces=(spaces.Box, spaces.Discrete, spaces.MultiDiscrete, spaces.MultiBinary),
+            )
+        if values["_init_setup_model"]:
+            self._setup_model()
+
+    def _setup_lr_schedule(self) -> None:
+        self.lr_schedule = arg.to_schedule(self.learning_rate)
+
+    def _get_policy_from_name(self, policy_name: str) -> type[BasePolicy]:
+        if policy_name in self.policy_aliases:
+            return self.policy_aliases[policy_name]
+        hint = ""
+        if "lstm" in policy_name.lower() or "recurrent" in policy_name.lower():
+            hint = f"; {type(self).__name__} has no recurrent policies"
+        raise ValueError(f"policy must be one of {list(self.policy_aliases)} or a class, got {policy_name!r}{hint}")
+
+    def _check_combinations(self) -> None:
+        """Require arguments that agree with each other.
+
+        :raises ValueError: naming those that do not
+        """
+        for group in self.groups:
+            group.check(self)
+
+    def _without_effect(self) -> dict[str, str]:
+        """Arguments that have no effect beside the others -> why."""
+        unused = {} if self.use_sde else {"sde_sample_freq": "use_sde=False"}
+        for group in self.groups:
+            unused |= group.without_effect(self)
+        return unused
+
+    def _check_effects(self) -> None:
+        """Look for arguments that are given and have no effect; those of a zip were not given.
+
+        :raises ValueError: there is one, and it is not among the tolerated ones, which give a warning
+        """
+        fixed = {name: value for group in self.groups for name, (value, _) in group.refused.items()}
+        unused = {
+            name: why
+            for name, why in self._without_effect().items()
+            if not self._is_kept_by_load(name) and not (name in fixed and getattr(self, name) == fixed[name])
+        }
+        tolerated = self.tolerated.union(*(group.tolerated for group in self.groups))
+        check_effects(type(self), vars(self), unused, tolerated)
+
+    def _check_again(self) -> None:
+        """Check the arguments once more, since ``load`` replaces attributes after the constructor.
+
+        :raises ValueError: one is out of range, or there has never been an env
+        :raises TypeError: one is of the wrong type
+        """
+        if not hasattr(self, "observation_space"):
+            raise ValueError("env must be an environment or the id of a registered one, got None")
+        values = {name: value for name, value in vars(self).items() if name not in ("policy", "env")}
+        arg.check_arguments(values, self.checks)
+        for_dict = self.policy_class is self.policy_aliases["MultiInputPolicy"]
+        for_dict = for_dict and "features_extractor_class" not in self.policy_kwargs
+        if for_dict and not isinstance(self.observation_space, spaces.Dict):
+            raise ValueError(
+                "policy='MultiInputPolicy' is for Dict observations: use 'MlpPolicy', or 'CnnPolicy' for images, with "
+                f"{self.observation_space}"
+            )
+
+    # ---------------------------------------------------------------- saving and loading
+
+    @classmethod
+    def load(
+        cls: type[SelfAlgorithm],
+        path: str | pathlib.Path | io.BufferedIOBase,
+        env: GymEnv | str | None = None,
+        device: th.device | str = "auto",
+        custom_objects: dict[str, Any] | None = None,
+        print_system_info: bool = False,
+        force_reset: bool = True,
+        **kwargs: Any,
+    ) -> SelfAlgorithm:
+        """As SB3's; ``kwargs`` replace attributes, and arguments of the constructor are checked as there.
+
+        ``env`` may also be the id of a registered environment, or one of Gymnasium's vector envs. A critic's optimizer
+        that was not saved starts afresh, and one that is no longer wanted is left out. ``policy_kwargs`` need not name
+        the optimizer that ``use_rms_prop`` has put into the saved ones.
+
+        :raises TypeError: an argument that is misspelled
+        """
+        arg.no_typos(cls, kwargs)
+        if "stats_window_size" in kwargs:  # SB3 keeps it under another name
+            kwargs["_stats_window_size"] = kwargs.pop("stats_window_size")
+        token = _LOADING.set(tuple(kwargs))
+        try:
+            with renamed_modules():
+                if isinstance(kwargs.get("policy_kwargs"), dict):
+                    kwargs["policy_kwargs"] = _with_saved_optimizer(kwargs["policy_kwargs"], path, custom_objects)
+                given: Any = env  # see _wrap_env
+                model = super().load(path, given, device, custom_objects, print_system_info, force_reset, **kwargs)
+        finally:
+            _LOADING.reset(token)
+        for name in REMOVED:  # a zip of an earlier version holds them
+            vars(model).pop(name, None)
+        has_rms_prop = isinstance(model.policy.optimizer, th.optim.RMSprop)
+        if kwargs.get("use_rms_prop", has_rms_prop) != has_rms_prop:
+            kept = type(model.policy.optimizer).__name__
+            warnings.warn(
+                f"use_rms_prop={not has_rms_prop} has no effect: the model was saved with {kept}", stacklevel=2
+            )
+        if "rms_prop_eps" in kwargs:
+            warnings.warn("rms_prop_eps has no effect: the model was saved with its optimizer", stacklevel=2)
+        return model
+
+    @staticmethod
+    def _is_loading() -> bool:
+        return _LOADING.get() is not None
+
+    @staticmethod
+    def _is_given_to_load(name: str) -> bool:
+        """Whether an attribute's value is not the one that was saved."""
+        return name in (_LOADING.get() or ())
+
+    @classmethod
+    def _is_kept_by_load(cls, name: str) -> bool:
+        """Whether an attribute's value was saved, beside other values than it may have now."""
+        return cls._is_loading() and not cls._is_given_to_load(name)
+
+    def __getstate__(self) -> dict[str, Any]:
+        """What pickle and copy take: all but the last rollout and what collected it."""
+        return {name: value for name, value in vars(self).items() if name not in TRANSIENT_ATTRS}
+
+    def _excluded_save_params(self) -> list[str]:
+        return [*super()._excluded_save_params(), *TRANSIENT_ATTRS]
+
+    def _get_torch_save_params(self) -> tuple[list[str], list[str]]:
+        state_dicts, variables = super()._get_torch_save_params()
+        return state_dicts + ([] if self.critic_optimizer is None else ["critic_optimizer"]), variables
+
+    def get_parameters(self) -> dict[str, dict[str, Any]]:
+        """As SB3's; names are those of the modules themselves where ``torch.compile`` has wrapped some."""
+        parameters = super().get_parameters()
+        return {key: {_of_original(name): value for name, value in parameters[key].items()} for key in parameters}
+
+    def set_parameters(
+        self, load_path_or_dict: str | TensorDict, exact_match: bool = True, device: th.device | str = "auto"
+    ) -> None:
+        """As SB3's; modules that ``torch.compile`` has wrapped take the names of the modules themselves."""
+        params: Any = load_path_or_dict
+        if not isinstance(params, dict):
+            _, params, _ = load_from_zip_file(params, device=device, load_data=False)
+        params = dict(params)
+        wrapped = {_of_original(name): name for name in self.policy.state_dict()}
+        if "policy" in params:
+            named = {wrapped.get(_of_original(name), name): value for name, value in params["policy"].items()}
+            params["policy"] = named
+        if self._is_loading():  # which may change whether the critic has an optimizer of its own
+            saved = params.pop("critic_optimizer", None)
+            if self.critic_optimizer is not None:
+                params["critic_optimizer"] = saved or self.critic_optimizer.state_dict()
+        super().set_parameters(params, exact_match, device)
+
+    # ---------------------------------------------------------------- the env
+
+    @classmethod
+    def _wrap_env(cls, env: Any, verbose: int = 0, monitor_wrapper: bool = True) -> VecEnv:
+        """As SB3's, which passes the env of the constructor, of ``set_env`` and of ``load`` through here.
+
+        The id of a registered environment is made, and Gymnasium's vector envs are adapted.
+
+        :raises ValueError: an observation space that no policy takes, or wrappers in an order that does not work
+        :raises TypeError: no environment
+        """
+        cls.checks["env"]("env", env)
+        if env is None:
+            raise TypeError("env must be an environment or the id of a registered one, got None")
+        env = maybe_make_env(env, verbose)
+        if isinstance(env, VectorEnv):
+            if verbose >= 1:
+                print("Wrapping the env in a GymVectorAdapter.")
+            env = GymVectorAdapter(env)
+        check_observation_space(env.observation_space)
+        wrapped = super()._wrap_env(env, verbose, monitor_wrapper)
+        cls._check_env(wrapped)
+        return wrapped
+
+    @classmethod
+    def _check_env(cls, env: VecEnv) -> None:
+        """Require an env that this class can learn from.
+
+        :param env: with all its wrappers
+        :raises ValueError: saying why not, and which one would do
+        """
+
+    # ---------------------------------------------------------------- learning
+
+    def _learn(
+        self: SelfAlgorithm,
+        total_timesteps: int,
+        callback: MaybeCallback,
+        log_interval: LogInterval,
+        tb_log_name: str | None,
+        *arguments: Any,
+    ) -> SelfAlgorithm:
+        """SB3's ``learn`` with checked arguments; the TensorBoard run is named after the class.
+
+        It warns if it ends without an update that was asked for.
+
+        :raises ValueError: an argument out of range, or a model without env
+        :raises TypeError: an argument of the wrong type
+        """
+        given = (total_timesteps, callback, log_interval, tb_log_name, *arguments)
+        arg.check_arguments(dict(zip(LEARN_CHECKS, given, strict=True)), LEARN_CHECKS)
+        self._log_steps = self._logged_at = 0
+        if log_interval == "auto":
+            log_interval = 1
+            # A short run is logged a few times too.
+            self._log_steps = max(1, min(AUTO_LOG_STEPS * self.n_envs, int(total_timesteps) // 5))
+        if self.env is None:
+            raise ValueError("learn() needs an environment: call set_env(env), or load(path, env=env)")
+        updates_before = self._n_updates
+        with extra_hints():
+            learn: Any = super().learn  # type: ignore[safe-super]  # SB3's on- or off-policy base has it
+            learn(total_timesteps, callback, log_interval, tb_log_name or type(self).__name__, *arguments)
+        was_stopped = self.num_timesteps < self._total_timesteps  # by a callback
+        if total_timesteps and self._n_updates == updates_before and not was_stopped and (why := self._why_no_update()):
+            warnings.warn(f"learn() has taken no update: {why}", stacklevel=3)
+        return self
+
+    def _why_no_update(self) -> str:
+        """Why a ``learn`` that has collected has taken no update; empty where that was asked for or has been said."""
+        return ""
+
+    def _setup_learn(self, *args: Any, **kwargs: Any) -> tuple[int, BaseCallback]:
+        """As SB3's, which resets the env; a NaN in it must not get into a VecNormalize's statistics.
+
+        :raises NonFiniteError: the observation is not finite
+        """
+        assert self.env is not None
+        guard = NormalizationGuard(self.env)
+        with guard.statistics_kept():
+            result = super()._setup_learn(*args, **kwargs)
+            try:
+                guard.check_reset()
+                require_finite_step("observation", self._last_obs, 0, "The env's reset returned it.")
+            except NonFiniteError:
+                self._last_obs = None
+                raise
+        return result
+
+    def _update_current_progress_remaining(self, num_timesteps: int, total_timesteps: int) -> None:
+        """As SB3's, but never below 0: the last rollout may overshoot, and a linear schedule would turn negative."""
+        super()._update_current_progress_remaining(min(num_timesteps, total_timesteps), total_timesteps)
+
+    def predict(
+        self,
+        observation: np.ndarray | dict[str, np.ndarray],
+        state: tuple[np.ndarray, ...] | None = None,
+        episode_start: np.ndarray | None = None,
+        deterministic: bool = False,
+    ) -> tuple[np.ndarray, tuple[np.ndarray, ...] | None]:
+        """As SB3's; actions are those that the env receives.
+
+        They are integers where the space is a Box of integers, and counted from the space's ``start``.
+
+        :return: actions, and the next state of a recurrent policy
+        """
+        actions, state = predict(self.policy, observation, state, episode_start, deterministic)
+        return actions, state
+
+    # ---------------------------------------------------------------- log
+
+    def _is_time_to_log(self) -> bool:
+        """Whether enough env steps have gone by since the last log of ``log_interval="auto"``; if so, this is one."""
+        if self.num_timesteps - max(self._logged_at, self._num_timesteps_at_start) < self._log_steps:
+            return False
+        self._logged_at = self.num_timesteps
+        return True
+
+    def _skip_or_raise(self, error: NonFiniteError) -> None:
+        if self.on_nonfinite == "raise":
+            raise error
+        self._n_skipped += 1
+        warnings.warn(f"Update skipped: {error}", stacklevel=2)
+        self.logger.record("train/n_skipped", self._n_skipped)
+
+    def _record(self, metrics: Metrics) -> None:
+        """Log metrics under ``train/``, with one transfer from the device."""
+        values = th.stack([th.as_tensor(v, device=self.device).detach().float() for v in metrics.values()]).tolist()
+        for name, value in zip(metrics, values, strict=True):
+            self.logger.record(f"train/{name}", value, self._detail if name in _DETAILS else None)
+
+    @property
+    def _detail(self) -> str | None:
+        """Format that a detail is not written to."""
+        return None if self.verbose > 1 else "stdout"
+
+
+def _of_original(name: str) -> str:
+    """A parameter's name without what ``torch.compile`` puts into it."""
+    return name.replace("_orig_mod.", "")
+
+
+def _with_saved_optimizer(
+    policy_kwargs: dict[str, Any], path: Any, custom_objects: dict[str, Any] | None
+) -> dict[str, Any]:
+    """``policy_kwargs`` with the RMSprop that A2C's ``use_rms_prop`` has put into the saved ones.
+
+    :param policy_kwargs: what ``load`` was given
+    :param path: of the zip
+    :param custom_objects: as in ``load``
+    """
+    if "optimizer_class" in policy_kwargs:
+        return policy_kwargs
+    data, _, _ = load_from_zip_file(path, device="cpu", custom_objects=custom_objects)
+    saved = (data or {}).get("policy_kwargs", {})
+    if not issubclass(saved.get("optimizer_class", object), th.optim.RMSprop):
+        return policy_kwargs
+    return policy_kwargs | {name: saved[name] for name in ("optimizer_class", "optimizer_kwargs") if name in saved}
+
+
+def waits_for_learning_starts(model: OffPolicyAlgorithm) -> str:
+    """Why there is no update before ``learning_starts``, and what to do."""
+    return (
+        f"num_timesteps={model.num_timesteps} is not above learning_starts={model.learning_starts}. Give more "
+        "total_timesteps, a smaller learning_starts, or reset_num_timesteps=False to go on counting."
+    )
+
+
+# -------------------------------------------------------------------- learners of policy-gradient algorithms
+
+
+def from_arguments(cls: type[BuiltT]) -> Callable[[Any], BuiltT]:
+    """A method that makes an object whose fields have names and values of the algorithm's arguments as they are now.
+
+    :param cls: a dataclass
+    """
+    values = attrgetter(*(field.name for field in fields(cls)))  # type: ignore[arg-type]  # dataclasses have no type
+
+    def build(self: Any) -> BuiltT:
+        return cls(*values(self))
+
+    build.__doc__ = f":class:`~{cls.__module__}.{cls.__name__}`, from the arguments as they are now."
+    return build
+
+
+class CriticRule(NamedTuple):
+    """What an algorithm's step asks of the critic's training.
+
+    :param own_steps: whether the critic always has steps of its own
+    :param shares_batch_size: whether ``batch_size`` is that of the critic too, unless ``critic_batch_size`` is given
+    :param keeps_statistics: whether the critic leaves the statistics of shared features as they are
+    """
+
+    own_steps: bool = False
+    shares_batch_size: bool = False
+    keeps_statistics: bool = False
+
+
+def uses_critic(model: Any) -> bool:
+    """Whether values are part of the algorithm's estimate."""
+    estimator: Estimator = model.make_estimator()
+    return estimator.requires_critic
+
+
+def bootstraps_truncated(model: Any) -> bool:
+    """Whether the value of a truncated episode's last state counts."""
+    estimator: Estimator = model.learner.estimator
+    asked_for: bool = estimator.requires_critic if model.truncation is None else model.truncation == "bootstrap"
+    return estimator.bootstraps and asked_for
+
+
+def wants_critic_optimizer(model: Any) -> bool:
+    """Whether the arguments ask for steps of the critic by an optimizer of its own."""
+    if model.critic_rule.own_steps:
+        return model.critic_learning_rate is not None
+    return model.critic_learning_rate is not None or model.n_critic_updates > 1 or model.critic_fit == "before"
+
+
+def critic_fit(model: Any) -> CriticFit:
+    """How the critic is trained, from the arguments of :data:`~sb3_pg.algorithms.arguments.SHARED`.
+
+    :param model: a policy-gradient algorithm
+    """
+    rule: CriticRule = model.critic_rule
+    shared = model.batch_size if rule.shares_batch_size else None
+    return CriticFit(
+        own_steps=rule.own_steps or wants_critic_optimizer(model),
+        optimizer=model.critic_optimizer,
+        n_passes=model.n_critic_updates,
+        batch_size=model.critic_batch_size or shared,
+        before_actor=model.critic_fit == "before",
+        warmup_updates=model.critic_warmup_updates,
+        normalize_targets=model.normalize_value_targets,
+        revalue=getattr(model, "recompute_advantage", False),
+        in_eval_mode=rule.keeps_statistics,
+    )
+
+
+def refresh_learner(model: Any) -> Learner:
+    """The model's learner, whose estimator and step follow the model's attributes: users and ``load`` change them.
+
+    :param model: a policy-gradient algorithm
+    """
+    learner: Learner | None = vars(model).get("learner")
+    estimator, step = model.make_estimator(), model.make_step()
+    if learner is None or learner.policy is not model.policy:
+        learner = model.learner = Learner(model.policy, estimator, step, state=model.learner_state)
+    learner.estimator, learner.step, learner.critic = estimator, step, critic_fit(model)
+    learner.normalize_advantage = model.normalize_advantage
+    return learner
+
+
+def set_up_learner(model: Any) -> None:
+    """Make what training needs beside SB3's own: after SB3 has made the policy.
+
+    :param model: a policy-gradient algorithm
+    :raises ValueError: a standard deviation that overflows, or a critic without parameters of its own
+    """
+    require_usable_std(model.policy, model.policy_kwargs, model.use_sde)
+    model.policy.optimizer = with_fewer_operations(model.policy.optimizer)
+    attributes = vars(model)
+    if "learner_state" not in attributes:
+        # zips of earlier versions hold its parts
+        model.learner_state = LearnerState(attributes.pop("_return_scale", ReturnScale()))
+        model.learner_state.n_warmed_up = attributes.pop("_n_warmed_up", 0)
+        model.learner_state.n_failures = attributes.pop("_n_failures", 0)
+    model.critic_optimizer = None
+    attributes.pop("learner", None)
+    learner = refresh_learner(model)
+    if wants_critic_optimizer(model) and learner.estimator.requires_critic:
+        model.critic_optimizer = make_critic_optimizer(list(learner.critic_only.values()), critic_rate(model))
+
+
+def take_update(model: Any, batch: RolloutBatch, report: Report, seconds: float = 0.0) -> bool:
+    """One update of the model's learner, with learning rates as scheduled, and its log.
+
+    :param model: a policy-gradient algorithm
+    :param batch: what the update is made from
+    :param report: what is measured beyond what the update needs
+    :param seconds: what the batch's estimates have taken
+    :return: whether the update was taken, rather than skipped
+    :raises NonFiniteError: a gradient or a parameter would not be finite
+    """
+    began = time.perf_counter()
+    learner = refresh_learner(model)
+    model._update_learning_rate(model.policy.optimizer)
+    if model.critic_optimizer is not None:
+        rate = critic_rate(model)
+        update_learning_rate(model.critic_optimizer, rate)
+        model.logger.record("train/critic_learning_rate", rate, model._detail)
+    error: NonFiniteError | None = None
+    try:
+        metrics = learner.update(batch, report)
+    except NonFiniteError as nonfinite:
+        error = nonfinite
+    if learner.outcome:
+        model.logger.record("train/step_outcome", learner.outcome)
+    if error is not None:
+        model._skip_or_raise(error)
+        return False
+    model._n_updates += 1
+    model._record(metrics)
+    model.logger.record("train/n_updates", model._n_updates, exclude="tensorboard")
+    model.logger.record("time/update_seconds", time.perf_counter() - began + seconds, model._detail)
+    return True
+
+
+def value_scale(model: Any) -> float:
+    """What the policy's critic is multiplied by to give reward units."""
+    return model.learner_state.return_scale.value if model.normalize_value_targets else 1.0
+
+
+def critic_rate(model: Any) -> float:
+    """Step size of the critic's own optimizer, the policy's if none is given, at the present progress.
+
+    :param model: a policy-gradient algorithm
+    """
+    rate, progress = model.critic_learning_rate, model._current_progress_remaining
+    if isinstance(rate, float) and 0 <= rate < math.inf:
+        return rate
+    schedule: Schedule = model.lr_schedule if rate is None else arg.to_schedule(rate, "critic_learning_rate")
+    return schedule(progress)

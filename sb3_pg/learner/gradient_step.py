@@ -1,0 +1,138 @@
+"""One step of gradient ascent along the policy gradient."""
+
+import math
+from collections.abc import Mapping
+from contextlib import nullcontext
+from dataclasses import dataclass
+
+import torch as th
+from stable_baselines3.common.policies import ActorCriticPolicy
+
+from sb3_pg import compat
+from sb3_pg.functional import policy_gradient_loss, reduce_actor, value_loss
+from sb3_pg.learner.learner import Learner, Step, StepInputs
+from sb3_pg.learner.metrics import Metrics, describe_policy, measure_step
+from sb3_pg.learner.rollback import nonfinite_gradient
+from sb3_pg.policies import EntropyUse, score_actions, uncompiled
+from sb3_pg.rollout import RolloutBatch
+
+
+@dataclass
+class GradientStep(Step):
+    r"""One step of ``policy.optimizer`` along the gradient of the pseudo-loss.
+
+    .. math:: L(\theta, \phi) = -\hat E[w_t \log \pi_\theta(a_t|s_t) \hat A_t]
+              - c_{ent} \hat E[H(\pi_\theta(\cdot|s_t))] + c_{vf} \hat E[(V_\phi(s_t) - y_t)^2]
+
+    E is the sum over time and mean over episodes for complete episodes, the mean over steps for segments; the
+    critic's mean is over steps in both. The critic's term is left out where the critic has steps of its own, unless
+    actor and critic share features: those are trained by both losses.
+
+    :param ent_coef: c_ent, weight of the entropy bonus, reward units per nat
+    :param vf_coef: c_vf, weight of the critic's loss
+    :param max_grad_norm: the gradient is scaled down to this norm, None for no limit
+    """
+
+    ent_coef: float = 0.0
+    vf_coef: float = 0.5
+    max_grad_norm: float | None = 0.5
+
+    def take(self, learner: Learner, batch: RolloutBatch, inputs: StepInputs) -> Metrics:
+        """Take the step."""
+        policy, n_episodes, report = learner.policy, batch.n_episodes, learner.report
+        constants = learner.estimator.parameter_constants
+        entropy_use: EntropyUse = "gradient" if self.ent_coef > 0 else "none" if report == "nothing" else "value"
+        with uncompiled() if report == "step" or constants is not None else nullcontext():
+            # the graph is differentiated twice then
+            scores = score_actions(policy, inputs.observations, inputs.actions, inputs.targets is not None, entropy_use)
+        log_prob, entropy = scores.log_prob, scores.entropy
+        policy_loss = loss = policy_gradient_loss(log_prob, inputs.credit.to(log_prob.dtype), n_episodes=n_episodes)
+        metrics: Metrics = {"policy_loss": policy_loss}
+        if self.ent_coef > 0:
+            # Without a closed form, -log_prob estimates the entropy; its gradient is that of the score function.
+            bonus = -log_prob.detach() * log_prob if entropy is None else entropy
+            loss = loss - self.ent_coef * reduce_actor(bonus, n_episodes=n_episodes)
+        if scores.values is not None and inputs.targets is not None:
+            metrics["value_loss"] = value_loss(scores.values, inputs.targets)
+            loss = loss + self.vf_coef * metrics["value_loss"]
+        if report != "nothing":
+            metrics |= describe_policy(policy, -log_prob if entropy is None else entropy)
+        actor = list(learner.actor.values()) if report == "step" or constants is not None else []
+        self._gradient = _gradient(-policy_loss, actor)
+        corrections = {}
+        if constants is not None:
+            weights = learner.estimator.weights(batch)
+            ones = batch.select(th.ones_like(batch.rewards) if weights is None else weights).to(log_prob.dtype)
+            score = _gradient(policy_gradient_loss(log_prob, ones, n_episodes=n_episodes), actor)
+            parts = constants.split([part.numel() for part in score.values()])
+            corrections = {p: c.view_as(p) * part for (p, part), c in zip(score.items(), parts, strict=True)}
+        norm = descend(policy, loss, inputs, self.max_grad_norm, corrections)
+        if not math.isfinite(norm):
+            raise nonfinite_gradient(policy, batch)
+        policy.optimizer.step()
+        return metrics | {"grad_norm": norm}
+
+    def measure(self, learner: Learner, batch: RolloutBatch, inputs: StepInputs) -> Metrics:
+        """Compare the policy with the one before the step."""
+        assert learner.before is not None
+        before = learner.before.values()
+        changes = {parameter: parameter.detach() - before[parameter] for parameter in learner.parameters.actor.values()}
+        return measure_step(learner.policy, batch, inputs.actions, inputs.credit, changes, self._gradient)
+
+
+def _gradient(objective: th.Tensor, parameters: list[th.nn.Parameter]) -> dict[th.nn.Parameter, th.Tensor]:
+    """Parameter -> gradient; the graph is kept."""
+    if not parameters:
+        return {}
+    gradients = th.autograd.grad(objective, parameters, retain_graph=True, materialize_grads=True)
+    return dict(zip(parameters, gradients, strict=True))
+
+
+def descend(
+    policy: ActorCriticPolicy,
+    loss: th.Tensor,
+    inputs: StepInputs,
+    max_norm: float | None,
+    corrections: Mapping[th.nn.Parameter, th.Tensor] | None = None,
+) -> th.Tensor:
+    """Set the parameters' ``grad``, for ``policy.optimizer``, to the gradient of a loss, clipped.
+
+    :param policy: the policy
+    :param loss: a scalar
+    :param inputs: which parameters are trained
+    :param max_norm: largest norm, None for no limit
+    :param corrections: parameter -> what its gradient is lessened by
+    :return: the gradient's norm before clipping
+    """
+    for parameter in inputs.parameters:
+        parameter.grad = None
+    for group in policy.optimizer.param_groups:  # it may hold parameters that the policy no longer has
+        for parameter in group["params"]:
+            parameter.grad = None
+    if inputs.trained is None:
+        if loss.requires_grad:  # unless all parameters are frozen
+            loss.backward()
+    elif inputs.trained:
+        loss.backward(inputs=inputs.trained)
+    for parameter in inputs.untrained:
+        parameter.grad = None
+    for parameter, correction in (corrections or {}).items():
+        assert parameter.grad is not None
+        parameter.grad -= correction
+    return clip_gradient(inputs.parameters, max_norm)
+
+
+def clip_gradient(parameters: list[th.nn.Parameter], max_norm: float | None) -> th.Tensor:
+    """Scale the gradient down to a norm, as :func:`torch.nn.utils.clip_grad_norm_` does.
+
+    :param parameters: those without a gradient are left out
+    :param max_norm: largest norm, None to scale nothing
+    :return: the norm before
+    """
+    gradients = [parameter.grad for parameter in parameters if parameter.grad is not None]
+    if len({(gradient.dtype, gradient.device) for gradient in gradients}) != 1:  # none at all, or a mixture
+        return th.nn.utils.clip_grad_norm_(parameters, max_norm or th.inf).to(parameters[0].device)
+    norm: th.Tensor = th.linalg.vector_norm(compat.flatten(gradients))
+    if max_norm is not None and max_norm < th.inf:
+        compat.scale_all(gradients, (max_norm / (norm + 1e-6)).clamp(max=1.0))
+    return norm

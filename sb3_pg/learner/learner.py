@@ -1,0 +1,369 @@
+"""From a batch to new parameters: estimate, train the critic, move the actor, and undo all of it if it fails."""
+
+from abc import ABC, abstractmethod
+from contextlib import nullcontext
+from dataclasses import dataclass, field
+from typing import ClassVar, Literal, NamedTuple
+
+import torch as th
+from stable_baselines3.common.policies import ActorCriticPolicy
+
+from sb3_pg.errors import NonFiniteError
+from sb3_pg.functional import normalize, rounding
+from sb3_pg.learner.critic import CriticFit, ReturnScale, fit_critic
+from sb3_pg.learner.metrics import Metrics, describe_batch
+from sb3_pg.learner.rollback import forget_nonfinite, require_finite_parameters
+from sb3_pg.policies import (
+    Observations,
+    ParameterSets,
+    PolicyCache,
+    Snapshot,
+    evaluation_mode,
+    parameter_sets_of,
+    policy_actions,
+    policy_cache,
+    predict_values,
+    set_training_mode,
+)
+from sb3_pg.rollout import RolloutBatch, fill_bootstrap
+
+#: What an update measures beyond what it needs: nothing; "batch": batch and policy; "step": the step's effect as well.
+Report = Literal["nothing", "batch", "step"]
+
+
+class Estimator(ABC):
+    """Gives each step of a batch a return, an advantage and a weight."""
+
+    #: whether the batch must hold the critic's values
+    requires_critic: bool
+    #: whether the value of the state that follows a truncated episode has a place in the returns
+    bootstraps: bool
+    #: c_k of each trained actor parameter: the gradient's component k is lessened by c_k E[w_t score_t]_k
+    parameter_constants: th.Tensor | None = None
+
+    @abstractmethod
+    def estimate(self, batch: RolloutBatch, policy: ActorCriticPolicy) -> tuple[th.Tensor, th.Tensor]:
+        """Returns, which critic or baseline are fitted to, and advantages, which actions are credited with.
+
+        :param batch: scored by the policy
+        :param policy: in eval mode
+        :return: both ``(n_steps, n_envs)``, reward units, 0 in the padding
+        """
+
+    @abstractmethod
+    def weights(self, batch: RolloutBatch) -> th.Tensor | None:
+        """w_t, the weight of each step's term in the gradient, ``(n_steps, n_envs)``; None for 1."""
+
+    def describe(self, batch: RolloutBatch) -> Metrics:
+        """Metrics of the batch that only this estimator knows."""
+        del batch
+        return {}
+
+
+class StepInputs(NamedTuple):
+    """What a step is made from, one row per valid sample of the batch.
+
+    ``actions`` are as the policy's distribution expects them. ``credit`` is w_t A_t, reward units. ``targets`` are the
+    critic's; None where its loss is no part of the step. ``parameters`` are all of the policy's; ``trained`` those to
+    differentiate by, None for all; and the gradient of ``untrained`` is dropped.
+    """
+
+    observations: Observations
+    actions: th.Tensor
+    credit: th.Tensor
+    targets: th.Tensor | None
+    parameters: list[th.nn.Parameter]
+    trained: list[th.nn.Parameter] | None
+    untrained: list[th.nn.Parameter]
+
+
+class Step(ABC):
+    """Moves the actor, and a critic that has no steps of its own."""
+
+    #: whether a smaller gradient makes a smaller step; otherwise a gradient of rounding errors would make a full one
+    length_follows_gradient: ClassVar[bool] = True
+
+    @abstractmethod
+    def take(self, learner: "Learner", batch: RolloutBatch, inputs: StepInputs) -> Metrics:
+        """Move the parameters.
+
+        :param learner: which policy is trained, and how
+        :param batch: with returns and advantages
+        :param inputs: samples of the batch
+        :return: name -> number to log
+        :raises NonFiniteError: a gradient is not finite
+        """
+
+    def measure(self, learner: "Learner", batch: RolloutBatch, inputs: StepInputs) -> Metrics:
+        """Measure what the step has done, if :meth:`take` has not: this costs another forward.
+
+        :param learner: as in :meth:`take`
+        :param batch: as in :meth:`take`
+        :param inputs: as in :meth:`take`
+        """
+        del learner, batch, inputs
+        return {}
+
+    def conclude(self, learner: "Learner") -> None:
+        """Note how the update ended: as ``learner.outcome`` says, "nonfinite" if it was undone.
+
+        :param learner: as in :meth:`take`
+        """
+        learner.outcome = ""
+
+
+@dataclass
+class LearnerState:
+    """State that lasts from one update to the next, besides parameters and optimizers.
+
+    :param return_scale: running scale of the critic's targets
+    :param n_warmed_up: updates in which only the critic was trained
+    :param n_failures: updates in a row in which a step of fixed KL has not moved the policy
+    """
+
+    return_scale: ReturnScale = field(default_factory=ReturnScale)
+    n_warmed_up: int = 0
+    n_failures: int = 0
+
+
+class Learner:
+    r"""Updates a policy from batches. It knows neither an env nor an algorithm.
+
+    1. ``estimator``: returns :math:`G_t`, advantages :math:`\hat A_t` and weights :math:`w_t`
+    2. ``step``: moves the actor along :math:`\hat E[w_t \nabla_\theta \log \pi_\theta(a_t|s_t) \hat A_t]`
+    3. ``critic``: regresses :math:`V_\phi` on the returns, in the actor's step or by steps of its own
+
+    Parameters, buffers and the return scale stay as they were if an update fails.
+
+    :param policy: the policy; its ``optimizer`` takes the actor's steps
+    :param estimator: from :mod:`sb3_pg.learner.estimators`
+    :param step: from :mod:`sb3_pg.learner.gradient_step`, ``trust_region`` or ``kl_penalty_step``
+    :param critic: how the critic is trained
+    :param normalize_advantage: shift and scale each batch of advantages to mean 0 and standard deviation 1
+    :param state: what an earlier learner has left
+
+    >>> from stable_baselines3.common.env_util import make_vec_env
+    >>> from stable_baselines3.common.policies import ActorCriticPolicy
+    >>> from sb3_pg.learner import Bootstrapped, GradientStep, Learner
+    >>> from sb3_pg.rollout import Collector
+    >>> env = make_vec_env("CartPole-v1", n_envs=4)
+    >>> policy = ActorCriticPolicy(env.observation_space, env.action_space, lambda _: 1e-3)
+    >>> collector, learner = Collector(policy, env), Learner(policy, Bootstrapped(gae_lambda=0.95), GradientStep())
+    >>> for _ in range(3):
+    ...     metrics = learner.update(collector.collect(n_steps=32))
+    >>> sorted(metrics)[:3]
+    ['clipped_action_fraction', 'effective_sample_size', 'entropy']
+    """
+
+    def __init__(
+        self,
+        policy: ActorCriticPolicy,
+        estimator: Estimator,
+        step: Step,
+        critic: CriticFit | None = None,
+        *,
+        normalize_advantage: bool = False,
+        state: LearnerState | None = None,
+    ) -> None:
+        self.policy = policy
+        self.estimator = estimator
+        self.step = step
+        self.critic = critic or CriticFit()
+        self.normalize_advantage = normalize_advantage
+        self.state = state or LearnerState()
+        #: what the update that is under way measures
+        self.report: Report = "step"
+        #: how the latest step ended, where its kind says so
+        self.outcome = ""
+        #: parameters and buffers before the update that is under way
+        self.before: Snapshot | None = None
+        self._parameters: tuple[PolicyCache, ParameterSets] | None = None
+
+    # ---------------------------------------------------------------- the policy
+
+    @property
+    def parameters(self) -> ParameterSets:
+        """The actor's and the critic's parameters, frozen ones included."""
+        cache = policy_cache(self.policy)
+        if self._parameters is None or self._parameters[0] is not cache:
+            self._parameters = cache, parameter_sets_of(self.policy)
+        return self._parameters[1]
+
+    @property
+    def actor(self) -> dict[str, th.nn.Parameter]:
+        """The actor's parameters that are not frozen."""
+        return {name: parameter for name, parameter in self.parameters.actor.items() if parameter.requires_grad}
+
+    @property
+    def critic_only(self) -> dict[str, th.nn.Parameter]:
+        """Parameters that only the critic depends on."""
+        actor, critic = self.parameters
+        return {name: parameter for name, parameter in critic.items() if name not in actor}
+
+    @property
+    def shares_features(self) -> bool:
+        """Whether actor and critic have parameters in common."""
+        actor, critic = self.parameters
+        return not actor.keys().isdisjoint(critic)
+
+    # ---------------------------------------------------------------- the critic
+
+    @property
+    def fits_critic(self) -> bool:
+        """Whether the critic has steps of its own."""
+        return self.critic.own_steps and self.estimator.requires_critic
+
+    @property
+    def critic_in_step(self) -> bool:
+        """Whether the critic's loss is part of the loss that the actor's step goes along."""
+        return self.estimator.requires_critic and (not self.critic.own_steps or self.shares_features)
+
+    @property
+    def warms_up(self) -> bool:
+        """Whether only the critic is trained yet."""
+        return self.state.n_warmed_up < self.critic.warmup_updates
+
+    @property
+    def value_scale(self) -> float:
+        """What the policy's critic is multiplied by to give reward units."""
+        return self.state.return_scale.value if self.critic.normalize_targets else 1.0
+
+    def _scaled(self, returns: th.Tensor) -> th.Tensor:
+        """What the policy's critic is trained on: returns, in units of ``value_scale``."""
+        return (returns / self.value_scale if self.critic.normalize_targets else returns).float()
+
+    # ---------------------------------------------------------------- estimating
+
+    def estimate(self, batch: RolloutBatch) -> None:
+        """Give the batch returns, advantages and weights.
+
+        :param batch: scored by the policy; see :func:`~sb3_pg.rollout.make_batch`
+        """
+        with evaluation_mode(self.policy) if self.policy.training else nullcontext():
+            batch.returns, batch.advantages = self.estimator.estimate(batch, self.policy)
+
+    def credit(self, batch: RolloutBatch) -> th.Tensor:
+        """What each step's log-prob is multiplied by in the loss: w_t A_t, normalized if that is asked for.
+
+        :return: ``(n_steps, n_envs)``, 0 in the padding
+        """
+        advantages = batch.advantages
+        assert advantages is not None
+        if self.normalize_advantage:
+            assert batch.returns is not None
+            advantages = normalize(advantages, batch.mask, tolerance=rounding(batch.returns, advantages))
+        weights = self.estimator.weights(batch)
+        return advantages if weights is None else advantages * weights
+
+    def _beyond_rounding(self, batch: RolloutBatch, credit: th.Tensor) -> th.Tensor:
+        """The credit, ``(n_samples,)``; zeros if the advantages are nothing but rounding errors."""
+        assert batch.advantages is not None
+        assert batch.returns is not None
+        advantages: th.Tensor = batch.select(batch.advantages)
+        several = len(advantages) > 1
+        size = advantages.std(correction=several) if self.normalize_advantage else advantages.abs().max()
+        return th.where(size <= rounding(batch.returns, batch.advantages), 0.0, credit)
+
+    # ---------------------------------------------------------------- updating
+
+    def update(self, batch: RolloutBatch, report: Report = "step") -> Metrics:
+        """Update the parameters from a batch.
+
+        :param batch: scored by the policy; estimated here if it is not yet
+        :param report: what is measured beyond what the update needs
+        :return: name -> number to log
+        :raises NonFiniteError: a gradient or a parameter would not be finite; nothing has changed then
+        """
+        scale = self.state.return_scale
+        self.report, self.outcome = report, ""
+        if batch.advantages is None:
+            self.estimate(batch)
+        set_training_mode(self.policy, True)
+        cache = policy_cache(self.policy)
+        self.before = before = cache.snapshot()
+        try:
+            if self.critic.normalize_targets:
+                assert batch.returns is not None
+                self.state.return_scale = scale.updated(batch.select(batch.returns))
+            metrics = {} if report == "nothing" else describe_batch(batch, self.policy)
+            inputs = self._update(batch, metrics, cache.parameters)
+            if not cache.snapshot().is_finite():
+                require_finite_parameters(self.policy)
+            if report == "step" and inputs is not None:
+                metrics |= self.estimator.describe(batch) | self.step.measure(self, batch, inputs)
+        except BaseException as error:
+            before.restore()
+            self.state.return_scale = scale
+            for optimizer in (self.policy.optimizer, self.critic.optimizer):
+                forget_nonfinite(optimizer)
+            if isinstance(error, NonFiniteError):
+                self.outcome = "nonfinite"
+                self.step.conclude(self)
+            raise
+        finally:
+            self.before = None
+        if inputs is not None:
+            self.step.conclude(self)
+        self.state.n_warmed_up += self.warms_up
+        return metrics
+
+    def _update(self, batch: RolloutBatch, metrics: Metrics, parameters: list[th.nn.Parameter]) -> StepInputs | None:
+        """Move actor and critic; ``metrics`` are added to.
+
+        :return: what the actor's step was made from; None if there was none
+        """
+        fits_critic = self.fits_critic
+        if fits_critic and (self.critic.before_actor or self.warms_up):
+            metrics |= self.fit_critic(batch)
+            if self.warms_up:
+                return None
+            self._value_again(batch)
+        inputs = self._step_inputs(batch, parameters)
+        metrics |= self.step.take(self, batch, inputs)
+        if fits_critic and not self.critic.before_actor:
+            metrics |= self.fit_critic(batch)
+        return inputs
+
+    def _step_inputs(self, batch: RolloutBatch, parameters: list[th.nn.Parameter]) -> StepInputs:
+        actions, credit, returns = batch.select_all(batch.actions, self.credit(batch), batch.returns)
+        if not self.step.length_follows_gradient:
+            credit = self._beyond_rounding(batch, credit)
+        critic_only = list(self.critic_only.values()) if self.fits_critic or self.warms_up else []
+        return StepInputs(
+            batch.flat_observations,
+            policy_actions(actions, self.policy.action_space),
+            credit,
+            self._scaled(returns) if self.critic_in_step else None,
+            parameters,
+            [parameter for parameter in critic_only if parameter.requires_grad] if self.warms_up else None,
+            critic_only if self.fits_critic else [],
+        )
+
+    def fit_critic(self, batch: RolloutBatch) -> Metrics:
+        """Train the critic by steps of its own.
+
+        :param batch: with returns
+        :return: name -> number to log
+        """
+        if self.critic.in_eval_mode and self.policy.training and self.shares_features:
+            with evaluation_mode(self.policy):
+                return self.fit_critic(batch)
+        critic, loss = self.critic, th.zeros(())
+        optimizer, parameters = critic.optimizer or self.policy.optimizer, list(self.critic_only.values())
+        for n in range(critic.n_passes if critic.revalue else 1):
+            if n:
+                self._value_again(batch)
+            n_passes = 1 if critic.revalue else critic.n_passes
+            targets = self._scaled(batch.select(batch.returns))
+            loss = fit_critic(
+                self.policy, optimizer, parameters, batch.flat_observations, targets, n_passes, critic.batch_size
+            )
+        return {"value_loss": loss}
+
+    def _value_again(self, batch: RolloutBatch) -> None:
+        """Replace the values of the critic as it was by those of the critic as it is, and estimate anew."""
+        with evaluation_mode(self.policy):
+            values = batch.restore(predict_values(self.policy, batch.flat_observations))
+            batch.values = values.to(batch.rewards) * self.value_scale
+            fill_bootstrap(self.policy, batch, self.value_scale)
+            batch.returns, batch.advantages = self.estimator.estimate(batch, self.policy)

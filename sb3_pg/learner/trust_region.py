@@ -1,0 +1,413 @@
+"""Steps within a trust region: the surrogate objective, how far a policy has gone, and the natural gradient's step."""
+
+import math
+import warnings
+from collections.abc import Callable, Sequence
+from contextlib import nullcontext
+from dataclasses import dataclass
+from typing import ClassVar, NamedTuple
+
+import torch as th
+from stable_baselines3.common.distributions import Distribution as SB3Distribution
+from stable_baselines3.common.policies import ActorCriticPolicy
+
+from sb3_pg.functional import (
+    FisherVectorProduct,
+    LineSearch,
+    Solution,
+    conjugate_gradient,
+    distribution_parameters,
+    joint_kl,
+    line_search,
+    with_parameters,
+)
+from sb3_pg.functional.precision import precise
+from sb3_pg.learner.learner import Learner, Step, StepInputs
+from sb3_pg.learner.metrics import Metrics, describe_policy
+from sb3_pg.learner.rollback import nonfinite_gradient
+from sb3_pg.policies import (
+    CHUNK_SIZE,
+    Distributions,
+    Observations,
+    action_dist_kept,
+    action_distribution,
+    evaluation_mode,
+    example_observation,
+    split_observations,
+    torch_distributions,
+    uncompiled,
+    unvalidated_distributions,
+)
+from sb3_pg.rollout import RolloutBatch
+
+#: Reason why no step was taken -> what may help.
+_ADVICE = {
+    "kl": "The divergence is above target_kl even after the shortest step: more line_search_max_iter or cg_damping.",
+    "no_improvement": "The objective gains less than predicted: larger batches, or a smaller target_kl.",
+    "nonfinite": "A number overflows: look at the observations' and the log-probs' scale.",
+    "curvature": "The Fisher matrix is singular to rounding: more cg_damping, or a smaller fisher_subsample.",
+    "zero_gradient": "All advantages are equal, which tells no action from another; or the actor is frozen.",
+    "zero_step": "The schedule of target_kl, or of NPG's step_size, has come to 0.",
+}
+_FAILURES_TO_WARN = 3
+
+
+class Effect(NamedTuple):
+    """What a step has done to the policy, on the states and actions that it was made from; scalars.
+
+    ``gain`` is that of the objective, entropy included, in reward units.
+    """
+
+    joint_kl: th.Tensor | float
+    gain: th.Tensor | float
+    largest_ratio: th.Tensor | float
+    effective_sample_size: th.Tensor | float
+
+    @classmethod
+    def of_nothing(cls) -> "Effect":
+        """Of no step."""
+        return cls(0.0, 0.0, 1.0, 1.0)
+
+    def metrics(self) -> Metrics:
+        """Name -> number to log."""
+        return {
+            "joint_kl": self.joint_kl,
+            "surrogate_realized": self.gain,
+            "largest_ratio": self.largest_ratio,
+            "effective_sample_size": self.effective_sample_size,
+        }
+
+
+class _Old(NamedTuple):
+    """The policy before the step, at one chunk of states."""
+
+    log_prob: th.Tensor
+    entropy: th.Tensor
+    distribution: Sequence[th.distributions.Distribution]
+
+
+class SurrogateObjective:
+    r"""What the policy that collected a batch expects of another one.
+
+    .. math:: L(\theta) = \hat E[\rho_t(\theta)\, w_t \hat A_t] + c_{ent} \hat E[H(\pi_\theta(\cdot|s_t))], \qquad
+              \rho_t(\theta) = \frac{\pi_\theta(a_t|s_t)}{\pi_{old}(a_t|s_t)}
+
+    E is the mean over steps. Source: Schulman et al. (2015), eq. 14; Kakade and Langford (2002), theorem 4.1. An
+    entropy without closed form is estimated by rho - 1 - rho log pi, whose gradient at theta_old is that of the score
+    function.
+
+    :param policy: in evaluation mode whenever a method is called: the policy that acts
+    :param observations: the states that it was in, one row per sample
+    :param actions: what it did there, as its distribution expects them
+    :param credit: w_t A_t, reward units, ``(n_samples,)``
+    :param ent_coef: c_ent
+    :param chunk_size: samples per forward; of a single chunk the graph is kept
+    """
+
+    def __init__(
+        self,
+        policy: ActorCriticPolicy,
+        observations: Observations,
+        actions: th.Tensor,
+        credit: th.Tensor,
+        ent_coef: float = 0.0,
+        chunk_size: int = CHUNK_SIZE,
+    ) -> None:
+        self._policy, self._ent_coef, self._chunk_size = policy, ent_coef, chunk_size
+        single = len(credit) <= chunk_size
+        chunks = [observations] if single else split_observations(observations, chunk_size)
+        self._n_samples = len(credit)
+        self._chunks = list(zip(chunks, actions.split(chunk_size), credit.split(chunk_size), strict=True))
+        self._old: list[_Old] = []
+        #: of a single chunk: the distribution with its graph, once the gradient is known
+        self.distribution: Distributions | None = None
+
+    @property
+    def old_log_prob(self) -> th.Tensor:
+        """Log-probs of the actions before the step, nats, ``(n_samples,)``."""
+        return th.cat([old.log_prob for old in self._old])
+
+    @property
+    def entropy(self) -> th.Tensor:
+        """Mean entropy of the policy before the step, nats."""
+        return th.cat([old.entropy for old in self._old]).mean()
+
+    @property
+    def old_distribution(self) -> tuple[Sequence[th.distributions.Distribution], list[th.Tensor]]:
+        """What the policy drew actions from before the step: one of its kind, and its parameters at all states."""
+        chunks = [distribution_parameters(old.distribution) for old in self._old]
+        return self._old[0].distribution, [th.cat(parts) for parts in zip(*chunks, strict=True)]
+
+    def remember(self) -> None:
+        """Take the policy as it is now for the one before the step."""
+        self._old = []
+        with th.no_grad():
+            for observations, actions, _ in self._chunks:
+                distribution = action_distribution(self._policy, observations)
+                self._remember(distribution, distribution.log_prob(actions), distribution.entropy())
+
+    def gradient(self, parameters: Sequence[th.Tensor], keep_graph: bool = True) -> th.Tensor:
+        """Gradient at theta_old, the policy's parameters now; the policy is remembered as the one before the step.
+
+        :param parameters: theta
+        :param keep_graph: whether ``distribution`` is wanted afterwards
+        :return: ``(n_parameters,)``
+        """
+        self._old, parts = [], []
+        keep_graph &= len(self._chunks) == 1
+        for observations, actions, credit in self._chunks:
+            with th.enable_grad(), uncompiled() if keep_graph else nullcontext():
+                distribution = action_distribution(self._policy, observations)
+                log_prob = distribution.log_prob(actions)
+                objective = (log_prob * credit.to(log_prob.dtype)).sum()
+                with th.set_grad_enabled(self._ent_coef > 0):
+                    entropy = distribution.entropy()
+                if self._ent_coef > 0:
+                    bonus = -log_prob.detach() * log_prob if entropy is None else entropy
+                    objective = objective + self._ent_coef * bonus.sum()
+            whole = self._remember(distribution, log_prob, entropy)
+            self.distribution = whole if keep_graph else None
+            gradients: Sequence[th.Tensor] = [objective.new_zeros(0)]  # where all of theta is frozen
+            if parameters:
+                gradients = th.autograd.grad(objective, parameters, retain_graph=keep_graph, materialize_grads=True)
+            parts.append(th.cat([gradient.flatten() for gradient in gradients]))
+        return th.stack(parts).sum(0) / self._n_samples
+
+    def distributions_at(self, observations: Observations) -> list[Callable[[], Distributions]]:
+        """Functions that compute the policy's distributions at each chunk of states, with graph, at each call.
+
+        :param observations: one row per state
+        """
+
+        def at(chunk: Observations) -> Callable[[], Distributions]:
+            policy = self._policy
+
+            def distributions() -> Distributions:
+                with uncompiled():  # the graph is differentiated twice
+                    return require_torch_distributions(policy, action_distribution(policy, chunk))
+
+            return distributions
+
+        return [at(chunk) for chunk in split_observations(observations, self._chunk_size)]
+
+    def _remember(self, distribution: SB3Distribution, log_prob: th.Tensor, entropy: th.Tensor | None) -> Distributions:
+        whole = require_torch_distributions(self._policy, distribution)
+        known = with_parameters(whole, [z.detach() for z in distribution_parameters(whole)])
+        self._old.append(_Old(log_prob.detach(), (-log_prob if entropy is None else entropy).detach(), known))
+        return whole
+
+    def effect(self) -> Effect:
+        """Compare the policy as it is now with the one before the step; after :meth:`gradient`."""
+        kls, gains, bonuses, ratios = [], [], [], []
+        with th.no_grad():
+            for (observations, actions, credit), old in zip(self._chunks, self._old, strict=True):
+                distribution = action_distribution(self._policy, observations)
+                log_prob = distribution.log_prob(actions)
+                log_ratio = precise(log_prob - old.log_prob)
+                excess = log_ratio.expm1()
+                ratios.append(excess + 1)
+                gains.append(excess * credit)
+                kls.append(joint_kl(old.distribution, require_torch_distributions(self._policy, distribution)))
+                if self._ent_coef > 0:
+                    entropy = distribution.entropy()
+                    new = excess - (excess + 1) * log_prob if entropy is None else entropy
+                    bonuses.append(new - old.entropy)
+            ratio, surrogate = th.cat(ratios), th.cat(gains).mean()
+            return Effect(
+                joint_kl=precise(th.cat(kls)).mean(),
+                gain=surrogate + self._ent_coef * th.cat(bonuses).mean() if bonuses else surrogate,
+                largest_ratio=ratio.max(),
+                effective_sample_size=ratio.sum().square() / ratio.square().sum() / len(ratio),
+            )
+
+
+def require_torch_distributions(policy: ActorCriticPolicy, distribution: SB3Distribution) -> Distributions:
+    """The distributions of torch's in what the policy draws from.
+
+    :raises ValueError: there are none, so that no divergence is known
+    """
+    held = torch_distributions(distribution)
+    if held is None:
+        raise ValueError(
+            f"policy must draw actions from a distribution of torch's, whose divergence is known: "
+            f"{type(policy).__name__} has a {type(distribution).__name__} without one in its attribute 'distribution'"
+        )
+    return held
+
+
+def require_known_divergence(policy: ActorCriticPolicy) -> None:
+    """Check that the divergence between two of the policy's action distributions can be had.
+
+    :raises ValueError: its distribution is not one of torch's, torch knows no divergence of it, or a policy with
+        methods of its own scores actions by another one than ``get_distribution`` shows
+    """
+    observation = example_observation(policy)
+    with evaluation_mode(policy), th.no_grad(), unvalidated_distributions():
+        shown = action_distribution(policy, observation)
+        distribution = require_torch_distributions(policy, shown)
+        try:
+            joint_kl(with_parameters(distribution, distribution_parameters(distribution)), distribution)
+        except (NotImplementedError, TypeError) as error:
+            raise ValueError(f"policy must have action distributions of known divergence: {error}") from error
+        actions = shown.mode()
+        shown_log_prob = shown.log_prob(actions)
+        with action_dist_kept(policy):
+            _, log_prob, _ = policy.evaluate_actions(observation, actions)
+        if not th.allclose(log_prob, shown_log_prob, rtol=1e-3, atol=1e-3):
+            raise ValueError(
+                f"policy must have a get_distribution that agrees with evaluate_actions: {type(policy).__name__} gives "
+                f"an action the log-probs {shown_log_prob.tolist()} and {log_prob.tolist()}"
+            )
+
+
+@dataclass
+class NaturalStep(Step):
+    r"""The natural gradient's direction x, and the step s along it that the KL's quadratic model allows.
+
+    .. math:: x = (F + c I)^{-1} \nabla L(\theta), \qquad s = \sqrt{\frac{2 \delta}{x^T (F + c I) x}}\; x
+
+    With a line search, the step is :math:`\beta^k s` with the smallest k that keeps to
+
+    .. math:: \bar D_{KL}(\pi_{old} \,\|\, \pi_\theta) \le \delta, \qquad
+              L(\theta) - L(\theta_{old}) \ge \eta\, \beta^k\, \nabla L^T s
+
+    L is :class:`~sb3_pg.learner.trust_region.SurrogateObjective`, F the Fisher matrix of the whole action vector's
+    distribution, averaged over states (:class:`~sb3_pg.functional.FisherVectorProduct`). Source: Kakade (2001);
+    Schulman et al. (2015), appendix C. (The slides print g^T F g for the denominator, which is g^T F^-1 g = x^T F x,
+    and exchange the two policies in the divergence.)
+
+    :param target_kl: delta, joint KL, nats
+    :param step_size: step :math:`\alpha (F + c I)^{-1} \nabla L` of this alpha instead of the one above; None for the
+        one above
+    :param line_search: whether there is a line search; otherwise a step is undone only if KL or gain are not finite
+    :param accept_ratio: eta, smallest gain that is accepted, as a share of the predicted one
+    :param shrinking_factor: beta, in (0, 1)
+    :param max_iter: largest number of steps that are tried
+    :param cg_max_steps: largest number of steps of the conjugate gradient
+    :param cg_damping: c
+    :param cg_tolerance: residual, as a share of the gradient's norm, at which the conjugate gradient may stop
+    :param chunk_size: samples per forward with graph; a batch of no more keeps its graph
+    :param subsample: k: one sample in k goes into the Fisher products
+    :param ent_coef: weight of the entropy bonus, reward units per nat
+    """
+
+    target_kl: float = 0.01
+    step_size: float | None = None
+    line_search: bool = True
+    accept_ratio: float = 0.1
+    shrinking_factor: float = 0.8
+    max_iter: int = 10
+    cg_max_steps: int = 15
+    cg_damping: float = 0.1
+    cg_tolerance: float = 1e-5
+    chunk_size: int = 16384
+    subsample: int = 1
+    ent_coef: float = 0.0
+    length_follows_gradient: ClassVar[bool] = False
+
+    def take(self, learner: Learner, batch: RolloutBatch, inputs: StepInputs) -> Metrics:
+        """Take the step, in evaluation mode: the policy that acts is the one that stays in the trust region."""
+        objective = SurrogateObjective(
+            learner.policy, inputs.observations, inputs.actions, inputs.credit, self.ent_coef, self.chunk_size
+        )
+        with evaluation_mode(learner.policy):
+            metrics, learner.outcome = self._take(learner, batch, objective)
+        return metrics
+
+    def conclude(self, learner: Learner) -> None:
+        """Count failures in a row, and warn of several."""
+        reason, state = learner.outcome, learner.state
+        state.n_failures = 0 if reason == "accepted" else state.n_failures + 1
+        if state.n_failures == _FAILURES_TO_WARN:
+            warnings.warn(
+                f"The policy has not moved for {_FAILURES_TO_WARN} updates in a row, now because of {reason!r}. "
+                f"{_ADVICE[reason]}",
+                stacklevel=2,
+            )
+
+    def _take(self, learner: Learner, batch: RolloutBatch, objective: SurrogateObjective) -> tuple[Metrics, str]:
+        policy, parameters = learner.policy, list(learner.actor.values())
+        gradient = objective.gradient(parameters, keep_graph=self.subsample == 1)
+        norm = float(precise(gradient).norm())
+        if not math.isfinite(norm):
+            raise nonfinite_gradient(policy, batch)
+        metrics: Metrics = {"grad_norm": norm, **describe_policy(policy, objective.entropy)}
+        step, taken, effect = None, LineSearch(0.0, 0, "zero_gradient"), Effect.of_nothing()
+        predicted_gain = step_size = 0.0
+        if norm > 0:
+            fisher = self._fisher(batch, objective, parameters)
+            solution = conjugate_gradient(fisher, gradient / norm, self.cg_max_steps, self.cg_tolerance)
+            metrics |= {"cg_iterations": solution.n_iterations, "cg_residual": solution.relative_residual}
+            step, reason = self._whole_step(solution, fisher, norm)
+            taken = taken._replace(reason=reason)
+        if step is not None:
+            predicted_gain = norm * float((gradient / norm).dot(step))
+            taken, effect = self._move_along(parameters, step, objective, predicted_gain)
+            step_size = float(step.norm())
+        if not taken.fraction:
+            if step is not None:
+                metrics |= {"rejected_kl": effect.joint_kl, "rejected_gain": effect.gain}
+            # the length of a step that was not taken may be infinite
+            effect, predicted_gain, step_size = Effect.of_nothing(), 0.0, 0.0
+        return metrics | {
+            **effect.metrics(),
+            "surrogate_predicted": taken.fraction * predicted_gain,
+            "step_size": taken.fraction * step_size,
+            "line_search_steps": taken.n_steps,
+        }, taken.reason
+
+    def _whole_step(self, solution: Solution, fisher: FisherVectorProduct, norm: float) -> tuple[th.Tensor | None, str]:
+        """The whole step along the direction (F + cI)^-1 g / |g| that was found, or why there is none."""
+        if solution.failed:
+            return None, solution.stop_reason
+        curvature = float(solution.x.dot(fisher(solution.x)))
+        if not math.isfinite(curvature):
+            return None, "nonfinite"
+        if curvature <= 0:
+            return None, "curvature"
+        length = math.sqrt(2 * self.target_kl / curvature) if self.step_size is None else self.step_size * norm
+        return (solution.x * length, "") if length > 0 else (None, "zero_step")
+
+    def _move_along(
+        self,
+        parameters: list[th.nn.Parameter],
+        step: th.Tensor,
+        objective: SurrogateObjective,
+        predicted_gain: float,
+    ) -> tuple[LineSearch, Effect]:
+        """Take the whole step, or a part of it, and measure what it has done."""
+        effect = Effect.of_nothing()
+
+        def measure() -> th.Tensor:
+            nonlocal effect
+            effect = objective.effect()
+            return th.stack([th.as_tensor(effect.joint_kl), th.as_tensor(effect.gain)])
+
+        parts = step.split([parameter.numel() for parameter in parameters])
+        shaped = [part.view_as(parameter) for part, parameter in zip(parts, parameters, strict=True)]
+        if not self.line_search:
+            return line_search(parameters, shaped, measure, predicted_gain, accept_ratio=None, max_iter=1), effect
+        taken = line_search(
+            parameters,
+            shaped,
+            measure,
+            predicted_gain,
+            self.target_kl,
+            self.accept_ratio,
+            self.shrinking_factor,
+            self.max_iter,
+        )
+        return taken, effect
+
+    def _fisher(
+        self, batch: RolloutBatch, objective: SurrogateObjective, parameters: list[th.nn.Parameter]
+    ) -> FisherVectorProduct:
+        kept, observations = objective.distribution, batch.flat_observations
+        if self.subsample == 1 and kept is not None:
+            return FisherVectorProduct([lambda: kept], parameters, self.cg_damping)
+        if self.subsample > 1:
+            n_samples = int(batch.valid.sum())
+            chosen = th.randperm(n_samples, device=batch.rewards.device)[: -(-n_samples // self.subsample)]
+            (observations,) = split_observations(observations, len(chosen), chosen)
+        chunks = objective.distributions_at(observations)
+        return FisherVectorProduct(chunks, parameters, self.cg_damping)
