@@ -39,7 +39,7 @@ class FlatRMSprop(th.optim.RMSprop):
     """
 
     @th.no_grad()
-    def step(self, closure: Callable[[], float] | None = None) -> Any:  # type: ignore[override]
+    def step(self, closure: Callable[[], float] | None = None) -> Any:
         """As torch's."""
         if closure is not None or not all(map(_is_plain, self.param_groups)):
             step: Any = th.optim.RMSprop.step
@@ -55,7 +55,7 @@ class FlatRMSprop(th.optim.RMSprop):
         return None
 
     def _flat_state(self, index: int, parameters: list[th.nn.Parameter]) -> tuple[th.Tensor, th.Tensor]:
-        """``square_avg`` and ``step`` of all parameters; ``state`` holds views of them. Made anew if it was replaced."""
+        """``square_avg`` and ``step`` of all parameters, whose views ``state`` holds; made anew if it was replaced."""
         known: dict[int, Any] = vars(self).setdefault("_flat", {})  # a copied or unpickled optimizer has none
         state = known.get(index)
         if state is None or [id(self.state[p]) for p in parameters] != state[2]:

@@ -9,7 +9,7 @@ import torch as th
 from torch import nn
 
 from sb3_pg.learner.gradient_step import clip_gradient
-from sb3_pg.learner.optimizers import FlatRMSprop
+from sb3_pg.learner.optimizers import FlatRMSprop, with_fewer_operations
 
 
 def make_net() -> nn.Sequential:
@@ -93,3 +93,33 @@ def test_clipping_is_that_of_torch(max_norm: float | None, mixed: bool) -> None:
     assert norm == pytest.approx(float(nn.utils.clip_grad_norm_(theirs.parameters(), max_norm or th.inf)))
     for a, b in zip(ours.parameters(), theirs.parameters(), strict=True):
         assert (a.grad is None and b.grad is None) or th.allclose(a.grad, b.grad)
+
+
+@pytest.mark.parametrize("momentum", [0.0, 0.9])
+def test_hooks_and_schedulers_are_those_of_the_optimizer_that_was_given(momentum: float) -> None:
+    """Each hook runs once a step, also where torch takes the step itself."""
+    net = make_net()
+    given = th.optim.RMSprop(net.parameters(), lr=1e-2, momentum=momentum)
+    calls: list[str] = []
+    given.register_step_pre_hook(lambda *_: calls.append("before"))
+    optimizer = with_fewer_operations(given)
+    optimizer.register_step_post_hook(lambda *_: calls.append("after"))
+    assert optimizer is given
+    assert isinstance(optimizer, FlatRMSprop)
+    scheduler = th.optim.lr_scheduler.StepLR(optimizer, 1, gamma=0.5)
+    descend(net, optimizer, 2)
+    scheduler.step()
+    assert calls == ["before", "after"] * 2
+    assert optimizer.param_groups[0]["lr"] == 5e-3
+
+
+def test_adam_takes_its_fused_steps() -> None:
+    nets = [make_net() for _ in range(2)]
+    optimizers = [th.optim.Adam(net.parameters(), lr=1e-2) for net in nets]
+    assert with_fewer_operations(optimizers[0]) is optimizers[0]
+    assert optimizers[0].param_groups[0]["fused"]
+    for net, optimizer in zip(nets, optimizers, strict=True):
+        descend(net, optimizer, 5)
+    assert th.allclose(*map(parameters, nets), atol=1e-6)
+    foreach = th.optim.Adam(nets[0].parameters(), foreach=True)
+    assert with_fewer_operations(foreach).param_groups[0]["fused"] is None
