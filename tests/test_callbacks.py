@@ -214,7 +214,10 @@ def test_a_rollout_that_is_not_finite_is_left_out() -> None:
 )
 @pytest.mark.parametrize("name", ["a2c", "segments", "episodes", "kl-penalty"])
 def test_all_spaces(name: str, observations: str, actions: str) -> None:
-    spaces = {"observation_space": OBSERVATION_SPACES[observations], "action_space": ACTION_SPACES[actions]}
+    spaces: dict[str, Any] = {
+        "observation_space": OBSERVATION_SPACES[observations],
+        "action_space": ACTION_SPACES[actions],
+    }
     env = vec(ScriptedEnv(lengths=(3, 2), **spaces), ScriptedEnv(lengths=(4,), **spaces))
     policy = policy_for(OBSERVATION_SPACES[observations])
     callback = GradientDiagnosticsCallback()

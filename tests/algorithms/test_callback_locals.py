@@ -211,7 +211,7 @@ def test_who_does_not_read_them_pays_for_no_forward() -> None:
         model.learn(50, callback=callback)
         return Counts.n_calls
 
-    kwargs = {"features_extractor_class": Counts}
+    kwargs: dict[str, Any] = {"features_extractor_class": Counts}
     model = ActorCritic("MlpPolicy", "CartPole-v1", n_steps=50, policy_kwargs=kwargs, seed=0, device="cpu")
     n_without = n_calls(Reads())
     assert 50 <= n_without < 60

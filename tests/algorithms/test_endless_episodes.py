@@ -107,7 +107,12 @@ def test_the_advice_can_be_followed(cls: Any) -> None:
 
 
 def test_the_advice_for_total_returns_can_be_followed() -> None:
-    total = {"returns": "total", "baseline": "mean", "n_critic_updates": 1, "critic_learning_rate": None}
+    total: dict[str, Any] = {
+        "returns": "total",
+        "baseline": "mean",
+        "n_critic_updates": 1,
+        "critic_learning_rate": None,
+    }
     model = Reinforce("MlpPolicy", endless(), n_episodes=2, max_episode_steps=30, **total, **CPU)
     with pytest.raises(EndlessEpisodeError, match="n_steps=, baseline='value' and returns='reward_to_go'"):
         model.learn(1000)

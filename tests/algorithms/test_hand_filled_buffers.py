@@ -122,7 +122,7 @@ def test_complete_episode_mode_takes_any_number_of_steps(cls: Any) -> None:
 
 
 def test_the_same_rollout_collected_and_added_by_hand_trains_alike() -> None:
-    kwargs = {"n_steps": 40, "learning_rate": 1e-3}
+    kwargs: dict[str, Any] = {"n_steps": 40, "learning_rate": 1e-3}
     collected, copied = make(ActorCritic, **kwargs), make(ActorCritic, **kwargs)
     collected.learn(80)
     source, target = collected.rollout_buffer, copied.rollout_buffer

@@ -37,7 +37,7 @@ def test_a_nonfinite_gradient_changes_nothing(make: Make) -> None:
 
 
 def test_a_step_that_overflows_is_undone() -> None:
-    kwargs = {"policy_kwargs": {"optimizer_class": th.optim.SGD}, "device": "cpu", "seed": 0}
+    kwargs: dict[str, Any] = {"policy_kwargs": {"optimizer_class": th.optim.SGD}, "device": "cpu", "seed": 0}
     model = Reinforce("MlpPolicy", "CartPole-v1", learning_rate=1e38, max_grad_norm=None, baseline="none", **kwargs)
     before = parameters(model)
     with pytest.raises(FloatingPointError, match=r"parameter .* finite before the step.*smaller learning rate"):

@@ -86,7 +86,7 @@ def test_the_target_of_other_actions_is_the_smallest_q_of_one_drawn(
 
 
 def test_the_critics_step_is_the_gradient_of_half_the_squared_error_and_leaves_the_rest_alone() -> None:
-    rates = {"learning_rate": 0.0, "critic_learning_rate": 1e-2, "tau": 0.0}
+    rates: dict[str, Any] = {"learning_rate": 0.0, "critic_learning_rate": 1e-2, "tau": 0.0}
     model = filled("box", gamma=0.0, policy_kwargs=SGD, **rates)
     samples = sample(model)
     networks = copy.deepcopy(model.critic.q_networks)
@@ -311,7 +311,7 @@ def test_each_state_and_draw_has_noise_of_its_own_under_gsde() -> None:
 @pytest.mark.parametrize("share", [False, True])
 @pytest.mark.parametrize(("action_space", "gradient"), EVERY_GRADIENT)
 def test_the_actors_step_leaves_the_critic_alone(action_space: str, gradient: str, share: bool) -> None:
-    rates = {"critic_learning_rate": 0.0, "tau": 0.0}
+    rates: dict[str, Any] = {"critic_learning_rate": 0.0, "tau": 0.0}
     policy_kwargs = {"share_features_extractor": share}
     model = filled(action_space, actor_gradient=gradient, ent_coef=0.1, policy_kwargs=policy_kwargs, **rates)
     critic, actor = parameters(model.critic), parameters(model.actor)
@@ -355,7 +355,7 @@ def test_a_frozen_critic_or_extractor_trains_the_rest() -> None:
 
 @pytest.mark.parametrize("ent_coef", [2.0, "lin_8", lambda left: 8 * left])
 def test_the_entropy_bonus_of_discrete_actions_adds_its_gradient(ent_coef: Any) -> None:
-    rates = {"learning_rate": 0.1, "critic_learning_rate": 0.0, "tau": 0.0}
+    rates: dict[str, Any] = {"learning_rate": 0.1, "critic_learning_rate": 0.0, "tau": 0.0}
     model = filled("discrete", ent_coef=ent_coef, policy_kwargs=SGD, **rates)
     model._current_progress_remaining = 0.25
     samples = sample(model)

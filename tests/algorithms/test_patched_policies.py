@@ -552,7 +552,7 @@ CHANGES: list[Callable[[Any], None]] = [
 def learned(cls: Any, changes: dict[int, Callable[[Any], None]], env: str = "CartPole-v1", **kwargs: Any) -> th.Tensor:
     """Parameters after 10 rollouts of 5 steps, with changes after some of them."""
     # without clipping: A2C counts the gradients of modules that its optimizer does not know, which nobody sets to zero
-    kwargs = {"policy": "MlpPolicy", "max_grad_norm": float("inf"), "ent_coef": 0.01, **kwargs}
+    kwargs: dict[str, Any] = {"policy": "MlpPolicy", "max_grad_norm": float("inf"), "ent_coef": 0.01, **kwargs}
     model = cls(env=make_vec_env(env, 2, seed=0), seed=0, device="cpu", **kwargs)
     changes.get(0, lambda _: None)(model)
     return parameters(model.learn(100, callback=Watch(changes)).policy)
@@ -896,7 +896,7 @@ def test_the_optimal_baseline_of_changed_policies(name: str, component_wise: boo
     policy, change = SAME_AS_CLASSES[name]
     learned = []
     for used in (policy, "MlpPolicy"):
-        kwargs = {"baseline": "optimal", "baseline_kwargs": {"component_wise": component_wise}}
+        kwargs: dict[str, Any] = {"baseline": "optimal", "baseline_kwargs": {"component_wise": component_wise}}
         model = make(Reinforce, policy=used, max_grad_norm=None, **kwargs)
         if used != policy or (policy == "MlpPolicy" and learned):
             change(model)

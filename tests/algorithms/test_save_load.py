@@ -93,7 +93,7 @@ def test_a_fitted_baseline_is_loaded_unless_another_is_asked_for(tmp_path: Path)
     assert len(expected) == 4 * 3
     assert expected.abs().min() > 1
     assert predicted(same) == pytest.approx(expected, rel=1e-3)  # differences of returns in float32
-    another = {"baseline_kwargs": {"regularization": 1.0}}
+    another: dict[str, Any] = {"baseline_kwargs": {"regularization": 1.0}}
     other = Reinforce.load(tmp_path / "model", env=vec(ClockEnv()), device="cpu", **another)
     assert not predicted(other).any()
 

@@ -45,7 +45,10 @@ def test_backends(env_id: str, kwargs: dict[str, Any], expected: Any) -> None:
 
 
 def test_an_env_of_ones_own_with_a_wrapper_of_ones_own() -> None:
-    sync = {"env_kwargs": {"sutton_barto_reward": True}, "backend_kwargs": {"vectorization_mode": "sync"}}
+    sync: dict[str, Any] = {
+        "env_kwargs": {"sutton_barto_reward": True},
+        "backend_kwargs": {"vectorization_mode": "sync"},
+    }
     env = make_vec_env("CartPole-v1", 2, "vector", 3, TimeAwareObservation, **sync)
     assert env.observation_space.shape == (5,)
     assert env.get_attr("_sutton_barto_reward") == [True, True]

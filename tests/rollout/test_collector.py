@@ -27,7 +27,7 @@ from tests.helpers import (
     vec,
 )
 
-SMALL = {"policy_kwargs": {"net_arch": [4]}, "device": "cpu", "seed": 0}
+SMALL: dict[str, Any] = {"policy_kwargs": {"net_arch": [4]}, "device": "cpu", "seed": 0}
 
 
 class Recorder(BaseCallback):
@@ -226,7 +226,7 @@ def test_callbacks_see_sb3s_step_count() -> None:
     counts = []
     for cls in (Reinforce, A2C):
         recorder = Recorder()
-        kwargs = {"n_steps": 3, **SMALL}
+        kwargs: dict[str, Any] = {"n_steps": 3, **SMALL}
         cls("MlpPolicy", vec(ScriptedEnv()), **kwargs).learn(6, callback=CallbackList([StepsOnly(recorder)]))
         counts.append([int(step["n_steps"]) for step in recorder.steps])
     assert counts[0] == counts[1] == [0, 1, 2, 0, 1, 2]
