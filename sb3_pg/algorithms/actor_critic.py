@@ -14,7 +14,7 @@ from sb3_pg.algorithms.critic_estimates import CRITIC_ESTIMATES, CriticArguments
 from sb3_pg.algorithms.effects import check_effects
 from sb3_pg.algorithms.on_policy import OnPolicyPG
 from sb3_pg.algorithms.shell import LogInterval, from_arguments
-from sb3_pg.algorithms.validation import Argument, Group, documented
+from sb3_pg.algorithms.validation import Group, documented
 from sb3_pg.learner import Bootstrapped, GradientStep
 
 
@@ -26,13 +26,14 @@ class ActorCriticArguments(CriticArguments, total=False):
 
 
 RMSPROP = Group(
+    """
+    :param rms_prop_eps: epsilon, added to RMSprop's root mean square
+    :param use_rms_prop: RMSprop as in Mnih et al. (2016), unless ``policy_kwargs`` has an ``optimizer_class``;
+        otherwise Adam
+    """,
     {
-        "rms_prop_eps": Argument(1e-5, arg.real(0), "epsilon, added to RMSprop's root mean square"),
-        "use_rms_prop": Argument(
-            True,
-            arg.instance(bool),
-            "RMSprop as in Mnih et al. (2016), unless ``policy_kwargs`` has an ``optimizer_class``; otherwise Adam",
-        ),
+        "rms_prop_eps": (1e-5, arg.real(0)),
+        "use_rms_prop": (True, arg.instance(bool)),
     },
 )
 
@@ -90,7 +91,7 @@ class ActorCritic(OnPolicyPG):
         **kwargs: Unpack[ActorCriticArguments],
     ) -> None:
         given = arg.given(locals())
-        arg.check_arguments(given, {name: argument.check for name, argument in RMSPROP.arguments.items()})
+        arg.check_arguments(given, arg.checks_of([RMSPROP]))
         arg.instance(dict, optional=True)("policy_kwargs", policy_kwargs)
         chosen = "optimizer_class" in (policy_kwargs or {})
         if chosen or not use_rms_prop:

@@ -9,7 +9,7 @@ from stable_baselines3.common.buffers import RolloutBuffer
 
 from sb3_pg.algorithms import validation as arg
 from sb3_pg.algorithms.shell import critic_fit, uses_critic
-from sb3_pg.algorithms.validation import Argument, Group
+from sb3_pg.algorithms.validation import Group
 from sb3_pg.policies import takes_other_numbers
 
 # -------------------------------------------------------------------- arguments of every policy gradient
@@ -74,94 +74,67 @@ def _shared_without_effect(model: Any) -> dict[str, str]:
 
 
 SHARED = Group(
+    """
+    :param gamma: discount per env step, in [0, 1]
+    :param ent_coef: weight of the entropy bonus, reward units per nat
+    :param vf_coef: weight of the critic's loss where one optimizer trains actor and critic, or they share features
+    :param max_grad_norm: largest norm of the gradient that ``policy.optimizer`` steps along, None for no clipping
+    :param state_discount: the factor gamma^t of each step's term in the gradient, on or off
+    :param normalize_advantage: shift and scale each batch of advantages to mean 0 and standard deviation 1
+    :param truncation: "bootstrap" counts the value of the last state where a time limit cuts an episode, "terminal"
+        treats the time limit as part of the task; None is bootstrap where a critic is in use, and terminal elsewhere
+    :param critic_learning_rate: gives the critic an optimizer of its own, with this step size or schedule
+    :param n_critic_updates: passes of the critic over each batch; more than 1 gives it an optimizer of its own
+    :param critic_batch_size: samples per step of the critic's own optimizer, None for the whole batch
+    :param critic_fit: "after" trains the critic (or fits the baseline) once the advantages are computed; "before" fits
+        it to the batch it then corrects, as the slides' batch actor-critic does (biased), and gives the critic an
+        optimizer of its own. Changes that a callback makes to the advantages count with "after" only
+    :param critic_warmup_updates: number of updates at the start in which only the critic is trained
+    :param normalize_value_targets: train the critic on targets divided by their running standard deviation; its values
+        are multiplied by it (``value_scale``) wherever they are used
+    :param max_episode_steps: longest episode that is waited for, env steps: where complete episodes are collected, and
+        in :class:`~sb3_pg.OffPolicyPG`, which learns from complete episodes only
+    :param on_nonfinite: what to do if a number is NaN or infinite: "raise" a :class:`~sb3_pg.NonFiniteError`, or "skip"
+        the update with a warning
+    :param act_device: device that computes actions, with a copy of the policy that is updated before each rollout; None
+        for ``device``. With small networks and ``device="cuda"``, "cpu" acts faster. A policy with hooks or replaced
+        methods has no copy: it acts where it is, with a warning
+    :param use_sde: generalized state-dependent exploration (gSDE)
+    :param sde_sample_freq: steps between new gSDE noise, -1 for once per rollout; needs ``use_sde``
+    :param stats_window_size: number of episodes that the logged means are taken over
+    :param tensorboard_log: folder of TensorBoard logs, None for no such log
+    :param policy_kwargs: arguments of the policy's constructor
+    :param verbose: 0 nothing, 1 info, 2 debug
+    :param seed: seed of all random generators, None for a random one
+    :param device: PyTorch device, or "auto" for a GPU if there is one
+    :param _init_setup_model: whether to build the networks
+    """,
     {
-        "gamma": Argument(0.99, arg.real(0, 1), "discount per env step, in [0, 1]"),
-        "ent_coef": Argument(0.0, arg.real(0), "weight of the entropy bonus, reward units per nat"),
-        "vf_coef": Argument(
-            0.5,
-            arg.real(0),
-            "weight of the critic's loss where one optimizer trains actor and critic, or they share features",
-        ),
-        "max_grad_norm": Argument(
-            0.5,
-            arg.unless(math.inf, check=arg.positive(optional=True)),
-            "largest norm of the gradient that ``policy.optimizer`` steps along, None for no clipping",
-        ),
-        "state_discount": Argument(
-            False, arg.instance(bool), "the factor gamma^t of each step's term in the gradient, on or off"
-        ),
-        "normalize_advantage": Argument(
-            False, arg.instance(bool), "shift and scale each batch of advantages to mean 0 and standard deviation 1"
-        ),
-        "truncation": Argument(
-            None,
-            arg.choice("bootstrap", "terminal", optional=True),
-            '"bootstrap" counts the value of the last state where a time limit cuts an episode, "terminal" treats the\n'
-            "    time limit as part of the task; None is bootstrap where a critic is in use, and terminal elsewhere",
-        ),
-        "critic_learning_rate": Argument(
-            None,
-            arg.schedule(optional=True),
-            "gives the critic an optimizer of its own, with this step size or schedule",
-        ),
-        "n_critic_updates": Argument(
-            1,
-            arg.integer(1),
-            "passes of the critic over each batch; more than 1 gives it an optimizer of its own",
-        ),
-        "critic_batch_size": Argument(
-            None,
-            arg.integer(1, optional=True),
-            "samples per step of the critic's own optimizer, None for the whole batch",
-        ),
-        "critic_fit": Argument(
-            "after",
-            arg.choice("after", "before"),
-            '"after" trains the critic (or fits the baseline) once the advantages are computed; "before" fits it to\n'
-            "    the batch it then corrects, as the slides' batch actor-critic does (biased), and gives the critic an\n"
-            '    optimizer of its own. Changes that a callback makes to the advantages count with "after" only',
-        ),
-        "critic_warmup_updates": Argument(
-            0, arg.integer(0), "number of updates at the start in which only the critic is trained"
-        ),
-        "normalize_value_targets": Argument(
-            False,
-            arg.instance(bool),
-            "train the critic on targets divided by their running standard deviation; its values are multiplied\n"
-            "    by it (``value_scale``) wherever they are used",
-        ),
-        "max_episode_steps": Argument(
-            100_000,
-            arg.integer(1),
-            "longest episode that is waited for, env steps: where complete episodes are collected, and in\n"
-            "    :class:`~sb3_pg.OffPolicyPG`, which learns from complete episodes only",
-        ),
-        "on_nonfinite": Argument(
-            "raise",
-            arg.choice("raise", "skip"),
-            'what to do if a number is NaN or infinite: "raise" a :class:`~sb3_pg.NonFiniteError`, or "skip" the\n'
-            "    update with a warning",
-        ),
-        "act_device": Argument(
-            None,
-            arg.unless(None, check=arg.device),
-            "device that computes actions, with a copy of the policy that is updated before each rollout; None for\n"
-            '    ``device``. With small networks and ``device="cuda"``, "cpu" acts faster. A policy with hooks or\n'
-            "    replaced methods has no copy: it acts where it is, with a warning",
-        ),
-        "use_sde": Argument(False, arg.instance(bool), "generalized state-dependent exploration (gSDE)"),
-        "sde_sample_freq": Argument(
-            -1, arg.integer(-1), "steps between new gSDE noise, -1 for once per rollout; needs ``use_sde``"
-        ),
-        "stats_window_size": Argument(100, arg.integer(1), "number of episodes that the logged means are taken over"),
-        "tensorboard_log": Argument(
-            None, arg.instance(str, PathLike, optional=True), "folder of TensorBoard logs, None for no such log"
-        ),
-        "policy_kwargs": Argument(None, arg.instance(dict, optional=True), "arguments of the policy's constructor"),
-        "verbose": Argument(0, arg.unless(True, False, check=arg.integer(0)), "0 nothing, 1 info, 2 debug"),
-        "seed": Argument(None, arg.integer(0, optional=True), "seed of all random generators, None for a random one"),
-        "device": Argument("auto", arg.device, 'PyTorch device, or "auto" for a GPU if there is one'),
-        "_init_setup_model": Argument(True, arg.instance(bool), "whether to build the networks"),
+        "gamma": (0.99, arg.real(0, 1)),
+        "ent_coef": (0.0, arg.real(0)),
+        "vf_coef": (0.5, arg.real(0)),
+        "max_grad_norm": (0.5, arg.unless(math.inf, check=arg.positive(optional=True))),
+        "state_discount": (False, arg.instance(bool)),
+        "normalize_advantage": (False, arg.instance(bool)),
+        "truncation": (None, arg.choice("bootstrap", "terminal", optional=True)),
+        "critic_learning_rate": (None, arg.schedule(optional=True)),
+        "n_critic_updates": (1, arg.integer(1)),
+        "critic_batch_size": (None, arg.integer(1, optional=True)),
+        "critic_fit": ("after", arg.choice("after", "before")),
+        "critic_warmup_updates": (0, arg.integer(0)),
+        "normalize_value_targets": (False, arg.instance(bool)),
+        "max_episode_steps": (100_000, arg.integer(1)),
+        "on_nonfinite": ("raise", arg.choice("raise", "skip")),
+        "act_device": (None, arg.unless(None, check=arg.device)),
+        "use_sde": (False, arg.instance(bool)),
+        "sde_sample_freq": (-1, arg.integer(-1)),
+        "stats_window_size": (100, arg.integer(1)),
+        "tensorboard_log": (None, arg.instance(str, PathLike, optional=True)),
+        "policy_kwargs": (None, arg.instance(dict, optional=True)),
+        "verbose": (0, arg.unless(True, False, check=arg.integer(0))),
+        "seed": (None, arg.integer(0, optional=True)),
+        "device": ("auto", arg.device),
+        "_init_setup_model": (True, arg.instance(bool)),
     },
     check=_check_shared,
     without_effect=_shared_without_effect,
@@ -226,29 +199,21 @@ def _on_policy_without_effect(model: Any) -> dict[str, str]:
 
 
 ON_POLICY = Group(
+    """
+    :param n_steps: steps per env and update: segments, which are cut, and bootstrapped with the critic's value
+    :param n_episodes: complete episodes per update, a multiple of the number of envs; excludes ``n_steps``. If both are
+        None: 8, rounded up to a multiple of the number of envs
+    :param gae_lambda: lambda of generalized advantage estimation, in [0, 1], where an algorithm or a foreign buffer
+        uses it
+    :param rollout_buffer_class: buffer class; a class that is not ours is filled step by step, as SB3 does
+    :param rollout_buffer_kwargs: arguments of the buffer
+    """,
     {
-        "n_steps": Argument(
-            None,
-            arg.integer(1, optional=True),
-            "steps per env and update: segments, which are cut, and bootstrapped with the critic's value",
-        ),
-        "n_episodes": Argument(
-            None,
-            arg.integer(1, optional=True),
-            "complete episodes per update, a multiple of the number of envs; excludes ``n_steps``. If both are None:\n"
-            "    8, rounded up to a multiple of the number of envs",
-        ),
-        "gae_lambda": Argument(
-            1.0,
-            arg.real(0, 1),
-            "lambda of generalized advantage estimation, in [0, 1], where an algorithm or a foreign buffer uses it",
-        ),
-        "rollout_buffer_class": Argument(
-            None,
-            arg.subclass(RolloutBuffer),
-            "buffer class; a class that is not ours is filled step by step, as SB3 does",
-        ),
-        "rollout_buffer_kwargs": Argument(None, arg.instance(dict, optional=True), "arguments of the buffer"),
+        "n_steps": (None, arg.integer(1, optional=True)),
+        "n_episodes": (None, arg.integer(1, optional=True)),
+        "gae_lambda": (1.0, arg.real(0, 1)),
+        "rollout_buffer_class": (None, arg.subclass(RolloutBuffer)),
+        "rollout_buffer_kwargs": (None, arg.instance(dict, optional=True)),
     },
     check=_check_on_policy,
     without_effect=_on_policy_without_effect,

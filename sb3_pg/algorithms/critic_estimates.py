@@ -4,7 +4,7 @@ from typing import Any
 
 from sb3_pg.algorithms import validation as arg
 from sb3_pg.algorithms.arguments import NewSharedArguments
-from sb3_pg.algorithms.validation import Argument, Group
+from sb3_pg.algorithms.validation import Group
 from sb3_pg.errors import SingleStepError
 from sb3_pg.learner.estimators import OWN_TARGET, Advantage, CriticTarget
 
@@ -44,26 +44,20 @@ def _without_effect(model: Any) -> dict[str, str]:
 
 
 CRITIC_ESTIMATES = Group(
+    """
+    :param advantage: estimate of the advantage, "gae", "td", "n_step" or "monte_carlo"; see
+        :class:`~sb3_pg.learner.estimators.Bootstrapped`
+    :param td_steps: n of "n_step": rewards before the critic's value
+    :param critic_target: return that the critic is trained on, "lambda", "td", "n_step" or "monte_carlo"; None for the
+        one that the advantage is made of
+    :param recompute_advantage: value the batch anew before each of the critic's passes (``n_critic_updates``), so that
+        targets which bootstrap follow the critic that they train
+    """,
     {
-        "advantage": Argument(
-            "gae",
-            arg.choice(*OWN_TARGET),
-            'estimate of the advantage, "gae", "td", "n_step" or "monte_carlo"; see\n'
-            "    :class:`~sb3_pg.learner.estimators.Bootstrapped`",
-        ),
-        "td_steps": Argument(5, arg.integer(1), 'n of "n_step": rewards before the critic\'s value'),
-        "critic_target": Argument(
-            None,
-            arg.choice(*OWN_TARGET.values(), optional=True),
-            'return that the critic is trained on, "lambda", "td", "n_step" or "monte_carlo"; None for the one that\n'
-            "    the advantage is made of",
-        ),
-        "recompute_advantage": Argument(
-            False,
-            arg.instance(bool),
-            "value the batch anew before each of the critic's passes (``n_critic_updates``), so that targets which\n"
-            "    bootstrap follow the critic that they train",
-        ),
+        "advantage": ("gae", arg.choice(*OWN_TARGET)),
+        "td_steps": (5, arg.integer(1)),
+        "critic_target": (None, arg.choice(*OWN_TARGET.values(), optional=True)),
+        "recompute_advantage": (False, arg.instance(bool)),
     },
     check=_check,
     without_effect=_without_effect,

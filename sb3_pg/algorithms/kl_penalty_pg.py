@@ -13,7 +13,7 @@ from sb3_pg.algorithms.arguments import ON_POLICY, SHARED
 from sb3_pg.algorithms.critic_estimates import CRITIC_ESTIMATES, CriticArguments
 from sb3_pg.algorithms.on_policy import OnPolicyPG
 from sb3_pg.algorithms.shell import CriticRule, from_arguments
-from sb3_pg.algorithms.validation import Argument, Group, documented
+from sb3_pg.algorithms.validation import Group, documented
 from sb3_pg.learner import Bootstrapped, KLPenaltyStep
 from sb3_pg.learner.trust_region import require_known_divergence
 
@@ -49,31 +49,24 @@ def _without_effect(model: Any) -> dict[str, str]:
 
 
 KL_PENALTY = Group(
+    """
+    :param batch_size: samples per gradient step, of the critic too unless ``critic_batch_size`` is given
+    :param n_epochs: largest number of passes over each batch
+    :param target_kl: epsilon, the joint KL between one policy and the next, nats
+    :param kl_coef: lambda at the start, reward units per nat; training moves it, and ``model.kl_coef`` is its value now
+    :param dual_update: "additive", the gradient step above, or "multiplicative"
+    :param dual_learning_rate: alpha of "additive", units of lambda per nat
+    :param max_kl_ratio: passes over a batch end after one in which a minibatch's KL was above this many times
+        ``target_kl``, so that no update carries the policy, and lambda after it, far away; None: never
+    """,
     {
-        "batch_size": Argument(
-            64,
-            arg.integer(1),
-            "samples per gradient step, of the critic too unless ``critic_batch_size`` is given",
-        ),
-        "n_epochs": Argument(10, arg.integer(1), "largest number of passes over each batch"),
-        "target_kl": Argument(0.01, arg.positive(), "epsilon, the joint KL between one policy and the next, nats"),
-        "kl_coef": Argument(
-            1.0,
-            arg.real(0),
-            "lambda at the start, reward units per nat; training moves it, and ``model.kl_coef`` is its value now",
-        ),
-        "dual_update": Argument(
-            "additive",
-            arg.choice("additive", "multiplicative"),
-            '"additive", the gradient step above, or "multiplicative"',
-        ),
-        "dual_learning_rate": Argument(50.0, arg.positive(), 'alpha of "additive", units of lambda per nat'),
-        "max_kl_ratio": Argument(
-            2.0,
-            arg.positive(optional=True),
-            "passes over a batch end after one in which a minibatch's KL was above this many times ``target_kl``,\n"
-            "    so that no update carries the policy, and lambda after it, far away; None: never",
-        ),
+        "batch_size": (64, arg.integer(1)),
+        "n_epochs": (10, arg.integer(1)),
+        "target_kl": (0.01, arg.positive()),
+        "kl_coef": (1.0, arg.real(0)),
+        "dual_update": ("additive", arg.choice("additive", "multiplicative")),
+        "dual_learning_rate": (50.0, arg.positive()),
+        "max_kl_ratio": (2.0, arg.positive(optional=True)),
     },
     check=_check,
     without_effect=_without_effect,

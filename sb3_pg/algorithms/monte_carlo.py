@@ -3,7 +3,7 @@
 from typing import Any, Literal
 
 from sb3_pg.algorithms import validation as arg
-from sb3_pg.algorithms.validation import Argument, Group
+from sb3_pg.algorithms.validation import Group
 from sb3_pg.baselines import make_baseline
 from sb3_pg.learner import MonteCarlo
 
@@ -81,23 +81,16 @@ def _without_effect(model: Any) -> dict[str, str]:
 
 
 MONTE_CARLO = Group(
+    """
+    :param returns: "reward_to_go": G_t is the reward from t on; "total": that of the whole episode
+    :param baseline: b: "none", "mean", "leave_one_out", "time", "optimal", "linear", "value", or an object with
+        ``fit(batch, returns)`` and ``predict(batch)``
+    :param baseline_kwargs: arguments of the named baseline, e.g. ``{"component_wise": True}`` of "optimal"
+    """,
     {
-        "returns": Argument(
-            "reward_to_go",
-            arg.choice("reward_to_go", "total"),
-            '"reward_to_go": G_t is the reward from t on; "total": that of the whole episode',
-        ),
-        "baseline": Argument(
-            "value",
-            lambda _, value: None if isinstance(value, str) else (make_baseline(value), None)[1],
-            'b: "none", "mean", "leave_one_out", "time", "optimal", "linear", "value", or an object with\n'
-            "    ``fit(batch, returns)`` and ``predict(batch)``",
-        ),
-        "baseline_kwargs": Argument(
-            None,
-            arg.instance(dict, optional=True),
-            'arguments of the named baseline, e.g. ``{"component_wise": True}`` of "optimal"',
-        ),
+        "returns": ("reward_to_go", arg.choice("reward_to_go", "total")),
+        "baseline": ("value", lambda _, value: None if isinstance(value, str) else (make_baseline(value), None)[1]),
+        "baseline_kwargs": (None, arg.instance(dict, optional=True)),
     },
     check=_check,
     without_effect=_without_effect,

@@ -33,7 +33,7 @@ from sb3_pg.algorithms.shell import (
     value_scale,
     waits_for_learning_starts,
 )
-from sb3_pg.algorithms.validation import Argument, Group
+from sb3_pg.algorithms.validation import Group
 from sb3_pg.checkpoints import renamed_modules
 from sb3_pg.errors import NonFiniteError
 from sb3_pg.learner import ImportanceSampled, Learner, LearnerState, Report, Step
@@ -99,46 +99,37 @@ def _check(model: Any) -> None:
 
 
 REPLAY = Group(
+    """
+    :param buffer_size: transitions that the replay buffer has room for
+    :param buffer_trajectories: trajectories that are kept at most, the newest
+    :param learning_starts: env steps before the first update; rollouts that begin before it draw actions uniformly
+    :param batch_size: trajectories per gradient step, the newest among them; None for all that are kept
+    :param train_freq: what is collected between updates: ``(n, "episode")``, complete episodes from a fresh reset, a
+        multiple of the number of envs; ``(n, "step")`` or n, steps per env, whose unfinished episodes go on with the
+        next policy
+    :param gradient_steps: per update; -1 for as many as steps were taken
+    :param replay_buffer_class: a subclass of :class:`~sb3_pg.rollout.TrajectoryReplayBuffer`
+    :param replay_buffer_kwargs: arguments of the replay buffer
+    :param optimize_memory_usage: must be False
+    :param action_noise: must be None: the log-prob of a noisy action would be unknown
+    :param behavior_policy: what acts instead of the policy, from the first step on: a model that knows its log-probs
+        (A2C, PPO, TRPO, this package's; its policy is kept); a policy; or a callable as
+        :data:`~sb3_pg.policies.BehaviorPolicy` describes. It sees the observations that this algorithm acts on: a model
+        that was trained with a VecNormalize needs one with the same statistics around this env. See also
+        :class:`~sb3_pg.policies.PolicyBehavior`
+    """,
     {
-        "buffer_size": Argument(100_000, arg.integer(1), "transitions that the replay buffer has room for"),
-        "buffer_trajectories": Argument(32, arg.integer(1), "trajectories that are kept at most, the newest"),
-        "learning_starts": Argument(
-            0, arg.integer(0), "env steps before the first update; rollouts that begin before it draw actions uniformly"
-        ),
-        "batch_size": Argument(
-            None,
-            arg.integer(1, optional=True),
-            "trajectories per gradient step, the newest among them; None for all that are kept",
-        ),
-        "train_freq": Argument(
-            (8, "episode"),
-            arg.train_freq,
-            'what is collected between updates: ``(n, "episode")``, complete episodes from a fresh reset, a multiple\n'
-            '    of the number of envs; ``(n, "step")`` or n, steps per env, whose unfinished episodes go on with the\n'
-            "    next policy",
-        ),
-        "gradient_steps": Argument(4, arg.integer(-1), "per update; -1 for as many as steps were taken"),
-        "replay_buffer_class": Argument(
-            None,
-            arg.subclass(TrajectoryReplayBuffer),
-            "a subclass of :class:`~sb3_pg.rollout.TrajectoryReplayBuffer`",
-        ),
-        "replay_buffer_kwargs": Argument(None, arg.instance(dict, optional=True), "arguments of the replay buffer"),
-        "optimize_memory_usage": Argument(False, arg.instance(bool), "must be False"),
-        "action_noise": Argument(
-            None,
-            arg.nothing("the log-prob of a noisy action would be unknown"),
-            "must be None: the log-prob of a noisy action would be unknown",
-        ),
-        "behavior_policy": Argument(
-            None,
-            _check_behavior,
-            "what acts instead of the policy, from the first step on: a model that knows its log-probs (A2C, PPO,\n"
-            "    TRPO, this package's; its policy is kept); a policy; or a callable as\n"
-            "    :data:`~sb3_pg.policies.BehaviorPolicy` describes. It sees the observations that this algorithm acts\n"
-            "    on: a model that was trained with a VecNormalize needs one with the same statistics around this env.\n"
-            "    See also :class:`~sb3_pg.policies.PolicyBehavior`",
-        ),
+        "buffer_size": (100_000, arg.integer(1)),
+        "buffer_trajectories": (32, arg.integer(1)),
+        "learning_starts": (0, arg.integer(0)),
+        "batch_size": (None, arg.integer(1, optional=True)),
+        "train_freq": ((8, "episode"), arg.train_freq),
+        "gradient_steps": (4, arg.integer(-1)),
+        "replay_buffer_class": (None, arg.subclass(TrajectoryReplayBuffer)),
+        "replay_buffer_kwargs": (None, arg.instance(dict, optional=True)),
+        "optimize_memory_usage": (False, arg.instance(bool)),
+        "action_noise": (None, arg.nothing("the log-prob of a noisy action would be unknown")),
+        "behavior_policy": (None, _check_behavior),
     },
     check=_check,
 )

@@ -11,23 +11,25 @@ from sb3_pg.algorithms.arguments import SHARED
 from sb3_pg.algorithms.monte_carlo import MONTE_CARLO, BaselineName, keep_baseline, monte_carlo, require_episodes
 from sb3_pg.algorithms.off_policy import REPLAY, OffPolicyShell, ReplayArguments
 from sb3_pg.algorithms.shell import from_arguments
-from sb3_pg.algorithms.validation import Argument, Group, documented
+from sb3_pg.algorithms.validation import Group, documented
 from sb3_pg.baselines import Baseline, FitPredict
 from sb3_pg.functional.importance import RATIOS
 from sb3_pg.learner import GradientStep, ImportanceSampled
 from sb3_pg.learner.estimators import Ratio, Returns
 
 IMPORTANCE = Group(
+    """
+    :param ratio: "per_step", "prefix", "per_decision" or "trajectory"
+    :param max_ratio: W_t is truncated there, None for no truncation
+    :param self_normalize: divide W_t by its mean over the batch's episodes
+    :param min_ess: a gradient step is not taken where the effective sample size of W_t is under this share of the
+        samples; the trajectories that were collected first leave the buffer until it is not
+    """,
     {
-        "ratio": Argument("per_step", arg.choice(*RATIOS), '"per_step", "prefix", "per_decision" or "trajectory"'),
-        "max_ratio": Argument(None, arg.positive(optional=True), "W_t is truncated there, None for no truncation"),
-        "self_normalize": Argument(False, arg.instance(bool), "divide W_t by its mean over the batch's episodes"),
-        "min_ess": Argument(
-            0.0,
-            arg.real(0, 1),
-            "a gradient step is not taken where the effective sample size of W_t is under this share of the samples;\n"
-            "    the trajectories that were collected first leave the buffer until it is not",
-        ),
+        "ratio": ("per_step", arg.choice(*RATIOS)),
+        "max_ratio": (None, arg.positive(optional=True)),
+        "self_normalize": (False, arg.instance(bool)),
+        "min_ess": (0.0, arg.real(0, 1)),
     },
 )
 

@@ -28,7 +28,7 @@ from sb3_pg.algorithms import validation as arg
 from sb3_pg.algorithms.effects import check_effects
 from sb3_pg.algorithms.environments import check_observation_space
 from sb3_pg.algorithms.suggestions import REMOVED
-from sb3_pg.algorithms.validation import Group, table
+from sb3_pg.algorithms.validation import Group, defaults_of
 from sb3_pg.checkpoints import renamed_modules
 from sb3_pg.envs import GymVectorAdapter
 from sb3_pg.errors import NonFiniteError
@@ -116,9 +116,8 @@ class Algorithm(BaseAlgorithm):
         :raises ValueError: an argument out of range, or arguments that contradict each other
         :raises TypeError: an argument of the wrong type, or an unknown one
         """
-        known = table(self.groups)
         refused = {name: fixed for group in self.groups for name, fixed in group.refused.items()}
-        values = {name: argument.default for name, argument in known.items()}
+        values = defaults_of(self.groups)
         values |= {name: value for name, (value, _) in refused.items()}
         values |= arg.known_arguments(type(self), given, but={name: why for name, (_, why) in refused.items()})
         arg.check_arguments({"policy": policy, "env": env, **values}, self.checks)

@@ -16,7 +16,7 @@ from sb3_pg.algorithms.arguments import ON_POLICY, SHARED
 from sb3_pg.algorithms.critic_estimates import CRITIC_ESTIMATES, CriticArguments
 from sb3_pg.algorithms.on_policy import OnPolicyPG
 from sb3_pg.algorithms.shell import CriticRule, from_arguments
-from sb3_pg.algorithms.validation import Argument, Group, documented
+from sb3_pg.algorithms.validation import Group, documented
 from sb3_pg.learner import Bootstrapped, NaturalStep
 from sb3_pg.learner.trust_region import require_known_divergence
 
@@ -56,52 +56,36 @@ _REFUSED: dict[str, tuple[Any, str]] = {
 }
 _OF_LINE_SEARCH = ("line_search_shrinking_factor", "line_search_max_iter", "line_search_accept_ratio")
 NATURAL_GRADIENT = Group(
+    """
+    :param batch_size: samples per step of the critic, None for all; ``critic_batch_size``, if given, says the same
+    :param cg_max_steps: largest number of steps of the conjugate gradient
+    :param cg_damping: c, added to the Fisher matrix's diagonal
+    :param line_search_shrinking_factor: beta, in (0, 1), for TRPO; NPG, which has the same arguments, takes the whole
+        step
+    :param line_search_max_iter: largest number of steps that TRPO tries
+    :param line_search_accept_ratio: eta, in [0, 1]: smallest gain that TRPO accepts, as a share of the predicted one
+        (sb3_contrib accepts any gain, which is 0)
+    :param target_kl: delta, the joint KL of a step, nats: a number, ``"lin_0.01"`` (falls linearly to 0, where the last
+        update takes no step), or a function of the remaining progress
+    :param sub_sampling_factor: sb3_contrib's name for ``fisher_subsample``. There it thins the gradient and the line
+        search as well, which makes them noisier; here it thins the Fisher products only
+    :param cg_tolerance: residual, as a share of the gradient's norm, at which the conjugate gradient may stop
+    :param fisher_chunk_size: samples per forward with graph (images want fewer). A batch of no more keeps its graph; a
+        larger one makes it anew for each chunk and product, which bounds the memory
+    :param fisher_subsample: k: one sample in k goes into the Fisher products, the same ones for all products of a step
+    """,
     {
-        "batch_size": Argument(
-            128,
-            arg.integer(1, optional=True),
-            "samples per step of the critic, None for all; ``critic_batch_size``, if given, says the same",
-        ),
-        "cg_max_steps": Argument(15, arg.integer(1), "largest number of steps of the conjugate gradient"),
-        "cg_damping": Argument(0.1, arg.real(0), "c, added to the Fisher matrix's diagonal"),
-        "line_search_shrinking_factor": Argument(
-            0.8, arg.fraction, "beta, in (0, 1), for TRPO; NPG, which has the same arguments, takes the whole step"
-        ),
-        "line_search_max_iter": Argument(10, arg.integer(1), "largest number of steps that TRPO tries"),
-        "line_search_accept_ratio": Argument(
-            0.1,
-            arg.real(0, 1),
-            "eta, in [0, 1]: smallest gain that TRPO accepts, as a share of the predicted one (sb3_contrib accepts\n"
-            "    any gain, which is 0)",
-        ),
-        "target_kl": Argument(
-            0.01,
-            arg.schedule(above_0=True),
-            'delta, the joint KL of a step, nats: a number, ``"lin_0.01"`` (falls linearly to 0, where the last\n'
-            "    update takes no step), or a function of the remaining progress",
-        ),
-        "sub_sampling_factor": Argument(
-            1,
-            arg.integer(1),
-            "sb3_contrib's name for ``fisher_subsample``. There it thins the gradient and the line search as well,\n"
-            "    which makes them noisier; here it thins the Fisher products only",
-        ),
-        "cg_tolerance": Argument(
-            1e-5,
-            arg.real(0),
-            "residual, as a share of the gradient's norm, at which the conjugate gradient may stop",
-        ),
-        "fisher_chunk_size": Argument(
-            16384,
-            arg.integer(1),
-            "samples per forward with graph (images want fewer). A batch of no more keeps its graph; a larger one\n"
-            "    makes it anew for each chunk and product, which bounds the memory",
-        ),
-        "fisher_subsample": Argument(
-            1,
-            arg.integer(1),
-            "k: one sample in k goes into the Fisher products, the same ones for all products of a step",
-        ),
+        "batch_size": (128, arg.integer(1, optional=True)),
+        "cg_max_steps": (15, arg.integer(1)),
+        "cg_damping": (0.1, arg.real(0)),
+        "line_search_shrinking_factor": (0.8, arg.fraction),
+        "line_search_max_iter": (10, arg.integer(1)),
+        "line_search_accept_ratio": (0.1, arg.real(0, 1)),
+        "target_kl": (0.01, arg.schedule(above_0=True)),
+        "sub_sampling_factor": (1, arg.integer(1)),
+        "cg_tolerance": (1e-5, arg.real(0)),
+        "fisher_chunk_size": (16384, arg.integer(1)),
+        "fisher_subsample": (1, arg.integer(1)),
     },
     check=_check,
     without_effect=_without_effect,
@@ -118,13 +102,13 @@ def _step_without_effect(model: Any) -> dict[str, str]:
 
 
 STEP_LENGTH = Group(
+    """
+    :param step: "kl": alpha from ``target_kl``; "fixed": ``step_size``
+    :param step_size: alpha of "fixed": a number, ``"lin_0.1"``, or a function of the remaining progress
+    """,
     {
-        "step": Argument("kl", arg.choice("kl", "fixed"), '"kl": alpha from ``target_kl``; "fixed": ``step_size``'),
-        "step_size": Argument(
-            0.1,
-            arg.schedule(),
-            'alpha of "fixed": a number, ``"lin_0.1"``, or a function of the remaining progress',
-        ),
+        "step": ("kl", arg.choice("kl", "fixed")),
+        "step_size": (0.1, arg.schedule()),
     },
     without_effect=_step_without_effect,
     tolerated=frozenset({*_OF_LINE_SEARCH, "target_kl"}),

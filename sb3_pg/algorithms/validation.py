@@ -9,7 +9,7 @@ import math
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import dataclass, field
 from numbers import Integral, Real
-from typing import Any, NamedTuple, TypeVar, get_args, get_type_hints
+from typing import Any, TypeVar, get_args, get_type_hints
 
 import gymnasium as gym
 import torch as th
@@ -311,88 +311,6 @@ def given(names: Mapping[str, Any]) -> dict[str, Any]:
 # -------------------------------------------------------------------- tables of arguments
 
 
-class Argument(NamedTuple):
-    """One argument: its default, what it must be, and what it means."""
-
-    default: Any
-    check: Check
-    text: str
-
-
-#: Arguments of every constructor, which stand in its signature.
-ALWAYS = {
-    "policy": Argument(
-        inspect.Parameter.empty,
-        policy,
-        '"MlpPolicy", "CnnPolicy", "MultiInputPolicy", or a subclass of SB3\'s ActorCriticPolicy',
-    ),
-    "env": Argument(
-        inspect.Parameter.empty,
-        instance(str, gym.Env, VecEnv, VectorEnv, optional=True),
-        "environment, vectorized environment (SB3's or Gymnasium's), or the id of a registered one; None for a model\n"
-        "    that only predicts or gets its env by ``set_env``",
-    ),
-    "learning_rate": Argument(
-        inspect.Parameter.empty,
-        schedule(),
-        'step size of ``policy.optimizer``: a number, ``"lin_1e-3"`` (falls linearly to 0), or a function of the\n'
-        "    remaining progress (1 to 0)",
-    ),
-}
-
-
-@dataclass(frozen=True)
-class Group:
-    """Arguments that belong together.
-
-    :param arguments: name -> argument, in the order of the documentation
-    :param check: raises ValueError where the arguments of a model contradict each other
-    :param without_effect: of a model, arguments that have no effect beside the others -> why
-    :param tolerated: of those, the ones that give a warning, where others are an error
-    :param refused: arguments of other groups that make no sense beside these -> the value they have then, and why
-    """
-
-    arguments: dict[str, Argument]
-    check: Callable[[Any], None] = lambda _: None
-    without_effect: Callable[[Any], dict[str, str]] = lambda _: {}
-    tolerated: frozenset[str] = frozenset()
-    refused: Mapping[str, tuple[Any, str]] = field(default_factory=dict)
-
-
-def table(groups: Iterable[Group]) -> dict[str, Argument]:
-    """All arguments of some groups, less those that one of them refuses; the later group's, if two have a name."""
-    groups = tuple(groups)
-    merged = {name: argument for group in groups for name, argument in group.arguments.items()}
-    return {name: argument for name, argument in merged.items() if not any(name in g.refused for g in groups)}
-
-
-def documented(cls: ClassT) -> ClassT:
-    """Let ``inspect.signature`` and ``help`` list every argument of an algorithm with its type, default and meaning.
-
-    :param cls: with ``groups``, an ``__init__`` that ends with ``**kwargs: Unpack[...]``; ``:param`` lines of its own
-        come before those of the tables
-    """
-    algorithm: Any = cls
-    known, init = ALWAYS | table(algorithm.groups), algorithm.__init__
-    algorithm.checks = {name: argument.check for name, argument in known.items()}
-    signature = inspect.signature(init)
-    (rest_of,) = get_args(signature.parameters["kwargs"].annotation)  # Unpack[...]
-    types = get_type_hints(rest_of)
-    own = [p for p in signature.parameters.values() if p.kind is not p.VAR_KEYWORD]
-    named = {parameter.name for parameter in own}
-    rest = [
-        inspect.Parameter(name, inspect.Parameter.KEYWORD_ONLY, default=argument.default, annotation=types[name])
-        for name, argument in known.items()
-        if name not in named
-    ]
-    init.__signature__ = signature.replace(parameters=own + rest)
-    before, own_lines, after = _split_doc(inspect.cleandoc(cls.__doc__ or ""))
-    texts = {name: f":param {name}: {known[name].text}" for name in known} | own_lines
-    visible = [p.name for p in own + rest if p.name != "self" and not p.name.startswith("_")]
-    cls.__doc__ = "\n".join([*before, *(texts[name] for name in visible), *after])
-    return cls
-
-
 def _split_doc(doc: str) -> tuple[list[str], dict[str, str], list[str]]:
     """The lines before the arguments, ``:param`` blocks by name, and the lines after them."""
     lines = doc.split("\n")
@@ -409,3 +327,83 @@ def _split_doc(doc: str) -> tuple[list[str], dict[str, str], list[str]]:
         else:
             return lines[:first], blocks, lines[i:]
     return lines[:first], blocks, []
+
+
+@dataclass
+class Group:
+    """Arguments that belong together.
+
+    :param doc: ``:param`` lines, one per argument, in the order of the documentation
+    :param arguments: name -> default, and what the argument must be
+    :param check: raises ValueError where the arguments of a model contradict each other
+    :param without_effect: of a model, arguments that have no effect beside the others -> why
+    :param tolerated: of those, the ones that give a warning, where others are an error
+    :param refused: arguments of other groups that make no sense beside these -> the value they have then, and why
+    """
+
+    doc: str
+    arguments: dict[str, tuple[Any, Check]]
+    check: Callable[[Any], None] = lambda _: None
+    without_effect: Callable[[Any], dict[str, str]] = lambda _: {}
+    tolerated: frozenset[str] = frozenset()
+    refused: Mapping[str, tuple[Any, str]] = field(default_factory=dict)
+
+    def __post_init__(self) -> None:
+        self.texts = _split_doc(inspect.cleandoc(self.doc))[1]
+
+
+#: Arguments of every constructor, which stand in its signature.
+ALWAYS = Group(
+    """
+    :param policy: "MlpPolicy", "CnnPolicy", "MultiInputPolicy", or a subclass of SB3's ActorCriticPolicy
+    :param env: environment, vectorized environment (SB3's or Gymnasium's), or the id of a registered one; None for a
+        model that only predicts or gets its env by ``set_env``
+    :param learning_rate: step size of ``policy.optimizer``: a number, ``"lin_1e-3"`` (falls linearly to 0), or a
+        function of the remaining progress (1 to 0)
+    """,
+    {
+        "policy": (inspect.Parameter.empty, policy),
+        "env": (inspect.Parameter.empty, instance(str, gym.Env, VecEnv, VectorEnv, optional=True)),
+        "learning_rate": (inspect.Parameter.empty, schedule()),
+    },
+)
+
+
+def defaults_of(groups: Iterable[Group]) -> dict[str, Any]:
+    """The defaults of all arguments of some groups, less the arguments that one of them refuses."""
+    groups = tuple(groups)
+    refused = {name for group in groups for name in group.refused}
+    merged = {name: default for group in groups for name, (default, _) in group.arguments.items()}
+    return {name: default for name, default in merged.items() if name not in refused}
+
+
+def checks_of(groups: Iterable[Group]) -> dict[str, Check]:
+    """The checks of all arguments of some groups; the later group's, if two have a name."""
+    return {name: check for group in groups for name, (_, check) in group.arguments.items()}
+
+
+def documented(cls: ClassT) -> ClassT:
+    """Let ``inspect.signature`` and ``help`` list every argument of an algorithm with its type, default and meaning.
+
+    :param cls: with ``groups``, an ``__init__`` that ends with ``**kwargs: Unpack[...]``; ``:param`` lines of its own
+        come before those of the tables
+    """
+    algorithm: Any = cls
+    groups, init = (ALWAYS, *algorithm.groups), algorithm.__init__
+    algorithm.checks = checks_of(groups)
+    signature = inspect.signature(init)
+    (rest_of,) = get_args(signature.parameters["kwargs"].annotation)  # Unpack[...]
+    types = get_type_hints(rest_of)
+    own = [p for p in signature.parameters.values() if p.kind is not p.VAR_KEYWORD]
+    named = {parameter.name for parameter in own}
+    rest = [
+        inspect.Parameter(name, inspect.Parameter.KEYWORD_ONLY, default=default, annotation=types[name])
+        for name, default in defaults_of(groups).items()
+        if name not in named
+    ]
+    init.__signature__ = signature.replace(parameters=own + rest)
+    before, own_lines, after = _split_doc(inspect.cleandoc(cls.__doc__ or ""))
+    texts = {name: text for group in groups for name, text in group.texts.items()} | own_lines
+    visible = [p.name for p in own + rest if p.name != "self" and not p.name.startswith("_")]
+    cls.__doc__ = "\n".join([*before, *(texts[name] for name in visible), *after])
+    return cls

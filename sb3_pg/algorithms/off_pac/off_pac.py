@@ -34,7 +34,7 @@ from sb3_pg.algorithms.off_pac.losses import (
 from sb3_pg.algorithms.off_pac.policies import OffPACCnnPolicy, OffPACMultiInputPolicy, OffPACPolicy, act, move_target
 from sb3_pg.algorithms.off_policy import REPLAY
 from sb3_pg.algorithms.shell import Algorithm, LogInterval, waits_for_learning_starts
-from sb3_pg.algorithms.validation import ALWAYS
+from sb3_pg.algorithms.validation import ALWAYS, checks_of
 from sb3_pg.checkpoints import renamed_modules
 from sb3_pg.extras import extra_hints
 from sb3_pg.learner.metrics import Metrics
@@ -131,7 +131,7 @@ class OffPAC(Algorithm, OffPolicyAlgorithm):
         "MultiInputPolicy": OffPACMultiInputPolicy,
     }
     checks: ClassVar[Mapping[str, arg.Check]] = {
-        **{name: argument.check for name, argument in (ALWAYS | SHARED.arguments | REPLAY.arguments).items()},
+        **checks_of((ALWAYS, SHARED, REPLAY)),
         "policy": _check_policy,
         "actor_gradient": arg.choice(*ACTOR_LOSSES, optional=True),
         "n_actions": arg.integer(2),
