@@ -5,7 +5,7 @@ from typing import Any, ClassVar
 import torch as th
 from stable_baselines3.common.buffers import RolloutBuffer
 from stable_baselines3.common.policies import ActorCriticPolicy
-from stable_baselines3.common.type_aliases import GymEnv, MaybeCallback, Schedule
+from stable_baselines3.common.type_aliases import MaybeCallback, Schedule
 from typing_extensions import Self, Unpack
 
 from sb3_pg.algorithms import validation as arg
@@ -14,8 +14,9 @@ from sb3_pg.algorithms.critic_estimates import CRITIC_ESTIMATES, CriticArguments
 from sb3_pg.algorithms.effects import check_effects
 from sb3_pg.algorithms.on_policy import OnPolicyPG
 from sb3_pg.algorithms.shell import LogInterval, from_arguments
-from sb3_pg.algorithms.validation import Group, documented
+from sb3_pg.algorithms.validation import EnvLike, Group, documented
 from sb3_pg.learner import Bootstrapped, GradientStep
+from sb3_pg.learner.estimators import Advantage, CriticTarget
 
 
 class ActorCriticArguments(CriticArguments, total=False):
@@ -62,11 +63,15 @@ class ActorCritic(OnPolicyPG):
     groups: ClassVar[tuple[Group, ...]] = (SHARED, ON_POLICY, RMSPROP, CRITIC_ESTIMATES)
     make_estimator = from_arguments(Bootstrapped)
     make_step = from_arguments(GradientStep)
+    advantage: Advantage
+    critic_target: CriticTarget | None
+    td_steps: int
+    recompute_advantage: bool
 
     def __init__(
         self,
         policy: str | type[ActorCriticPolicy],
-        env: GymEnv | str | None,
+        env: EnvLike | None,
         learning_rate: float | str | Schedule = 7e-4,
         n_steps: int | None = 5,
         gamma: float = 0.99,

@@ -5,7 +5,7 @@ from typing import Any, ClassVar, Literal
 import torch as th
 from stable_baselines3.common.buffers import RolloutBuffer
 from stable_baselines3.common.policies import ActorCriticPolicy
-from stable_baselines3.common.type_aliases import GymEnv, Schedule
+from stable_baselines3.common.type_aliases import Schedule
 from typing_extensions import Unpack
 
 from sb3_pg.algorithms import validation as arg
@@ -13,7 +13,7 @@ from sb3_pg.algorithms.arguments import ON_POLICY, SHARED
 from sb3_pg.algorithms.critic_estimates import CRITIC_ESTIMATES, CriticArguments
 from sb3_pg.algorithms.on_policy import OnPolicyPG
 from sb3_pg.algorithms.shell import CriticRule, from_arguments
-from sb3_pg.algorithms.validation import Group, documented
+from sb3_pg.algorithms.validation import EnvLike, Group, documented
 from sb3_pg.learner import Bootstrapped, KLPenaltyStep
 from sb3_pg.learner.trust_region import require_known_divergence
 
@@ -114,7 +114,7 @@ class KLPenaltyPG(OnPolicyPG):
     def __init__(
         self,
         policy: str | type[ActorCriticPolicy],
-        env: GymEnv | str | None,
+        env: EnvLike | None,
         learning_rate: float | str | Schedule = 3e-4,
         n_steps: int | None = 2048,
         batch_size: int = 64,

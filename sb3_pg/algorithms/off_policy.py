@@ -16,7 +16,7 @@ from stable_baselines3.common.callbacks import BaseCallback
 from stable_baselines3.common.noise import ActionNoise
 from stable_baselines3.common.off_policy_algorithm import OffPolicyAlgorithm
 from stable_baselines3.common.policies import ActorCriticPolicy, BasePolicy
-from stable_baselines3.common.type_aliases import GymEnv, MaybeCallback, RolloutReturn, TrainFreq, TrainFrequencyUnit
+from stable_baselines3.common.type_aliases import MaybeCallback, RolloutReturn, TrainFreq, TrainFrequencyUnit
 from stable_baselines3.common.vec_env import VecEnv
 
 from sb3_pg.algorithms import validation as arg
@@ -33,7 +33,7 @@ from sb3_pg.algorithms.shell import (
     value_scale,
     waits_for_learning_starts,
 )
-from sb3_pg.algorithms.validation import Group
+from sb3_pg.algorithms.validation import EnvLike, Group
 from sb3_pg.checkpoints import renamed_modules
 from sb3_pg.errors import NonFiniteError
 from sb3_pg.learner import ImportanceSampled, Learner, LearnerState, Report, Step
@@ -168,7 +168,7 @@ class OffPolicyShell(Algorithm, OffPolicyAlgorithm):
     _has_callbacks = False
     _n_refused = 0
 
-    def __init__(self, policy: str | type[ActorCriticPolicy], env: GymEnv | str | None, **arguments: Any) -> None:
+    def __init__(self, policy: str | type[ActorCriticPolicy], env: EnvLike | None, **arguments: Any) -> None:
         ours = {"buffer_trajectories", "behavior_policy"}
         self._construct(
             policy,

@@ -3,7 +3,7 @@
 from typing import Any, ClassVar
 
 from stable_baselines3.common.policies import ActorCriticPolicy
-from stable_baselines3.common.type_aliases import GymEnv, Schedule
+from stable_baselines3.common.type_aliases import Schedule
 from typing_extensions import Unpack
 
 from sb3_pg.algorithms import validation as arg
@@ -11,7 +11,7 @@ from sb3_pg.algorithms.arguments import SHARED
 from sb3_pg.algorithms.monte_carlo import MONTE_CARLO, BaselineName, keep_baseline, monte_carlo, require_episodes
 from sb3_pg.algorithms.off_policy import REPLAY, OffPolicyShell, ReplayArguments
 from sb3_pg.algorithms.shell import from_arguments
-from sb3_pg.algorithms.validation import Group, documented
+from sb3_pg.algorithms.validation import EnvLike, Group, documented
 from sb3_pg.baselines import Baseline, FitPredict
 from sb3_pg.functional.importance import RATIOS
 from sb3_pg.learner import GradientStep, ImportanceSampled
@@ -92,7 +92,7 @@ class OffPolicyPG(OffPolicyShell):
     def __init__(
         self,
         policy: str | type[ActorCriticPolicy],
-        env: GymEnv | str | None,
+        env: EnvLike | None,
         learning_rate: float | str | Schedule = 3e-3,
         ratio: Ratio = "per_step",
         max_ratio: float | None = None,

@@ -11,7 +11,7 @@ from stable_baselines3.common.buffers import DictRolloutBuffer, RolloutBuffer
 from stable_baselines3.common.callbacks import BaseCallback
 from stable_baselines3.common.on_policy_algorithm import OnPolicyAlgorithm
 from stable_baselines3.common.policies import ActorCriticPolicy, BasePolicy
-from stable_baselines3.common.type_aliases import GymEnv, MaybeCallback
+from stable_baselines3.common.type_aliases import MaybeCallback
 from stable_baselines3.common.vec_env import VecEnv
 
 from sb3_pg.algorithms import validation as arg
@@ -28,7 +28,7 @@ from sb3_pg.algorithms.shell import (
     uses_critic,
     value_scale,
 )
-from sb3_pg.algorithms.validation import Group
+from sb3_pg.algorithms.validation import EnvLike, Group
 from sb3_pg.errors import NonFiniteError
 from sb3_pg.learner import Estimator, Learner, LearnerState, Report, Step
 from sb3_pg.rollout import (
@@ -82,7 +82,7 @@ class OnPolicyPG(Algorithm, OnPolicyAlgorithm):
     _decided_in = -1
     _next_is_logged = False
 
-    def __init__(self, policy: str | type[ActorCriticPolicy], env: GymEnv | str | None, **arguments: Any) -> None:
+    def __init__(self, policy: str | type[ActorCriticPolicy], env: EnvLike | None, **arguments: Any) -> None:
         of_sb3 = ("gamma", "ent_coef", "vf_coef", "max_grad_norm", *ON_POLICY.arguments.keys() - {"n_episodes"})
         self._construct(policy, env, arguments, of_sb3, _init_setup_model=False)
 

@@ -3,14 +3,14 @@
 from typing import Any, ClassVar
 
 from stable_baselines3.common.policies import ActorCriticPolicy
-from stable_baselines3.common.type_aliases import GymEnv, MaybeCallback, Schedule
+from stable_baselines3.common.type_aliases import MaybeCallback, Schedule
 from typing_extensions import Self, Unpack
 
 from sb3_pg.algorithms.arguments import ON_POLICY, SHARED, OnPolicyArguments
 from sb3_pg.algorithms.monte_carlo import MONTE_CARLO, BaselineName, keep_baseline, monte_carlo, require_episodes
 from sb3_pg.algorithms.on_policy import OnPolicyPG
 from sb3_pg.algorithms.shell import LogInterval, from_arguments
-from sb3_pg.algorithms.validation import Group, documented
+from sb3_pg.algorithms.validation import EnvLike, Group, documented
 from sb3_pg.baselines import Baseline, FitPredict
 from sb3_pg.learner import GradientStep
 from sb3_pg.learner.estimators import Returns
@@ -52,7 +52,7 @@ class Reinforce(OnPolicyPG):
     def __init__(
         self,
         policy: str | type[ActorCriticPolicy],
-        env: GymEnv | str | None,
+        env: EnvLike | None,
         learning_rate: float | str | Schedule = 7e-3,
         returns: Returns = "reward_to_go",
         baseline: BaselineName | Baseline | FitPredict = "value",

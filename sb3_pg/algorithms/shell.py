@@ -20,7 +20,7 @@ from stable_baselines3.common.callbacks import BaseCallback
 from stable_baselines3.common.off_policy_algorithm import OffPolicyAlgorithm
 from stable_baselines3.common.policies import BasePolicy
 from stable_baselines3.common.save_util import load_from_zip_file
-from stable_baselines3.common.type_aliases import GymEnv, MaybeCallback, Schedule, TensorDict
+from stable_baselines3.common.type_aliases import MaybeCallback, Schedule, TensorDict
 from stable_baselines3.common.utils import update_learning_rate
 from stable_baselines3.common.vec_env import VecEnv
 
@@ -28,7 +28,7 @@ from sb3_pg.algorithms import validation as arg
 from sb3_pg.algorithms.effects import check_effects
 from sb3_pg.algorithms.environments import check_observation_space
 from sb3_pg.algorithms.suggestions import REMOVED
-from sb3_pg.algorithms.validation import Group, defaults_of
+from sb3_pg.algorithms.validation import EnvLike, Group, defaults_of
 from sb3_pg.checkpoints import renamed_modules
 from sb3_pg.envs import GymVectorAdapter
 from sb3_pg.errors import NonFiniteError
@@ -202,7 +202,7 @@ class Algorithm(BaseAlgorithm):
     def load(
         cls: type[SelfAlgorithm],
         path: str | pathlib.Path | io.BufferedIOBase,
-        env: GymEnv | str | None = None,
+        env: EnvLike | None = None,
         device: th.device | str = "auto",
         custom_objects: dict[str, Any] | None = None,
         print_system_info: bool = False,

@@ -8,7 +8,7 @@ import torch as th
 from gymnasium import spaces
 from stable_baselines3.common.buffers import RolloutBuffer
 from stable_baselines3.common.policies import ActorCriticPolicy
-from stable_baselines3.common.type_aliases import GymEnv, Schedule
+from stable_baselines3.common.type_aliases import Schedule
 from typing_extensions import Unpack
 
 from sb3_pg.algorithms import validation as arg
@@ -16,7 +16,7 @@ from sb3_pg.algorithms.arguments import ON_POLICY, SHARED
 from sb3_pg.algorithms.critic_estimates import CRITIC_ESTIMATES, CriticArguments
 from sb3_pg.algorithms.on_policy import OnPolicyPG
 from sb3_pg.algorithms.shell import CriticRule, from_arguments
-from sb3_pg.algorithms.validation import Group, documented
+from sb3_pg.algorithms.validation import EnvLike, Group, documented
 from sb3_pg.learner import Bootstrapped, NaturalStep
 from sb3_pg.learner.trust_region import require_known_divergence
 
@@ -228,7 +228,7 @@ class TRPO(OnPolicyPG):
     def __init__(
         self,
         policy: str | type[ActorCriticPolicy],
-        env: GymEnv | str | None,
+        env: EnvLike | None,
         learning_rate: float | str | Schedule = 1e-3,
         n_steps: int | None = 2048,
         batch_size: int | None = 128,
@@ -314,7 +314,7 @@ class NPG(OnPolicyPG):
     def __init__(
         self,
         policy: str | type[ActorCriticPolicy],
-        env: GymEnv | str | None,
+        env: EnvLike | None,
         learning_rate: float | str | Schedule = 1e-3,
         n_steps: int | None = 2048,
         batch_size: int | None = 128,

@@ -17,13 +17,15 @@ from gymnasium.vector import VectorEnv
 from sb3_contrib.common.recurrent.policies import RecurrentActorCriticPolicy
 from stable_baselines3.common.callbacks import BaseCallback
 from stable_baselines3.common.policies import ActorCriticPolicy
-from stable_baselines3.common.type_aliases import Schedule, TrainFrequencyUnit
+from stable_baselines3.common.type_aliases import GymEnv, Schedule, TrainFrequencyUnit
 from stable_baselines3.common.utils import FloatSchedule, LinearSchedule
 from stable_baselines3.common.vec_env import VecEnv
 
 from sb3_pg.algorithms.suggestions import REMOVED, suggestion
 
 Check = Callable[[str, Any], None]
+#: An env, a vectorized env (SB3's or Gymnasium's), or the id of a registered env.
+EnvLike = GymEnv | VectorEnv | str
 ClassT = TypeVar("ClassT", bound=type)
 
 

@@ -15,7 +15,7 @@ from stable_baselines3.common.buffers import NStepReplayBuffer, ReplayBuffer
 from stable_baselines3.common.noise import ActionNoise
 from stable_baselines3.common.off_policy_algorithm import OffPolicyAlgorithm
 from stable_baselines3.common.policies import BasePolicy
-from stable_baselines3.common.type_aliases import GymEnv, MaybeCallback, RolloutReturn, Schedule, TrainFrequencyUnit
+from stable_baselines3.common.type_aliases import MaybeCallback, RolloutReturn, Schedule, TrainFrequencyUnit
 from stable_baselines3.common.utils import update_learning_rate
 from stable_baselines3.common.vec_env import VecEnv
 from typing_extensions import Never, Self
@@ -34,7 +34,7 @@ from sb3_pg.algorithms.off_pac.losses import (
 from sb3_pg.algorithms.off_pac.policies import OffPACCnnPolicy, OffPACMultiInputPolicy, OffPACPolicy, act, move_target
 from sb3_pg.algorithms.off_policy import REPLAY
 from sb3_pg.algorithms.shell import Algorithm, LogInterval, waits_for_learning_starts
-from sb3_pg.algorithms.validation import ALWAYS, checks_of
+from sb3_pg.algorithms.validation import ALWAYS, EnvLike, checks_of
 from sb3_pg.checkpoints import renamed_modules
 from sb3_pg.extras import extra_hints
 from sb3_pg.learner.metrics import Metrics
@@ -153,7 +153,7 @@ class OffPAC(Algorithm, OffPolicyAlgorithm):
     def __init__(
         self,
         policy: str | type[OffPACPolicy],
-        env: GymEnv | str | None,
+        env: EnvLike | None,
         learning_rate: float | str | Schedule = 3e-4,
         actor_gradient: ActorGradient | None = None,
         n_actions: int = 4,
