@@ -129,9 +129,12 @@ def test_mean_is_the_gradient_that_the_update_takes(name: str, unit: str) -> Non
     model = MODELS[name](env, seed=0, device="cpu", learning_rate=1e-3, policy_kwargs=policy_kwargs, **BARE)
     model.learn(1, callback)
     actor = reachable_parameters(model.policy).actor
-    expected = -th.cat([p.grad.flatten() for p in actor.values()])
+    gradients: list[Any] = [p.grad for p in actor.values()]
+    expected = -th.cat([gradient.flatten() for gradient in gradients])
     assert callback.diagnostics is not None
-    th.testing.assert_close(callback.diagnostics.mean, expected.double(), rtol=1e-4, atol=1e-6 * expected.abs().max())
+    th.testing.assert_close(
+        callback.diagnostics.mean, expected.double(), rtol=1e-4, atol=1e-6 * float(expected.abs().max())
+    )
 
 
 @pytest.mark.parametrize("name", list(NATURAL))
@@ -226,9 +229,12 @@ def test_all_spaces(name: str, observations: str, actions: str) -> None:
     model.learn(1, callback)
     assert all(a is b for a, b in zip(before, model.policy.parameters(), strict=True))
     actor = reachable_parameters(model.policy).actor
-    expected = -th.cat([p.grad.flatten() for p in actor.values()])
+    gradients: list[Any] = [p.grad for p in actor.values()]
+    expected = -th.cat([gradient.flatten() for gradient in gradients])
     assert callback.diagnostics is not None
-    th.testing.assert_close(callback.diagnostics.mean, expected.double(), rtol=1e-3, atol=1e-5 * expected.abs().max())
+    th.testing.assert_close(
+        callback.diagnostics.mean, expected.double(), rtol=1e-3, atol=1e-5 * float(expected.abs().max())
+    )
     assert float(callback.diagnostics.total_variance) > 0
 
 

@@ -3,7 +3,7 @@
 import math
 from collections.abc import Callable
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 import gymnasium as gym
 import numpy as np
@@ -45,7 +45,7 @@ INTEGERS: dict[str, tuple[spaces.Box, float]] = {
     "int64-wide": (spaces.Box(-(2**63), BIG, (2,), np.int64), 42.0),
     "uint64-wide": (spaces.Box(0, BIG, (2,), np.uint64), 42.0),
     "matrix": (spaces.Box(np.array([[-3, 0], [5, -1]]), np.array([[3, 1], [7, 9]]), dtype=np.int32), 2.0),
-    "bool": (spaces.Box(0, 1, (2,), np.bool_), 0.0),
+    "bool": (spaces.Box(0, 1, (2,), cast(Any, np.bool_)), 0.0),
 }
 FEW = ("int8", "uint8", "int64", "int64-wide", "matrix")
 COUNTED: dict[str, spaces.Space[Any]] = {
@@ -411,7 +411,7 @@ def test_it_learns_the_number_that_pays(cls: type, dtype: type) -> None:
 @pytest.mark.parametrize("cls", CLASSES)
 @pytest.mark.parametrize("name", COUNTED)
 def test_the_env_receives_numbers_from_the_start_and_the_buffer_counts_from_0(cls: type, name: str) -> None:
-    space = COUNTED[name]
+    space: Any = COUNTED[name]
     env = an_env(space)
     model, recorder = learned(cls, env, n_steps=48)
     assert all(space.contains(action) for action in env.actions)
@@ -429,7 +429,7 @@ def test_the_env_receives_numbers_from_the_start_and_the_buffer_counts_from_0(cl
 @pytest.mark.parametrize("cls", CLASSES)
 @pytest.mark.parametrize("name", COUNTED)
 def test_predict_counts_from_the_start(cls: type, name: str) -> None:
-    space = COUNTED[name]
+    space: Any = COUNTED[name]
     model = make(cls, vec(an_env(space)))
     observations = np.stack([model.observation_space.sample() for _ in range(30)])
     several, _ = model.predict(observations)
@@ -446,7 +446,7 @@ def test_predict_counts_from_the_start(cls: type, name: str) -> None:
 @pytest.mark.parametrize("cls", [OffPolicyPG, OffPAC])
 @pytest.mark.parametrize("name", COUNTED)
 def test_the_uniform_warm_up_counts_from_the_start(cls: type, name: str) -> None:
-    space = COUNTED[name]
+    space: Any = COUNTED[name]
     env = an_env(space)
     model = make(cls, vec(env), learning_starts=1000).learn(40)
     assert all(space.contains(action) for action in env.actions)

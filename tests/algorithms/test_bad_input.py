@@ -227,7 +227,7 @@ def test_a_users_baseline_says_how_many_episodes_it_needs() -> None:
         def fit(self, batch: Any, returns: Any) -> None:
             raise AssertionError("not reached")
 
-        predict = fit
+        predict: Any = fit
 
     with pytest.raises(ValueError, match=r"at least 3 episodes.*n_episodes=2"):
         Reinforce("MlpPolicy", vec(Unsteppable()), baseline=Choosy(), n_episodes=2)

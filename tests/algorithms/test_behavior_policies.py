@@ -119,9 +119,9 @@ class Masked(ActorCriticPolicy):
     """Never takes action 0."""
 
     def get_distribution(self, obs: Any) -> Any:
-        distribution = super().get_distribution(obs)
+        distribution: Any = super().get_distribution(obs)
         distribution.distribution.logits[:, 0] = -1e9
-        return distribution.proba_distribution(distribution.distribution.logits)  # type: ignore[attr-defined]
+        return distribution.proba_distribution(distribution.distribution.logits)
 
     def forward(self, obs: Any, deterministic: bool = False) -> Any:
         distribution = self.get_distribution(obs)
@@ -182,7 +182,12 @@ def test_a_policy_with_state_dependent_noise_draws_it_anew_in_every_rollout() ->
     teacher = a_teacher(A2C, SPACES["box"], use_sde=True)
     drawn: list[int] = []
     reset = teacher.policy.reset_noise
-    teacher.policy.reset_noise = lambda n_envs=1: (drawn.append(n_envs), reset(n_envs))[1]
+
+    def counted(n_envs: int = 1) -> None:
+        drawn.append(n_envs)
+        reset(n_envs)
+
+    teacher.policy.reset_noise = counted
     env = vec(an_env(SPACES["box"]), an_env(SPACES["box"]))
     make(env, behavior_policy=teacher, train_freq=10).learn(60)
     assert drawn == [2, 2, 2]

@@ -111,17 +111,21 @@ def test_they_are_the_policys(cls: Any, kwargs: dict[str, Any]) -> None:
     n_read = 0
 
     class Checks(BaseCallback):
+        before: Any = None
+
         def _on_step(self) -> bool:
             nonlocal n_read
             n_read += 1
+            policy: Any = self.model.policy
             obs = self.locals["obs_tensor"]
             actions = th.as_tensor(self.locals["actions"])
             with th.no_grad():
-                values, log_probs, _ = self.model.policy.evaluate_actions(obs, actions)
+                values, log_probs, _ = policy.evaluate_actions(obs, actions)
             assert th.allclose(self.locals["values"], values, atol=1e-5)
             assert th.allclose(self.locals["log_probs"], log_probs, atol=1e-5)
             if n_read > 1:
-                assert th.equal(obs, obs_as_tensor(self.before, self.model.device))
+                before: Any = obs_as_tensor(self.before, self.model.device)
+                assert th.equal(obs, before)
             self.before = self.locals["new_obs"]
             return True
 
@@ -233,7 +237,8 @@ def test_values_are_in_reward_units() -> None:
             super()._on_rollout_end()
             values = th.cat([step["values"] for step in self.steps[-8:]]).flatten().numpy()
             assert np.allclose(values, self.locals["rollout_buffer"].values.flatten(), rtol=1e-4)
-            assert (self.model.value_scale == 1) == (len(self.steps) == 8)  # before the first update
+            model: Any = self.model
+            assert (model.value_scale == 1) == (len(self.steps) == 8)  # before the first update
 
     env = vec(ScriptedEnv(lengths=(5,)))
     model = ActorCritic("MlpPolicy", env, n_steps=8, normalize_value_targets=True, seed=0, device="cpu")

@@ -58,7 +58,8 @@ def test_what_a_callback_writes_into_the_buffer_is_used(cls: Any) -> None:
             return True
 
         def _on_rollout_end(self) -> None:
-            self.model.rollout_buffer.advantages[:] = 0.0
+            model: Any = self.model
+            model.rollout_buffer.advantages[:] = 0.0
 
     model = cls("MlpPolicy", "CartPole-v1", n_steps=16, device="cpu", seed=0)
     actor = list(model.learner.parameters.actor.values())

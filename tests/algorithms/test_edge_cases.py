@@ -41,10 +41,11 @@ def difference(
 
 
 @pytest.mark.parametrize("baseline", ["value", "leave_one_out"])
-def test_own_forward_with_episodes_of_unequal_length(baseline: str) -> None:
+def test_own_forward_with_episodes_of_unequal_length(baseline: Any) -> None:
     model = Reinforce(OwnForward, make_vec_env("CartPole-v1", 4, seed=0), baseline=baseline, seed=0, device="cpu")
     model.learn(300)
-    assert not model.rollout_buffer.mask.all()
+    buffer: Any = model.rollout_buffer
+    assert not buffer.mask.all()
 
 
 def train(cls: Any, policy: Any = "MlpPolicy", change: Callable[[Any], Any] | None = None, **kwargs: Any) -> Any:
@@ -102,14 +103,15 @@ def test_a_single_parameter_is_restored_too() -> None:
     parameter = nn.Parameter(th.ones(3))
     before = Snapshot([parameter], [])
     with th.no_grad():
-        parameter += 1
+        parameter.add_(1)
     assert th.equal(before.values()[parameter], th.ones(3))
 
 
 def test_the_entropy_of_a_certain_choice_has_a_gradient() -> None:
     model = ActorCritic("MlpPolicy", "CartPole-v1", ent_coef=0.01, device="cpu")
+    head: Any = model.policy.action_net
     with th.no_grad():
-        model.policy.action_net.bias.copy_(th.tensor([0.0, -150.0]))
+        head.bias.copy_(th.tensor([0.0, -150.0]))
     model.learn(50)
     assert all(parameter.isfinite().all() for parameter in model.policy.parameters())
 
@@ -143,16 +145,16 @@ class OwnDistribution(CategoricalDistribution):
 
     def proba_distribution(self, action_logits: th.Tensor) -> "OwnDistribution":
         self.inner = th.distributions.Categorical(logits=action_logits)
-        self.distribution = None
+        self.distribution: Any = None
         return self
 
-    def log_prob(self, actions: th.Tensor) -> th.Tensor:
+    def log_prob(self, actions: th.Tensor) -> Any:
         return self.inner.log_prob(actions)
 
-    def entropy(self) -> th.Tensor:
+    def entropy(self) -> Any:
         return self.inner.entropy()
 
-    def sample(self) -> th.Tensor:
+    def sample(self) -> Any:
         return self.inner.sample()
 
     def mode(self) -> th.Tensor:
@@ -162,6 +164,7 @@ class OwnDistribution(CategoricalDistribution):
 class OwnDistributionPolicy(ActorCriticPolicy):
     def _build(self, lr_schedule: Any) -> None:
         super()._build(lr_schedule)
+        assert isinstance(self.action_space, spaces.Discrete)
         self.action_dist = OwnDistribution(int(self.action_space.n))
 
 
@@ -175,7 +178,8 @@ class Normalized(ActorCriticPolicy):
     def _build(self, lr_schedule: Any) -> None:
         super()._build(lr_schedule)
         nn.utils.parametrizations.spectral_norm(self.mlp_extractor.policy_net[2])
-        self.optimizer = self.optimizer_class(self.parameters(), lr=lr_schedule(1), **self.optimizer_kwargs)
+        optimizer_class: Any = self.optimizer_class
+        self.optimizer = optimizer_class(self.parameters(), lr=lr_schedule(1), **self.optimizer_kwargs)
 
 
 class ModeDependentHead(ActorCriticPolicy):
@@ -195,7 +199,8 @@ class Groups(ActorCriticPolicy):
         super()._build(lr_schedule)
         rest = [parameter for name, parameter in self.named_parameters() if "action_net" not in name]
         groups = [{"params": list(self.action_net.parameters()), "weight_decay": 0.5}, {"params": rest}]
-        self.optimizer = self.optimizer_class(groups, lr=lr_schedule(1), **self.optimizer_kwargs)
+        optimizer_class: Any = self.optimizer_class
+        self.optimizer = optimizer_class(groups, lr=lr_schedule(1), **self.optimizer_kwargs)
         self.n_steps_taken = 0
         self.optimizer.register_step_post_hook(self._count)
 
@@ -315,11 +320,12 @@ def test_steps_of_an_episode_are_counted_across_saving(tmp_path: Path) -> None:
 def test_warm_up_begins_with_the_model_that_is_loaded(tmp_path: Path) -> None:
     A2C("MlpPolicy", "CartPole-v1", device="cpu").learn(50).save(tmp_path / "a2c")
     model = ActorCritic.load(tmp_path / "a2c", env=gym.make("CartPole-v1"), critic_warmup_updates=3)
-    before = copy.deepcopy(model.policy.action_net.weight)
+    head: Any = model.policy.action_net
+    before = copy.deepcopy(head.weight)
     model.learn(15, reset_num_timesteps=False)
-    assert th.equal(before, model.policy.action_net.weight)
+    assert th.equal(before, head.weight)
     model.learn(5, reset_num_timesteps=False)
-    assert not th.equal(before, model.policy.action_net.weight)
+    assert not th.equal(before, head.weight)
 
 
 @pytest.mark.parametrize("cls", [NPG, TRPO])
@@ -358,7 +364,7 @@ def test_a_callback_reads_a2cs_numbers_after_every_update() -> None:
     assert all(names <= logged.keys() for logged in seen[1:])
 
 
-class IntegerEnv(gym.Env[Any, int]):
+class IntegerEnv(gym.Env[Any, Any]):
     """Integers that are no image, as they are or in a dict."""
 
     action_space = spaces.Discrete(2)

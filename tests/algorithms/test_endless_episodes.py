@@ -53,6 +53,7 @@ def test_it_counts_from_the_beginning_of_each_envs_episode() -> None:
 def test_an_episode_of_exactly_the_longest_length_is_replayed(ends: tuple[int, ...]) -> None:
     model = OffPolicyPG("MlpPolicy", vec(ScriptedEnv(lengths=ends)), max_episode_steps=20, **STEPS)
     model.learn(200)
+    assert model.replay_buffer is not None
     assert max(stored.length for stored in model.replay_buffer.trajectories) == 20
     with pytest.raises(EndlessEpisodeError):
         OffPolicyPG("MlpPolicy", vec(ScriptedEnv(lengths=ends)), max_episode_steps=19, **STEPS).learn(200)
@@ -65,6 +66,7 @@ def test_after_the_error_training_goes_on_from_a_reset() -> None:
         model.learn(100)
     assert model.num_timesteps == 25
     model.learn(8, reset_num_timesteps=False)
+    assert model.replay_buffer is not None
     assert [stored.length for stored in model.replay_buffer.trajectories] == [5]
 
 
@@ -80,7 +82,7 @@ def test_a_new_learn_begins_new_episodes() -> None:
 def test_segments_of_those_that_need_no_end_are_not_limited() -> None:
     for cls in (ActorCritic, Reinforce, NPG, TRPO, KLPenaltyPG):
         model = cls("MlpPolicy", endless(), n_steps=16, **CPU)
-        model.max_episode_steps = 20  # type: ignore[attr-defined]
+        model.max_episode_steps = 20
         assert model.learn(64).num_timesteps == 64
 
 

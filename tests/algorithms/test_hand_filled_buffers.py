@@ -191,7 +191,8 @@ def test_segments_take_a_critic() -> None:
 @pytest.mark.parametrize("cls", CLASSES)
 def test_a_buffer_without_a_rollout_is_refused(cls: Any, how: str) -> None:
     """And not the rollout before it used once more."""
-    model = make(cls, **({"rollout_buffer_class": RolloutBuffer} if how == "foreign" else {}))
+    kwargs: dict[str, Any] = {"rollout_buffer_class": RolloutBuffer} if how == "foreign" else {}
+    model = make(cls, **kwargs)
     if how in ("reset", "half full"):
         model.learn(32)
         model.rollout_buffer.reset()

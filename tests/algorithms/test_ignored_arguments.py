@@ -417,6 +417,7 @@ def test_what_load_is_given_is_not_ignored_either(tmp_path: Path) -> None:
     with pytest.raises(ValueError, match=r"step_size=0\.5 has no effect with step='kl'"):
         NPG.load(tmp_path / "model", env=env_of(), step_size=0.5)
     loaded = NPG.load(tmp_path / "model", env=env_of(), device="cpu", stats_window_size=3).learn(32)
+    assert loaded.ep_info_buffer is not None
     assert loaded.ep_info_buffer.maxlen == 3
     ActorCritic("MlpPolicy", env_of(), device="cpu").save(tmp_path / "a2c")
     with pytest.warns(UserWarning, match="rms_prop_eps has no effect"):

@@ -60,7 +60,7 @@ def test_the_penalty_that_is_set_during_a_rollout_that_is_skipped_stays(hook: st
 
 @pytest.mark.parametrize("rate", [-1.0, float("nan"), float("inf"), "fast"])
 def test_a_rate_of_the_critic_is_checked_when_it_is_used(rate: Any) -> None:
-    model = Reinforce("MlpPolicy", vec(ScriptedEnv()), **SMALL).learn(24)
+    model: Any = Reinforce("MlpPolicy", vec(ScriptedEnv()), **SMALL).learn(24)
     model.critic_learning_rate = rate
     before = th.nn.utils.parameters_to_vector(model.policy.parameters()).detach().clone()
     with pytest.raises(ValueError, match="critic_learning_rate must be"):
@@ -124,8 +124,9 @@ class OldValues:
         pass
 
     def predict(self, batch: Any) -> th.Tensor:
-        assert batch.values is not None
-        return batch.values
+        values: th.Tensor | None = batch.values
+        assert values is not None
+        return values
 
 
 def test_a_baseline_may_ask_for_the_critic_by_its_old_name() -> None:

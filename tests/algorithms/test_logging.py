@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -91,7 +92,12 @@ def test_the_updates_that_are_logged_are_those_that_explain_themselves(make: Mak
     written: list[set[str]] = []
     model = make("CartPole-v1")
     dump = model.dump_logs
-    model.dump_logs = lambda *args: (written.append(set(model.logger.name_to_value)), dump(*args))[1]
+
+    def note_and_dump(*args: Any) -> Any:
+        written.append(set(model.logger.name_to_value))
+        return dump(*args)
+
+    model.dump_logs = note_and_dump
     model.learn(1200, log_interval=3)
     written = [names for names in written if "train/learning_rate" in names]  # after the first update
     assert len(written) > 1

@@ -109,11 +109,11 @@ def test_another_gamma_by_load_or_by_hand(way: str, tmp_path: Path) -> None:
 @each_way
 @pytest.mark.parametrize("action_space", ["discrete", "box"])
 def test_what_is_saved_is_loaded_without_a_warning(way: str, action_space: str, tmp_path: Path) -> None:
-    model = make(envs(action_space), gamma=GAMMA, **WAYS[way]).learn(20)
+    model: Any = make(envs(action_space), gamma=GAMMA, **WAYS[way]).learn(20)
     model.save(tmp_path / "model")
     with warnings.catch_warnings():
         warnings.simplefilter("error")
-        loaded = OffPAC.load(tmp_path / "model", env=envs(action_space))
+        loaded: Any = OffPAC.load(tmp_path / "model", env=envs(action_space))
     assert type(loaded.replay_buffer) is type(model.replay_buffer)
     assert loaded.replay_buffer_class is model.replay_buffer_class
     assert (loaded.replay_buffer.n_steps, loaded.replay_buffer.gamma) == (N, GAMMA)

@@ -6,7 +6,7 @@ import pickle
 from pathlib import Path
 from typing import Any
 
-import cloudpickle
+import cloudpickle  # type: ignore[import-untyped]
 import gymnasium as gym
 import numpy as np
 import pytest
@@ -311,6 +311,7 @@ def test_an_argument_is_named_with_its_value(argument: str, value: Any, error: t
 def test_every_argument_is_documented() -> None:
     arguments = inspect.signature(OffPAC).parameters
     assert "unknown" in arguments
+    assert OffPAC.__doc__ is not None
     assert [name for name in arguments if name != "unknown" and f"    :param {name}: " not in OffPAC.__doc__] == []
 
 

@@ -148,7 +148,7 @@ def test_the_target_has_the_critics_batch_norm_statistics_and_does_not_make_its_
 # -------------------------------------------------------------------- the actor's gradient
 
 
-def gradient_of(model: OffPAC, samples: Any, kind: str, n_actions: int = 2, max_ratio: float | None = None) -> Any:
+def gradient_of(model: OffPAC, samples: Any, kind: Any, n_actions: int = 2, max_ratio: float | None = None) -> Any:
     """Gradient of the objective, minus the loss."""
     distribution = model.actor.distribution(samples.observations)
     loss, _ = ACTOR_LOSSES[kind](ActorLossInputs(samples, distribution, model.critic, n_actions, max_ratio))
@@ -334,7 +334,8 @@ def test_shared_features_are_trained_by_the_actors_loss_alone() -> None:
     before = parameters(shared)
     loss, _ = critic_loss(model.policy, sample(model), model.gamma)
     assert loss.requires_grad
-    assert th.autograd.grad(loss, list(shared.parameters()), allow_unused=True) == (None, None)
+    gradients: tuple[th.Tensor | None, ...] = th.autograd.grad(loss, list(shared.parameters()), allow_unused=True)
+    assert gradients == (None, None)
     model.train(1, 8)
     assert not th.equal(before, parameters(shared))
 

@@ -1,7 +1,7 @@
 """What is done to the policy object counts: replaced methods, hooks, replaced layers, ``torch.compile``."""
 
 import types
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -53,9 +53,10 @@ class Watch(BaseCallback):
     :param changes: number of the rollout -> the function, of the model
     """
 
-    def __init__(self, changes: dict[int, Callable[[Any], Any]] | None = None) -> None:
+    def __init__(self, changes: Mapping[int, Callable[[Any], object]] | None = None) -> None:
         super().__init__()
-        self.changes, self.rollouts, self.actions = changes or {}, 0, []
+        self.changes, self.rollouts = changes or {}, 0
+        self.actions: list[Any] = []
 
     def _on_step(self) -> bool:
         self.actions.append(np.array(self.locals["actions"]))
@@ -114,7 +115,8 @@ class Masked(nn.Module):
         self.head = head
 
     def forward(self, x: th.Tensor) -> th.Tensor:
-        return self.head(x).index_fill(1, th.tensor([0]), -1e8)
+        logits: th.Tensor = self.head(x)
+        return logits.index_fill(1, th.tensor([0]), -1e8)
 
 
 def wrap_layer(model: Any) -> None:
@@ -151,18 +153,21 @@ class LogProbs(Watch):
 
     def _on_rollout_end(self) -> None:
         super()._on_rollout_end()
-        if isinstance(self.model, OffPolicyPG):
-            buffer: Any = self.model.replay_buffer
+        model: Any = self.model
+        buffer: Any
+        if isinstance(model, OffPolicyPG):
+            buffer = model.replay_buffer
             newest = [t for t in buffer.trajectories if t.group == buffer.trajectories[-1].group]
             rows: Any = np.concatenate([np.arange(t.start, t.start + t.length) for t in newest])
         else:
-            buffer = self.model.rollout_buffer
+            buffer = model.rollout_buffer
             rows = buffer.mask
         obs, actions, log_probs = (
             th.as_tensor(x[rows]) for x in (buffer.observations, buffer.actions, buffer.log_probs)
         )
+        policy: Any = model.policy
         with th.no_grad():
-            expected = self.model.policy.get_distribution(obs.reshape(-1, 3)).log_prob(actions.flatten())
+            expected = policy.get_distribution(obs.reshape(-1, 3)).log_prob(actions.flatten())
         assert th.allclose(expected, log_probs.flatten(), atol=1e-5)
         assert (expected > -1e3).all()
         self.compared += len(expected)
@@ -203,7 +208,8 @@ def test_a_mask_counts_from_the_rollout_that_follows_and_as_long_as_it_stands(
             self.actions[-1].extend(self.locals["actions"])
             return True
 
-    model = make(cls, **({} if cls is not ActorCritic else {"n_steps": 20}))
+    kwargs: dict[str, Any] = {} if cls is not ActorCritic else {"n_steps": 20}
+    model = make(cls, **kwargs)
     watch = Actions({2: mask, 4: unmask})
     model.learn(1000 if cls is OffPolicyPG else 400, callback=watch)
     assert watch.rollouts >= 6
@@ -263,7 +269,8 @@ def sharper_head(policy: Any, latent_pi: th.Tensor) -> Any:
 
 
 def values_of_hundred(policy: Any, obs: Any) -> th.Tensor:
-    return type(policy).predict_values(policy, obs) * 0 + 100
+    values: th.Tensor = type(policy).predict_values(policy, obs)
+    return values * 0 + 100
 
 
 def always_training(policy: Any, _: bool) -> None:
@@ -328,7 +335,8 @@ def draw_first(model: Any) -> None:
 
 def bound_to_the_distribution(model: Any) -> None:
     def log_prob(distribution: Any, actions: th.Tensor) -> th.Tensor:
-        return type(distribution).log_prob(distribution, actions) * 2
+        log_prob: th.Tensor = type(distribution).log_prob(distribution, actions)
+        return log_prob * 2
 
     model.policy.action_dist.log_prob = types.MethodType(log_prob, model.policy.action_dist)
 
@@ -549,10 +557,12 @@ CHANGES: list[Callable[[Any], None]] = [
 ]
 
 
-def learned(cls: Any, changes: dict[int, Callable[[Any], None]], env: str = "CartPole-v1", **kwargs: Any) -> th.Tensor:
+def learned(
+    cls: Any, changes: Mapping[int, Callable[[Any], object]], env: str = "CartPole-v1", **kwargs: Any
+) -> th.Tensor:
     """Parameters after 10 rollouts of 5 steps, with changes after some of them."""
     # without clipping: A2C counts the gradients of modules that its optimizer does not know, which nobody sets to zero
-    kwargs: dict[str, Any] = {"policy": "MlpPolicy", "max_grad_norm": float("inf"), "ent_coef": 0.01, **kwargs}
+    kwargs = {"policy": "MlpPolicy", "max_grad_norm": float("inf"), "ent_coef": 0.01, **kwargs}
     model = cls(env=make_vec_env(env, 2, seed=0), seed=0, device="cpu", **kwargs)
     changes.get(0, lambda _: None)(model)
     return parameters(model.learn(100, callback=Watch(changes)).policy)
@@ -608,7 +618,7 @@ def test_a_layer_that_is_not_in_use_does_not_move() -> None:
     assert th.allclose(theirs, ours, atol=1e-5)
 
 
-UNDONE: dict[str, tuple[Callable[[Any], None], Callable[[Any], None]]] = {
+UNDONE: dict[str, tuple[Callable[[Any], None], Callable[[Any], object]]] = {
     "head": (
         bind("_get_action_dist_from_latent", sharper_head),
         lambda model: delattr(model.policy, "_get_action_dist_from_latent"),
@@ -714,7 +724,12 @@ def of_all_modules(policy: Any, call: Callable[..., None]) -> Any:
 
 def count_forward(policy: Any, call: Callable[..., None]) -> None:
     original = policy.forward
-    policy.forward = lambda obs, deterministic=False: (call(policy, (obs,)), original(obs, deterministic))[1]
+
+    def forward(obs: Any, deterministic: bool = False) -> Any:
+        call(policy, (obs,))
+        return original(obs, deterministic)
+
+    policy.forward = forward
 
 
 WATCHES: dict[str, Callable[[Any, Callable[..., None]], Any]] = {
@@ -772,7 +787,7 @@ def test_what_hooks_on_layers_are_given_may_be_kept(cls: Any) -> None:
     model.learn(64)
     assert len(kept) > 10 * len(modules)
     scale = th.ones((), requires_grad=True)
-    sum((scale * x).pow(2).sum() for x in kept).backward()
+    th.stack([(scale * x).pow(2).sum() for x in kept]).sum().backward()
 
 
 # ---------------------------------------------------------------- torch.compile
@@ -789,7 +804,8 @@ def compile_all_parts_in_place(model: Any) -> None:
 
 
 def compile_networks(model: Any) -> None:
-    owner, names = getattr(model.policy, "mlp_extractor", None), ("policy_net", "value_net")
+    owner = getattr(model.policy, "mlp_extractor", None)
+    names: tuple[str, ...] = ("policy_net", "value_net")
     if owner is None:
         owner, names = model.policy.actor, ("latent_pi",)
     for name in names:
@@ -852,6 +868,7 @@ def test_a_compiled_policy_is_evaluated() -> None:
     model = make(ActorCritic)
     compile_policy(model)
     model.learn(32)
+    lengths: Any
     _, lengths = evaluate_policy(model, model.get_env(), n_eval_episodes=2, warn=False, return_episode_rewards=True)
     assert len(lengths) == 2
     assert set(lengths) <= {3, 4, 5}
@@ -880,10 +897,15 @@ def scale_evaluation(model: Any) -> None:
     policy.evaluate_actions = evaluate_actions
 
 
+def mask_head_and_compile(model: Any) -> None:
+    mask_head(model)
+    compile_policy(model)
+
+
 SAME_AS_CLASSES: dict[str, tuple[Any, Callable[[Any], None]]] = {
     "masked": (MaskedPolicy, mask_head),
     "masked layer": (MaskedPolicy, mask_layer),
-    "masked and compiled": (MaskedPolicy, lambda model: (mask_head(model), compile_policy(model))),
+    "masked and compiled": (MaskedPolicy, mask_head_and_compile),
     "compiled": ("MlpPolicy", compile_policy),
     "compiled parts": ("MlpPolicy", compile_all_parts),
     "own evaluation": (ScaledPolicy, scale_evaluation),
@@ -894,14 +916,14 @@ SAME_AS_CLASSES: dict[str, tuple[Any, Callable[[Any], None]]] = {
 @pytest.mark.parametrize("name", SAME_AS_CLASSES)
 def test_the_optimal_baseline_of_changed_policies(name: str, component_wise: bool) -> None:
     policy, change = SAME_AS_CLASSES[name]
-    learned = []
+    learned: list[th.Tensor] = []
     for used in (policy, "MlpPolicy"):
         kwargs: dict[str, Any] = {"baseline": "optimal", "baseline_kwargs": {"component_wise": component_wise}}
         model = make(Reinforce, policy=used, max_grad_norm=None, **kwargs)
         if used != policy or (policy == "MlpPolicy" and learned):
             change(model)
         learned.append(parameters(model.learn(64).policy))
-    assert th.allclose(*learned, rtol=1e-3, atol=1e-4)
+    assert th.allclose(learned[0], learned[1], rtol=1e-3, atol=1e-4)
 
 
 def test_the_optimal_baseline_takes_the_log_probs_of_evaluate_actions() -> None:
@@ -930,7 +952,7 @@ def sharper_evaluation(policy: Any, obs: Any, actions: th.Tensor) -> Any:
 @pytest.mark.parametrize("cls", [ActorCritic, A2C])
 def test_gradient_diagnostics_of_changed_policies(cls: Any, name: str) -> None:
     policy, change = SAME_AS_CLASSES[name]
-    measured = []
+    measured: list[Any] = []
     for used in (policy, "MlpPolicy"):
         model = cls(used, make_env(), n_steps=16, seed=0, device="cpu")
         if used != policy or (policy == "MlpPolicy" and measured):
@@ -961,14 +983,14 @@ ACTING = [mask_head, mask_head_by_a_closure, mask_layer, mask_layer_by_its_forwa
 @pytest.mark.parametrize("change", [*ACTING, compile_policy], ids=lambda change: change.__name__)
 @pytest.mark.filterwarnings("ignore:act_device")
 def test_acting_on_another_device_takes_the_changed_policy(change: Callable[[Any], None], act_device: str) -> None:
-    learned = []
+    learned: list[th.Tensor] = []
     for device in (None, act_device):
         model = make(Reinforce, act_device=device).learn(16)  # makes a copy, which is not to be used any more
         change(model)
         watch = Watch()
         learned.append(parameters(model.learn(32, callback=watch).policy))
         assert (0 in np.concatenate(watch.actions)) == (change is compile_policy)
-    assert th.allclose(*learned, atol=1e-6)
+    assert th.allclose(learned[0], learned[1], atol=1e-6)
 
 
 def test_a_hook_sees_what_acts_on_another_device() -> None:
@@ -1093,11 +1115,16 @@ def test_what_hooks_on_the_critic_return_counts() -> None:
         assert th.equal(before, parameters(model.policy))
 
 
-PARTS: list[Callable[[Any], None]] = [
+def half_critics(model: Any) -> None:
+    for critic in (model.policy.critic, model.policy.critic_target):
+        half_weight(critic.qf0[2])
+
+
+PARTS: list[Callable[[Any], object]] = [
     lambda model: prune.l1_unstructured(model.policy.actor.latent_pi[0], "weight", 0.5),
     lambda model: half_weight(model.policy.actor.latent_pi[2]),
     lambda model: setattr(model.policy.actor, "latent_pi", Delegating(model.policy.actor.latent_pi)),
-    lambda model: [half_weight(c.qf0[2]) for c in (model.policy.critic, model.policy.critic_target)],
+    half_critics,
     lambda model: setattr(model.policy, "actor", th.compile(model.policy.actor, backend="eager")),
     lambda model: setattr(model.policy, "critic", th.compile(model.policy.critic, backend="eager")),
 ]

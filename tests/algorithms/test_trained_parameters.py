@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import Any
+from typing import Any, Literal
 
 import numpy as np
 import pytest
@@ -62,7 +62,7 @@ def test_the_natural_methods_leave_shared_features_to_the_actor(cls: Any, critic
 
 def test_shared_features_are_trained_by_both_losses() -> None:
     """The critic's own optimizer, here with a learning rate of 0, has its head alone."""
-    learned = []
+    learned: list[th.Tensor] = []
     for vf_coef in (0.0, 0.5):
         model = Reinforce(
             "MlpPolicy",
@@ -76,14 +76,15 @@ def test_shared_features_are_trained_by_both_losses() -> None:
         )
         assert model.critic_optimizer is not None
         in_critic = {id(p) for group in model.critic_optimizer.param_groups for p in group["params"]}
-        shared, head = model.policy.features_extractor.net.weight, model.policy.value_net.weight
+        policy: Any = model.policy
+        shared, head = policy.features_extractor.net.weight, policy.value_net.weight
         before = shared.detach().clone(), head.detach().clone()
         assert id(shared) not in in_critic
         model.learn(32)
         assert not th.equal(before[0], shared)
         assert th.equal(before[1], head)
         learned.append(shared.detach().clone())
-    assert not th.allclose(*learned)
+    assert not th.allclose(learned[0], learned[1])
 
 
 def test_a_frozen_critic_or_extractor_trains_the_rest(make: Make) -> None:
@@ -116,13 +117,14 @@ def test_a_frozen_head_under_the_component_wise_baseline() -> None:
     model = Reinforce(
         "MlpPolicy", "CartPole-v1", baseline="optimal", baseline_kwargs={"component_wise": True}, device="cpu"
     ).learn(100)
-    head = model.policy.action_net.requires_grad_(False).weight.clone()
+    policy: Any = model.policy
+    head = policy.action_net.requires_grad_(False).weight.clone()
     model.learn(100)
-    assert th.equal(head, model.policy.action_net.weight)
+    assert th.equal(head, policy.action_net.weight)
 
 
 @pytest.mark.parametrize("baseline", ["mean", "optimal"])
-def test_only_the_update_trains_batch_norm(baseline: str) -> None:
+def test_only_the_update_trains_batch_norm(baseline: Literal["mean", "optimal"]) -> None:
     model = Reinforce(
         "MlpPolicy",
         "CartPole-v1",
@@ -132,7 +134,8 @@ def test_only_the_update_trains_batch_norm(baseline: str) -> None:
     )
     model.learn(1)
     assert model._n_updates == 1
-    assert model.policy.features_extractor.norm.num_batches_tracked == 1
+    extractor: Any = model.policy.features_extractor
+    assert extractor.norm.num_batches_tracked == 1
 
 
 def test_a_ready_made_value_baseline_is_the_critic() -> None:
@@ -281,7 +284,7 @@ class Normalized(BaseFeaturesExtractor):
 
 
 @pytest.mark.parametrize("critic_fit", ["before", "after"])
-def test_the_critic_does_not_move_the_policy_by_shared_statistics(critic_fit: str) -> None:
+def test_the_critic_does_not_move_the_policy_by_shared_statistics(critic_fit: Literal["before", "after"]) -> None:
     kwargs = {"features_extractor_class": Normalized}
     model = TRPO("MlpPolicy", "CartPole-v1", n_steps=128, critic_fit=critic_fit, policy_kwargs=kwargs, seed=0)
     for _ in range(3):

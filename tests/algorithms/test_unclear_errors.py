@@ -89,7 +89,7 @@ UNFIT = {
     ),
     "in a dict": (spaces.Dict({"a": SHIFTED, "b": DISCRETE}), r"observation_space\['a'\] must count from 0"),
     "matrix": (
-        spaces.MultiDiscrete([[2, 3], [4, 5]]),
+        spaces.MultiDiscrete(np.array([[2, 3], [4, 5]])),
         "observation_space must be a MultiDiscrete of one dimension.*FlattenObservation",
     ),
     "tuple": (
@@ -268,10 +268,12 @@ def test_gymnasiums_vector_envs_are_adapted(cls: Any, mode: str, tmp_path: Any) 
 
 
 def test_the_issues_own_line_learns() -> None:
-    model = Reinforce("MlpPolicy", gym.make_vec("CartPole-v1", 4), **CPU).learn(400)
+    four: Any = gym.make_vec("CartPole-v1", 4)
+    model = Reinforce("MlpPolicy", four, **CPU).learn(400)
     assert model._n_updates > 0
+    two: Any = gym.make_vec("CartPole-v1", 2)
     with pytest.raises(ValueError, match="NEXT_STEP"):
-        OffPAC("MlpPolicy", gym.make_vec("CartPole-v1", 2), **CPU)
+        OffPAC("MlpPolicy", two, **CPU)
 
 
 # ---------------------------------------------------------------- words of other packages
@@ -297,9 +299,10 @@ def test_the_issues_own_line_learns() -> None:
     ],
 )
 def test_another_word_for_an_argument_names_ours(classes: Any, word: str, ours: str) -> None:
+    argument: dict[str, Any] = {word: 4}
     for cls in classes:
         with pytest.raises(TypeError, match=rf"{cls.__name__} has no argument '{word}'; did you mean '{ours}'\?"):
-            make(cls, ScriptedEnv(), **{word: 4})
+            make(cls, ScriptedEnv(), **argument)
 
 
 def test_n_epochs_of_kl_penalty_pg_is_its_own() -> None:
@@ -320,8 +323,9 @@ def test_n_epochs_of_kl_penalty_pg_is_its_own() -> None:
     ],
 )
 def test_where_nothing_is_meant_nothing_is_suggested(cls: Any, word: str) -> None:
+    argument: dict[str, Any] = {word: 0.5}
     with pytest.raises(TypeError, match=rf"{cls.__name__} has no argument '{word}'; it has \[") as caught:
-        make(cls, ScriptedEnv(), **{word: 0.5})
+        make(cls, ScriptedEnv(), **argument)
     assert "did you mean" not in str(caught.value)
 
 

@@ -1,5 +1,7 @@
 """Several envs, envs that are set or normalized, and training that goes on in the middle of an episode."""
 
+from typing import Any
+
 import pytest
 from stable_baselines3.common.env_util import make_vec_env
 from stable_baselines3.common.vec_env import VecNormalize
@@ -23,7 +25,12 @@ def test_set_env_and_continue(make: Make) -> None:
     model.learn(100, reset_num_timesteps=False)
     assert model.num_timesteps >= seen + 100
     steps: list[int] = []
-    model.learn(1, callback=lambda *_: steps.append(model.num_timesteps) is None)
+
+    def note(*_: Any) -> bool:
+        steps.append(model.num_timesteps)
+        return True
+
+    model.learn(1, callback=note)
     assert steps == list(range(1, len(steps) + 1))
     assert model.num_timesteps == len(steps)
 
@@ -33,7 +40,8 @@ def test_continued_learning_does_not_reset_the_env_of_segments() -> None:
     model = Reinforce("MlpPolicy", vec(env), n_steps=8, device="cpu").learn(8)
     model.learn(8, reset_num_timesteps=False)
     assert env.resets == 1
-    assert model.rollout_buffer.timesteps.flatten().tolist() == list(range(8, 16))
+    buffer: Any = model.rollout_buffer
+    assert buffer.timesteps.flatten().tolist() == list(range(8, 16))
 
 
 def test_normalized_envs(make: Make) -> None:

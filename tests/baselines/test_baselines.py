@@ -80,10 +80,10 @@ def test_leave_one_out_of_segments_leaves_out_whole_envs(batch: RolloutBatch) ->
 
 def test_leave_one_out_of_one_is_an_error(batch: RolloutBatch) -> None:
     one = RolloutBatch(
-        *(
-            getattr(batch, n)[:2, :1]
+        **{
+            n: getattr(batch, n)[:2, :1]
             for n in ("observations", "actions", "rewards", "terminated", "truncated", "timesteps")
-        ),
+        },
         n_episodes=1,
     )
     with pytest.raises(ValueError, match="at least 2 episodes"):
@@ -124,7 +124,8 @@ def test_optimal_scalar_and_component_wise(batch: RolloutBatch) -> None:
 def test_linear_finds_a_function_that_its_features_span(batch: RolloutBatch) -> None:
     baseline = LinearBaseline(regularization=1e-10)
     assert baseline.predict(batch).abs().sum() == 0  # before the first fit
-    s, t = batch.observations, batch.timesteps / 100.0  # type: ignore[operator]
+    s: Any = batch.observations
+    t = batch.timesteps / 100.0
     returns = 3.0 * s[..., 0] - 0.5 * s[..., 0] ** 2 + 20.0 * t + 1.0
     baseline.fit(batch, th.where(batch.valid, returns, th.nan))
     predicted = baseline.predict(batch)
@@ -149,8 +150,9 @@ def test_linear_survives_a_singular_regression() -> None:
     batch = RolloutBatch(
         th.full((3, 1, 2), 2.0),
         th.zeros(3, 1, 1),
-        *[th.zeros(3, 1)] * 1,
-        *[th.zeros(3, 1).bool()] * 2,
+        th.zeros(3, 1),
+        th.zeros(3, 1).bool(),
+        th.zeros(3, 1).bool(),
         th.zeros(3, 1).long(),
     )
     baseline = LinearBaseline(regularization=0.0)

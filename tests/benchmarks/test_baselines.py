@@ -1,4 +1,6 @@
 from dataclasses import replace
+from pathlib import Path
+from typing import Any
 
 import baselines
 import baselines_plot
@@ -6,7 +8,7 @@ import baselines_run
 import numpy as np
 import pytest
 import torch as th
-from baselines import ESTIMATORS, REFERENCE, Run
+from baselines_spec import ESTIMATORS, REFERENCE, Run
 from bench_io import read_csv
 from stable_baselines3.common.env_util import make_vec_env
 
@@ -14,7 +16,7 @@ WORDS = ["--env", "CartPole-v1", "--seeds", "100", "--steps", "600", "--jobs", "
 
 
 @pytest.fixture
-def run(tmp_path) -> Run:
+def run(tmp_path: Path) -> Run:
     options = baselines.parse_options(
         [*WORDS, "--estimator", REFERENCE, "--hyperparams", "gamma:0.99", "--output", str(tmp_path)]
     )
@@ -22,25 +24,27 @@ def run(tmp_path) -> Run:
     return replace(planned, evaluations=2, evaluation_episodes=2, stops=(0.0, 0.5, 1.0), probe_episodes=16)
 
 
-def test_only_the_estimator_differs(tmp_path):
+def test_only_the_estimator_differs(tmp_path: Path) -> None:
     runs = baselines.plan(baselines.parse_options([*WORDS, "--output", str(tmp_path)]))
     assert [run.estimator for run in runs] == list(ESTIMATORS)
     shared = [{k: v for k, v in run.settings if k not in ESTIMATORS[run.estimator]} for run in runs]
     assert all(settings == shared[0] for settings in shared)
     for run in runs:
-        model = baselines_run.build(run, run.estimator, make_vec_env("CartPole-v1", 4), seed=0)
+        model: Any = baselines_run.build(run, run.estimator, make_vec_env("CartPole-v1", 4), seed=0)
         assert type(model.policy.optimizer) is th.optim.Adam
         assert (model.n_steps, model.n_episodes, model.normalize_advantage) == (None, 8, False)
         assert (model.max_grad_norm, model.truncation, model.gamma) == (None, "terminal", 1.0)
     assert len({run.config_hash for run in runs}) == len(runs)
 
 
-def test_variance_is_that_of_episodes_differentiated_one_by_one(run):
+def test_variance_is_that_of_episodes_differentiated_one_by_one(run: Run) -> None:
     """The same numbers from loops in plain numpy and one backward pass per episode."""
-    model = baselines_run.build(run, REFERENCE, make_vec_env("CartPole-v1", 4), seed=3)
+    model: Any = baselines_run.build(run, REFERENCE, make_vec_env("CartPole-v1", 4), seed=3)
     stop, gamma = baselines_run.Stop.of(model.learn(500), 0.5), 0.99
     earlier, batch = (baselines_run.collect(run, stop, n, seed) for n, seed in ((8, 1), (16, 2)))
     found = baselines_run.measure(run, stop, earlier, batch)
+    assert isinstance(batch.observations, th.Tensor)
+    assert batch.values is not None
     assert found.mean.shape[0] == len(ESTIMATORS)
     expected = model.policy.predict_values(batch.flat_observations).flatten() * model.value_scale
     assert model.value_scale > 2
@@ -78,7 +82,7 @@ def test_variance_is_that_of_episodes_differentiated_one_by_one(run):
         assert float(found.total_variance[k]) == pytest.approx(expected, rel=1e-4), name
 
 
-def test_a_run_measures_at_its_stops_and_is_not_touched_by_that(run):
+def test_a_run_measures_at_its_stops_and_is_not_touched_by_that(run: Run) -> None:
     result = baselines_run.train(run)
     plain = baselines_run.train(replace(run, stops=()))
     assert result.learning == plain.learning
@@ -93,7 +97,7 @@ def test_a_run_measures_at_its_stops_and_is_not_touched_by_that(run):
 
 
 @pytest.mark.slow
-def test_command_line(tmp_path, monkeypatch, capsys):
+def test_command_line(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:
     monkeypatch.setattr(Run, "probe_episodes", 8)
     words = [*WORDS, "--output", str(tmp_path), "--estimator", "reward-to-go", REFERENCE]
     assert baselines.main(words) == 0
@@ -106,21 +110,23 @@ def test_command_line(tmp_path, monkeypatch, capsys):
     assert "2 runs, 2 finished before" in capsys.readouterr().out
 
 
-def test_a_failed_run_is_reported_and_the_others_are_saved(run, tmp_path, capsys):
+def test_a_failed_run_is_reported_and_the_others_are_saved(
+    run: Run, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
     broken = replace(run, env="NoSuchEnv-v0")
     assert baselines.run_all([broken, replace(run, stops=())], 1, tmp_path) == 1
     assert {row["env"] for row in read_csv(baselines.files(tmp_path)[0])} == {"CartPole-v1"}
     assert "NoSuchEnv-v0 value seed 100: FAILED" in capsys.readouterr().err
 
 
-def test_tuning_seeds_stay_out_of_the_results():
+def test_tuning_seeds_stay_out_of_the_results() -> None:
     with pytest.raises(SystemExit):
         baselines.parse_options(["--seeds", "100"])
     with pytest.raises(SystemExit):
         baselines.parse_options(["--seeds", "-1", "--output", "elsewhere"])
 
 
-def test_curves_average_over_seeds_on_the_logarithm():
+def test_curves_average_over_seeds_on_the_logarithm() -> None:
     rows = [
         {
             "estimator": "mean",

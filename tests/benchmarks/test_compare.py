@@ -15,10 +15,11 @@ class Clocked:
 
     def ask(self, request: dict[str, Any]) -> float:
         self.log.append(f"{self.name}{request['repetition']}")
-        return self.rates[request["repetition"]]
+        rate: float = self.rates[request["repetition"]]
+        return rate
 
 
-def test_sides_take_turns_and_the_ratio_is_within_a_repetition():
+def test_sides_take_turns_and_the_ratio_is_within_a_repetition() -> None:
     log: list[str] = []
     this, other = Clocked("this", [1, 10, 40, 90], log), Clocked("other", [9, 20, 40, 30], log)
     row = compare.measure(this, other, "fake", repeats=3, steps=8)
@@ -33,13 +34,13 @@ def test_sides_take_turns_and_the_ratio_is_within_a_repetition():
     }
 
 
-def test_a_checkout_against_itself(capsys: pytest.CaptureFixture[str]):
+def test_a_checkout_against_itself(capsys: pytest.CaptureFixture[str]) -> None:
     arguments = [str(ROOT), "--cases", "gae-1", "--repeats", "1", "--steps", "64", "--least", "1000"]
     assert compare.main(arguments) == 1
     assert "gae-1" in capsys.readouterr().out
 
 
-def test_each_process_has_the_package_of_its_checkout():
+def test_each_process_has_the_package_of_its_checkout() -> None:
     worker = compare.Worker(ROOT)
     package, *cases = worker.ask({})
     worker.close()
@@ -47,7 +48,7 @@ def test_each_process_has_the_package_of_its_checkout():
     assert "cartpole-1" in cases
 
 
-def test_wrong_calls(tmp_path: Path, capsys: pytest.CaptureFixture[str]):
+def test_wrong_calls(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     with pytest.raises(SystemExit):
         compare.main([str(tmp_path)])
     assert "not the root of a checkout" in capsys.readouterr().err

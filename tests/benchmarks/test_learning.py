@@ -9,7 +9,7 @@ import learning_run
 import numpy as np
 import pytest
 from bench_io import read_csv, write_csv
-from learning import Run
+from learning_spec import KEY, Run, parse_hyperparams
 
 SHORT = Run("a2c", "CartPole-v1", 100, 600, ("n_envs:3",), evaluations=4, evaluation_episodes=2, final_episodes=3)
 
@@ -27,14 +27,14 @@ def rows_of(seeds: range, **settings: Any) -> list[dict[str, Any]]:
         ([10**6], Path("other.csv"), "seeds are 0 to"),
     ],
 )
-def test_seed_protocol(seeds, output, message):
+def test_seed_protocol(seeds: list[int], output: Path, message: str) -> None:
     with pytest.raises(ValueError, match=message):
         learning.check_seeds(seeds, output)
 
 
-def test_a_file_of_tuning_seeds_takes_no_report_seeds(tmp_path):
+def test_a_file_of_tuning_seeds_takes_no_report_seeds(tmp_path: Path) -> None:
     output = tmp_path / "tuning.csv"
-    write_csv(output, rows_of(range(100, 102)), learning.KEY)
+    write_csv(output, rows_of(range(100, 102)), KEY)
     learning.check_seeds([103], output)
     with pytest.raises(ValueError, match="do not mix"):
         learning.check_seeds([0], output)
@@ -42,26 +42,26 @@ def test_a_file_of_tuning_seeds_takes_no_report_seeds(tmp_path):
         learning.main(["--algo", "a2c", "--env", "CartPole-v1", "--output", str(output)])
 
 
-def test_hyperparameters_are_literals_or_text():
+def test_hyperparameters_are_literals_or_text() -> None:
     words = ["gamma:0.9", "learning_rate:lin_0.001", "policy_kwargs:dict(net_arch=[8])", "normalize:True"]
-    assert learning.parse_hyperparams(words) == {
+    assert parse_hyperparams(words) == {
         "gamma": 0.9,
         "learning_rate": "lin_0.001",
         "policy_kwargs": "dict(net_arch=[8])",
         "normalize": True,
     }
     with pytest.raises(ValueError, match="name:value"):
-        learning.parse_hyperparams(["gamma=0.9"])
+        parse_hyperparams(["gamma=0.9"])
 
 
-def test_config_hash_is_of_hyperparameters_and_protocol_not_of_the_budget():
+def test_config_hash_is_of_hyperparameters_and_protocol_not_of_the_budget() -> None:
     base = learning.config_hash({"gamma": 0.9, "n_envs": 2, "n_timesteps": 1e5}, SHORT)
     assert learning.config_hash({"n_envs": 2, "gamma": 0.9}, replace(SHORT, seed=3, steps=7)) == base
     assert learning.config_hash({"gamma": 0.8, "n_envs": 2}, SHORT) != base
     assert learning.config_hash({"gamma": 0.9, "n_envs": 2}, replace(SHORT, final_episodes=50)) != base
 
 
-def test_row_says_how_to_repeat_it():
+def test_row_says_how_to_repeat_it() -> None:
     words = SHORT.command.split()[2:]
     options = learning.parse_options([*words, "--output", "other.csv"])
     assert (options.algo, options.env, options.seeds, options.steps) == (["a2c"], ["CartPole-v1"], [100], 600)
@@ -69,12 +69,12 @@ def test_row_says_how_to_repeat_it():
     assert options.hyperparams == ["n_envs:3"]
 
 
-def test_summary_has_every_seed_and_names_the_missing(tmp_path):
+def test_summary_has_every_seed_and_names_the_missing(tmp_path: Path) -> None:
     output = tmp_path / "learning.csv"
     finals = [10.0, 20.0, 30.0, 40.0, 1000.0]
     rows = [row | {"final_mean": mean} for row, mean in zip(rows_of(range(5)), finals, strict=True)]
     rows += [row | {"final_mean": 1.0} for row in rows_of(range(3), env="F")]
-    write_csv(output, rows, (*learning.KEY, "final_mean"))
+    write_csv(output, rows, (*KEY, "final_mean"))
     header, full, partial = (line.split() for line in learning.summarize(output).splitlines())
     assert dict(zip(header, full, strict=False)) == {
         "env": "E",
@@ -92,10 +92,11 @@ def test_summary_has_every_seed_and_names_the_missing(tmp_path):
 
 
 @pytest.mark.parametrize("n_envs", [1, 3, 7, 60])
-def test_evaluations_come_at_the_marks(monkeypatch, n_envs):
+def test_evaluations_come_at_the_marks(monkeypatch: pytest.MonkeyPatch, n_envs: int) -> None:
     monkeypatch.setattr(learning_run, "evaluate", lambda *_: (1.0, 0.0))
     points: list[learning_run.Point] = []
-    callback = learning_run.Evaluations(None, 1000, 20, 5, True, points.append)
+    no_env: Any = None
+    callback: Any = learning_run.Evaluations(no_env, 1000, 20, 5, True, points.append)
     callback.model = SimpleNamespace()
     for steps in range(n_envs, 1000 + 2 * n_envs, n_envs):
         callback.model.num_timesteps = steps
@@ -104,10 +105,11 @@ def test_evaluations_come_at_the_marks(monkeypatch, n_envs):
     assert [point[0] for point in points] == sorted(first)
 
 
-def test_evaluation_env_is_frozen_raw_and_elsewhere(tmp_path):
+def test_evaluation_env_is_frozen_raw_and_elsewhere(tmp_path: Path) -> None:
     manager = learning_run.make_manager("a2c", "Acrobot-v1", 0, 100, {"n_envs": 2}, None, str(tmp_path))
-    model, _ = manager.setup_experiment()
-    env = learning_run.evaluation_env(manager, 5, learning_run.EVALUATION_SEED)
+    experiment: Any = manager.setup_experiment()
+    model, _ = experiment
+    env: Any = learning_run.evaluation_env(manager, 5, learning_run.EVALUATION_SEED)
     assert not np.isclose(env.reset()[:2], model.get_env().reset()).all(axis=1).any()
     model.learn(100)
     learning_run.evaluate(model, env, 1, True)
@@ -117,13 +119,13 @@ def test_evaluation_env_is_frozen_raw_and_elsewhere(tmp_path):
     assert np.array_equal(env.obs_rms.mean, trained.obs_rms.mean)
 
 
-def test_evaluating_changes_nothing_in_training():
+def test_evaluating_changes_nothing_in_training() -> None:
     once, often = (learning_run.train(replace(SHORT, seed=0, evaluations=n), lambda _: None)[0] for n in (1, 4))
     same = ("final_mean", "final_std", "timesteps", "n_envs")
     assert [once[name] for name in same] == [often[name] for name in same]
 
 
-def test_a_failed_run_is_reported_and_the_others_are_saved(tmp_path, capfd):
+def test_a_failed_run_is_reported_and_the_others_are_saved(tmp_path: Path, capfd: pytest.CaptureFixture[str]) -> None:
     output = tmp_path / "tuning.csv"
     broken = replace(SHORT, seed=101, overrides=("gamma:None",))
     assert learning.run_all([broken, SHORT], 2, output) == 1
@@ -134,7 +136,9 @@ def test_a_failed_run_is_reported_and_the_others_are_saved(tmp_path, capfd):
     assert "a2c CartPole-v1 seed 100: done" in captured.out
 
 
-def test_a_finished_run_is_not_done_again(tmp_path, monkeypatch, capsys):
+def test_a_finished_run_is_not_done_again(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
     output = tmp_path / "tuning.csv"
     words = ["--algo", "reinforce", "--env", "CartPole-v1", "--seeds", "100", "--steps", "3000", "--jobs", "1"]
     words += ["--evaluation-episodes", "2", "--final-episodes", "5", "--output", str(output)]

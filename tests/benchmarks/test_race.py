@@ -1,15 +1,17 @@
 import math
+from pathlib import Path
 
 import pytest
 import race
 import sb3_contrib
 from bench_io import read_csv
+from learning_run import Point
 from rl_zoo3.utils import ALGOS
 
 import sb3_pg
 
 
-def points(*means: float) -> list[race.Point]:
+def points(*means: float) -> list[Point]:
     return [(2000 * i, mean, 0.0, float(i)) for i, mean in enumerate(means, 1)]
 
 
@@ -30,7 +32,7 @@ def test_who_does_not_arrive_is_in_the_median() -> None:
     assert (peer["median_seconds"], peer["slower_than_actor_critic"], peer["solved"]) == (math.inf, math.inf, 1)
 
 
-def test_a_race_is_saved(tmp_path, capsys) -> None:
+def test_a_race_is_saved(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     output = tmp_path / "race.csv"
     options = [
         "--algo",

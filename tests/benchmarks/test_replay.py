@@ -1,4 +1,6 @@
 import math
+from pathlib import Path
+from typing import Any
 
 import learning_run
 import pytest
@@ -10,7 +12,7 @@ from bench_io import read_csv
     ("means", "steps"),
     [((480, 500), 100), ((480, 470, 480, 475), 300), ((500,), math.inf), ((500, 0, 500, 0), math.inf), ((), math.inf)],
 )
-def test_the_first_of_two_in_a_row_is_the_arrival(means, steps):
+def test_the_first_of_two_in_a_row_is_the_arrival(means: tuple[float, ...], steps: float) -> None:
     assert replay.arrival([(100 * i, float(mean)) for i, mean in enumerate(means, 1)], 475.0) == steps
 
 
@@ -18,7 +20,7 @@ def a_row(arm: str, steps: float, env: str = "CartPole-v1") -> dict[str, object]
     return {"env": env, "arm": arm, "learning_rate": "0.01", "steps": str(steps)}
 
 
-def test_medians_are_compared_within_an_env_and_count_who_does_not_arrive():
+def test_medians_are_compared_within_an_env_and_count_who_does_not_arrive() -> None:
     rows = [a_row("replay", s) for s in (10, 20, math.inf)] + [a_row("fresh", s) for s in (30, 50, 90)]
     rows += [a_row("fresh", 1, "LunarLander-v3")]
     fresh, ours, other = replay.summarize(rows)
@@ -27,11 +29,11 @@ def test_medians_are_compared_within_an_env_and_count_who_does_not_arrive():
 
 
 @pytest.mark.parametrize("arm", replay.ARMS)
-def test_arms_differ_in_what_is_kept_alone(arm, monkeypatch):
-    made = {}
+def test_arms_differ_in_what_is_kept_alone(arm: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    made: dict[str, Any] = {}
     make_manager = learning_run.make_manager
 
-    def kept(*arguments):
+    def kept(*arguments: Any) -> Any:
         manager = make_manager(*arguments)
         setup = manager.setup_experiment
         monkeypatch.setattr(manager, "setup_experiment", lambda: made.setdefault("experiment", setup()))
@@ -53,13 +55,13 @@ def test_arms_differ_in_what_is_kept_alone(arm, monkeypatch):
     assert model.max_ratio == 2  # as in the YAML file
 
 
-def test_seeds_of_tuning_are_kept_out_of_the_report():
+def test_seeds_of_tuning_are_kept_out_of_the_report() -> None:
     for options in (["--seeds", "100"], ["--tune", "--seeds", "0"], ["--tune"]):
         with pytest.raises(SystemExit):
             replay.main(options)
 
 
-def test_published_runs_are_summarized_and_drawn(tmp_path):
+def test_published_runs_are_summarized_and_drawn(tmp_path: Path) -> None:
     rows = read_csv(replay.RESULTS / "replay.csv")
     lines = replay.summarize(rows)
     arms = {(env, arm): rate for env, task in replay.TASKS.items() for arm, rate in task.rates.items()}

@@ -2,6 +2,8 @@ import itertools
 import math
 import sys
 from collections.abc import Callable
+from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -15,6 +17,7 @@ from bench_io import read_csv
 from speed_memory import peak_memory
 from speed_timing import ROLLOUT, Envs, Sample, TrainingCase
 from stable_baselines3.common.base_class import BaseAlgorithm
+from stable_baselines3.common.env_util import make_vec_env
 from stable_baselines3.common.vec_env import VecEnv
 
 
@@ -45,7 +48,7 @@ class FakeCase:
         )
 
 
-def test_sides_take_turns_and_the_row_is_their_arithmetic():
+def test_sides_take_turns_and_the_row_is_their_arithmetic() -> None:
     case = FakeCase()
     row = speed.measure(case, repeats=3, steps=8)
     assert case.calls == ["ours", "peer", "limit"] * 3
@@ -71,7 +74,7 @@ def test_sides_take_turns_and_the_row_is_their_arithmetic():
     }
 
 
-def test_calls_are_timed_without_the_first_one():
+def test_calls_are_timed_without_the_first_one() -> None:
     calls: list[None] = []
     sample = speed_timing.time_calls(lambda: calls.append(None), size=100, n_calls=5, clock=ticking())
     assert (sample.steps, sample.seconds, len(calls)) == (500, 1.0, 6)
@@ -83,7 +86,7 @@ FACTORIES = [getattr(speed_cases, name) for name in ("a2c", "reinforce", "trpo",
 
 
 @pytest.mark.parametrize("factory", FACTORIES)
-def test_learning_is_timed_after_one_rollout(factory):
+def test_learning_is_timed_after_one_rollout(factory: Any) -> None:
     sample = speed_timing.time_learning(factory, CARTPOLE, 256, 1, seed=0, steps=2 * ROLLOUT, clock=ticking())
     assert sample.steps == 2 * ROLLOUT
     # ticks: start; start and end of each of the two updates; end
@@ -92,7 +95,7 @@ def test_learning_is_timed_after_one_rollout(factory):
 
 
 @pytest.mark.parametrize("case", speed_replay.CASES, ids=lambda case: case.name)
-def test_sides_that_replay_take_equally_many_gradient_steps(case):
+def test_sides_that_replay_take_equally_many_gradient_steps(case: Any) -> None:
     n_updates = []
     for factory in (case.ours, case.peer):
         env = Envs(case.env, case.n_envs).make(0)
@@ -101,7 +104,7 @@ def test_sides_that_replay_take_equally_many_gradient_steps(case):
     assert n_updates[0] == n_updates[1] > 0
 
 
-def test_both_sides_are_in_the_same_phase_of_training():
+def test_both_sides_are_in_the_same_phase_of_training() -> None:
     ours, peer = (
         speed_timing.time_learning(factory, CARTPOLE, 256, 1, seed=0, steps=2 * ROLLOUT)
         for factory in (speed_cases.reinforce, speed_cases.a2c)
@@ -109,20 +112,20 @@ def test_both_sides_are_in_the_same_phase_of_training():
     assert ours.episode == pytest.approx(peer.episode, rel=0.1)
 
 
-def test_env_alone_takes_whole_vector_steps():
+def test_env_alone_takes_whole_vector_steps() -> None:
     sample = speed_timing.time_env(CARTPOLE, seed=0, steps=20, clock=ticking())
     assert (sample.steps, sample.seconds) == (24, 1.0)
 
 
-def test_gae_case_compares_equals():
+def test_gae_case_compares_equals() -> None:
     speed_cases.build_gae(n_envs=3, seed=1)  # raises where the two disagree
 
 
-def test_fisher_case_compares_equals():
+def test_fisher_case_compares_equals() -> None:
     speed_cases.build_fisher(hidden=8, n_samples=50, seed=1)  # raises where the two disagree
 
 
-def test_update_case_times_one_update_again_and_again():
+def test_update_case_times_one_update_again_and_again() -> None:
     case = speed_cases.UpdateCase("update", 8)
     ours, theirs = case.build(1)
     speed_cases.make_updates_equal(ours, theirs)  # raises where they end up at two policies
@@ -135,20 +138,21 @@ def test_update_case_times_one_update_again_and_again():
     assert all(th.equal(p, q) for p, q in zip(ours.policy.parameters(), before, strict=True))
 
 
-def test_units_are_converted_for_box_actions():
-    env = speed_cases.make_vec_env("Hopper-v4")
-    ours = speed_cases.trpo(env, 128, 0)
+def test_units_are_converted_for_box_actions() -> None:
+    env = make_vec_env("Hopper-v4")
+    ours: Any = speed_cases.trpo(env, 128, 0)
     assert (ours.target_kl, ours.cg_damping) == (pytest.approx(0.03), pytest.approx(0.3))
 
 
-def test_update_case_refuses_updates_that_differ():
+def test_update_case_refuses_updates_that_differ() -> None:
+    ours: Any
     ours, theirs = speed_cases.UpdateCase("update", 8).build(1)
     ours.target_kl *= 2
     with pytest.raises(AssertionError, match="KL between"):
         speed_cases.make_updates_equal(ours, theirs)
 
 
-def test_command_keeps_the_rows_of_other_cases(tmp_path, capsys):
+def test_command_keeps_the_rows_of_other_cases(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     output = tmp_path / "speed.csv"
     other = FakeCase()
     other.name = "other"
@@ -162,7 +166,7 @@ def test_command_keeps_the_rows_of_other_cases(tmp_path, capsys):
 
 
 @pytest.mark.parametrize("case", speed_vector.CASES, ids=lambda case: case.name)
-def test_vectorized_envs_are_timed(case):
+def test_vectorized_envs_are_timed(case: Any) -> None:
     if case.backend == "envpool":
         pytest.importorskip("envpool", exc_type=ImportError)
     ours, peer, limit = (take() for take in case.measures(0, ROLLOUT))
@@ -176,7 +180,7 @@ def test_vectorized_envs_are_timed(case):
     assert ours.episode > 7  # CartPole cannot fall sooner, nor the lander land
 
 
-def test_the_floor_is_the_bare_loop():
+def test_the_floor_is_the_bare_loop() -> None:
     envs = Envs("CartPole-v1", 64, "vector")
     sample = speed_timing.time_floor(speed_cases.reinforce, envs, 32, seed=0, steps=3 * ROLLOUT, clock=ticking())
     assert 0.8 * 3 * ROLLOUT < sample.steps < 3 * ROLLOUT
@@ -185,7 +189,7 @@ def test_the_floor_is_the_bare_loop():
 
 
 @pytest.mark.skipif(sys.platform != "linux", reason="other systems do not say")
-def test_memory_is_that_of_a_side():
+def test_memory_is_that_of_a_side() -> None:
     small, large = (TrainingCase("x", "Ours", hold, "Peer", hold, "CartPole-v1", 1, n_steps=n) for n in (8, 64))
     assert 60 < float(peak_memory(large, 0, 8)) - float(peak_memory(small, 1, 8)) < 160
     assert peak_memory(FakeCase(), 0, 8) == ""

@@ -1,4 +1,5 @@
 import math
+from pathlib import Path
 
 import pytest
 import staleness
@@ -19,7 +20,7 @@ HALF = math.log(0.5)
         ("trajectory", 1, [0.5, 2]),
     ],
 )
-def test_figures_are_of_the_weights_of_whole_or_cut_episodes(ratio, horizon, weights):
+def test_figures_are_of_the_weights_of_whole_or_cut_episodes(ratio: str, horizon: int, weights: list[float]) -> None:
     # two episodes: ratios 1/2, 1, 1 and 2, 2 and padding
     log_ratio = th.tensor([[HALF, -HALF], [0, -HALF], [0, 99]])
     valid = th.tensor([[True, True], [True, True], [True, False]])
@@ -30,7 +31,9 @@ def test_figures_are_of_the_weights_of_whole_or_cut_episodes(ratio, horizon, wei
     assert found["largest"] == pytest.approx(float(w.max()))
 
 
-def test_fresh_weights_are_all_one_and_later_ones_are_not(tmp_path, monkeypatch, capsys):
+def test_fresh_weights_are_all_one_and_later_ones_are_not(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
     monkeypatch.setattr(staleness, "STALENESS", (0, 1))
     output = tmp_path / "stale.csv"
     assert staleness.main(["--seeds", "100", "--warmup", "1", "--episodes", "2", "--output", str(output)]) == 0
@@ -44,7 +47,7 @@ def test_fresh_weights_are_all_one_and_later_ones_are_not(tmp_path, monkeypatch,
     assert capsys.readouterr().out.split()[:3] == ["ratio", "staleness", "ess"]
 
 
-def test_published_products_wear_out_sooner_than_single_ratios():
+def test_published_products_wear_out_sooner_than_single_ratios() -> None:
     rows = [row for row in read_csv(staleness.RESULTS / "staleness.csv") if row["horizon"] == "0"]
 
     def ess(ratio: str, k: int) -> float:

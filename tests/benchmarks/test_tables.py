@@ -8,6 +8,7 @@ import learning_run
 import pytest
 import tables
 from bench_io import read_csv
+from learning_spec import Run
 
 
 def row(algo: str, env: str, seed: int, final: float, **other: object) -> dict[str, object]:
@@ -32,7 +33,7 @@ def test_results_are_of_the_settings_in_the_configuration_files() -> None:
     rows = read_csv(tables.LEARNING)
     for algo, env, steps in sorted({(row["algo"], row["env"], int(row["steps"])) for row in rows}):
         settings = learning_run.resolve_hyperparams(algo, env, {}, None)
-        now = learning.config_hash(settings, learning.Run(algo, env, seed=0, steps=steps))
+        now = learning.config_hash(settings, Run(algo, env, seed=0, steps=steps))
         found = {
             row["config_hash"] for row in rows if (row["algo"], row["env"], int(row["steps"])) == (algo, env, steps)
         }

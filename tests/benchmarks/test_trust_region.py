@@ -1,3 +1,6 @@
+from pathlib import Path
+from typing import Any
+
 import gymnasium as gym
 import numpy as np
 import pytest
@@ -10,7 +13,7 @@ from trust_region import Settings
 TINY = Settings(seeds=(0,), updates=2, n_envs=2, n_steps=64)
 
 
-def test_divergence_is_that_of_the_whole_action_vector():
+def test_divergence_is_that_of_the_whole_action_vector() -> None:
     loc, scale = th.zeros(5, 3), th.ones(5, 3)
     # KL(N(0, 1) || N(m, s)) = log s + (1 + m^2) / (2 s^2) - 1/2, for each of 3 dimensions
     found = trust_region.joint_kl(Normal(loc, scale), Normal(loc + 0.3, 2 * scale))
@@ -20,19 +23,19 @@ def test_divergence_is_that_of_the_whole_action_vector():
 
 
 @pytest.mark.parametrize(("task", "dims"), [("box-6", 6), ("multibinary-17", 17), ("Pendulum-v1", 1)])
-def test_ours_keeps_to_the_joint_kl(task, dims):
+def test_ours_keeps_to_the_joint_kl(task: str, dims: int) -> None:
     found_dims, kls = trust_region.divergences(task, "ours", 0, TINY)
     assert (found_dims, len(kls)) == (dims, TINY.updates)
     assert all(0 < kl <= trust_region.TARGET_KL for kl in kls)
 
 
 @pytest.mark.parametrize("task", ["box-6", "multibinary-17"])
-def test_the_average_over_dimensions_does_not(task):
+def test_the_average_over_dimensions_does_not(task: str) -> None:
     _, kls = trust_region.divergences(task, "sb3-contrib", 0, TINY)
     assert all(kl > 1.5 * trust_region.TARGET_KL for kl in kls)
 
 
-def test_updates_without_a_step_are_counted_apart():
+def test_updates_without_a_step_are_counted_apart() -> None:
     assert trust_region.summarize([0.0, 0.004, 0.012, 0.0]) == {
         "target_kl": 0.01,
         "mean_kl": 0.008,
@@ -43,18 +46,19 @@ def test_updates_without_a_step_are_counted_apart():
 
 
 @pytest.mark.parametrize("task", ["box-3", "multibinary-6"])
-def test_target_task(task):
-    env = trust_region.TASKS[task]()
+def test_target_task(task: str) -> None:
+    make: Any = trust_region.TASKS[task]
+    env = make()
     assert isinstance(env, gym.Env)
     env.action_space.seed(0)
     observation, _ = env.reset(seed=0)
     steps = [env.step(env.action_space.sample()) for _ in range(50)]
     assert observation in env.observation_space
     assert [done for _, _, done, _, _ in steps] == [False] * 49 + [True]
-    assert all(reward <= 0 for _, reward, *_ in steps)
+    assert all(float(reward) <= 0 for _, reward, *_ in steps)
 
 
-def test_command_line(tmp_path, capsys):
+def test_command_line(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     output = tmp_path / "trust_region.csv"
     words = ["--tasks", "box-3", "--updates", "1", "--output", str(output)]
     assert trust_region.main(words, TINY) == 0

@@ -57,7 +57,8 @@ def walk(env: VecEnv, n_steps: int) -> list[Any]:
     env.action_space.seed(0)
     said: list[Any] = [(env.reset(), [dict(info) for info in env.reset_infos])]
     for _ in range(n_steps):
-        obs, rewards, dones, infos = env.step(np.stack([env.action_space.sample() for _ in range(env.num_envs)]))
+        stepped: Any = env.step(np.stack([env.action_space.sample() for _ in range(env.num_envs)]))
+        obs, rewards, dones, infos = stepped
         for info in infos:
             info.get("episode", {}).pop("t", None)
             if not info.get("TimeLimit.truncated"):
@@ -123,7 +124,8 @@ def native(n_envs: int = 3) -> GymVectorAdapter:
 
 
 def test_native_cartpole_steps_as_the_scalar_one() -> None:
-    vector, scalar = native(4), gym.make("CartPole-v1").unwrapped
+    vector: Any = native(4)
+    scalar: Any = gym.make("CartPole-v1").unwrapped
     rng = np.random.default_rng(0)
     vector.seed(0)
     states = vector.reset()
@@ -181,9 +183,12 @@ def test_sb3s_own_learn_on_the_others(algorithm: Any, mode: AutoresetMode) -> No
     def make() -> list[Any]:
         return [lambda: TimeLimit(gym.make("CartPole-v1").unwrapped, 30)] * 2
 
+    def monitored(fn: Any) -> Any:
+        return lambda: Monitor(fn())
+
     kwargs: Any = {**SMALL, "n_steps": 64} | ({"batch_size": 64} if algorithm is PPO else {})
     ours = algorithm("MlpPolicy", GymVectorAdapter(SyncVectorEnv(make(), autoreset_mode=mode)), **kwargs).learn(256)
-    theirs = algorithm("MlpPolicy", DummyVecEnv([lambda fn=fn: Monitor(fn()) for fn in make()]), **kwargs).learn(256)
+    theirs = algorithm("MlpPolicy", DummyVecEnv([monitored(fn) for fn in make()]), **kwargs).learn(256)
     assert [(e["r"], e["l"]) for e in ours.ep_info_buffer] == [(e["r"], e["l"]) for e in theirs.ep_info_buffer]
     for name, value in theirs.policy.state_dict().items():
         assert np.array_equal(ours.policy.state_dict()[name], value), name
@@ -295,8 +300,8 @@ def test_infos_are_taken_apart() -> None:
         "same": 0.5,
         "text": "for all",
     }
-    same = {"same": 0.5, "text": "for all"}
-    expected = [{"x": 1.5, "all": 1, "_own": 7}, {"all": 2, "deep": {"y": 4}, "_own": 8}]
+    same: dict[str, Any] = {"same": 0.5, "text": "for all"}
+    expected: list[dict[str, Any]] = [{"x": 1.5, "all": 1, "_own": 7}, {"all": 2, "deep": {"y": 4}, "_own": 8}]
     assert rows_of(infos, 2) == [row | same for row in expected]
 
 
@@ -334,7 +339,7 @@ def test_asking_for_what_is_not_there_does_no_harm() -> None:
 
 
 def test_attributes_behind_a_wrapper_of_a_vector_env() -> None:
-    env = GymVectorAdapter(VectorWrapper(gym.make_vec("CartPole-v1", 2, "vector_entry_point")))
+    env: Any = GymVectorAdapter(VectorWrapper(gym.make_vec("CartPole-v1", 2, "vector_entry_point")))
     assert env.get_attr("gravity") == [9.8, 9.8]
     env.set_attr("gravity", 1.0)
     assert env.get_attr("gravity") == [1.0, 1.0]

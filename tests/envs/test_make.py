@@ -53,7 +53,8 @@ def test_an_env_of_ones_own_with_a_wrapper_of_ones_own() -> None:
     assert env.observation_space.shape == (5,)
     assert env.get_attr("_sutton_barto_reward") == [True, True]
     expected, _ = gym.make("CartPole-v1").reset(seed=4)
-    assert np.array_equal(env.reset()[1, :4], expected)  # seed + i
+    observations: Any = env.reset()
+    assert np.array_equal(observations[1, :4], expected)  # seed + i
 
 
 def test_arguments_of_the_native_env() -> None:
@@ -69,6 +70,7 @@ def test_monitor_files(tmp_path: Path) -> None:
     model = Reinforce("MlpPolicy", env, n_steps=64, device="cpu").learn(256)
     env.close()
     results = load_results(str(tmp_path / "vector"))
+    assert model.ep_info_buffer is not None
     seen = [(e["r"], e["l"]) for e in model.ep_info_buffer]
     assert list(zip(results["r"], results["l"], strict=True)) == seen
     assert (results["t"].diff().dropna() >= 0).all()

@@ -25,10 +25,10 @@ def test_equals_one_backward_per_episode(awkward: bool, max_floats: int) -> None
     weights = th.randn(2, 10)
 
     def log_prob(parameters: dict[str, th.Tensor], obs: th.Tensor, act: th.Tensor) -> th.Tensor:
-        logits = functional_call(net, parameters, (obs,))
+        logits: th.Tensor = functional_call(net, parameters, (obs,))
         return logits.log_softmax(-1).gather(-1, act[..., None]).squeeze(-1)
 
-    parameters = dict(net.named_parameters())
+    parameters: dict[str, th.Tensor] = dict(net.named_parameters())
     found: dict[int, th.Tensor] = {}
     for indices, gradients in episode_gradients(
         log_prob, parameters, observations, actions, weights, episodes, max_floats

@@ -49,7 +49,7 @@ def explicit_fisher(outputs: th.Tensor, parameters: list[th.Tensor], family: Fam
     """E[score score^T], averaged over the states that the outputs ``(n_states, k)`` belong to."""
 
     def gradient(output: th.Tensor) -> th.Tensor:
-        parts = th.autograd.grad(output, parameters, retain_graph=True, allow_unused=True)
+        parts: Any = th.autograd.grad(output, parameters, retain_graph=True, allow_unused=True)
         return th.cat(
             [th.zeros(p.numel()) if g is None else g.flatten() for g, p in zip(parts, parameters, strict=True)]
         )

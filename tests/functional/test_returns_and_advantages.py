@@ -1,5 +1,7 @@
 """Returns and advantages: known values, identities, plain loops, and SB3's own buffer."""
 
+from collections.abc import Callable
+
 import numpy as np
 import pytest
 import torch as th
@@ -69,7 +71,8 @@ def test_lambda_return_mixes_n_step_returns(rollout: dict[str, th.Tensor]) -> No
     # sum_n (1 - l) l^(n-1) G^(n); beyond the rollout all n-step returns are the same.
     mixture = sum((1 - LAMBDA) * LAMBDA ** (n - 1) * slow_n_step(rollout, n) for n in range(1, 51))
     mixture = mixture + LAMBDA**50 * slow_n_step(rollout, 10_000)
-    result = F.lambda_return(*(rollout[k] for k in ("rewards", "values", "ends")), GAMMA, LAMBDA, rollout["bootstrap"])
+    rewards, values, ends = (rollout[k] for k in ("rewards", "values", "ends"))
+    result = F.lambda_return(rewards, values, ends, GAMMA, LAMBDA, rollout["bootstrap"])
     assert th.allclose(result, mixture)
 
 
@@ -157,14 +160,17 @@ def test_normalize_of_one_valid_sample_is_a_no_op() -> None:
     [
         (lambda: F.reward_to_go(th.zeros(3, 1), th.zeros(3, 2).bool(), 0.9), r"ends.*\(3, 2\)"),
         (lambda: F.reward_to_go(th.zeros(3, 1), th.zeros(3, 1).bool(), 1.1), "gamma.*1.1"),
-        (lambda: F.gae(*[th.zeros(3, 1)] * 2, th.zeros(3, 1).bool(), 0.9, -0.1), "gae_lambda.*-0.1"),
-        (lambda: F.n_step_return(*[th.zeros(3, 1)] * 2, th.zeros(3, 1).bool(), 0.9, 0), "n must be at least 1, got 0"),
+        (lambda: F.gae(th.zeros(3, 1), th.zeros(3, 1), th.zeros(3, 1).bool(), 0.9, -0.1), "gae_lambda.*-0.1"),
+        (
+            lambda: F.n_step_return(th.zeros(3, 1), th.zeros(3, 1), th.zeros(3, 1).bool(), 0.9, 0),
+            "n must be at least 1, got 0",
+        ),
         (lambda: F.policy_gradient_loss(th.zeros(3), th.zeros(2)), "shape"),
         (lambda: F.policy_gradient_loss(th.zeros(3), th.zeros(3), n_episodes=0), "n_episodes"),
         (lambda: F.value_loss(th.zeros(3), th.zeros(3, 1)), "shapes"),
     ],
 )
-def test_bad_input_is_named(call, message: str) -> None:
+def test_bad_input_is_named(call: Callable[[], object], message: str) -> None:
     with pytest.raises(ValueError, match=message):
         call()
 
@@ -186,7 +192,7 @@ def test_policy_gradient_loss_reductions() -> None:
 @pytest.mark.skipif(not th.cuda.is_available(), reason="no CUDA device")
 def test_cuda_equals_cpu(rollout: dict[str, th.Tensor]) -> None:
     cuda = {key: value.cuda() for key, value in rollout.items()}
-    args = ("rewards", "values", "ends")
-    cpu_result = F.gae(*(rollout[k] for k in args), GAMMA, LAMBDA, rollout["bootstrap"])
-    cuda_result = F.gae(*(cuda[k] for k in args), GAMMA, LAMBDA, cuda["bootstrap"])
+    cpu_result, cuda_result = (
+        F.gae(x["rewards"], x["values"], x["ends"], GAMMA, LAMBDA, x["bootstrap"]) for x in (rollout, cuda)
+    )
     assert th.allclose(cuda_result.cpu(), cpu_result)

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import copy
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Literal
 
 import numpy as np
 import pytest
@@ -155,7 +155,7 @@ def test_the_scale_is_restored_when_an_update_fails(on_nonfinite: str) -> None:
         "before",
     ],
 )
-def test_the_critic_learns_on_after_an_update_that_fails(critic_fit: str) -> None:
+def test_the_critic_learns_on_after_an_update_that_fails(critic_fit: Literal["after", "before"]) -> None:
     """Adam divides by the root of its second moment: once that is infinite, nothing moves any more."""
     env = ClockEnv()
     model = ActorCritic(
@@ -324,7 +324,7 @@ class OnlineActorCritic:
     """One-step actor-critic (Sutton and Barto 2018, section 13.5) with tables, the critic first; NumPy, float64."""
 
     def __init__(self, model: ActorCritic, learning_rate: float, critic_learning_rate: float) -> None:
-        actor = model.policy.action_net
+        actor: Any = model.policy.action_net
         self.weight, self.bias = (p.detach().double().numpy().copy() for p in (actor.weight, actor.bias))
         self.v = V.copy()
         self.gamma, self.rates = model.gamma, (learning_rate, critic_learning_rate)
@@ -378,8 +378,9 @@ def test_online(n_envs: int) -> None:
             start[i] = 0 if ended else start[i] + 1
         plain.step(transitions)
         assert values_of(model) == pytest.approx(plain.v, rel=1e-5)
-        assert flat(model.policy.action_net.weight.detach()) == pytest.approx(flat(plain.weight), abs=1e-4)
-        assert flat(model.policy.action_net.bias.detach()) == pytest.approx(flat(plain.bias), abs=1e-4)
+        actor: Any = model.policy.action_net
+        assert flat(actor.weight.detach()) == pytest.approx(flat(plain.weight), abs=1e-4)
+        assert flat(actor.bias.detach()) == pytest.approx(flat(plain.bias), abs=1e-4)
     assert n_terminal >= 2
     assert n_limits >= 2
     assert model._n_updates == 12
@@ -438,9 +439,9 @@ def test_value_of_a_task_without_end(advantage: str, left: list[float]) -> None:
     :math:`1 - \frac12 (1 - \overline{\gamma^k})` in every update, exactly.
     """
     env = EndlessEnv(otherwise=1.0)
-    model = endless_model(env, advantage=advantage, td_steps=3, learning_rate=0.25)
+    model: Any = endless_model(env, advantage=advantage, td_steps=3, learning_rate=0.25)
     error = value(model) - 10
-    factor = 1 - (1 - np.mean(left)) / 2
+    factor = 1 - (1 - float(np.mean(left))) / 2
     for n_updates in (1, 9, 190):
         update(model, n_updates)
         error *= factor**n_updates
@@ -457,7 +458,7 @@ def test_learning_without_end() -> None:
     A bad action lowers the returns before it by 1 in all times 1 / (1 - gamma lambda) = 5.3, their mean by 0.53 and V
     by 0.2 times that, 0.1. There is less than one of them in ten updates in the end, so 0.5 is far away.
     """
-    model = endless_model(EndlessEnv(), n_steps=10, learning_rate=0.2, gae_lambda=0.9)
+    model: Any = endless_model(EndlessEnv(), n_steps=10, learning_rate=0.2, gae_lambda=0.9)
     update(model, 400)
     with th.no_grad():
         p = float(model.policy.get_distribution(th.zeros((1, 1), dtype=th.long)).distribution.probs[0, 1])

@@ -58,7 +58,7 @@ def test_the_forms_differ() -> None:
 
 def close(found: Any, numbers: Any) -> bool:
     """Whether (n_steps, 1) holds these numbers: float32 values of order 100, sums in double."""
-    return np.asarray(found).flatten() == pytest.approx(numbers, rel=1e-6, abs=1e-6)
+    return bool(np.asarray(found).flatten() == pytest.approx(numbers, rel=1e-6, abs=1e-6))
 
 
 @every_ending
@@ -162,6 +162,6 @@ def test_identities(one: dict[str, Any], other: dict[str, Any]) -> None:
 
 
 def test_defaults_are_those_of_a2c() -> None:
-    model = ActorCritic("MlpPolicy", ClockEnv(), device="cpu")
+    model: Any = ActorCritic("MlpPolicy", ClockEnv(), device="cpu")
     assert (model.advantage, model.gae_lambda, model.critic_target) == ("gae", 1.0, None)
     assert (model.n_steps, model.gamma, model.critic_fit) == (5, 0.99, "after")

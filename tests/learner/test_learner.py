@@ -85,6 +85,7 @@ def test_a_gradient_step_is_that_of_the_formula() -> None:
     expected = copy.deepcopy(policy)
     batch = made_up_batch(policy)
     Learner(policy, Bootstrapped(0.9, 0.8), GradientStep(0.01, 0.25, None)).update(batch, "nothing")
+    assert isinstance(batch.observations, th.Tensor)
     values, log_prob, entropy = expected.evaluate_actions(batch.observations.flatten(0, 1), batch.actions.flatten())
     assert entropy is not None
     old = values.detach().view(8, 2).double()
@@ -95,6 +96,7 @@ def test_a_gradient_step_is_that_of_the_formula() -> None:
     loss.backward()
     with th.no_grad():
         for parameter in expected.parameters():
+            assert parameter.grad is not None
             parameter.sub_(1e-2 * parameter.grad)
     assert th.allclose(values_of(policy), values_of(expected), atol=1e-6)
 

@@ -91,7 +91,8 @@ def test_clipping_is_that_of_torch(max_norm: float | None, mixed: bool) -> None:
         net[0].bias.grad = None
     norm = clip_gradient(list(ours.parameters()), max_norm)
     assert norm == pytest.approx(float(nn.utils.clip_grad_norm_(theirs.parameters(), max_norm or th.inf)))
-    for a, b in zip(ours.parameters(), theirs.parameters(), strict=True):
+    pairs: Any = zip(ours.parameters(), theirs.parameters(), strict=True)
+    for a, b in pairs:
         assert (a.grad is None and b.grad is None) or th.allclose(a.grad, b.grad)
 
 
@@ -120,6 +121,7 @@ def test_adam_takes_its_fused_steps() -> None:
     assert optimizers[0].param_groups[0]["fused"]
     for net, optimizer in zip(nets, optimizers, strict=True):
         descend(net, optimizer, 5)
-    assert th.allclose(*map(parameters, nets), atol=1e-6)
+    separate, fused = map(parameters, nets)
+    assert th.allclose(separate, fused, atol=1e-6)
     foreach = th.optim.Adam(nets[0].parameters(), foreach=True)
     assert with_fewer_operations(foreach).param_groups[0]["fused"] is None

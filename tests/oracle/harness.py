@@ -117,7 +117,8 @@ class TableExtractor(th.nn.Module):
         return self.forward_actor(features), self.forward_critic(features)
 
     def forward_actor(self, features: th.Tensor) -> th.Tensor:
-        return features.unflatten(-1, self.shape).sum(-2)
+        summed: th.Tensor = features.unflatten(-1, self.shape).sum(-2)
+        return summed
 
     def forward_critic(self, features: th.Tensor) -> th.Tensor:
         return features if self.critic_sees_time else self.forward_actor(features)
@@ -167,7 +168,8 @@ def playing_model(
     shape = (mdp.horizon + 1, mdp.n_states)
     policy_kwargs = {"net_arch": [], "shape": shape, **arguments.pop("policy_kwargs", {})}
     model = cls(ObedientPolicy, env, policy_kwargs=policy_kwargs, **{**PLAIN, **arguments})
-    env.policy = model.policy
+    policy: Any = model.policy
+    env.policy = policy
     model.set_logger(Logger(None, []))
     set_parameters(model, theta, values)
     return model

@@ -48,11 +48,11 @@ class TabularMDP:
 
     @property
     def n_states(self) -> int:
-        return self.reward.shape[0]
+        return int(self.reward.shape[0])
 
     @property
     def n_actions(self) -> int:
-        return self.reward.shape[1]
+        return int(self.reward.shape[1])
 
     @property
     def n_parameters(self) -> int:
@@ -91,7 +91,8 @@ class TabularMDP:
         n = self.n_actions * self.n_states
         logits = (theta[:n].reshape(self.n_actions, self.n_states) + theta[n:, None]).T
         odds = np.exp(logits - logits.max(axis=1, keepdims=True))
-        return odds / odds.sum(axis=1, keepdims=True)
+        pi: Array = odds / odds.sum(axis=1, keepdims=True)
+        return pi
 
     def scores(self, theta: Array) -> Array:
         """grad_theta log pi(a | s), shape (S, A, P): d log pi(a|s) / d logit[b] = 1[a = b] - pi(b|s)."""
@@ -172,7 +173,8 @@ class TabularMDP:
         weight = state_discount ** np.arange(self.horizon)
         occupancy = self.occupancy(theta) if occupancy is None else occupancy
         pi, score = self.policy(theta), self.scores(theta)
-        return np.einsum("t,ts,sa,tsa,sap->p", weight, occupancy, pi, credit, score)
+        gradient: Array = np.einsum("t,ts,sa,tsa,sap->p", weight, occupancy, pi, credit, score)
+        return gradient
 
     def finite_difference_gradient(self, theta: Array, gamma: float, step: float = 1e-5) -> Array:
         """grad J_gamma by central differences; error about step^2 + 1e-16 / step, so 1e-10."""
@@ -237,26 +239,31 @@ class Enumeration:
 
     def baseline(self, name: str, index: NDArray[np.int64]) -> Array:
         """What ``name`` subtracts in each batch, broadcastable to (B, N, H, P)."""
+        b: Array
         if name == "none":
             return np.zeros((1, 1, 1, 1))
         if name in ("optimal", "optimal_component_wise"):
             x, y = self.X[index], self.Y[index]  # (B, N, P)
             over = 1 if name == "optimal_component_wise" else (1, 2)
             xy, yy = (x * y).sum(over, keepdims=True), (y * y).sum(over, keepdims=True)
-            return np.divide(xy, yy, out=np.zeros_like(xy), where=yy > 0)[:, :, None]
+            b = np.divide(xy, yy, out=np.zeros_like(xy), where=yy > 0)[:, :, None]
+            return b
         counted = self.mask[index]  # (B, N, H)
         if name == "time":
             reached = np.maximum(counted.sum(1), 1)
-            return ((counted * self.G[index]).sum(1) / reached)[:, None, :, None]
+            b = ((counted * self.G[index]).sum(1) / reached)[:, None, :, None]
+            return b
         # The other two average G over steps. An episode's total return is one number, counted once: at its first step.
         if self.total:
             counted = counted * (np.arange(counted.shape[2]) == 0)
         gained = counted * self.G[index]
         if name == "mean":
-            return (gained.sum((1, 2)) / counted.sum((1, 2)))[:, None, None, None]
+            b = (gained.sum((1, 2)) / counted.sum((1, 2)))[:, None, None, None]
+            return b
         if name == "leave_one_out":
             others = 1 - np.eye(index.shape[1])
-            return (gained.sum(2) @ others / (counted.sum(2) @ others))[:, :, None, None]
+            b = (gained.sum(2) @ others / (counted.sum(2) @ others))[:, :, None, None]
+            return b
         raise ValueError(name)
 
     def estimates(self, baseline: str | Array, index: NDArray[np.int64]) -> Array:
@@ -272,7 +279,8 @@ class Enumeration:
 
         :param advantages: broadcastable to (B, N, H, P)
         """
-        return (self.U[index] * advantages).sum(axis=2).mean(axis=1)
+        found: Array = (self.U[index] * advantages).sum(axis=2).mean(axis=1)
+        return found
 
     def n_step_returns(self, values: Array, n: int) -> Array:
         """n rewards, then the critic's value; fewer where the episode ends before, (M, H).
@@ -313,7 +321,7 @@ def total_variance(estimates: Array, probability: Array) -> float:
     return float(probability @ ((estimates - mean) ** 2).sum(axis=1))
 
 
-class Spaces(gym.Env[int, int]):
+class Spaces(gym.Env[np.int64, np.int64]):
     """An environment of which only the spaces matter: the trajectories are given."""
 
     def __init__(self, n_states: int, n_actions: int) -> None:

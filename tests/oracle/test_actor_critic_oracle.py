@@ -42,7 +42,10 @@ class Form(NamedTuple):
 
     @property
     def arguments(self) -> dict[str, Any]:
-        names = {"gae": {"gae_lambda": self.parameter}, "n_step": {"td_steps": int(self.parameter)}}
+        names: dict[str, dict[str, Any]] = {
+            "gae": {"gae_lambda": self.parameter},
+            "n_step": {"td_steps": int(self.parameter)},
+        }
         return {"advantage": self.advantage, **names.get(self.advantage, {})}
 
     def n_steps(self) -> int:

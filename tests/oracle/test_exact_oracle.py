@@ -258,7 +258,8 @@ def first_order_bias(oracle: Enumeration, name: str) -> Array:
     """lim N * bias, by the delta method: b = b_0 + (1/N) sum_j c_j + O(1/N), E[c_j] = 0, gives -E[Y_i c_i]."""
     x, y = oracle.X, oracle.Y
     if name == "time":
-        return -(oracle.mean(oracle.U * oracle.G[..., None]) / oracle.mean(oracle.mask)[:, None]).sum(axis=0)
+        bias: Array = -(oracle.mean(oracle.U * oracle.G[..., None]) / oracle.mean(oracle.mask)[:, None]).sum(axis=0)
+        return bias
     if name == "mean" and oracle.total:
         return -oracle.mean(x)
     if name == "mean":  # sum of G over sum of lengths

@@ -61,7 +61,8 @@ def lesson(rewards: Rewards, **arguments: Any) -> tuple[Reinforce, list[Trajecto
         gamma=1.0,
         **{**ASCENT, "learning_rate": SMALL, **arguments},
     )
-    model.get_env().play([[trajectory] for trajectory in seen])
+    env: Any = model.get_env()
+    env.play([[trajectory] for trajectory in seen])
     return model.learn(1), seen
 
 
@@ -72,7 +73,8 @@ def encouragement(rewards: Rewards, **arguments: Any) -> Rewards:
     bias, which all states share, is left out: only what a trajectory says of its own actions is asked here.
     """
     model, seen = lesson(rewards, **arguments)
-    weight = model.policy.action_net.weight.detach()
+    actor: Any = model.policy.action_net
+    weight = actor.weight.detach()
     change = weight.log_softmax(dim=0) - np.log(0.5)
     found = {}
     for kind, trajectory in zip(rewards, seen, strict=True):
@@ -175,8 +177,8 @@ def test_sparse_reward_without_baseline_ignores_failures(returns: str) -> None:
 @pytest.mark.parametrize("returns", ["total", "reward_to_go"])
 @pytest.mark.parametrize("baseline", ["none", "mean", "leave_one_out", "time", "optimal"])
 def test_without_a_success_the_gradient_is_exactly_zero(returns: str, baseline: str) -> None:
-    failures = {**JACKETS, "folds it": [0, 0, 0]}
+    failures: Rewards = {**JACKETS, "folds it": [0, 0, 0]}
     model, _ = lesson(failures, returns=returns, baseline=baseline)
-    actor = model.policy.action_net
+    actor: Any = model.policy.action_net
     assert not actor.weight.any()
     assert not actor.bias.any()

@@ -50,8 +50,9 @@ def test_a_copy_acts_as_the_policy_would(case: str) -> None:
 def test_what_a_callback_changes_at_the_start_of_a_rollout_acts() -> None:
     class Bias(BaseCallback):
         def _on_rollout_start(self) -> None:
+            policy: Any = self.model.policy
             with th.no_grad():
-                self.model.policy.action_net.bias.copy_(th.tensor([0.0, 100.0, 0.0]))
+                policy.action_net.bias.copy_(th.tensor([0.0, 100.0, 0.0]))
 
         def _on_step(self) -> bool:
             return bool((self.locals["actions"] == 1).all())
@@ -70,9 +71,10 @@ def test_a_module_that_is_replaced_is_copied_anew() -> None:
 
 
 def test_the_copy_has_no_optimizer_and_leaves_the_policy_alone() -> None:
-    policy = Reinforce("MlpPolicy", vec(ScriptedEnv()), n_steps=8, **SMALL).policy
+    policy: Any = Reinforce("MlpPolicy", vec(ScriptedEnv()), n_steps=8, **SMALL).policy
     set_training_mode(policy, False)
     keeper = ActingCopy("cpu")
+    acting: Any
     acting, device = keeper.of(policy)
     assert device == th.device("cpu")
     assert acting.optimizer is None
@@ -80,7 +82,8 @@ def test_the_copy_has_no_optimizer_and_leaves_the_policy_alone() -> None:
     assert not acting.training
     with th.no_grad():
         policy.action_net.bias += 1
-    assert keeper.of(policy)[0] is acting
+    again: Any = keeper.of(policy)
+    assert again[0] is acting
     assert th.equal(acting.action_net.bias, policy.action_net.bias)
     assert {p.data_ptr() for p in acting.parameters()}.isdisjoint(p.data_ptr() for p in policy.parameters())
 

@@ -1,5 +1,7 @@
 """The policy as a function of its parameters."""
 
+from typing import Any, cast
+
 import torch as th
 from gymnasium import spaces
 from stable_baselines3.common.policies import ActorCriticPolicy
@@ -17,12 +19,14 @@ class LearnedFlatten(nn.Module):
         self.linear = nn.Linear(observation_space.shape[0], 3)
 
     def forward(self, observations: th.Tensor) -> th.Tensor:
-        return self.linear(observations)
+        features: th.Tensor = self.linear(observations)
+        return features
 
 
 def make_policy() -> ActorCriticPolicy:
+    extractor = cast(Any, LearnedFlatten)
     return ActorCriticPolicy(
-        spaces.Box(-1, 1, (4,)), spaces.Discrete(2), lambda _: 1e-3, features_extractor_class=LearnedFlatten
+        spaces.Box(-1, 1, (4,)), spaces.Discrete(2), lambda _: 1e-3, features_extractor_class=extractor
     )
 
 

@@ -3,6 +3,7 @@
 import copy
 import gc
 import weakref
+from typing import Any, Literal
 
 import numpy as np
 import pytest
@@ -17,9 +18,7 @@ from sb3_pg.policies.score_actions import score_actions
 from tests.helpers import ACTION_SPACES, OBSERVATION_SPACES
 
 
-def make_policy(
-    action_space: str = "discrete", observation_space: str = "vector", **kwargs: object
-) -> ActorCriticPolicy:
+def make_policy(action_space: str = "discrete", observation_space: str = "vector", **kwargs: Any) -> ActorCriticPolicy:
     th.manual_seed(0)
     return ActorCriticPolicy(
         OBSERVATION_SPACES[observation_space], ACTION_SPACES[action_space], lambda _: 1e-3, **kwargs
@@ -79,7 +78,7 @@ def test_hooks_are_served() -> None:
 def test_a_copied_policy_has_its_own_layers() -> None:
     policy = make_policy()
     value_function(policy)
-    other = copy.deepcopy(policy)
+    other: Any = copy.deepcopy(policy)
     with th.no_grad():
         other.value_net.bias += 5
     assert th.allclose(value_function(other)(th.ones(1, 3)), value_function(policy)(th.ones(1, 3)) + 5)
@@ -105,7 +104,7 @@ def test_training_mode_reaches_every_module() -> None:
 @pytest.mark.parametrize("kwargs", [{}, {"net_arch": []}, {"activation_fn": nn.ELU}], ids=["default", "linear", "elu"])
 @pytest.mark.parametrize("observation_space", ["vector", "double", "discrete"])
 def test_bare_layers_give_what_the_policy_gives(
-    action_space: str, kwargs: dict[str, object], observation_space: str, with_values: bool
+    action_space: str, kwargs: dict[str, Any], observation_space: str, with_values: bool
 ) -> None:
     policy = make_policy(action_space, observation_space, **kwargs)
     policy = make_policy(action_space, observation_space, **kwargs)
@@ -115,12 +114,18 @@ def test_bare_layers_give_what_the_policy_gives(
     actions = policy_actions(th.as_tensor(sampled), policy.action_space)
     ours = score_actions(policy, observations, actions, with_values, "gradient", observations[:2])
     values, log_prob, entropy = policy.evaluate_actions(observations, actions)
+    assert ours.entropy is not None
+    assert entropy is not None
     assert th.allclose(ours.log_prob, log_prob, atol=1e-6)
     assert th.allclose(ours.entropy, entropy, atol=1e-6)
     if with_values:
+        assert ours.values is not None
+        assert ours.other_values is not None
         assert th.allclose(ours.values, values.flatten(), atol=1e-6)
         assert th.allclose(ours.other_values, values.flatten()[:2], atol=1e-6)
     parameters = [p for name, p in policy.named_parameters() if "value" not in name]
+    found: Any
+    expected: Any
     found, expected = (
         th.autograd.grad((x * th.arange(6.0)).sum(), parameters, allow_unused=True, retain_graph=True)
         for x in (ours.log_prob + ours.entropy, log_prob + entropy)
@@ -130,15 +135,15 @@ def test_bare_layers_give_what_the_policy_gives(
 
 
 @pytest.mark.parametrize("use", ["value", "none"])
-def test_the_entropy_is_differentiated_only_where_it_is_to_be(use: str) -> None:
+def test_the_entropy_is_differentiated_only_where_it_is_to_be(use: Literal["value", "none"]) -> None:
     policy = make_policy()
     entropy = score_actions(policy, th.ones(2, 3), th.zeros(2).long(), False, use).entropy
-    assert entropy is None if use == "none" else not entropy.requires_grad
+    assert entropy is None if use == "none" else entropy is not None and not entropy.requires_grad
 
 
 def test_own_methods_are_honored() -> None:
     class Own(ActorCriticPolicy):
-        def predict_values(self, obs: th.Tensor) -> th.Tensor:
+        def predict_values(self, obs: Any) -> th.Tensor:
             return super().predict_values(obs) + 1
 
     policy = Own(spaces.Box(-1, 1, (3,)), spaces.Discrete(2), lambda _: 1e-3)

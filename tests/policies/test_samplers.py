@@ -26,7 +26,9 @@ N_SAMPLES = 20_000
 
 def make_policy(observations: str, actions: str, cls: Any = ActorCriticPolicy, **kwargs: Any) -> ActorCriticPolicy:
     th.manual_seed(1)
-    policy = cls(OBSERVATION_SPACES[observations], ACTION_SPACES[actions], ConstantSchedule(1e-3), **kwargs)
+    policy: ActorCriticPolicy = cls(
+        OBSERVATION_SPACES[observations], ACTION_SPACES[actions], ConstantSchedule(1e-3), **kwargs
+    )
     for parameter in policy.parameters():  # SB3's small last layer would make every distribution uniform
         nn.init.normal_(parameter, std=0.3)
     policy.set_training_mode(False)
@@ -84,7 +86,7 @@ def test_samples_of_finite_actions_follow_the_policys_log_probs(actions: str, fa
     if fast:
         assert type(sampler) is (NumpySampler if actions == "discrete" else MlpSampler)
     sampled = sampler(obs)
-    space = ACTION_SPACES[actions]
+    space: Any = ACTION_SPACES[actions]
     assert sampled.shape == (N_SAMPLES, *space.shape)
     atoms, counts = np.unique(sampled.reshape(N_SAMPLES, -1), axis=0, return_counts=True)
     with th.no_grad():
@@ -100,9 +102,10 @@ def test_samples_of_finite_actions_follow_the_policys_log_probs(actions: str, fa
 def test_logits_of_any_size_are_drawn_from(shift: float) -> None:
     """The exponential of 1000 is infinite, that of -1000 is 0; what matters are the differences."""
     policy = make_policy("vector", "discrete")
+    head: Any = policy.action_net
     with th.no_grad():
-        policy.action_net.weight.zero_()
-        policy.action_net.bias.copy_(th.tensor([0.2, 0.5, 0.3]).log() + shift)
+        head.weight.zero_()
+        head.bias.copy_(th.tensor([0.2, 0.5, 0.3]).log() + shift)
     sampler = make_sampler(policy, CPU, N_SAMPLES)
     assert type(sampler) is NumpySampler
     counts = np.bincount(sampler(same_observation(OBSERVATION_SPACES["vector"], N_SAMPLES)), minlength=3)
@@ -116,7 +119,7 @@ def test_gaussian_samples_follow_the_policys_distribution(fast: bool) -> None:
     sampler = make_sampler(policy, CPU, N_SAMPLES) if fast else DistributionSampler(policy, CPU)
     sampled = th.as_tensor(sampler(obs))
     with th.no_grad():
-        normal = policy.get_distribution(th.as_tensor(obs[:1])).distribution
+        normal: Any = policy.get_distribution(th.as_tensor(obs[:1])).distribution
         uniform = normal.cdf(sampled).numpy()
     for dimension in range(2):
         counts, _ = np.histogram(uniform[:, dimension], bins=20, range=(0, 1))
@@ -132,7 +135,7 @@ def test_noise_is_fresh_at_every_step_and_repeats_with_the_seed() -> None:
         th.manual_seed(7)
         sampler = make_sampler(policy, CPU, 2)
         runs.append(np.stack([sampler(obs) for _ in range(600)]))
-    assert np.array_equal(*runs)
+    assert np.array_equal(runs[0], runs[1])
     assert len(np.unique(runs[0])) == 600 * 2 * 2
 
 
@@ -198,9 +201,10 @@ def test_sampling_follows_the_parameters_wherever_they_are() -> None:
     obs = same_observation(OBSERVATION_SPACES["vector"], 1)
     sampler = make_sampler(policy, CPU, 1)
     assert type(sampler) is NumpySampler
+    head: Any = policy.action_net
     with th.no_grad():
         policy.log_std.fill_(-20)
-        policy.action_net.bias += 3
+        head.bias += 3
     assert np.allclose(sampler(obs), policy.get_distribution(th.as_tensor(obs)).mode().detach(), atol=1e-5)
     policy.load_from_vector(policy.parameters_to_vector() * 0.5)
     sampler = make_sampler(policy, CPU, 1)

@@ -62,6 +62,8 @@ def test_chunks_give_what_the_policy_gives(
     assert len(scores.distribution) == (3 if chunk_size == 4 else 1)
     assert all((make is OwnScores) == (distribution is None) for distribution in scores.distribution)
     if with_values:
+        assert scores.values is not None
+        assert scores.other_values is not None
         values = policy.predict_values(observations).flatten()
         assert th.allclose(scores.values, values, atol=1e-5)
         assert th.allclose(scores.other_values, values[:3], atol=1e-5)
@@ -74,7 +76,7 @@ def test_chunks_give_what_the_policy_gives(
 
 @pytest.mark.parametrize("with_values", [False, True])
 def test_shared_features_are_extracted_once(with_values: bool) -> None:
-    policy = ActorCriticCnnPolicy(IMAGE, ACTION_SPACES["discrete"], lambda _: 1e-3)
+    policy: Any = ActorCriticCnnPolicy(IMAGE, ACTION_SPACES["discrete"], lambda _: 1e-3)
     calls: list[int] = []
     policy.features_extractor.cnn[0].register_forward_hook(lambda _, args, __: calls.append(len(args[0])))
     hooks, policy.features_extractor.cnn[0]._forward_hooks = policy.features_extractor.cnn[0]._forward_hooks, {}
@@ -90,5 +92,7 @@ def test_scores_of_the_two_functions_agree() -> None:
     with_gradient = score_actions(policy, observations, actions, True)
     without = score_in_chunks(policy, observations, actions, True)
     assert th.equal(with_gradient.log_prob, without.log_prob)
+    assert with_gradient.values is not None
+    assert without.values is not None
     assert th.equal(with_gradient.values, without.values)
     assert with_gradient.log_prob.requires_grad

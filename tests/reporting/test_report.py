@@ -129,7 +129,12 @@ def test_envs_and_labels_come_in_the_order_asked_for(tmp_path: Path, monkeypatch
     for file in (source, tmp_path / "learning_curves.csv"):
         file.write_text(file.read_text().replace("b,CartPole-v1,1,", "b,Acrobot-v1,1,"))
     written: list[Result] = []
-    monkeypatch.setattr("sb3_pg.reporting.report.write_report", lambda results, *_: written.extend(results) or [])
+
+    def keep(results: list[Result], *_: object) -> list[Path]:
+        written.extend(results)
+        return []
+
+    monkeypatch.setattr("sb3_pg.reporting.report.write_report", keep)
     chosen = ["--env", "Acrobot-v1", "CartPole-v1", "--label", "b", "a", "--against", "peer"]
     assert main([str(source), *chosen]) == 0
     assert [(result.env, result.label) for result in written] == [

@@ -163,7 +163,7 @@ def test_one_env_is_not_reset_twice_between_complete_episodes() -> None:
 
 
 @pytest.mark.parametrize("mode", [{"n_steps": 16}, {"n_episodes": 4}])
-def test_total_timesteps_is_overshot_by_less_than_one_rollout(mode: dict[str, int]) -> None:
+def test_total_timesteps_is_overshot_by_less_than_one_rollout(mode: dict[str, Any]) -> None:
     model, seen = run(vec(*(ScriptedEnv(lengths=(5, 9)) for _ in range(2))), 100, **mode)
     last = seen.batches[-1].rewards.numel()
     assert 100 <= model.num_timesteps < 100 + last
@@ -172,13 +172,13 @@ def test_total_timesteps_is_overshot_by_less_than_one_rollout(mode: dict[str, in
 @pytest.mark.parametrize("wrap", ["plain", "monitor", "normalize", "stack"])
 def test_rewards_equal_the_envs_to_the_bit(wrap: str) -> None:
     env: Any = DummyVecEnv([lambda: ScriptedEnv(lengths=(4, 3), first_reward=0.1) for _ in range(2)])
-    env = {
+    wraps: dict[str, Any] = {
         "plain": lambda: env,
         "monitor": lambda: VecMonitor(env),
         "normalize": lambda: VecNormalize(env),
         "stack": lambda: VecFrameStack(env, 3),
-    }[wrap]()
-    _, seen = run(env, 60, n_steps=10)
+    }
+    _, seen = run(wraps[wrap](), 60, n_steps=10)
     collected = np.concatenate([batch.rewards.numpy() for batch in seen.batches])
     stepped = np.stack([step["rewards"] for step in seen.steps]).astype(np.float32)
     assert np.array_equal(collected, stepped)
@@ -187,7 +187,7 @@ def test_rewards_equal_the_envs_to_the_bit(wrap: str) -> None:
 @pytest.mark.parametrize("mode", [{"n_steps": 8}, {"n_episodes": 4}])
 @pytest.mark.parametrize("actions", list(ACTION_SPACES))
 @pytest.mark.parametrize("observations", list(OBSERVATION_SPACES))
-def test_all_spaces(observations: str, actions: str, mode: dict[str, int]) -> None:
+def test_all_spaces(observations: str, actions: str, mode: dict[str, Any]) -> None:
     envs = [
         ScriptedEnv((3, 5), (False, True), 1.0, OBSERVATION_SPACES[observations], ACTION_SPACES[actions])
         for _ in range(2)
@@ -260,8 +260,9 @@ def test_a_callback_stops_training_at_once() -> None:
     assert len(recorder.batches) == 1
     model.learn(8, reset_num_timesteps=False)  # the state is that of the env: it goes on
     assert model.num_timesteps == 19
-    assert model.rollout_buffer.rewards.flatten().tolist() == [12, 13, 14, 15, 16, 17, 18, 19]
-    assert model.rollout_buffer.timesteps.flatten().tolist() == [1, 2, 3, 4, 0, 1, 2, 3]
+    buffer: Any = model.rollout_buffer
+    assert buffer.rewards.flatten().tolist() == [12, 13, 14, 15, 16, 17, 18, 19]
+    assert buffer.timesteps.flatten().tolist() == [1, 2, 3, 4, 0, 1, 2, 3]
 
 
 @pytest.mark.parametrize("mode", [{"n_steps": 8}, {"n_episodes": 2}])
@@ -293,7 +294,7 @@ def test_infos_are_read_only_where_an_episode_ended() -> None:
 @pytest.mark.parametrize("fault", ["reward", "observation"])
 @pytest.mark.parametrize("mode", [{"n_steps": 10}, {"n_episodes": 2}])
 @pytest.mark.parametrize("actions", ["discrete", "box"])
-def test_nan_from_the_env_is_named_and_changes_nothing(fault: str, mode: dict[str, int], actions: str) -> None:
+def test_nan_from_the_env_is_named_and_changes_nothing(fault: str, mode: dict[str, Any], actions: str) -> None:
     space = ACTION_SPACES[actions]
     envs = ScriptedEnv(lengths=(9,), action_space=space), FaultyEnv(fault, 6, lengths=(9,), action_space=space)
     model = Reinforce("MlpPolicy", vec(*envs), **mode, **SMALL)
@@ -355,7 +356,8 @@ def test_nan_behind_vecnormalize_names_the_env_and_spares_the_statistics(fault: 
     model = Reinforce("MlpPolicy", env, n_steps=20, **SMALL)
     with pytest.raises(NonFiniteError, match=f"{fault} is nan in env 1 at step 5"):
         model.learn(100)
-    assert np.isfinite(normalized.obs_rms.mean).all()
+    statistics: Any = normalized.obs_rms
+    assert np.isfinite(statistics.mean).all()
     assert np.isfinite(normalized.ret_rms.var)
     model.learn(40)
 
@@ -432,7 +434,8 @@ def test_advantages_are_in_the_buffer_when_the_rollout_ends() -> None:
     class Keeps(Recorder):
         def _on_rollout_end(self) -> None:
             super()._on_rollout_end()
-            buffer = self.model.rollout_buffer
+            model: Any = self.model
+            buffer = model.rollout_buffer
             assert np.allclose(buffer.advantages, buffer.returns - buffer.values, atol=1e-5)
             assert np.abs(buffer.advantages).max() > 0
 
@@ -449,12 +452,12 @@ def test_a_nan_in_a_reset_behind_vecnormalize_is_named_and_forgotten(when: str) 
             return (np.full_like(obs, np.nan) if self.resets == self.bad else obs), info
 
     normalized = VecNormalize(vec(ScriptedEnv(lengths=(5,)), Once(lengths=(8,))))
-    statistics = normalized.obs_rms
+    statistics: Any = normalized.obs_rms
     model = Reinforce("MlpPolicy", normalized, n_episodes=2, **SMALL)
     with pytest.raises(NonFiniteError, match="observation is nan in env 1"):
         model.learn(100)
-    assert normalized.obs_rms is statistics  # evaluation envs may share the object
     assert np.isfinite(statistics.mean).all()
+    assert normalized.obs_rms is statistics  # evaluation envs may share the object
     model.learn(40)
 
 
@@ -478,9 +481,8 @@ def test_final_observations_may_have_another_shape(space: spaces.Space[Any]) -> 
     env = vec(*(OddEnv((3,), (True,), observation_space=space) for _ in range(2)))
     model = ActorCritic(policy, env, n_steps=8, device="cpu", seed=0).learn(32)
     assert model.num_timesteps == 32
-    assert (
-        len(model.rollout_buffer.final_observations) == 8
-    )  # in the second rollout: three ends, and where it was cut, of each
+    buffer: Any = model.rollout_buffer
+    assert len(buffer.final_observations) == 8  # in the second rollout: three ends, and where it was cut, of each
 
 
 # ---------------------------------------------------------------- a collector alone

@@ -2,12 +2,12 @@
 
 from collections.abc import Iterator
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 import gymnasium as gym
 import numpy as np
 import pytest
-import yaml
+import yaml  # type: ignore[import-untyped]
 from gymnasium import spaces
 from gymnasium.envs.registration import register, registry
 from rl_zoo3 import train as rl_zoo3_train
@@ -64,7 +64,7 @@ class LikeAtariEnv(AnyEnv):
 def _envs(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
     monkeypatch.chdir(tmp_path)
     for name in SPACES:
-        register(name, entry_point=AnyEnv, kwargs={"name": name})
+        register(name, entry_point=cast(Any, AnyEnv), kwargs={"name": name})
     yield
     for name in SPACES:
         del registry[name]
@@ -134,7 +134,7 @@ def config(run: Path, env: str) -> dict[str, Any]:
         (SPACES["Tuple-v0"], True, FLATTENED),
         (spaces.Dict({"a": spaces.Dict({"b": VECTOR})}), True, FLATTENED),
         (spaces.Dict({"a": SMALL_IMAGE, "b": VECTOR}), True, FLATTENED),
-        (spaces.MultiDiscrete([[2, 3], [2, 2]]), True, FLATTENED),
+        (spaces.MultiDiscrete(np.array([[2, 3], [2, 2]])), True, FLATTENED),
     ],
 )
 def test_decision(space: spaces.Space[Any], normalize: Any, expected: dict[str, Any]) -> None:
@@ -166,7 +166,7 @@ def test_a_replay_buffer_takes_no_more_than_four_gib(space: spaces.Space[Any], e
 def test_default_block_trains(algo: str, env: str) -> None:
     run = train(algo, env)
     used, space = config(run, env), SPACES[env]
-    model = ALGOS[algo].load(run / f"{env}.zip", device="cpu")
+    model: Any = ALGOS[algo].load(run / f"{env}.zip", device="cpu")
     assert model.num_timesteps >= 40
     expected = {"Image-v0": "CnnPolicy", "Dict-v0": "MultiInputPolicy"}.get(env, "MlpPolicy")
     assert used["policy"] == expected
@@ -224,7 +224,7 @@ def test_frozen_lake_as_the_user_types_it(algo: str) -> None:
 def test_both_replay_buffers_fit_into_memory(algo: str, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("sb3_pg.zoo.spaces._LARGEST_BUFFER", 2**20)
     run = train(algo, "Image-v0")
-    model = ALGOS[algo].load(run / "Image-v0.zip", device="cpu")
+    model: Any = ALGOS[algo].load(run / "Image-v0.zip", device="cpu")
     assert config(run, "Image-v0")["buffer_size"] == model.buffer_size == 2**20 // (2 * 36 * 36 * 3)
 
 
@@ -246,7 +246,7 @@ def test_a_block_of_its_own_is_kept(tmp_path: Path) -> None:
 
 
 def test_atari_without_a_block_takes_the_default_one() -> None:
-    registry["Image-v0"].entry_point = LikeAtariEnv
+    registry["Image-v0"].entry_point = cast(Any, LikeAtariEnv)
     assert ExperimentManager.is_atari("Image-v0")
     run = train("reinforce", "Image-v0")
     assert config(run, "Image-v0")["policy"] == "CnnPolicy"
@@ -262,6 +262,7 @@ def test_a_space_that_nothing_takes_is_an_error_without_traceback(
 
 
 def test_nothing_of_rl_zoo3_is_changed_afterwards() -> None:
-    before = rl_zoo3_train.argparse, rl_zoo3_train.ExperimentManager, ExperimentManager.create_envs
+    script: Any = rl_zoo3_train
+    before = script.argparse, script.ExperimentManager, ExperimentManager.create_envs
     train("reinforce", "Discrete-v0")
-    assert (rl_zoo3_train.argparse, rl_zoo3_train.ExperimentManager, ExperimentManager.create_envs) == before
+    assert (script.argparse, script.ExperimentManager, ExperimentManager.create_envs) == before

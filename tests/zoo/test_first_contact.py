@@ -12,7 +12,7 @@ import gymnasium as gym
 import numpy as np
 import pytest
 import torch as th
-import yaml
+import yaml  # type: ignore[import-untyped]
 from gymnasium import spaces
 from gymnasium.envs.registration import register, registry
 from rl_zoo3.exp_manager import ExperimentManager
@@ -62,8 +62,10 @@ class LikeAtariEnv(Short):
 @pytest.fixture(autouse=True)
 def _here(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
     monkeypatch.chdir(tmp_path)
-    register("Short-v0", entry_point=Short)
-    register("Random-v0", entry_point=LikeAtariEnv)
+    short: Any = Short
+    like_atari: Any = LikeAtariEnv
+    register("Short-v0", entry_point=short)
+    register("Random-v0", entry_point=like_atari)
     yield
     del registry["Short-v0"], registry["Random-v0"]
 
@@ -301,7 +303,7 @@ def test_dump_logs_of_a_callback_is_written() -> None:
     class Dumps(BaseCallback):
         def _on_step(self) -> bool:
             if self.num_timesteps == 7:
-                self.model.dump_logs()  # type: ignore[attr-defined]
+                self.model.dump_logs()
             return True
 
     model = Reinforce("MlpPolicy", "Short-v0", n_episodes=2, seed=0, device="cpu")
@@ -511,7 +513,13 @@ def test_a_continued_run_continues_its_count_of_steps(algo: str, capsys: pytest.
 
 @pytest.mark.parametrize("algo", ["off_pac", "sac"])
 def test_a_buffer_that_was_not_saved_is_filled_before_it_is_used(algo: str, capsys: pytest.CaptureFixture[str]) -> None:
-    params = ("policy:'MlpPolicy'", "learning_starts:40", "batch_size:8", "n_envs:1", "buffer_size:500")
+    params: tuple[str, ...] = (
+        "policy:'MlpPolicy'",
+        "learning_starts:40",
+        "batch_size:8",
+        "n_envs:1",
+        "buffer_size:500",
+    )
     params += () if algo == "off_pac" else ("use_sde:False", "gradient_steps:1", "train_freq:1")
     command = f"--algo {algo} --env Pendulum-v1 -n 100 --eval-freq -1"
     first = train(f"{command} --save-replay-buffer", *params)
@@ -520,7 +528,7 @@ def test_a_buffer_that_was_not_saved_is_filled_before_it_is_used(algo: str, caps
     with_buffer = ALGOS[algo].load(train(f"{command} -i {zipped}", *params) / "Pendulum-v1.zip", device="cpu")
     assert "replay buffer was not saved" not in capsys.readouterr().out
     (first / "replay_buffer.pkl").unlink()
-    without = ALGOS[algo].load(train(f"{command} -i {zipped}", *params) / "Pendulum-v1.zip", device="cpu")
+    without: Any = ALGOS[algo].load(train(f"{command} -i {zipped}", *params) / "Pendulum-v1.zip", device="cpu")
     assert "The replay buffer was not saved with the agent: 40 steps fill it" in capsys.readouterr().out
     assert (with_buffer._n_updates, without._n_updates) == (60 + 100, 60 + 60)
     assert without.learning_starts == 40

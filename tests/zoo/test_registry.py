@@ -11,7 +11,7 @@ from typing import Any
 
 import pytest
 import sb3_contrib
-import yaml
+import yaml  # type: ignore[import-untyped]
 from rl_zoo3 import hyperparams_opt
 from rl_zoo3.exp_manager import ExperimentManager
 from rl_zoo3.hyperparams_opt import HYPERPARAMS_CONVERTER, HYPERPARAMS_SAMPLER
@@ -39,7 +39,8 @@ def python(*arguments: str, cwd: Path) -> str:
 def test_registered() -> None:
     for name, algorithm in ALGORITHMS.items():
         assert ALGOS[name] is algorithm
-        assert HYPERPARAMS_SAMPLER[name].__self__ is SEARCHES[name]
+        sampler: Any = HYPERPARAMS_SAMPLER[name]
+        assert sampler.__self__ is SEARCHES[name]
         assert HYPERPARAMS_CONVERTER[name] is SEARCHES[name].convert
     assert SEARCHES.keys() == ALGORITHMS.keys()
 

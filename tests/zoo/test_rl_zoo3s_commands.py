@@ -180,4 +180,5 @@ def test_the_buffer_that_was_saved_is_the_one_that_is_loaded() -> None:
     assert sb3_pg(command) == 0
     model = OffPolicyPG.load("logs/off_policy_pg/CartPole-v1_1/CartPole-v1.zip", device="cpu")
     model.load_replay_buffer("logs/off_policy_pg/CartPole-v1_1/replay_buffer.pkl")
+    assert model.replay_buffer is not None
     assert sum(trajectory.length for trajectory in model.replay_buffer.trajectories) >= 300

@@ -67,7 +67,7 @@ def test_an_algorithm_without_a_search_of_its_own_has_the_common_one() -> None:
     for cls in ALGORITHMS.values():
         study = optuna.create_study(sampler=optuna.samplers.RandomSampler(seed=0))
         hyperparams = COMMON.sample(study.ask(), 0, 2, {})
-        model = cls("MlpPolicy", make_vec_env("CartPole-v1", 2), device="cpu", **hyperparams)
+        model: Any = cls("MlpPolicy", make_vec_env("CartPole-v1", 2), device="cpu", **hyperparams)
         assert (model.gamma, model.lr_schedule(1.0)) == (hyperparams["gamma"], hyperparams["learning_rate"])
 
 

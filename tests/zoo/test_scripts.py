@@ -111,7 +111,8 @@ def test_every_algorithm_is_trained_watched_and_continued_with_its_own_configura
     scripts.enjoy(["--algo", algo, "--env", "CartPole-v1", "--no-render", "-n", "20", "--device", "cpu"])
     assert f"Loading {first}" in capsys.readouterr().out
     scripts.train([*call, "-i", str(first)])
-    before, after = (ALGOS[algo].load(path, device="cpu") for path in (first, second))
+    loaded: list[Any] = [ALGOS[algo].load(path, device="cpu") for path in (first, second)]
+    before, after = loaded
     assert min(after.num_timesteps, before.num_timesteps) >= 1000
     old, new = (getattr(model.policy, "optimizer", None) or model.policy.actor.optimizer for model in (before, after))
     assert type(old) is type(new)
@@ -123,7 +124,8 @@ def test_resumed_trpo_goes_on_from_where_it_was(tmp_path: Path, monkeypatch: pyt
     scripts.train([*call, "target_kl:0.03"])
     first, second = (Path(f"logs/trpo/CartPole-v1_{i}/CartPole-v1.zip") for i in (1, 2))
     scripts.train([*call, "target_kl:0.001", "-i", str(first)])
-    before, after = (TRPO.load(path, device="cpu") for path in (first, second))
+    loaded: list[Any] = [TRPO.load(path, device="cpu") for path in (first, second)]
+    before, after = loaded
     assert (before.target_kl, after.target_kl) == (0.03, 0.001)
     observations = np.random.default_rng(0).uniform(-0.1, 0.1, (64, 4)).astype(np.float32)
     old, new = (model.policy.get_distribution(torch.as_tensor(observations)).distribution for model in (before, after))
@@ -171,7 +173,7 @@ def test_optimize_then_train_a_trial(
     capsys.readouterr()
     scripts.train([*short, "-n", "300", "--eval-freq", "-1", "--trial-id", "2", *study_options])
     run = max(tmp_path.glob(f"logs/{algo}/CartPole-v1_*"), key=lambda path: int(path.name.rpartition("_")[2]))
-    model = ALGORITHMS[algo].load(run / "CartPole-v1.zip", device="cpu")
+    model: Any = ALGORITHMS[algo].load(run / "CartPole-v1.zip", device="cpu")
     trial = study.trials[2]
     assert model.lr_schedule(1.0) == pytest.approx(trial.params["learning_rate"])
     reported = dict(trial.user_attrs)
@@ -294,7 +296,8 @@ class Drawing(CartPoleEnv):
 
 def test_trying_hyperparameters_out_draws_no_random_numbers(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.chdir(tmp_path)
-    monkeypatch.setitem(registry, "Drawing-v0", EnvSpec("Drawing-v0", Drawing, max_episode_steps=50))
+    entry_point: Any = Drawing
+    monkeypatch.setitem(registry, "Drawing-v0", EnvSpec("Drawing-v0", entry_point, max_episode_steps=50))
     (tmp_path / "mine.yml").write_text(
         "Drawing-v0:\n  n_envs: 1\n  n_timesteps: 60\n  policy: MlpPolicy\n  n_episodes: 2\n"
     )
