@@ -231,9 +231,10 @@ class Algorithm(BaseAlgorithm):
             _LOADING.reset(token)
         for name in REMOVED:  # a zip of an earlier version holds them
             vars(model).pop(name, None)
-        has_rms_prop = isinstance(model.policy.optimizer, th.optim.RMSprop)
+        optimizer = getattr(model.policy, "optimizer", None)  # OffPAC's stand in its actor and critics
+        has_rms_prop = isinstance(optimizer, th.optim.RMSprop)
         if kwargs.get("use_rms_prop", has_rms_prop) != has_rms_prop:
-            kept = type(model.policy.optimizer).__name__
+            kept = type(optimizer).__name__
             warnings.warn(
                 f"use_rms_prop={not has_rms_prop} has no effect: the model was saved with {kept}", stacklevel=2
             )
