@@ -29,14 +29,9 @@ class NewSharedArguments(TypedDict, total=False):
     act_device: th.device | str | None
 
 
-class CommonArguments(NewSharedArguments, total=False):
-    """Keyword arguments of every policy-gradient algorithm, less those of the critic's training."""
+class SB3Arguments(TypedDict, total=False):
+    """Keyword arguments of every algorithm of SB3."""
 
-    gamma: float
-    ent_coef: float
-    vf_coef: float
-    max_grad_norm: float | None
-    normalize_advantage: bool
     use_sde: bool
     sde_sample_freq: int
     stats_window_size: int
@@ -46,6 +41,16 @@ class CommonArguments(NewSharedArguments, total=False):
     seed: int | None
     device: th.device | str
     _init_setup_model: bool
+
+
+class CommonArguments(NewSharedArguments, SB3Arguments, total=False):
+    """Keyword arguments of every policy-gradient algorithm, less those of the critic's training."""
+
+    gamma: float
+    ent_coef: float
+    vf_coef: float
+    max_grad_norm: float | None
+    normalize_advantage: bool
 
 
 def _check_shared(model: Any) -> None:

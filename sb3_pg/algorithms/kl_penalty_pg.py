@@ -2,14 +2,13 @@
 
 from typing import Any, ClassVar, Literal
 
-import torch as th
 from stable_baselines3.common.buffers import RolloutBuffer
 from stable_baselines3.common.policies import ActorCriticPolicy
 from stable_baselines3.common.type_aliases import Schedule
 from typing_extensions import Unpack
 
 from sb3_pg.algorithms import validation as arg
-from sb3_pg.algorithms.arguments import ON_POLICY, SHARED
+from sb3_pg.algorithms.arguments import ON_POLICY, SHARED, SB3Arguments
 from sb3_pg.algorithms.critic_estimates import CRITIC_ESTIMATES, CriticArguments
 from sb3_pg.algorithms.on_policy import OnPolicyPG
 from sb3_pg.algorithms.shell import CriticRule, from_arguments
@@ -18,7 +17,7 @@ from sb3_pg.learner import Bootstrapped, KLPenaltyStep
 from sb3_pg.learner.trust_region import require_known_divergence
 
 
-class KLPenaltyArguments(CriticArguments, total=False):
+class KLPenaltyArguments(CriticArguments, SB3Arguments, total=False):
     """Keyword arguments that other algorithms have too."""
 
     ent_coef: float
@@ -26,15 +25,6 @@ class KLPenaltyArguments(CriticArguments, total=False):
     max_grad_norm: float | None
     rollout_buffer_class: type[RolloutBuffer] | None
     rollout_buffer_kwargs: dict[str, Any] | None
-    use_sde: bool
-    sde_sample_freq: int
-    stats_window_size: int
-    tensorboard_log: str | None
-    policy_kwargs: dict[str, Any] | None
-    verbose: int
-    seed: int | None
-    device: th.device | str
-    _init_setup_model: bool
 
 
 def _check(model: Any) -> None:

@@ -50,13 +50,14 @@ def make_baseline(
     kwargs = dict(kwargs or {})
     message = f"baseline must be one of {list(BASELINES)} or an object with fit and predict, got {spec!r}"
     if not isinstance(spec, str):
-        if inspect.isclass(spec) or not isinstance(spec, Baseline | FitPredict):
+        is_whole = isinstance(spec, Baseline) and type(spec).advantages is not Baseline.advantages
+        if inspect.isclass(spec) or not (is_whole or isinstance(spec, FitPredict)):
             raise TypeError(message)
         if kwargs:
             raise ValueError(
                 f"baseline_kwargs must be None for a baseline that is an object, got {kwargs} with {spec!r}"
             )
-        return spec if isinstance(spec, Baseline) else ForeignBaseline(spec)
+        return spec if is_whole else ForeignBaseline(spec)
     if spec not in BASELINES:
         raise ValueError(message)
     known = inspect.signature(BASELINES[spec]).parameters

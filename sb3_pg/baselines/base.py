@@ -1,6 +1,5 @@
 """The protocol between a baseline and the algorithm that subtracts it."""
 
-from abc import ABC, abstractmethod
 from collections.abc import Callable, Iterable
 from typing import Any, Protocol, runtime_checkable
 
@@ -13,11 +12,11 @@ from sb3_pg.rollout.batch import RolloutBatch
 EpisodeGradients = Callable[[th.Tensor], Iterable[th.Tensor]]
 
 
-class Baseline(ABC):
+class Baseline:
     """Subtracts the return that is expected anyway, so that an action is credited with the rest.
 
-    A new baseline is a subclass with ``advantages`` and a line in ``sb3_pg.baselines.BASELINES``. Members that it does
-    not define keep these defaults. For each batch the algorithm calls, in this order:
+    A new baseline is a subclass with ``advantages`` (or with ``fit`` and ``predict``, see :class:`FitPredict`) and a line
+    in ``sb3_pg.baselines.BASELINES``. Members that it does not define keep these defaults. For each batch the algorithm calls, in this order:
 
     1. ``fit_gradients``, if ``uses_gradients``;
     2. ``fit``, if ``uses_fit`` and the algorithm has ``critic_fit="before"``;
@@ -43,7 +42,6 @@ class Baseline(ABC):
     #: where ``per_parameter``, b of each trained actor parameter, less what ``advantages`` has subtracted already
     parameter_constants: th.Tensor | None = None
 
-    @abstractmethod
     def advantages(self, batch: RolloutBatch, returns: th.Tensor) -> th.Tensor:
         """Return less baseline of each step.
 
@@ -52,6 +50,7 @@ class Baseline(ABC):
             padding
         :return: reward units, shape and dtype of ``returns``, 0 in the padding: see :func:`subtract`
         """
+        raise NotImplementedError(f"{type(self).__name__} has neither advantages nor fit and predict")
 
     def fit(self, batch: RolloutBatch, returns: th.Tensor) -> None:
         """Learn from a batch. Arguments are those of :meth:`advantages`."""

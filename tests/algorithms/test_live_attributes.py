@@ -12,6 +12,7 @@ from stable_baselines3.common.env_util import make_vec_env
 from stable_baselines3.common.logger import configure
 
 from sb3_pg import NPG, TRPO, ActorCritic, KLPenaltyPG, OffPolicyPG, Reinforce
+from sb3_pg.baselines import Baseline
 from tests.helpers import FaultyEnv, ScriptedEnv, vec
 
 SMALL: dict[str, Any] = {"policy_kwargs": {"net_arch": [8]}, "seed": 0, "device": "cpu"}
@@ -132,3 +133,30 @@ class OldValues:
 def test_a_baseline_may_ask_for_the_critic_by_its_old_name() -> None:
     model = Reinforce("MlpPolicy", vec(ScriptedEnv()), baseline=OldValues(), n_steps=8, **SMALL).learn(16)
     assert model._n_updates == 2
+
+
+class OldSubclass(Baseline):
+    """A baseline as version 0.1 had it: ``Baseline`` was the type of objects with these two methods."""
+
+    def fit(self, batch: Any, returns: th.Tensor) -> None:
+        self.mean = float(returns.mean())
+
+    def predict(self, batch: Any) -> float:
+        return getattr(self, "mean", 0.0)
+
+
+def test_a_subclass_of_baseline_may_have_fit_and_predict() -> None:
+    baseline = OldSubclass()
+    model = Reinforce("MlpPolicy", vec(ScriptedEnv()), baseline=baseline, **SMALL).learn(48)
+    assert model._n_updates == 2
+    buffer = model.rollout_buffer
+    assert np.allclose(buffer.returns - buffer.advantages, buffer.returns[0, 0] - buffer.advantages[0, 0], atol=1e-4)
+    assert buffer.returns[0, 0] > buffer.advantages[0, 0] > 0
+
+
+def test_a_subclass_of_baseline_without_a_formula_is_refused() -> None:
+    class Nothing(Baseline):
+        """Neither advantages nor predict."""
+
+    with pytest.raises(TypeError, match="an object with fit and predict"):
+        Reinforce("MlpPolicy", vec(ScriptedEnv()), baseline=Nothing(), **SMALL)
