@@ -15,8 +15,10 @@ EpisodeGradients = Callable[[th.Tensor], Iterable[th.Tensor]]
 class Baseline:
     """Subtracts the return that is expected anyway, so that an action is credited with the rest.
 
-    A new baseline is a subclass with ``advantages`` (or with ``fit`` and ``predict``, see :class:`FitPredict`) and a line
-    in ``sb3_pg.baselines.BASELINES``. Members that it does not define keep these defaults. For each batch the algorithm calls, in this order:
+    A new baseline is a subclass with ``advantages`` (or with ``fit`` and ``predict``, see :class:`FitPredict`), and a
+    line in ``sb3_pg.baselines.BASELINES``. Members that it does not define keep these defaults.
+
+    For each batch the algorithm calls, in this order:
 
     1. ``fit_gradients``, if ``uses_gradients``;
     2. ``fit``, if ``uses_fit`` and the algorithm has ``critic_fit="before"``;
