@@ -54,8 +54,6 @@ flatten: Callable[..., Any] = _flatten_dense_tensors
 unflatten: Callable[..., Any] = _unflatten_dense_tensors
 #: Multiply tensors in place by a scalar tensor. One by one it takes longer.
 scale_all: Callable[..., Any] = th._foreach_mul_
-#: Add to tensors in place, others times a number. One by one it takes longer.
-add_all: Callable[..., Any] = th._foreach_add_
 
 
 #: Name of the attribute that says whether torch's distributions check their arguments. Without it the user's own

@@ -17,7 +17,6 @@ MODULES: dict[str, str] = {
     "sb3_pg.algorithms.base": "sb3_pg.algorithms.on_policy",
     "sb3_pg.algorithms.critic": "sb3_pg.learner.critic",
     "sb3_pg.algorithms.explanation": "sb3_pg.learner.metrics",
-    "sb3_pg.algorithms.flat_step": "sb3_pg.learner.optimizers",
     "sb3_pg.algorithms.guards": "sb3_pg.learner.rollback",
     "sb3_pg.algorithms.parameters": "sb3_pg.policies.parameter_sets",
     "sb3_pg.algorithms.q_policies": "sb3_pg.algorithms.off_pac.policies",
@@ -40,7 +39,7 @@ MODULES: dict[str, str] = {
 }
 #: Old "module:name" -> new "module:name", for classes that did not go where MODULES says, or that have a new name. The
 #: old module may still exist.
-NAMES: dict[str, str] = {}
+NAMES: dict[str, str] = {"sb3_pg.algorithms.flat_step:FlatRMSprop": "torch.optim:RMSprop"}
 
 _lock = Lock()
 _n_active = 0
