@@ -1,0 +1,310 @@
+"""Pages and tables of the documentation that are made from the package and from ``benchmarks/results/``.
+
+``main`` runs before each build. It writes ``algorithms/<name>.md``, one page for each row of ``ALGORITHMS`` in
+``sb3_pg/algorithms/__init__.py``, from ``algorithms/template.md``, ``algorithms/texts/<name>.md`` and the class; and
+``_tables/<name>.md``, which other pages include. Git ignores what it writes.
+"""
+
+import csv
+import inspect
+import math
+import re
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any, Final
+
+import race
+import replay
+import tables
+from bench_io import read_csv
+
+from sb3_pg.algorithms import ALGORITHMS
+from sb3_pg.reporting.plots import draw
+from sb3_pg.reporting.report import learning_curves
+from sb3_pg.reporting.scores import read_results
+from sb3_pg.zoo.registry import config_path
+
+DOCS: Final = Path(__file__).resolve().parent
+PAGES: Final = DOCS / "algorithms"
+TABLES: Final = DOCS / "_tables"
+FIGURES: Final = DOCS / "_figures"
+RESULTS: Final = DOCS.parent / "benchmarks" / "results"
+#: Peers in the results and curves of a page.
+PEERS: Final = {**tables.PEERS, **tables.OFF_POLICY_PEERS}
+
+
+def main() -> None:
+    """Write all pages, tables and figures that have changed."""
+    for name in ALGORITHMS:
+        write(PAGES / f"{name}.md", algorithm_page(name))
+    for name, table in all_tables().items():
+        write(TABLES / f"{name}.md", table)
+
+
+def write(path: Path, text: str) -> None:
+    """Write a file, unless it holds this text already: Sphinx reads changed files again."""
+    path.parent.mkdir(exist_ok=True)
+    if not path.exists() or path.read_text() != text:
+        path.write_text(text)
+
+
+# -------------------------------------------------------------------- one page an algorithm
+
+
+def algorithm_page(name: str) -> str:
+    """Fill the template for one algorithm.
+
+    :param name: a key of ``ALGORITHMS``
+    :raises ValueError: the text has not the sections that the template asks for
+    """
+    cls = ALGORITHMS[name]
+    before, arguments, _ = split_docstring(inspect.getdoc(cls) or "")
+    text = sections((PAGES / "texts" / f"{name}.md").read_text())
+    template = (PAGES / "template.md").read_text()
+    parts = {
+        "class": cls.__name__,
+        "name": name,
+        "docstring": "\n".join(before),
+        "arguments": argument_table(cls, arguments),
+        "logged": logged_table(name),
+        "results": result_table(name),
+        "curves": curves(name),
+        "config": config_path(name).relative_to(DOCS.parent).as_posix(),
+        **text,
+    }
+    wanted = set(re.findall(r"\{\{ ([\w -]+) \}\}", template))
+    if wanted != parts.keys():
+        raise ValueError(f"{name}: the template has {sorted(wanted)}, its text and the class {sorted(parts)}")
+    return re.sub(r"\{\{ ([\w -]+) \}\}", lambda match: parts[match[1]], template)
+
+
+def sections(text: str) -> dict[str, str]:
+    """Split a text at its headings of level 2: heading in lower case -> text. What comes before them is "intro"."""
+    intro, *rest = re.split(r"^## ", text, flags=re.MULTILINE)
+    parts = (section.split("\n", 1) for section in rest)
+    return {"intro": intro.strip(), **{heading.strip().lower(): body.strip() for heading, body in parts}}
+
+
+def split_docstring(doc: str) -> tuple[list[str], dict[str, str], list[str]]:
+    """Lines before the ``:param`` fields, text by argument, and the lines after the fields."""
+    before: list[str] = []
+    texts: dict[str, str] = {}
+    after: list[str] = []
+    name = None
+    for line in doc.splitlines():
+        field = re.match(r":(param|raises) ([\w -]+): ?(.*)", line)
+        if field:
+            name = field[2] if field[1] == "param" else ""
+            texts[name] = field[3]
+        elif name is not None and line.startswith("    "):
+            texts[name] += " " + line.strip()
+        elif name is None:
+            before.append(line)
+        else:
+            after.append(line)
+    texts.pop("", None)
+    return before, texts, after
+
+
+def argument_table(cls: type, texts: Mapping[str, str]) -> str:
+    """A reStructuredText table of a class's arguments: name, default, meaning."""
+    lines = [".. list-table::", "   :header-rows: 1", "   :widths: 22 18 60", ""]
+    lines += ["   * - argument", "     - default", "     - meaning"]
+    for parameter in inspect.signature(cls).parameters.values():
+        if parameter.name.startswith("_") or parameter.kind is parameter.VAR_KEYWORD:
+            continue
+        default = "" if parameter.default is parameter.empty else f"``{parameter.default!r}``"
+        lines += [f"   * - ``{parameter.name}``", f"     - {default}", f"     - {texts[parameter.name]}"]
+    return "\n".join(lines)
+
+
+def logged_names() -> list[dict[str, str]]:
+    """Rows of ``logged_names.csv``: what the algorithms log, and what a bad value means."""
+    with (DOCS / "logged_names.csv").open() as file:
+        return list(csv.DictReader(file, delimiter=";"))
+
+
+def logged_table(name: str | None = None) -> str:
+    """Logged names with unit and meaning.
+
+    :param name: an algorithm, None for all
+    """
+    rows = [row for row in logged_names() if name is None or logs(row, name)]
+    return tables.markdown(
+        ["name", "unit", "meaning"],
+        [[f"`{row['name']}` {row['when']}".strip(), row["unit"], row["meaning"]] for row in rows],
+    )
+
+
+def logs(row: Mapping[str, str], name: str) -> bool:
+    """Whether an algorithm logs a name."""
+    return row["algorithms"] == "all" or name in row["algorithms"].split()
+
+
+def result_table(name: str) -> str:
+    """Final returns of an algorithm and of the peers that were run on the same tasks."""
+    cells = tables.read_cells(read_csv(RESULTS / "learning.csv"))
+    chosen = tables.tasks(cells, [name], True)
+    peers = {peer: label for peer, label in PEERS.items() if any(peer in cells[task] for task in chosen)}
+    lines = [
+        [
+            env,
+            tables.budget(steps),
+            str(cells[env, steps][name]),
+            f"{tables.digits(min(cells[env, steps][name].finals))}, {tables.digits(max(cells[env, steps][name].finals))}",
+            *(str(cells[env, steps].get(peer, "")) for peer in peers),
+        ]
+        for env, steps in chosen
+    ]
+    header = ["env", "env steps", f"`{ALGORITHMS[name].__name__}`", "worst, best seed", *peers.values()]
+    return tables.markdown(header, lines)
+
+
+def curves(name: str) -> str:
+    """Draw an algorithm's learning curves beside those of the peers; return the figure's path from the page."""
+    path = FIGURES / f"{name}.png"
+    source = RESULTS / "learning_curves.csv"
+    if not path.exists() or path.stat().st_mtime < source.stat().st_mtime:
+        results = read_results(RESULTS / "learning.csv")
+        tasks = {(result.env, result.steps) for result in results if result.label == name}
+        labels = [name, *PEERS]
+        chosen = [r for r in results if (r.env, r.steps) in tasks and r.label in labels and r.env in tables.ENVS]
+        chosen.sort(key=lambda r: (tables.ENVS.index(r.env), labels.index(r.label)))
+        path.parent.mkdir(exist_ok=True)
+        draw(
+            learning_curves(chosen), labels=[label for label in labels if any(r.label == label for r in chosen)]
+        ).savefig(path)
+    return f"../{path.relative_to(DOCS).as_posix()}"
+
+
+# -------------------------------------------------------------------- tables that pages include
+
+
+def all_tables() -> dict[str, str]:
+    """Name -> Markdown table."""
+    return {
+        **tables.tables(),
+        "logged": logged_table(),
+        "speed": speed_table(),
+        "trust_region": trust_region_table(),
+        "race": race_table(),
+        "replay": replay_table(),
+        "algorithms": algorithm_table(),
+    }
+
+
+def algorithm_table() -> str:
+    """Each algorithm with the first sentence of its page."""
+    lines = []
+    for name, cls in ALGORITHMS.items():
+        intro = sections((PAGES / "texts" / f"{name}.md").read_text())["intro"]
+        lines.append([f"[`{cls.__name__}`](/algorithms/{name}.md)", intro.split("\n\n")[0].replace("\n", " ")])
+    return tables.markdown(["class", "is"], lines)
+
+
+#: Case of ``speed.csv`` -> how the table names it.
+SPEED_CASES: Final = {
+    "cartpole-1": "CartPole-v1, 1 env, 2048 steps per rollout",
+    "cartpole-8": "CartPole-v1, 8 envs, 2048",
+    "a2c-5-1": "CartPole-v1, 1 env, 5 (A2C's defaults)",
+    "a2c-5-8": "CartPole-v1, 8 envs, 40 (A2C's defaults)",
+    "hopper-8": "Hopper-v4, 8 envs, 2048",
+    "halfcheetah-8": "HalfCheetah-v4, 8 envs, 2048",
+    "vector-cartpole-64": "CartPole-v1, native vector env, 64 envs, 2048",
+    "envpool-lander-64": "LunarLander-v3, EnvPool, 64 envs, 2048",
+    "trpo-cartpole-8": "CartPole-v1, 8 envs, 2048",
+    "trpo-hopper-8": "Hopper-v4, 8 envs, 2048",
+}
+
+
+def speed_table() -> str:
+    """Env steps per second beside the peer's, from ``speed.csv``."""
+    rows = {row["case"]: row for row in read_csv(RESULTS / "speed.csv")}
+    lines = [
+        [
+            text,
+            f"`{rows[case]['ours']}`",
+            f"{float(rows[case]['ours_rate']):,.0f}",
+            rows[case]["peer"],
+            f"{float(rows[case]['peer_rate']):,.0f}",
+            f"{float(rows[case]['ratio']):.1f} ({float(rows[case]['ratio_min']):.1f} to {float(rows[case]['ratio_max']):.1f})",
+            rows[case]["date"],
+        ]
+        for case, text in SPEED_CASES.items()
+    ]
+    return tables.markdown(
+        ["env", "ours", "steps/s", "peer", "steps/s", "ratio (least to greatest)", "measured"], lines
+    )
+
+
+#: Entrant of ``race.csv`` -> how the table names it.
+ENTRANTS: Final = {
+    "actor_critic": "`ActorCritic`",
+    "actor_critic:vector": "`ActorCritic`, native vector env",
+    "trpo": "`TRPO`",
+    "a2c": "SB3 A2C",
+    "ppo": "SB3 PPO",
+    "contrib_trpo": "sb3-contrib TRPO",
+}
+
+
+def trust_region_table() -> str:
+    """Joint KL of the steps that two TRPOs take, from ``trust_region.csv``."""
+    by_task: dict[tuple[int, str], dict[str, str]] = {}
+    for row in read_csv(RESULTS / "trust_region.csv"):
+        by_task.setdefault((int(row["dims"]), row["task"]), {})[row["implementation"]] = (
+            f"{float(row['mean_kl']):.4f} ({float(row['max_kl']):.4f})"
+        )
+    lines = [[task, str(dims), kls["ours"], kls["sb3-contrib"]] for (dims, task), kls in sorted(by_task.items())]
+    return tables.markdown(["task", "action dimensions", "`sb3_pg.TRPO`", "sb3-contrib's TRPO"], lines)
+
+
+def race_table() -> str:
+    """Seconds to solve CartPole-v1, from ``race.csv``."""
+    rows: list[dict[str, Any]] = [
+        {**row, "seconds": float(row["seconds"]), "steps": float(row["steps"])}
+        for row in read_csv(RESULTS / "race.csv")
+    ]
+    summary = {line["algo"]: line for line in race.summarize(rows)}
+    lines = [
+        [
+            text,
+            f"{summary[algo]['median_seconds']:.2f} ({seconds(summary[algo]['least'])} to {seconds(summary[algo]['greatest'])})",
+            f"{summary[algo]['median_steps']:,.0f}",
+            f"{summary[algo]['solved']} of {summary[algo]['seeds']}",
+        ]
+        for algo, text in ENTRANTS.items()
+    ]
+    return tables.markdown(["", "seconds, median (least to greatest)", "env steps, median", "solved"], lines)
+
+
+def seconds(value: float) -> str:
+    """Two decimals, or "never"."""
+    return f"{value:.2f}" if math.isfinite(value) else "never"
+
+
+#: Arm of ``replay.csv`` -> how the table names it.
+ARMS: Final = {"replay": "new and replayed", "fresh": "new only", "large": "32 new"}
+
+
+def replay_table() -> str:
+    """Env steps until solved, with replayed trajectories and without, from ``replay.csv``."""
+    lines = [
+        [
+            line["env"],
+            ARMS.get(line["arm"], line["arm"]),
+            f"{steps_text(line['median_steps'])} ({steps_text(line['least'])} to {steps_text(line['greatest'])})",
+            f"{line['solved']} of {line['seeds']}",
+        ]
+        for line in replay.summarize(read_csv(RESULTS / "replay.csv"))
+    ]
+    return tables.markdown(["env", "trajectories of an update", "env steps until solved, median", "solved"], lines)
+
+
+def steps_text(steps: float) -> str:
+    """``6,500``, or "never"."""
+    return f"{steps:,.0f}" if math.isfinite(steps) else "never"
+
+
+if __name__ == "__main__":
+    main()
