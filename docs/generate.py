@@ -146,16 +146,13 @@ def result_table(name: str) -> str:
     cells = tables.read_cells(read_csv(RESULTS / "learning.csv"))
     chosen = tables.tasks(cells, [name], True)
     peers = {peer: label for peer, label in PEERS.items() if any(peer in cells[task] for task in chosen)}
-    lines = [
-        [
-            env,
-            tables.budget(steps),
-            str(cells[env, steps][name]),
-            f"{tables.digits(min(cells[env, steps][name].finals))}, {tables.digits(max(cells[env, steps][name].finals))}",
-            *(str(cells[env, steps].get(peer, "")) for peer in peers),
-        ]
-        for env, steps in chosen
-    ]
+    lines = []
+    for env, steps in chosen:
+        cell = cells[env, steps]
+        finals = cell[name].finals
+        worst_best = f"{tables.digits(min(finals))}, {tables.digits(max(finals))}"
+        others = (str(cell.get(peer, "")) for peer in peers)
+        lines.append([env, tables.budget(steps), str(cell[name]), worst_best, *others])
     header = ["env", "env steps", f"`{ALGORITHMS[name].__name__}`", "worst, best seed", *peers.values()]
     return tables.markdown(header, lines)
 
@@ -185,11 +182,13 @@ def all_tables() -> dict[str, str]:
     return {
         **tables.tables(),
         "logged": logged_table(),
-        "speed": speed_table(),
+        "speed": speed_table(SPEED_CASES),
+        "speed_parts": speed_table(SPEED_PARTS),
         "trust_region": trust_region_table(),
         "race": race_table(),
         "replay": replay_table(),
         "algorithms": algorithm_table(),
+        "api_algorithms": api_of_algorithms(),
     }
 
 
@@ -200,6 +199,19 @@ def algorithm_table() -> str:
         intro = sections((PAGES / "texts" / f"{name}.md").read_text())["intro"]
         lines.append([f"[`{cls.__name__}`](/algorithms/{name}.md)", intro.split("\n\n")[0].replace("\n", " ")])
     return tables.markdown(["class", "is"], lines)
+
+
+#: Methods that the API reference shows, beside those of every SB3 algorithm.
+METHODS: Final = ("learn", "load", "collect_rollouts", "train", "predict", "add_trajectories")
+
+
+def api_of_algorithms() -> str:
+    """Entries of the API reference, one an algorithm."""
+    entries = []
+    for cls in ALGORITHMS.values():
+        methods = ", ".join(name for name in METHODS if hasattr(cls, name))
+        entries.append(f"```{{eval-rst}}\n.. autoclass:: sb3_pg.{cls.__name__}\n   :members: {methods}\n```")
+    return "\n\n".join(entries)
 
 
 #: Case of ``speed.csv`` -> how the table names it.
@@ -217,24 +229,40 @@ SPEED_CASES: Final = {
 }
 
 
-def speed_table() -> str:
-    """Env steps per second beside the peer's, from ``speed.csv``."""
+#: Cases whose rates count other things than env steps, or whose peers are others than A2C and TRPO.
+SPEED_PARTS: Final = {
+    "trpo-update-8": "whole update of TRPO, 2048 samples",
+    "fisher-64-2048": "Fisher-vector product, 64 hidden units, 2048 samples",
+    "fisher-64-16000": "Fisher-vector product, 64 hidden units, 16000 samples",
+    "fisher-256-2048": "Fisher-vector product, 256 hidden units, 2048 samples",
+    "critic-8": "minibatch steps of the critic",
+    "gae-1": "GAE, 2048 steps, 1 env",
+    "gae-8": "GAE, 8 envs",
+    "gae-64": "GAE, 64 envs",
+    "kl_penalty-8": "CartPole-v1, 8 envs, the same minibatches",
+    "sbx-ppo-8": "CartPole-v1, 8 envs, the same minibatches, JAX",
+    "tianshou-a2c-8": "CartPole-v1, 8 envs, Tianshou",
+    "off_pac-box-1": "gradient steps, continuous actions",
+    "off_pac-discrete-1": "gradient steps, discrete actions",
+}
+
+
+def speed_table(cases: Mapping[str, str]) -> str:
+    """Rates beside the peer's, from ``speed.csv``.
+
+    :param cases: case -> what it measures
+    """
     rows = {row["case"]: row for row in read_csv(RESULTS / "speed.csv")}
-    lines = [
-        [
-            text,
-            f"`{rows[case]['ours']}`",
-            f"{float(rows[case]['ours_rate']):,.0f}",
-            rows[case]["peer"],
-            f"{float(rows[case]['peer_rate']):,.0f}",
-            f"{float(rows[case]['ratio']):.1f} ({float(rows[case]['ratio_min']):.1f} to {float(rows[case]['ratio_max']):.1f})",
-            rows[case]["date"],
-        ]
-        for case, text in SPEED_CASES.items()
-    ]
-    return tables.markdown(
-        ["env", "ours", "steps/s", "peer", "steps/s", "ratio (least to greatest)", "measured"], lines
-    )
+    lines = []
+    for case, text in cases.items():
+        row = rows[case]
+        ratio, least, greatest = (f"{float(row[name]):.1f}" for name in ("ratio", "ratio_min", "ratio_max"))
+        ours, peer = (f"{float(row[name]):,.0f}" for name in ("ours_rate", "peer_rate"))
+        lines.append(
+            [text, f"`{row['ours']}`", ours, row["peer"], peer, f"{ratio} ({least} to {greatest})", row["date"]]
+        )
+    header = ["measured", "ours", "per second", "peer", "per second", "ratio (least to greatest)", "date"]
+    return tables.markdown(header, lines)
 
 
 #: Entrant of ``race.csv`` -> how the table names it.
@@ -266,15 +294,12 @@ def race_table() -> str:
         for row in read_csv(RESULTS / "race.csv")
     ]
     summary = {line["algo"]: line for line in race.summarize(rows)}
-    lines = [
-        [
-            text,
-            f"{summary[algo]['median_seconds']:.2f} ({seconds(summary[algo]['least'])} to {seconds(summary[algo]['greatest'])})",
-            f"{summary[algo]['median_steps']:,.0f}",
-            f"{summary[algo]['solved']} of {summary[algo]['seeds']}",
-        ]
-        for algo, text in ENTRANTS.items()
-    ]
+    lines = []
+    for algo, text in ENTRANTS.items():
+        line = summary[algo]
+        median, least, greatest = (seconds(line[name]) for name in ("median_seconds", "least", "greatest"))
+        solved = f"{line['solved']} of {line['seeds']}"
+        lines.append([text, f"{median} ({least} to {greatest})", f"{line['median_steps']:,.0f}", solved])
     return tables.markdown(["", "seconds, median (least to greatest)", "env steps, median", "solved"], lines)
 
 
