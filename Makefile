@@ -12,18 +12,29 @@ WORKERS ?= 2
 BIN := $(VENV)/bin
 STAMP := $(VENV)/.installed
 
-.PHONY: demo test check test-pythons test-lowest test-newest clean
+DOCS_STAMP := $(VENV)/.installed-docs
+
+.PHONY: demo test test-all check docs test-pythons test-lowest test-newest clean
 
 demo: $(STAMP)
 	$(BIN)/sb3-pg demo
 
+# The tests that take less than some seconds each; test-all adds the slow ones.
 test: $(STAMP)
+	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n $(WORKERS) -m "not slow"
+
+test-all: $(STAMP)
 	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n $(WORKERS)
 
 check: $(STAMP)
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
 	$(BIN)/mypy
+
+# Warnings are errors: a broken link, a notebook that fails, an example that no longer fits.
+docs: $(DOCS_STAMP)
+	OMP_NUM_THREADS=1 $(BIN)/python -m sphinx -W --keep-going -q -b html docs docs/_build/html
+	@echo "open docs/_build/html/index.html"
 
 # On each supported Python that is found; PYTHONS="3.10 3.13" chooses.
 test-pythons:
@@ -44,6 +55,10 @@ $(STAMP): pyproject.toml constraints.txt
 	$(BIN)/python -m pip install --constraint $(CONSTRAINTS) --editable '.[dev]'
 	touch $(STAMP)
 
+$(DOCS_STAMP): $(STAMP)
+	$(BIN)/python -m pip install --constraint $(CONSTRAINTS) --editable '.[dev,docs]'
+	touch $(DOCS_STAMP)
+
 clean:
-	rm -rf .venv .venv-* build dist .mypy_cache .pytest_cache .ruff_cache
+	rm -rf docs/_build docs/_tables docs/_figures .venv .venv-* build dist .mypy_cache .pytest_cache .ruff_cache
 	find sb3_pg tests benchmarks -name __pycache__ -type d -prune -exec rm -rf {} +

@@ -1,0 +1,110 @@
+"""README, guides and examples: what they show runs, and what they name exists."""
+
+import doctest
+import importlib
+import os
+import pkgutil
+import re
+import subprocess
+import sys
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+
+import sb3_pg
+from sb3_pg.zoo import ALGORITHMS
+
+ROOT = Path(__file__).parents[1]
+README = (ROOT / "README.md").read_text()
+PAGES = [path for path in (ROOT / "docs").rglob("*.md") if "_build" not in path.parts]
+
+
+def python_blocks(text: str) -> list[str]:
+    return re.findall(r"^```python\n(.*?)^```", text, flags=re.MULTILINE | re.DOTALL)
+
+
+def run(code: str, folder: Path) -> None:
+    environment = os.environ | {"PYTHONPATH": str(ROOT), "OMP_NUM_THREADS": "1"}
+    command = [sys.executable, "-W", "ignore", "-c", code]
+    process = subprocess.run(command, check=False, cwd=folder, env=environment, capture_output=True, text=True)
+    assert process.returncode == 0, process.stderr
+
+
+def test_readme_is_short() -> None:
+    assert len(README.splitlines()) <= 150
+    assert len(README.encode()) <= 9000
+
+
+@pytest.mark.slow
+def test_blocks_of_the_readme_run_when_pasted(tmp_path: Path) -> None:
+    """One after the other, in one folder, as a reader pastes them."""
+    blocks = python_blocks(README)
+    assert len(blocks) >= 2
+    for block in blocks:
+        run(block.replace("50_000", "2_000"), tmp_path)
+    assert (tmp_path / "cartpole.zip").is_file()
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("page", ["start", "internals"])
+def test_blocks_of_a_page_run_when_pasted(page: str, tmp_path: Path) -> None:
+    for block in python_blocks((ROOT / "docs" / f"{page}.md").read_text()):
+        run(block.replace("50_000", "2_000").replace("range(100)", "range(3)"), tmp_path)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("example", sorted((ROOT / "examples").glob("*.py")), ids=lambda path: path.stem)
+def test_examples_run(example: Path, tmp_path: Path) -> None:
+    code = re.sub(r"\.learn\(\d[\d_]*", ".learn(5_000", example.read_text())
+    run(code, tmp_path)
+
+
+def modules_with_examples() -> Iterator[str]:
+    for module in pkgutil.walk_packages(sb3_pg.__path__, "sb3_pg."):
+        spec = importlib.util.find_spec(module.name)
+        if module.name != "sb3_pg.__main__" and spec and spec.origin and ">>> " in Path(spec.origin).read_text():
+            yield module.name
+
+
+@pytest.mark.parametrize("name", list(modules_with_examples()))
+def test_examples_of_docstrings_give_what_they_show(name: str) -> None:
+    results = doctest.testmod(importlib.import_module(name))
+    assert results.attempted > 0
+    assert results.failed == 0
+
+
+def test_links_of_the_readme_and_the_project_files_lead_somewhere() -> None:
+    for name in ("README.md", "CONTRIBUTING.md", "CHANGELOG.md"):
+        for link in re.findall(r"\]\(([^)#:]+)\)", (ROOT / name).read_text()):
+            assert (ROOT / link).exists(), f"{name}: {link}"
+
+
+def test_every_algorithm_has_a_page_and_a_row() -> None:
+    for name, cls in ALGORITHMS.items():
+        assert (ROOT / "docs" / "algorithms" / "texts" / f"{name}.md").is_file()
+        assert f"| [`{cls.__name__}`](docs/algorithms/texts/{name}.md)" in README
+
+
+def test_names_of_the_package_in_the_documentation_exist() -> None:
+    """``{py:func}`sb3_pg.functional.gae``` and the like: Sphinx does not complain of a missing one."""
+    for page in [*PAGES, *(ROOT / "sb3_pg").rglob("*.py")]:
+        for role in re.findall(r"(?:py:\w+\}|:(?:class|func|mod|data|meth|exc):)`~?(sb3_pg[\w.]+)`", page.read_text()):
+            parts = role.split(".")
+            target: object = None
+            for n in range(len(parts), 0, -1):
+                try:
+                    target = importlib.import_module(".".join(parts[:n]))
+                except ModuleNotFoundError:
+                    continue
+                for part in parts[n:]:
+                    target = getattr(target, part)
+                break
+            assert target is not None, f"{page}: {role}"
+
+
+def test_tests_that_the_course_names_exist() -> None:
+    for page in (ROOT / "docs").rglob("*.md"):
+        if "_build" not in page.parts:
+            for path in re.findall(r"`(tests/[\w/]+(?:\.py)?)`", page.read_text()):
+                assert (ROOT / path).exists(), f"{page}: {path}"
