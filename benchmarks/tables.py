@@ -1,7 +1,7 @@
-"""The README's tables of learning results, from ``results/learning.csv``, ``results/report/`` and ``published.csv``.
+"""Tables of results for the documentation and the README, from the files in ``results/`` and ``published.csv``.
 
     python benchmarks/tables.py            # print them
-    python benchmarks/tables.py --write    # put them into the README, between their marks
+    python benchmarks/tables.py --write    # put the README's table between its marks
 
 A cell is the mean over seeds +- standard deviation of the final policy's return. ``targets.csv`` has what was aimed at:
 a mean return that the best of some classes, or each of them, was to reach. ``published.csv`` has what others have
@@ -28,6 +28,8 @@ from sb3_pg.zoo import ALGORITHMS
 ROOT = Path(__file__).resolve().parents[1]
 LEARNING = ROOT / "benchmarks" / "results" / "learning.csv"
 IMPROVEMENTS = LEARNING.parent / "report" / "improvements.csv"
+SPEED = LEARNING.parent / "speed.csv"
+TRUST_REGION = LEARNING.parent / "trust_region.csv"
 PUBLISHED = ROOT / "benchmarks" / "published.csv"
 TARGETS = ROOT / "benchmarks" / "targets.csv"
 README = ROOT / "README.md"
@@ -219,7 +221,7 @@ def improvement_table(lines: Sequence[Row]) -> str:
 
 
 def tables() -> dict[str, str]:
-    """All of them, by the name in their marks."""
+    """Those of the documentation, by name."""
     cells = read_cells(read_csv(LEARNING))
     made = {
         "peers": peer_table(cells, read_csv(PUBLISHED)),
@@ -229,6 +231,55 @@ def tables() -> dict[str, str]:
         "improvements": improvement_table(read_csv(IMPROVEMENTS)),
     }
     return made | ({"untuned": class_table(cells, known=False)} if tasks(cells, OURS, False) else {})
+
+
+#: Peer -> cases of ``speed.csv`` in the README.
+README_SPEED = {
+    "SB3's A2C": ("a2c-5-1", "a2c-5-8", "cartpole-1", "cartpole-8", "hopper-8", "halfcheetah-8", "vector-cartpole-64"),
+    "sb3-contrib's TRPO": ("trpo-cartpole-8", "trpo-hopper-8"),
+}
+README_TASKS = (("Hopper-v4", 1_000_000), ("HalfCheetah-v4", 1_000_000), ("Ant-v4", 1_000_000))
+
+
+def why_table(cells: Cells, speed: Sequence[Row], trust_region: Sequence[Row]) -> str:
+    """Why somebody should take this package: speed, scores, correctness, compatibility; for the README."""
+    ratios = {str(row["case"]): float(row["ratio"]) for row in speed}
+    faster = []
+    for peer, cases in README_SPEED.items():
+        of_peer = [ratios[case] for case in cases]
+        faster.append(f"{min(of_peer):.1f} to {max(of_peer):.1f} times the env steps per second of {peer}")
+    scores = []
+    for env, steps in README_TASKS:
+        means = {algo: cell.mean for algo, cell in cells[env, steps].items()}
+        ours, peer = (max(means[algo] for algo in algos if algo in means) for algos in (OURS, PEERS))
+        scores.append(f"{env} {digits(ours)} (peers {digits(peer)})")
+    excess: dict[bool, list[float]] = {True: [], False: []}
+    for row in trust_region:
+        if row["dims"] == "17":
+            excess[row["implementation"] == "ours"].append(float(row["mean_kl"]) / float(row["target_kl"]))
+    peers = f"best of ours and of the peers ({', '.join(PEERS.values())})"
+    (our_least, our_most), (least, most) = ((min(excess[side]), max(excess[side])) for side in (True, False))
+    kl = f"TRPO's steps have {our_least:.1f} to {our_most:.1f} times `target_kl`"
+    kl += f", sb3-contrib's {least:.1f} to {most:.1f} times"
+    oracle = "every estimator equals an exact sum over all trajectories of a small MDP"
+    drop_in = "SB3's tests of A2C and sb3-contrib's tests of TRPO pass with our classes, but for the name of one folder"
+    lines = [
+        ["Speed", f"{'; '.join(faster)}, one thread, CPU", "`benchmarks/speed.py`"],
+        ["Scores", f"after 1M steps, mean of 5 seeds, {peers}: {', '.join(scores)}", "`benchmarks/learning.py`"],
+        [
+            "Correctness",
+            f"{oracle}; with 17 action dimensions {kl}",
+            "`tests/oracle`, `benchmarks/trust_region.py`",
+        ],
+        ["Compatibility", drop_in, "`benchmarks/peer_tests.py`"],
+    ]
+    return markdown(["", "measured", "by"], lines)
+
+
+def readme_tables() -> dict[str, str]:
+    """Those of the README, by the name in their marks."""
+    cells = read_cells(read_csv(LEARNING))
+    return {"why": why_table(cells, read_csv(SPEED), read_csv(TRUST_REGION))}
 
 
 def insert(text: str, made: dict[str, str]) -> str:
@@ -249,11 +300,11 @@ def insert(text: str, made: dict[str, str]) -> str:
 def main(arguments: Sequence[str] | None = None) -> int:
     """Print, or write."""
     parser = make_parser(__doc__)
-    parser.add_argument("--write", action="store_true", help="put them into the README")
+    parser.add_argument("--write", action="store_true", help="put the README's table into it")
     options = parser.parse_args(arguments)
     made = tables()
     if options.write:
-        README.write_text(insert(README.read_text(), made))
+        README.write_text(insert(README.read_text(), readme_tables()))
     else:
         print("\n\n".join(made.values()))
     return 0
