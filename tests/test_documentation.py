@@ -86,6 +86,41 @@ def test_every_algorithm_has_a_page_and_a_row() -> None:
         assert f"| [`{cls.__name__}`](docs/algorithms/texts/{name}.md)" in README
 
 
+#: Runs that together log every name.
+LOGGING_RUNS: list[tuple[str, dict[str, Any]]] = [
+    *((name, {}) for name in ("reinforce", "actor_critic", "npg", "trpo", "kl_penalty_pg", "off_policy_pg", "off_pac")),
+    ("trpo", {"target_kl": 1e-9, "line_search_max_iter": 1, "critic_learning_rate": 1e-3}),
+    ("off_policy_pg", {"max_ratio": 1.5, "min_ess": 1.0}),
+    ("off_pac", {"actor_gradient": "importance", "critic_learning_rate": 1e-3, "ent_coef": 0.1}),
+    ("actor_critic", {"critic_learning_rate": 1e-3}),
+]
+
+
+def documented_names(algorithm: str) -> set[str]:
+    with (ROOT / "docs" / "logged_names.csv").open() as file:
+        rows = list(csv.DictReader(file, delimiter=";"))
+    return {row["name"] for row in rows if row["algorithms"] == "all" or algorithm in row["algorithms"].split()}
+
+
+@pytest.mark.filterwarnings("ignore::UserWarning")
+def test_what_is_logged_is_documented_for_the_algorithm_and_the_reverse() -> None:
+    logged: dict[str, set[str]] = {name: set() for name in ALGORITHMS}
+    for algorithm, arguments in LOGGING_RUNS:
+        cls: Any = ALGORITHMS[algorithm]
+        if "n_steps" in inspect.signature(cls).parameters and algorithm != "off_pac":
+            arguments = {"n_steps": 64} | arguments
+        for env in ("CartPole-v1", "Pendulum-v1"):
+            model = cls("MlpPolicy", env, device="cpu", seed=0, on_nonfinite="raise", **arguments)
+            names = logged[algorithm]
+            model.set_logger(NamesLogger(names))
+            model.learn(600, log_interval=1, callback=GradientDiagnosticsCallback(every=2))
+    for algorithm, names in logged.items():
+        ours = {name for name in names if name.startswith(("train/", "diagnostics/"))}
+        assert ours - documented_names(algorithm) == set(), algorithm
+    unused = {name for algorithm in ALGORITHMS for name in documented_names(algorithm) - logged[algorithm]}
+    assert unused - {"train/n_skipped"} == set()
+
+
 def test_names_of_the_package_in_the_documentation_exist() -> None:
     """``{py:func}`sb3_pg.functional.gae``` and the like: Sphinx does not complain of a missing one."""
     for page in [*PAGES, *(ROOT / "sb3_pg").rglob("*.py")]:

@@ -43,7 +43,7 @@ def test_requires_python_names_the_oldest_classifier() -> None:
 
 
 def test_readme_and_makefile_name_the_pythons() -> None:
-    assert f"On a machine with Python {', '.join(PYTHONS[:-1])} or {PYTHONS[-1]}, " in (ROOT / "README.md").read_text()
+    assert f"a machine with Python {', '.join(PYTHONS[:-1])} or {PYTHONS[-1]}, " in (ROOT / "README.md").read_text()
     assert f"# Needs Python {PYTHONS[0]} to {PYTHONS[-1]}, " in (ROOT / "Makefile").read_text()
 
 

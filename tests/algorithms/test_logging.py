@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -69,10 +68,7 @@ def test_every_update_explains_itself(make: Make) -> None:
     for name in {*EXPLANATION, *own} - {"train/step_outcome"}:
         assert np.isfinite(logged[name]), name
     assert logged.get("train/step_outcome", "accepted") == "accepted"
-    documented = (Path(__file__).parents[2] / "README.md").read_text()
-    ours = {name for name in logged if name.startswith(("train/", "diagnostics/"))} - {"train/n_updates"}
-    assert own <= ours
-    assert [name for name in {*ours, *EXPLANATION, *COLLECTED} if f"`{name}`" not in documented] == []
+    assert own | COLLECTED <= logged.keys()
     if getattr(model, "baseline", "value") == "value":
         assert np.isfinite(logged["train/value_loss"])
     if model.critic_optimizer is not None:
