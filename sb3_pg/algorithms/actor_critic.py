@@ -11,10 +11,9 @@ from typing_extensions import Self, Unpack
 from sb3_pg.algorithms import validation as arg
 from sb3_pg.algorithms.arguments import ON_POLICY, SHARED
 from sb3_pg.algorithms.critic_estimates import CRITIC_ESTIMATES, CriticArguments
-from sb3_pg.algorithms.effects import check_effects
 from sb3_pg.algorithms.on_policy import OnPolicyPG
 from sb3_pg.algorithms.shell import LogInterval, from_arguments
-from sb3_pg.algorithms.validation import EnvLike, Group, documented
+from sb3_pg.algorithms.validation import SB3, EnvLike, Group, documented
 from sb3_pg.learner import Bootstrapped, GradientStep
 from sb3_pg.learner.estimators import Advantage, CriticTarget
 
@@ -60,7 +59,7 @@ class ActorCritic(OnPolicyPG):
     :raises TypeError: an argument of the wrong type, or an unknown one
     """
 
-    groups: ClassVar[tuple[Group, ...]] = (SHARED, ON_POLICY, RMSPROP, CRITIC_ESTIMATES)
+    groups: ClassVar[tuple[Group, ...]] = (SHARED, SB3, ON_POLICY, RMSPROP, CRITIC_ESTIMATES)
     make_estimator = from_arguments(Bootstrapped)
     make_step = from_arguments(GradientStep)
     advantage: Advantage
@@ -101,7 +100,7 @@ class ActorCritic(OnPolicyPG):
         chosen = "optimizer_class" in (policy_kwargs or {})
         if chosen or not use_rms_prop:
             why = "an optimizer_class in policy_kwargs" if chosen else "use_rms_prop=False"
-            check_effects(type(self), {"rms_prop_eps": rms_prop_eps}, {"rms_prop_eps": why}, {"rms_prop_eps"})
+            arg.check_effects(type(self), {"rms_prop_eps": rms_prop_eps}, {"rms_prop_eps": why}, {"rms_prop_eps"})
         else:
             rms_prop = {"alpha": 0.99, "eps": rms_prop_eps, "weight_decay": 0}
             optimizer = {"optimizer_class": th.optim.RMSprop, "optimizer_kwargs": rms_prop}

@@ -1,7 +1,6 @@
 """Arguments that several algorithms share: what each one is, may be and means, written once."""
 
 import math
-from os import PathLike
 from typing import Any, Literal, TypedDict
 
 import torch as th
@@ -104,15 +103,6 @@ SHARED = Group(
     :param act_device: device that computes actions, with a copy of the policy that is updated before each rollout; None
         for ``device``. With small networks and ``device="cuda"``, "cpu" acts faster. A policy with hooks or replaced
         methods has no copy: it acts where it is, with a warning
-    :param use_sde: generalized state-dependent exploration (gSDE)
-    :param sde_sample_freq: steps between new gSDE noise, -1 for once per rollout; needs ``use_sde``
-    :param stats_window_size: number of episodes that the logged means are taken over
-    :param tensorboard_log: folder of TensorBoard logs, None for no such log
-    :param policy_kwargs: arguments of the policy's constructor
-    :param verbose: 0 nothing, 1 info, 2 debug
-    :param seed: seed of all random generators, None for a random one
-    :param device: PyTorch device, or "auto" for a GPU if there is one
-    :param _init_setup_model: whether to build the networks
     """,
     {
         "gamma": (0.99, arg.real(0, 1)),
@@ -131,15 +121,6 @@ SHARED = Group(
         "max_episode_steps": (100_000, arg.integer(1)),
         "on_nonfinite": ("raise", arg.choice("raise", "skip")),
         "act_device": (None, arg.unless(None, check=arg.device)),
-        "use_sde": (False, arg.instance(bool)),
-        "sde_sample_freq": (-1, arg.integer(-1)),
-        "stats_window_size": (100, arg.integer(1)),
-        "tensorboard_log": (None, arg.instance(str, PathLike, optional=True)),
-        "policy_kwargs": (None, arg.instance(dict, optional=True)),
-        "verbose": (0, arg.unless(True, False, check=arg.integer(0))),
-        "seed": (None, arg.integer(0, optional=True)),
-        "device": ("auto", arg.device),
-        "_init_setup_model": (True, arg.instance(bool)),
     },
     check=_check_shared,
     without_effect=_shared_without_effect,

@@ -12,7 +12,7 @@ from sb3_pg.algorithms.arguments import ON_POLICY, SHARED, SB3Arguments
 from sb3_pg.algorithms.critic_estimates import CRITIC_ESTIMATES, CriticArguments
 from sb3_pg.algorithms.on_policy import OnPolicyPG
 from sb3_pg.algorithms.shell import CriticRule, from_arguments
-from sb3_pg.algorithms.validation import EnvLike, Group, documented
+from sb3_pg.algorithms.validation import SB3, EnvLike, Group, documented
 from sb3_pg.learner import Bootstrapped, KLPenaltyStep
 from sb3_pg.learner.trust_region import require_known_divergence
 
@@ -89,7 +89,7 @@ class KLPenaltyPG(OnPolicyPG):
     :raises TypeError: an argument of the wrong type, or an unknown one
     """
 
-    groups: ClassVar[tuple[Group, ...]] = (SHARED, ON_POLICY, CRITIC_ESTIMATES, KL_PENALTY)
+    groups: ClassVar[tuple[Group, ...]] = (SHARED, SB3, ON_POLICY, CRITIC_ESTIMATES, KL_PENALTY)
     make_estimator = from_arguments(Bootstrapped)
     make_step = from_arguments(KLPenaltyStep)
     critic_rule: ClassVar[CriticRule] = CriticRule(shares_batch_size=True)

@@ -33,7 +33,7 @@ from sb3_pg.algorithms.shell import (
     value_scale,
     waits_for_learning_starts,
 )
-from sb3_pg.algorithms.validation import EnvLike, Group
+from sb3_pg.algorithms.validation import SB3, EnvLike, Group
 from sb3_pg.checkpoints import renamed_modules
 from sb3_pg.errors import NonFiniteError
 from sb3_pg.learner import ImportanceSampled, Learner, LearnerState, Report, Step
@@ -145,7 +145,7 @@ class OffPolicyShell(Algorithm, OffPolicyAlgorithm):
     :raises TypeError: an argument of the wrong type, or an unknown one
     """
 
-    groups: ClassVar[tuple[Group, ...]] = (SHARED, REPLAY)
+    groups: ClassVar[tuple[Group, ...]] = (SHARED, SB3, REPLAY)
     critic_rule: ClassVar[CriticRule] = CriticRule()
     policy_aliases: ClassVar[dict[str, type[BasePolicy]]] = A2C.policy_aliases
     policy: ActorCriticPolicy
@@ -169,14 +169,8 @@ class OffPolicyShell(Algorithm, OffPolicyAlgorithm):
     _n_refused = 0
 
     def __init__(self, policy: str | type[ActorCriticPolicy], env: EnvLike | None, **arguments: Any) -> None:
-        ours = {"buffer_trajectories", "behavior_policy"}
-        self._construct(
-            policy,
-            env,
-            {**arguments, "replay_buffer_kwargs": arguments.get("replay_buffer_kwargs") or {}},
-            ("gamma", *(name for name in REPLAY.arguments if name not in ours)),
-            support_multi_env=True,
-        )
+        of_sb3 = ("gamma", *REPLAY.arguments.keys() - {"buffer_trajectories", "behavior_policy"})
+        self._construct({"policy": policy, "env": env, **arguments}, of_sb3, support_multi_env=True)
 
     # ---------------------------------------------------------------- the algorithm
 

@@ -11,7 +11,7 @@ from sb3_pg.algorithms.arguments import SHARED
 from sb3_pg.algorithms.monte_carlo import MONTE_CARLO, BaselineName, keep_baseline, monte_carlo, require_episodes
 from sb3_pg.algorithms.off_policy import REPLAY, OffPolicyShell, ReplayArguments
 from sb3_pg.algorithms.shell import from_arguments
-from sb3_pg.algorithms.validation import EnvLike, Group, documented
+from sb3_pg.algorithms.validation import SB3, EnvLike, Group, documented
 from sb3_pg.baselines import Baseline, FitPredict
 from sb3_pg.functional.importance import RATIOS
 from sb3_pg.learner import GradientStep, ImportanceSampled
@@ -83,7 +83,7 @@ class OffPolicyPG(OffPolicyShell):
     >>> model = OffPolicyPG("MlpPolicy", "CartPole-v1", behavior_policy=mostly_right, device="cpu").learn(200)
     """
 
-    groups: ClassVar[tuple[Group, ...]] = (SHARED, REPLAY, MONTE_CARLO, IMPORTANCE)
+    groups: ClassVar[tuple[Group, ...]] = (SHARED, SB3, REPLAY, MONTE_CARLO, IMPORTANCE)
     make_step = from_arguments(GradientStep)
     ratio: Ratio
     max_ratio: float | None

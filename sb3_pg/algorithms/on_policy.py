@@ -28,7 +28,7 @@ from sb3_pg.algorithms.shell import (
     uses_critic,
     value_scale,
 )
-from sb3_pg.algorithms.validation import EnvLike, Group
+from sb3_pg.algorithms.validation import SB3, EnvLike, Group
 from sb3_pg.errors import NonFiniteError
 from sb3_pg.learner import Estimator, Learner, LearnerState, Report, Step
 from sb3_pg.rollout import (
@@ -56,7 +56,7 @@ class OnPolicyPG(Algorithm, OnPolicyAlgorithm):
     """
 
     #: tables of the class's arguments
-    groups: ClassVar[tuple[Group, ...]] = (SHARED, ON_POLICY)
+    groups: ClassVar[tuple[Group, ...]] = (SHARED, SB3, ON_POLICY)
     policy_aliases: ClassVar[dict[str, type[BasePolicy]]] = A2C.policy_aliases
     critic_rule: ClassVar[CriticRule] = CriticRule()
     policy: ActorCriticPolicy
@@ -78,13 +78,16 @@ class OnPolicyPG(Algorithm, OnPolicyAlgorithm):
     _log_interval: int | None = 1
     _has_callbacks = False
     _iteration = 0
+    #: whether ``load`` has been given a zip of SB3 or sb3_contrib
+    _from_sb3 = False
     #: with ``log_interval="auto"``: iteration in which it was decided whether the next one is logged, and the decision
     _decided_in = -1
     _next_is_logged = False
 
     def __init__(self, policy: str | type[ActorCriticPolicy], env: EnvLike | None, **arguments: Any) -> None:
         of_sb3 = ("gamma", "ent_coef", "vf_coef", "max_grad_norm", *ON_POLICY.arguments.keys() - {"n_episodes"})
-        self._construct(policy, env, arguments, of_sb3, _init_setup_model=False)
+        self._from_sb3 = self._is_loading()  # a zip of ours says otherwise
+        self._construct({"policy": policy, "env": env, **arguments}, of_sb3, _init_setup_model=False)
 
     # ---------------------------------------------------------------- the algorithm
 

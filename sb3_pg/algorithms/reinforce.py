@@ -10,7 +10,7 @@ from sb3_pg.algorithms.arguments import ON_POLICY, SHARED, OnPolicyArguments
 from sb3_pg.algorithms.monte_carlo import MONTE_CARLO, BaselineName, keep_baseline, monte_carlo, require_episodes
 from sb3_pg.algorithms.on_policy import OnPolicyPG
 from sb3_pg.algorithms.shell import LogInterval, from_arguments
-from sb3_pg.algorithms.validation import EnvLike, Group, documented
+from sb3_pg.algorithms.validation import SB3, EnvLike, Group, documented
 from sb3_pg.baselines import Baseline, FitPredict
 from sb3_pg.learner import GradientStep
 from sb3_pg.learner.estimators import Returns
@@ -42,7 +42,7 @@ class Reinforce(OnPolicyPG):
     :raises TypeError: an argument of the wrong type, or an unknown one
     """
 
-    groups: ClassVar[tuple[Group, ...]] = (SHARED, ON_POLICY, MONTE_CARLO)
+    groups: ClassVar[tuple[Group, ...]] = (SHARED, SB3, ON_POLICY, MONTE_CARLO)
     make_estimator = monte_carlo
     make_step = from_arguments(GradientStep)
     returns: Returns

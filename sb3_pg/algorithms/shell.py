@@ -25,10 +25,9 @@ from stable_baselines3.common.utils import update_learning_rate
 from stable_baselines3.common.vec_env import VecEnv
 
 from sb3_pg.algorithms import validation as arg
-from sb3_pg.algorithms.effects import check_effects
 from sb3_pg.algorithms.environments import check_observation_space
 from sb3_pg.algorithms.suggestions import REMOVED
-from sb3_pg.algorithms.validation import EnvLike, Group, defaults_of
+from sb3_pg.algorithms.validation import ALWAYS, SB3, EnvLike, Group, defaults_of
 from sb3_pg.checkpoints import renamed_modules
 from sb3_pg.envs import GymVectorAdapter
 from sb3_pg.errors import NonFiniteError
@@ -50,11 +49,6 @@ from sb3_pg.rollout import NormalizationGuard, RolloutBatch, require_finite_step
 
 BuiltT = TypeVar("BuiltT")
 SelfAlgorithm = TypeVar("SelfAlgorithm", bound="Algorithm")
-#: Arguments that SB3's bases keep by themselves.
-SB3_ARGUMENTS = (
-    *("use_sde", "sde_sample_freq", "stats_window_size", "tensorboard_log", "policy_kwargs"),
-    *("verbose", "seed", "device"),
-)
 #: ``log_interval`` of ``learn``: SB3's, or "auto" for about every 500 steps of each env.
 LogInterval = int | Literal["auto"] | None
 #: As often as A2C logs, every 100 updates of 5 steps.
@@ -87,9 +81,6 @@ class Algorithm(BaseAlgorithm):
 
     #: argument -> what it must be
     checks: ClassVar[Mapping[str, arg.Check]]
-    #: Arguments that may be given without having an effect, with a warning: scripts for SB3's classes, config files and
-    #: comparisons of several modes set them. Others are an error then.
-    tolerated: ClassVar[frozenset[str]] = frozenset({"sde_sample_freq"})
     critic_optimizer: th.optim.Optimizer | None = None
     on_nonfinite: str
     _n_skipped = 0
@@ -101,17 +92,12 @@ class Algorithm(BaseAlgorithm):
 
     #: tables of the class's arguments, see :mod:`sb3_pg.algorithms.arguments`
     groups: ClassVar[tuple[Group, ...]] = ()
-    _from_sb3 = False
 
-    def _construct(
-        self, policy: Any, env: Any, given: Mapping[str, Any], of_sb3: Collection[str], **fixed: Any
-    ) -> None:
+    def _construct(self, given: Mapping[str, Any], of_sb3: Collection[str], **fixed: Any) -> None:
         """Check and keep the arguments, and construct SB3's base.
 
-        :param policy: the constructor's argument
-        :param env: the constructor's argument
-        :param given: the constructor's other arguments
-        :param of_sb3: arguments that SB3's base takes besides those that all of its algorithms take
+        :param given: the constructor's arguments
+        :param of_sb3: names of arguments that SB3's base takes, besides those of ``ALWAYS`` and ``SB3``
         :param fixed: more arguments of SB3's base
         :raises ValueError: an argument out of range, or arguments that contradict each other
         :raises TypeError: an argument of the wrong type, or an unknown one
@@ -120,22 +106,19 @@ class Algorithm(BaseAlgorithm):
         values = defaults_of(self.groups)
         values |= {name: value for name, (value, _) in refused.items()}
         values |= arg.known_arguments(type(self), given, but={name: why for name, (_, why) in refused.items()})
-        arg.check_arguments({"policy": policy, "env": env, **values}, self.checks)
-        of_all = ("learning_rate", *SB3_ARGUMENTS)
+        arg.check_arguments(values, self.checks)
+        init_setup_model = values.pop("_init_setup_model")
+        of_base = {name: values.pop(name) for name in (*ALWAYS.arguments, *SB3.arguments, *of_sb3) if name in values}
+        of_base["policy_kwargs"] = dict(of_base["policy_kwargs"] or {})  # SB3 writes into it
         for name, value in values.items():
-            if name not in of_all and name != "_init_setup_model":
-                setattr(self, name, value)
-        values["policy_kwargs"] = dict(values["policy_kwargs"] or {})  # SB3 writes into it
-        self._from_sb3 = self._is_loading()  # a zip of ours says otherwise
+            setattr(self, name, value)
         with extra_hints():
             super().__init__(
-                policy,
-                env,
-                **{name: values[name] for name in (*of_all, *of_sb3)},
+                **of_base,
                 **fixed,
                 supported_action_spaces=(spaces.Box, spaces.Discrete, spaces.MultiDiscrete, spaces.MultiBinary),
             )
-        if values["_init_setup_model"]:
+        if init_setup_model:
             self._setup_model()
 
     def _setup_lr_schedule(self) -> None:
@@ -157,13 +140,6 @@ class Algorithm(BaseAlgorithm):
         for group in self.groups:
             group.check(self)
 
-    def _without_effect(self) -> dict[str, str]:
-        """Arguments that have no effect beside the others -> why."""
-        unused = {} if self.use_sde else {"sde_sample_freq": "use_sde=False"}
-        for group in self.groups:
-            unused |= group.without_effect(self)
-        return unused
-
     def _check_effects(self) -> None:
         """Look for arguments that are given and have no effect; those of a zip were not given.
 
@@ -172,11 +148,12 @@ class Algorithm(BaseAlgorithm):
         fixed = {name: value for group in self.groups for name, (value, _) in group.refused.items()}
         unused = {
             name: why
-            for name, why in self._without_effect().items()
+            for group in self.groups
+            for name, why in group.without_effect(self).items()
             if not self._is_kept_by_load(name) and not (name in fixed and getattr(self, name) == fixed[name])
         }
-        tolerated = self.tolerated.union(*(group.tolerated for group in self.groups))
-        check_effects(type(self), vars(self), unused, tolerated)
+        tolerated = {name for group in self.groups for name in group.tolerated}
+        arg.check_effects(type(self), vars(self), unused, tolerated)
 
     def _check_again(self) -> None:
         """Check the arguments once more, since ``load`` replaces attributes after the constructor.

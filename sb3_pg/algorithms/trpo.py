@@ -16,7 +16,7 @@ from sb3_pg.algorithms.arguments import ON_POLICY, SHARED
 from sb3_pg.algorithms.critic_estimates import CRITIC_ESTIMATES, CriticArguments
 from sb3_pg.algorithms.on_policy import OnPolicyPG
 from sb3_pg.algorithms.shell import CriticRule, from_arguments
-from sb3_pg.algorithms.validation import EnvLike, Group, documented
+from sb3_pg.algorithms.validation import SB3, EnvLike, Group, documented
 from sb3_pg.learner import Bootstrapped, NaturalStep
 from sb3_pg.learner.trust_region import require_known_divergence
 
@@ -210,7 +210,7 @@ class TRPO(OnPolicyPG):
     :raises TypeError: an argument of the wrong type, or an unknown one
     """
 
-    groups: ClassVar[tuple[Group, ...]] = (SHARED, ON_POLICY, CRITIC_ESTIMATES, NATURAL_GRADIENT)
+    groups: ClassVar[tuple[Group, ...]] = (SHARED, SB3, ON_POLICY, CRITIC_ESTIMATES, NATURAL_GRADIENT)
     make_estimator = from_arguments(Bootstrapped)
     critic_rule: ClassVar[CriticRule] = CriticRule(own_steps=True, shares_batch_size=True, keeps_statistics=True)
     batch_size: int | None

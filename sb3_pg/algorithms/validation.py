@@ -6,9 +6,11 @@ An algorithm's constructor names the arguments whose place or default is its own
 
 import inspect
 import math
-from collections.abc import Callable, Iterable, Iterator, Mapping
+import warnings
+from collections.abc import Callable, Collection, Iterable, Iterator, Mapping
 from dataclasses import dataclass, field
 from numbers import Integral, Real
+from os import PathLike
 from typing import Any, TypeVar, get_args, get_type_hints
 
 import gymnasium as gym
@@ -269,6 +271,31 @@ def constructors(cls: type) -> Iterator[Callable[..., None]]:
             yield base.__init__  # type: ignore[misc]
 
 
+def check_effects(cls: type, values: Mapping[str, Any], unused: Mapping[str, str], tolerated: Collection[str]) -> None:
+    """Look for arguments that are given and have no effect. One that equals a default counts as not given.
+
+    :param cls: class that was constructed
+    :param values: name -> value
+    :param unused: name of an argument without effect -> why
+    :param tolerated: names of those that get a warning only
+    :raises ValueError: one that is not tolerated is given
+    """
+    for name, why in unused.items():
+        value = values[name]
+        if any(value is default or value == default for default in _defaults(cls, name)):
+            continue
+        message = f"{name}={value!r} has no effect with {why}"
+        if name not in tolerated:
+            raise ValueError(message)
+        warnings.warn(message, stacklevel=2)
+
+
+def _defaults(cls: type, name: str) -> list[Any]:
+    """What an argument is where it is not given, in each constructor that has it."""
+    parameters = (inspect.signature(init).parameters.get(name) for init in constructors(cls))
+    return [p.default for p in parameters if p is not None and p.default is not inspect.Parameter.empty]
+
+
 def to_schedule(value: Any, name: str = "learning_rate") -> Schedule:
     """A learning rate as a function of the remaining progress, 1 to 0.
 
@@ -301,13 +328,15 @@ def _message(name: str, value: Any, allowed: str, optional: bool) -> str:
 
 
 def given(names: Mapping[str, Any]) -> dict[str, Any]:
-    """A constructor's arguments from its ``locals()``, those of ``**kwargs`` among them.
+    """A constructor's arguments from its ``locals()``, including those in ``**kwargs`` or ``**unknown``.
 
     :param names: ``locals()`` at the constructor's first line
     """
-    arguments = {name: value for name, value in names.items() if name not in ("self", "kwargs", "__class__")}
-    kwargs: dict[str, Any] = names.get("kwargs", {})
-    return arguments | kwargs
+    catch_all = ("kwargs", "unknown")
+    arguments = {name: value for name, value in names.items() if name not in ("self", "__class__", *catch_all)}
+    for name in catch_all:
+        arguments |= names.get(name, {})
+    return arguments
 
 
 # -------------------------------------------------------------------- tables of arguments
@@ -371,6 +400,35 @@ ALWAYS = Group(
 )
 
 
+#: Arguments of every constructor that each of SB3's algorithms has too.
+SB3 = Group(
+    """
+    :param use_sde: whether to use generalized state-dependent exploration (gSDE), for Box only
+    :param sde_sample_freq: env steps between two draws of the gSDE noise; -1 for one per rollout; needs ``use_sde``
+    :param stats_window_size: number of episodes that the logged episode statistics are averaged over
+    :param tensorboard_log: folder for TensorBoard logs, None for no logs
+    :param policy_kwargs: arguments of the policy's constructor
+    :param verbose: 0 for no output, 1 for info messages, 2 for debug messages
+    :param seed: seed of the random generators, None for a random one
+    :param device: PyTorch device; "auto" for a GPU if there is one
+    :param _init_setup_model: whether to build policy and buffer at once
+    """,
+    {
+        "use_sde": (False, instance(bool)),
+        "sde_sample_freq": (-1, integer(-1)),
+        "stats_window_size": (100, integer(1)),
+        "tensorboard_log": (None, instance(str, PathLike, optional=True)),
+        "policy_kwargs": (None, instance(dict, optional=True)),
+        "verbose": (0, unless(True, False, check=integer(0))),
+        "seed": (None, integer(0, optional=True)),
+        "device": ("auto", device),
+        "_init_setup_model": (True, instance(bool)),
+    },
+    without_effect=lambda model: {} if model.use_sde else {"sde_sample_freq": "use_sde=False"},
+    tolerated=frozenset({"sde_sample_freq"}),
+)
+
+
 def defaults_of(groups: Iterable[Group]) -> dict[str, Any]:
     """The defaults of all arguments of some groups, less the arguments that one of them refuses."""
     groups = tuple(groups)
@@ -387,25 +445,23 @@ def checks_of(groups: Iterable[Group]) -> dict[str, Check]:
 def documented(cls: ClassT) -> ClassT:
     """Let ``inspect.signature`` and ``help`` list every argument of an algorithm with its type, default and meaning.
 
-    :param cls: with ``groups``, an ``__init__`` that ends with ``**kwargs: Unpack[...]``; ``:param`` lines of its own
-        come before those of the tables
+    :param cls: class with ``groups``. Its ``__init__`` ends with ``**kwargs: Unpack[...]``, or lists all arguments and
+        ends with ``**unknown``. A ``:param`` line of its docstring replaces the one of the tables
     """
     algorithm: Any = cls
     groups, init = (ALWAYS, *algorithm.groups), algorithm.__init__
     algorithm.checks = checks_of(groups)
     signature = inspect.signature(init)
-    (rest_of,) = get_args(signature.parameters["kwargs"].annotation)  # Unpack[...]
-    types = get_type_hints(rest_of)
-    own = [p for p in signature.parameters.values() if p.kind is not p.VAR_KEYWORD]
-    named = {parameter.name for parameter in own}
-    rest = [
-        inspect.Parameter(name, inspect.Parameter.KEYWORD_ONLY, default=default, annotation=types[name])
-        for name, default in defaults_of(groups).items()
-        if name not in named
-    ]
-    init.__signature__ = signature.replace(parameters=own + rest)
+    parameters = dict(signature.parameters)
+    if "kwargs" in parameters:
+        (rest,) = get_args(parameters.pop("kwargs").annotation)  # Unpack[...]
+        types = get_type_hints(rest)
+        for name, default in defaults_of(groups).items():
+            if name not in parameters:
+                keyword = inspect.Parameter.KEYWORD_ONLY
+                parameters[name] = inspect.Parameter(name, keyword, default=default, annotation=types[name])
+    init.__signature__ = signature.replace(parameters=list(parameters.values()))
     before, own_lines, after = _split_doc(inspect.cleandoc(cls.__doc__ or ""))
     texts = {name: text for group in groups for name, text in group.texts.items()} | own_lines
-    visible = [p.name for p in own + rest if p.name != "self" and not p.name.startswith("_")]
-    cls.__doc__ = "\n".join([*before, *(texts[name] for name in visible), *after])
+    cls.__doc__ = "\n".join([*before, *(texts[name] for name in parameters if name in texts), *after])
     return cls

@@ -312,7 +312,7 @@ def test_every_argument_is_documented() -> None:
     arguments = inspect.signature(OffPAC).parameters
     assert "unknown" in arguments
     assert OffPAC.__doc__ is not None
-    assert [name for name in arguments if name != "unknown" and f"    :param {name}: " not in OffPAC.__doc__] == []
+    assert [name for name in arguments if name != "unknown" and f"\n:param {name}: " not in OffPAC.__doc__] == []
 
 
 def test_an_unknown_argument_is_a_type_error() -> None:

@@ -4,7 +4,6 @@ import inspect
 import io
 import pathlib
 import warnings
-from collections.abc import Mapping
 from operator import attrgetter
 from typing import Any, ClassVar, Literal
 
@@ -21,7 +20,6 @@ from stable_baselines3.common.vec_env import VecEnv
 from typing_extensions import Never, Self
 
 from sb3_pg.algorithms import validation as arg
-from sb3_pg.algorithms.arguments import SHARED
 from sb3_pg.algorithms.environments import require_normalized_last
 from sb3_pg.algorithms.off_pac.losses import (
     ACTOR_LOSSES,
@@ -34,9 +32,8 @@ from sb3_pg.algorithms.off_pac.losses import (
 from sb3_pg.algorithms.off_pac.policies import OffPACCnnPolicy, OffPACMultiInputPolicy, OffPACPolicy, act, move_target
 from sb3_pg.algorithms.off_policy import REPLAY
 from sb3_pg.algorithms.shell import Algorithm, LogInterval, waits_for_learning_starts
-from sb3_pg.algorithms.validation import ALWAYS, EnvLike, checks_of
+from sb3_pg.algorithms.validation import SB3, EnvLike, Group, documented
 from sb3_pg.checkpoints import renamed_modules
-from sb3_pg.extras import extra_hints
 from sb3_pg.learner.metrics import Metrics
 from sb3_pg.learner.optimizers import with_fewer_operations
 from sb3_pg.learner.rollback import frozen, require_usable_std, unchanged_if_nonfinite
@@ -57,35 +54,65 @@ def _check_policy(name: str, value: Any) -> None:
         raise TypeError(f"{name} must be a name or a subclass of OffPACPolicy, got {value!r}")
 
 
-class OffPAC(Algorithm, OffPolicyAlgorithm):
-    r"""Actor-critic on replayed transitions: the slides' off-policy algorithm, with both of its fixes.
+def _check(model: Any) -> None:
+    space, kind, cls = model.action_space, model._gradient, model.replay_buffer_class
+    if isinstance(space, spaces.Box) and not (space.low < space.high).all():
+        raise ValueError(f"action_space must have a lower bound below the upper one in each dimension, got {space}")
+    if kind == "expected" and not isinstance(space, spaces.Discrete):
+        raise ValueError(f"actor_gradient='expected' sums over the actions of a Discrete space, got {space}")
+    if kind == "reparameterized" and not isinstance(space, spaces.Box):
+        raise ValueError(f"actor_gradient='reparameterized' differentiates Q by the action of a Box space, got {space}")
+    if kind == "importance" and cls is not None and not issubclass(cls, BehaviorReplayBuffer):
+        raise ValueError(
+            "replay_buffer_class must be None or a subclass of BehaviorReplayBuffer, which stores the log-probs "
+            f"that actor_gradient='importance' needs, got {cls.__name__}. For n-step rewards, give None and n_steps"
+        )
+    model._convert_train_freq()
+    frequency: Any = model.train_freq
+    if model.n_envs > 1 and frequency.unit == TrainFrequencyUnit.EPISODE:
+        raise ValueError(f"train_freq must be in steps for more than one env, got episodes and {model.n_envs} envs")
+    _check_buffer(model)
 
-    The critic's target takes an action of the current policy in the next state (fix 1), and the smallest Q of
-    ``n_critics`` target networks. For Discrete it is the expectation over actions (Expected SARSA, van Seijen et al.
-    2009), for other spaces one sample.
 
-    .. math:: y = r + \gamma (1 - d) \sum_{a'} \pi_\theta(a'|s') \min_i Q_{\bar\phi_i}(s', a')
+def _check_buffer(model: Any) -> None:
+    default, cls = model._default_buffer, model.replay_buffer_class
+    in_steps = issubclass(default or cls or ReplayBuffer, NStepReplayBuffer)
+    argument = f"n_steps={model.n_steps}" if default else f"replay_buffer_class={cls and cls.__name__}"
+    if isinstance(model.observation_space, spaces.Dict) and (in_steps or cls is ReplayBuffer):
+        raise ValueError(f"{argument} does not support Dict observations, got {model.observation_space}")
+    if in_steps and model.optimize_memory_usage:
+        raise ValueError(f"{argument} needs every next observation: optimize_memory_usage must be False")
+    if model._is_kept_by_load("replay_buffer_kwargs"):
+        return
+    for name in ("n_steps", "gamma") if default else ("gamma",) if in_steps else ():
+        value = getattr(model, name)
+        given = model.replay_buffer_kwargs.get(name, value)
+        if given != value:
+            raise ValueError(f"replay_buffer_kwargs[{name!r}] must be {name}={value} or left out, got {given}")
 
-    The actor follows one of four gradients of :math:`E_\pi[Q(s, a)] + c_{ent} H(\pi(\cdot|s))` at replayed states:
 
-    ================ ============================================================================ =====================
-    actor_gradient   estimate                                                                     actions, spaces
-    ================ ============================================================================ =====================
-    expected         :math:`\sum_a \nabla \pi(a|s) Q(s, a)`                                        all; Discrete
-    score            :math:`\nabla \log \pi(a_k|s) (Q(s, a_k) - \frac{1}{K-1} \sum_{j \ne k}       the policy's own
-                     Q(s, a_j))`                                                                  (fix 2); all
-    reparameterized  :math:`\nabla_\theta Q(s, a_\theta(s, \epsilon))`, SVG(0)                     the policy's own; Box
-    importance       :math:`\min(\rho, c) \nabla \log \pi(a|s) (Q(s, a) - V(s))`,                   the replayed; all
-                     :math:`\rho = \pi / \mu`
-    ================ ============================================================================ =====================
+def _without_effect(model: Any) -> dict[str, str]:
+    unused = {}
+    kind = model._gradient
+    is_exact = kind == "importance" and isinstance(model.action_space, spaces.Discrete)
+    if kind in ("expected", "reparameterized") or is_exact:
+        unused["n_actions"] = f"actor_gradient={kind!r} and {model.action_space}"
+    if kind != "importance":
+        unused["max_ratio"] = f"actor_gradient={kind!r}: give actor_gradient='importance'"
+    return unused
 
-    Sources: Degris et al. (2012), eq. 4 and 5, for the objective and ``importance``; Heess et al. (2015) for SVG(0);
-    the slides' "Off-Policy Actor-Critic" for ``score``. The states are those of the buffer, a broader distribution than
-    the policy's own. As in the slides, this is not corrected. SB3's DDPG is the deterministic case.
 
+#: Arguments that OffPolicyPG's table checks too. Their defaults here are those of the constructor.
+_OF_REPLAY = (
+    *("buffer_size", "learning_starts", "train_freq", "gradient_steps"),
+    *("replay_buffer_kwargs", "optimize_memory_usage", "action_noise"),
+)
+#: Arguments that SB3's OffPolicyAlgorithm takes.
+_OF_SB3 = (*_OF_REPLAY, "batch_size", "tau", "gamma", "replay_buffer_class", "n_steps")
+OFF_PAC = Group(
+    """
     :param policy: "MlpPolicy", "CnnPolicy" (images), "MultiInputPolicy" (Dict observations), or a subclass of
         :class:`~sb3_pg.algorithms.off_pac.policies.OffPACPolicy`
-    :param env: environment, vectorized environment, or the id of a registered environment
     :param learning_rate: step size of actor and critic: a number, ``"lin_1e-3"`` (falls linearly to 0), or a function
         of the remaining progress (1 to 0)
     :param actor_gradient: gradient that the actor follows, see the table. None is "expected" for Discrete,
@@ -112,15 +139,55 @@ class OffPAC(Algorithm, OffPolicyAlgorithm):
         changes of the policy since. More than 1 does not support Dict observations. It is ignored with a warning beside
         a ``replay_buffer_class``, as in SB3: use ``replay_buffer_kwargs={"n_steps": 3}`` there
     :param action_noise: must be None, because the log-prob of a noisy action would be unknown
-    :param use_sde: whether to use generalized state-dependent exploration (gSDE), for Box only
-    :param sde_sample_freq: env steps between two draws of the gSDE noise; -1 for one draw per rollout
-    :param stats_window_size: number of episodes that the logged episode statistics are averaged over
-    :param tensorboard_log: folder for TensorBoard logs, None for no logs
     :param policy_kwargs: arguments of the policy, e.g. ``{"n_critics": 1}``
-    :param verbose: 0 for no output, 1 for info messages, 2 for debug messages
-    :param seed: seed of the random generators, None for a random one
-    :param device: PyTorch device; "auto" for a GPU if there is one
-    :param _init_setup_model: whether to build policy and buffer at once
+    """,
+    {
+        "policy": (inspect.Parameter.empty, _check_policy),
+        "actor_gradient": (None, arg.choice(*ACTOR_LOSSES, optional=True)),
+        "n_actions": (4, arg.integer(2)),
+        "max_ratio": (1.0, arg.positive(optional=True)),
+        "ent_coef": (0.0, arg.schedule()),
+        "critic_learning_rate": (None, arg.schedule(optional=True)),
+        **{name: REPLAY.arguments[name] for name in _OF_REPLAY},
+        "batch_size": (256, arg.integer(1)),
+        "tau": (0.005, arg.real(0, 1)),
+        "gamma": (0.99, arg.real(0, 1)),
+        "replay_buffer_class": (None, arg.subclass(ReplayBuffer)),
+        "n_steps": (1, arg.integer(1)),
+    },
+    check=_check,
+    without_effect=_without_effect,
+    tolerated=frozenset({"n_actions", "max_ratio"}),
+)
+
+
+@documented
+class OffPAC(Algorithm, OffPolicyAlgorithm):
+    r"""Actor-critic on replayed transitions: the slides' off-policy algorithm, with both of its fixes.
+
+    The critic's target takes an action of the current policy in the next state (fix 1), and the smallest Q of
+    ``n_critics`` target networks. For Discrete it is the expectation over actions (Expected SARSA, van Seijen et al.
+    2009), for other spaces one sample.
+
+    .. math:: y = r + \gamma (1 - d) \sum_{a'} \pi_\theta(a'|s') \min_i Q_{\bar\phi_i}(s', a')
+
+    The actor follows one of four gradients of :math:`E_\pi[Q(s, a)] + c_{ent} H(\pi(\cdot|s))` at replayed states:
+
+    ================ ============================================================================ =====================
+    actor_gradient   estimate                                                                     actions, spaces
+    ================ ============================================================================ =====================
+    expected         :math:`\sum_a \nabla \pi(a|s) Q(s, a)`                                        all; Discrete
+    score            :math:`\nabla \log \pi(a_k|s) (Q(s, a_k) - \frac{1}{K-1} \sum_{j \ne k}       the policy's own
+                     Q(s, a_j))`                                                                  (fix 2); all
+    reparameterized  :math:`\nabla_\theta Q(s, a_\theta(s, \epsilon))`, SVG(0)                     the policy's own; Box
+    importance       :math:`\min(\rho, c) \nabla \log \pi(a|s) (Q(s, a) - V(s))`,                   the replayed; all
+                     :math:`\rho = \pi / \mu`
+    ================ ============================================================================ =====================
+
+    Sources: Degris et al. (2012), eq. 4 and 5, for the objective and ``importance``; Heess et al. (2015) for SVG(0);
+    the slides' "Off-Policy Actor-Critic" for ``score``. The states are those of the buffer, a broader distribution than
+    the policy's own. As in the slides, this is not corrected. SB3's DDPG is the deterministic case.
+
     :raises ValueError: an argument out of range, or arguments that contradict each other
     :raises TypeError: an argument of the wrong type, or an unknown one
     """
@@ -130,20 +197,13 @@ class OffPAC(Algorithm, OffPolicyAlgorithm):
         "CnnPolicy": OffPACCnnPolicy,
         "MultiInputPolicy": OffPACMultiInputPolicy,
     }
-    checks: ClassVar[Mapping[str, arg.Check]] = {
-        **checks_of((ALWAYS, SHARED, REPLAY)),
-        "policy": _check_policy,
-        "actor_gradient": arg.choice(*ACTOR_LOSSES, optional=True),
-        "n_actions": arg.integer(2),
-        "max_ratio": arg.positive(optional=True),
-        "ent_coef": arg.schedule(),
-        "batch_size": arg.integer(1),
-        "tau": arg.real(0, 1),
-        "replay_buffer_class": arg.subclass(ReplayBuffer),
-        "n_steps": arg.integer(1),
-    }
-    tolerated: ClassVar[frozenset[str]] = Algorithm.tolerated | {"n_actions", "max_ratio"}
+    groups: ClassVar[tuple[Group, ...]] = (SB3, OFF_PAC)
     policy: OffPACPolicy
+    actor_gradient: ActorGradient | None
+    n_actions: int
+    max_ratio: float | None
+    ent_coef: float | str | Schedule
+    critic_learning_rate: float | str | Schedule | None
     actor: Any = property(attrgetter("policy.actor"))
     critic: Any = property(attrgetter("policy.critic"))
     critic_target: Any = property(attrgetter("policy.critic_target"))
@@ -183,42 +243,7 @@ class OffPAC(Algorithm, OffPolicyAlgorithm):
         _init_setup_model: bool = True,
         **unknown: Never,
     ) -> None:
-        arg.known_arguments(type(self), unknown)
-        arg.check_arguments(locals(), self.checks)
-        self.actor_gradient = actor_gradient
-        self.n_actions = n_actions
-        self.max_ratio = max_ratio
-        self.ent_coef = ent_coef
-        self.critic_learning_rate = critic_learning_rate
-        with extra_hints():
-            super().__init__(
-                policy,
-                env,  # type: ignore[arg-type]
-                learning_rate,  # type: ignore[arg-type]
-                buffer_size,
-                learning_starts,
-                batch_size,
-                tau,
-                gamma,
-                train_freq,
-                gradient_steps,
-                replay_buffer_class=replay_buffer_class,
-                replay_buffer_kwargs=replay_buffer_kwargs,
-                optimize_memory_usage=optimize_memory_usage,
-                n_steps=n_steps,
-                policy_kwargs=dict(policy_kwargs or {}),  # SB3 writes into it
-                stats_window_size=stats_window_size,
-                tensorboard_log=tensorboard_log,
-                verbose=verbose,
-                device=device,
-                support_multi_env=True,
-                seed=seed,
-                use_sde=use_sde,
-                sde_sample_freq=sde_sample_freq,
-                supported_action_spaces=(spaces.Box, spaces.Discrete, spaces.MultiDiscrete, spaces.MultiBinary),
-            )
-        if _init_setup_model:
-            self._setup_model()
+        self._construct(arg.given(locals()), _OF_SB3, support_multi_env=True)
 
     def load_replay_buffer(self, path: str | pathlib.Path | io.BufferedIOBase, truncate_last_traj: bool = True) -> None:
         """As SB3's; files that were saved before modules of this package moved load too."""
@@ -378,9 +403,6 @@ class OffPAC(Algorithm, OffPolicyAlgorithm):
         for module in (self.policy.actor, self.policy.critic):
             module.optimizer = with_fewer_operations(module.optimizer)
 
-    def _setup_lr_schedule(self) -> None:
-        self.lr_schedule = arg.to_schedule(self.learning_rate)
-
     @property
     def _default_buffer(self) -> type[BehaviorReplayBuffer] | None:
         """The buffer's class for ``n_steps`` and the observations; None if the user has given a class."""
@@ -414,56 +436,6 @@ class OffPAC(Algorithm, OffPolicyAlgorithm):
                 f"out, got a {type(env).__name__}: use another autoreset mode, or an env of "
                 "sb3_pg.envs.make_vec_env(..., backend='dummy')"
             )
-
-    def _check_combinations(self) -> None:
-        """Check arguments against each other and against the spaces.
-
-        :raises ValueError: naming the arguments that do not go together
-        """
-        space, kind, cls = self.action_space, self._gradient, self.replay_buffer_class
-        if isinstance(space, spaces.Box) and not (space.low < space.high).all():
-            raise ValueError(f"action_space must have a lower bound below the upper one in each dimension, got {space}")
-        if kind == "expected" and not isinstance(space, spaces.Discrete):
-            raise ValueError(f"actor_gradient='expected' sums over the actions of a Discrete space, got {space}")
-        if kind == "reparameterized" and not isinstance(space, spaces.Box):
-            raise ValueError(
-                f"actor_gradient='reparameterized' differentiates Q by the action of a Box space, got {space}"
-            )
-        if kind == "importance" and cls is not None and not issubclass(cls, BehaviorReplayBuffer):
-            raise ValueError(
-                "replay_buffer_class must be None or a subclass of BehaviorReplayBuffer, which stores the log-probs "
-                f"that actor_gradient='importance' needs, got {cls.__name__}. For n-step rewards, give None and n_steps"
-            )
-        self._convert_train_freq()
-        frequency: Any = self.train_freq
-        if self.n_envs > 1 and frequency.unit == TrainFrequencyUnit.EPISODE:
-            raise ValueError(f"train_freq must be in steps for more than one env, got episodes and {self.n_envs} envs")
-        self._check_buffer()
-
-    def _check_buffer(self) -> None:
-        default, cls = self._default_buffer, self.replay_buffer_class
-        in_steps = issubclass(default or cls or ReplayBuffer, NStepReplayBuffer)
-        argument = f"n_steps={self.n_steps}" if default else f"replay_buffer_class={cls and cls.__name__}"
-        if isinstance(self.observation_space, spaces.Dict) and (in_steps or cls is ReplayBuffer):
-            raise ValueError(f"{argument} does not support Dict observations, got {self.observation_space}")
-        if in_steps and self.optimize_memory_usage:
-            raise ValueError(f"{argument} needs every next observation: optimize_memory_usage must be False")
-        if self._is_kept_by_load("replay_buffer_kwargs"):
-            return
-        for name in ("n_steps", "gamma") if default else ("gamma",) if in_steps else ():
-            value = getattr(self, name)
-            given = self.replay_buffer_kwargs.get(name, value)
-            if given != value:
-                raise ValueError(f"replay_buffer_kwargs[{name!r}] must be {name}={value} or left out, got {given}")
-
-    def _without_effect(self) -> dict[str, str]:
-        unused, kind = super()._without_effect(), self._gradient
-        is_exact = kind == "importance" and isinstance(self.action_space, spaces.Discrete)
-        if kind in ("expected", "reparameterized") or is_exact:
-            unused["n_actions"] = f"actor_gradient={kind!r} and {self.action_space}"
-        if kind != "importance":
-            unused["max_ratio"] = f"actor_gradient={kind!r}: give actor_gradient='importance'"
-        return unused
 
 
 def _descend(loss: th.Tensor, optimizer: th.optim.Optimizer) -> None:
