@@ -1,7 +1,5 @@
 """SB3's shell around collector, replay buffer and learner: collect episodes, update several times from those kept."""
 
-import io
-import pathlib
 import time
 from abc import abstractmethod
 from collections.abc import Iterable
@@ -27,6 +25,7 @@ from sb3_pg.algorithms.shell import (
     CriticRule,
     LogInterval,
     bootstraps_truncated,
+    load_replay_buffer,
     refresh_learner,
     set_up_learner,
     take_update,
@@ -34,7 +33,6 @@ from sb3_pg.algorithms.shell import (
     waits_for_learning_starts,
 )
 from sb3_pg.algorithms.validation import SB3, EnvLike, Group
-from sb3_pg.checkpoints import renamed_modules
 from sb3_pg.errors import NonFiniteError
 from sb3_pg.learner import ImportanceSampled, Learner, LearnerState, Report, Step
 from sb3_pg.learner.rollback import require_log_probs
@@ -148,6 +146,8 @@ class OffPolicyShell(Algorithm, OffPolicyAlgorithm):
     groups: ClassVar[tuple[Group, ...]] = (SHARED, SB3, REPLAY)
     critic_rule: ClassVar[CriticRule] = CriticRule()
     policy_aliases: ClassVar[dict[str, type[BasePolicy]]] = A2C.policy_aliases
+    load_replay_buffer = load_replay_buffer
+    value_scale = property(value_scale)
     policy: ActorCriticPolicy
     replay_buffer: TrajectoryReplayBuffer | None
     batch_size: int | None  # type: ignore[assignment]
@@ -181,11 +181,6 @@ class OffPolicyShell(Algorithm, OffPolicyAlgorithm):
     @abstractmethod
     def make_step(self) -> Step:
         """What moves the actor, from the arguments as they are now."""
-
-    @property
-    def value_scale(self) -> float:
-        """What the policy's critic is multiplied by to give reward units; 1 without ``normalize_value_targets``."""
-        return value_scale(self)
 
     @property
     def n_episodes_at_least(self) -> int:
@@ -242,11 +237,6 @@ class OffPolicyShell(Algorithm, OffPolicyAlgorithm):
     def _get_torch_save_params(self) -> tuple[list[str], list[str]]:
         state_dicts, variables = super()._get_torch_save_params()
         return [*state_dicts, "policy.optimizer"], variables
-
-    def load_replay_buffer(self, path: str | pathlib.Path | io.BufferedIOBase, truncate_last_traj: bool = True) -> None:
-        """As SB3's; files that were saved before modules of this package moved load too."""
-        with renamed_modules():
-            super().load_replay_buffer(path, truncate_last_traj)
 
     # ---------------------------------------------------------------- collecting
 

@@ -59,6 +59,7 @@ class OnPolicyPG(Algorithm, OnPolicyAlgorithm):
     groups: ClassVar[tuple[Group, ...]] = (SHARED, SB3, ON_POLICY)
     policy_aliases: ClassVar[dict[str, type[BasePolicy]]] = A2C.policy_aliases
     critic_rule: ClassVar[CriticRule] = CriticRule()
+    value_scale = property(value_scale)
     policy: ActorCriticPolicy
     n_steps: int | None  # type: ignore[assignment]  # None: complete episodes
     n_episodes: int | None
@@ -98,11 +99,6 @@ class OnPolicyPG(Algorithm, OnPolicyAlgorithm):
     @abstractmethod
     def make_step(self) -> Step:
         """What moves the actor, from the arguments as they are now."""
-
-    @property
-    def value_scale(self) -> float:
-        """What the policy's critic is multiplied by to give reward units; 1 without ``normalize_value_targets``."""
-        return value_scale(self)
 
     @property
     def has_foreign_buffer(self) -> bool:

@@ -6,6 +6,7 @@ from stable_baselines3.common.policies import ActorCriticPolicy
 from stable_baselines3.common.type_aliases import MaybeCallback, Schedule
 from typing_extensions import Self, Unpack
 
+from sb3_pg.algorithms import validation as arg
 from sb3_pg.algorithms.arguments import ON_POLICY, SHARED, OnPolicyArguments
 from sb3_pg.algorithms.monte_carlo import MONTE_CARLO, BaselineName, keep_baseline, monte_carlo, require_episodes
 from sb3_pg.algorithms.on_policy import OnPolicyPG
@@ -61,17 +62,7 @@ class Reinforce(OnPolicyPG):
         n_critic_updates: int = 10,
         **kwargs: Unpack[OnPolicyArguments],
     ) -> None:
-        super().__init__(
-            policy,
-            env,
-            learning_rate=learning_rate,
-            returns=returns,
-            baseline=baseline,
-            baseline_kwargs=baseline_kwargs,
-            critic_learning_rate=critic_learning_rate,
-            n_critic_updates=n_critic_updates,
-            **kwargs,
-        )
+        super().__init__(**arg.given(locals()))
 
     def learn(
         self,

@@ -426,6 +426,14 @@ def _with_saved_optimizer(
     return policy_kwargs | {name: saved[name] for name in ("optimizer_class", "optimizer_kwargs") if name in saved}
 
 
+def load_replay_buffer(
+    self: Any, path: str | pathlib.Path | io.BufferedIOBase, truncate_last_traj: bool = True
+) -> None:
+    """As SB3's method; files of earlier versions, whose classes were in other modules, load too."""
+    with renamed_modules():
+        OffPolicyAlgorithm.load_replay_buffer(self, path, truncate_last_traj)
+
+
 def waits_for_learning_starts(model: OffPolicyAlgorithm) -> str:
     """Why there is no update before ``learning_starts``, and what to do."""
     return (
@@ -574,7 +582,7 @@ def take_update(model: Any, batch: RolloutBatch, report: Report, seconds: float 
 
 
 def value_scale(model: Any) -> float:
-    """What the policy's critic is multiplied by to give reward units."""
+    """What the policy's critic is multiplied by to give reward units; 1 without ``normalize_value_targets``."""
     return model.learner_state.return_scale.value if model.normalize_value_targets else 1.0
 
 

@@ -145,8 +145,15 @@ def _natural_step(model: Any, line_search: bool, step_size: float | None = None)
     )
 
 
-def _require_divergence(model: Any, from_contrib: bool) -> None:
-    """Look at the policy, and at the unit of the ``target_kl`` that a zip of sb3_contrib has."""
+def _set_up(model: Any) -> None:
+    """Set up NPG or TRPO, whose ``_setup_model`` this is.
+
+    :raises ValueError: the KL of the policy's distribution is not known
+    """
+    from_contrib = model._from_sb3
+    if from_contrib:
+        model.max_grad_norm = None  # sb3_contrib's TRPO, which does not use it, has 0
+    OnPolicyPG._setup_model(model)
     require_known_divergence(model.policy)
     target_kl, space = model.target_kl, model.action_space
     if not from_contrib or not isinstance(target_kl, int | float) or model._is_given_to_load("target_kl"):
@@ -157,7 +164,7 @@ def _require_divergence(model: Any, from_contrib: bool) -> None:
             f"target_kl={target_kl} of sb3_contrib's model is averaged over the {d} action dimensions, and is "
             f"the joint KL here: load(..., target_kl={d * target_kl:g}, cg_damping={d * model.cg_damping:g}) "
             "goes on with the same steps",
-            stacklevel=3,
+            stacklevel=2,
         )
 
 
@@ -212,6 +219,7 @@ class TRPO(OnPolicyPG):
 
     groups: ClassVar[tuple[Group, ...]] = (SHARED, SB3, ON_POLICY, CRITIC_ESTIMATES, NATURAL_GRADIENT)
     make_estimator = from_arguments(Bootstrapped)
+    _setup_model = _set_up
     critic_rule: ClassVar[CriticRule] = CriticRule(own_steps=True, shares_batch_size=True, keeps_statistics=True)
     batch_size: int | None
     cg_max_steps: int
@@ -262,13 +270,6 @@ class TRPO(OnPolicyPG):
         """The natural gradient's step with a line search."""
         return _natural_step(self, line_search=True)
 
-    def _setup_model(self) -> None:
-        from_contrib = self._from_sb3
-        if from_contrib:
-            self.max_grad_norm = None  # sb3_contrib's TRPO, which does not use it, has 0
-        super()._setup_model()
-        _require_divergence(self, from_contrib)
-
 
 @documented
 class NPG(OnPolicyPG):
@@ -297,6 +298,7 @@ class NPG(OnPolicyPG):
 
     groups: ClassVar[tuple[Group, ...]] = (*TRPO.groups, STEP_LENGTH)
     make_estimator = from_arguments(Bootstrapped)
+    _setup_model = _set_up
     critic_rule: ClassVar[CriticRule] = TRPO.critic_rule
     batch_size: int | None
     cg_max_steps: int
@@ -350,10 +352,3 @@ class NPG(OnPolicyPG):
     def make_step(self) -> NaturalStep:
         """The whole step along the natural gradient."""
         return _natural_step(self, line_search=False, step_size=None if self.step == "kl" else _now(self, "step_size"))
-
-    def _setup_model(self) -> None:
-        from_contrib = self._from_sb3
-        if from_contrib:
-            self.max_grad_norm = None  # sb3_contrib's TRPO, which does not use it, has 0
-        super()._setup_model()
-        _require_divergence(self, from_contrib)

@@ -1,8 +1,6 @@
 """Off-policy actor-critic: a stochastic actor and Q critics, trained on replayed transitions."""
 
 import inspect
-import io
-import pathlib
 import warnings
 from operator import attrgetter
 from typing import Any, ClassVar, Literal
@@ -31,9 +29,8 @@ from sb3_pg.algorithms.off_pac.losses import (
 )
 from sb3_pg.algorithms.off_pac.policies import OffPACCnnPolicy, OffPACMultiInputPolicy, OffPACPolicy, act, move_target
 from sb3_pg.algorithms.off_policy import REPLAY
-from sb3_pg.algorithms.shell import Algorithm, LogInterval, waits_for_learning_starts
+from sb3_pg.algorithms.shell import Algorithm, LogInterval, load_replay_buffer, waits_for_learning_starts
 from sb3_pg.algorithms.validation import SB3, EnvLike, Group, documented
-from sb3_pg.checkpoints import renamed_modules
 from sb3_pg.learner.metrics import Metrics
 from sb3_pg.learner.optimizers import with_fewer_operations
 from sb3_pg.learner.rollback import frozen, require_usable_std, unchanged_if_nonfinite
@@ -198,6 +195,7 @@ class OffPAC(Algorithm, OffPolicyAlgorithm):
         "MultiInputPolicy": OffPACMultiInputPolicy,
     }
     groups: ClassVar[tuple[Group, ...]] = (SB3, OFF_PAC)
+    load_replay_buffer = load_replay_buffer
     policy: OffPACPolicy
     actor_gradient: ActorGradient | None
     n_actions: int
@@ -244,11 +242,6 @@ class OffPAC(Algorithm, OffPolicyAlgorithm):
         **unknown: Never,
     ) -> None:
         self._construct(arg.given(locals()), _OF_SB3, support_multi_env=True)
-
-    def load_replay_buffer(self, path: str | pathlib.Path | io.BufferedIOBase, truncate_last_traj: bool = True) -> None:
-        """As SB3's; files that were saved before modules of this package moved load too."""
-        with renamed_modules():
-            super().load_replay_buffer(path, truncate_last_traj)
 
     # ---------------------------------------------------------------- updating
 
