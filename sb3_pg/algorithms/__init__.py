@@ -1,7 +1,8 @@
-"""The algorithms. A new one is a file here, its line in this file's import, table and ``__all__``, and its YAML file.
+"""The algorithms.
 
-The YAML file is ``zoo_configs/<name>.yml``, with a ``default:`` block. ``sb3_pg.zoo.samplers.SEARCHES`` may have a
-hyperparameter search of its own.
+To add one, write its file here, add it to the imports, the table and ``__all__`` below, and write its hyperparameters
+to ``zoo_configs/<name>.yml``, with a ``default:`` block. ``sb3_pg.zoo.samplers.SEARCHES`` may get a hyperparameter
+search for it.
 """
 
 from typing import Final

@@ -1,4 +1,4 @@
-"""Actor-critic, batch and online."""
+"""Actor-critic, the batch and the online algorithm."""
 
 from typing import Any, ClassVar
 
@@ -19,7 +19,7 @@ from sb3_pg.learner.estimators import Advantage, CriticTarget
 
 
 class ActorCriticArguments(CriticArguments, total=False):
-    """Keyword arguments beyond those of A2C."""
+    """Keyword arguments that A2C does not have."""
 
     critic_learning_rate: float | str | Schedule | None
     n_critic_updates: int
@@ -28,8 +28,8 @@ class ActorCriticArguments(CriticArguments, total=False):
 RMSPROP = Group(
     """
     :param rms_prop_eps: epsilon, added to RMSprop's root mean square
-    :param use_rms_prop: RMSprop as in Mnih et al. (2016), unless ``policy_kwargs`` has an ``optimizer_class``;
-        otherwise Adam
+    :param use_rms_prop: whether to use RMSprop as in Mnih et al. (2016) instead of Adam. An ``optimizer_class`` in
+        ``policy_kwargs`` comes before both
     """,
     {
         "rms_prop_eps": (1e-5, arg.real(0)),
@@ -46,10 +46,11 @@ class ActorCritic(OnPolicyPG):
               \phi \leftarrow \arg\min_\phi \hat E\left[(V_\phi(s_t) - y_t)^2\right]
 
     Source: Sutton and Barto (2018), section 13.5; Mnih et al. (2016), whose algorithm in its synchronous form is A2C;
-    Schulman et al. (2016). The forms of the advantage and of y_t: :class:`~sb3_pg.learner.estimators.Bootstrapped`.
+    Schulman et al. (2016). For the forms of the advantage and of y_t see
+    :class:`~sb3_pg.learner.estimators.Bootstrapped`.
 
-    With its defaults it is :class:`stable_baselines3.A2C`, whose arguments come first, in their order, with their
-    meaning, and whose zips it loads. The lecture's algorithms:
+    With its defaults it is :class:`stable_baselines3.A2C`. Its first arguments are those of A2C, in the same order and
+    with the same meaning. It loads zips of A2C. The lecture's algorithms are:
 
     * batch: ``n_steps=2048`` (or ``n_steps=None, n_episodes=16``), ``advantage="td"``, ``critic_fit="before"``
     * online: ``n_steps=1``, ``advantage="td"``, ``critic_fit="before"``, any number of envs
@@ -115,5 +116,5 @@ class ActorCritic(OnPolicyPG):
         *args: Any,
         **kwargs: Any,
     ) -> Self:
-        """As SB3's, with A2C's default of one log entry in 100 updates."""
+        """As the base class, with A2C's default of one log in 100 updates."""
         return super().learn(total_timesteps, callback, log_interval, *args, **kwargs)

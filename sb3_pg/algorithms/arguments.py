@@ -1,4 +1,4 @@
-"""Arguments that several algorithms share: what each one is, may be and means, written once."""
+"""Tables of arguments that several algorithms share: the default, check and documentation of each."""
 
 import math
 from typing import Any, Literal, TypedDict
@@ -15,7 +15,7 @@ from sb3_pg.policies import takes_other_numbers
 
 
 class NewSharedArguments(TypedDict, total=False):
-    """Keyword arguments of every policy-gradient algorithm that SB3's A2C does not have."""
+    """Keyword arguments that every policy-gradient algorithm has, and SB3's A2C does not."""
 
     state_discount: bool
     truncation: Literal["bootstrap", "terminal"] | None
@@ -43,7 +43,7 @@ class SB3Arguments(TypedDict, total=False):
 
 
 class CommonArguments(NewSharedArguments, SB3Arguments, total=False):
-    """Keyword arguments of every policy-gradient algorithm, less those of the critic's training."""
+    """Keyword arguments of every policy-gradient algorithm, without those of the critic's training."""
 
     gamma: float
     ent_coef: float
@@ -83,26 +83,26 @@ SHARED = Group(
     :param ent_coef: weight of the entropy bonus, reward units per nat
     :param vf_coef: weight of the critic's loss where one optimizer trains actor and critic, or they share features
     :param max_grad_norm: largest norm of the gradient that ``policy.optimizer`` steps along, None for no clipping
-    :param state_discount: the factor gamma^t of each step's term in the gradient, on or off
-    :param normalize_advantage: shift and scale each batch of advantages to mean 0 and standard deviation 1
+    :param state_discount: whether each step's term in the gradient has the factor gamma^t
+    :param normalize_advantage: whether to shift and scale each batch of advantages to mean 0 and standard deviation 1
     :param truncation: "bootstrap" counts the value of the last state where a time limit cuts an episode, "terminal"
         treats the time limit as part of the task; None is bootstrap where a critic is in use, and terminal elsewhere
-    :param critic_learning_rate: gives the critic an optimizer of its own, with this step size or schedule
+    :param critic_learning_rate: step size or schedule of the critic's own optimizer; None for no own optimizer
     :param n_critic_updates: passes of the critic over each batch; more than 1 gives it an optimizer of its own
     :param critic_batch_size: samples per step of the critic's own optimizer, None for the whole batch
-    :param critic_fit: "after" trains the critic (or fits the baseline) once the advantages are computed; "before" fits
-        it to the batch it then corrects, as the slides' batch actor-critic does (biased), and gives the critic an
-        optimizer of its own. Changes that a callback makes to the advantages count with "after" only
+    :param critic_fit: "after" trains the critic (or fits the baseline) after the advantages are computed. "before"
+        fits it to the batch before, as the slides' batch actor-critic does. This is biased, and gives the critic an
+        optimizer of its own. Changes that a callback makes to the advantages count only with "after"
     :param critic_warmup_updates: number of updates at the start in which only the critic is trained
-    :param normalize_value_targets: train the critic on targets divided by their running standard deviation; its values
-        are multiplied by it (``value_scale``) wherever they are used
-    :param max_episode_steps: longest episode that is waited for, env steps: where complete episodes are collected, and
-        in :class:`~sb3_pg.OffPolicyPG`, which learns from complete episodes only
+    :param normalize_value_targets: whether to train the critic on targets divided by their running standard deviation.
+        Its values are multiplied by it (``value_scale``) wherever they are used
+    :param max_episode_steps: longest episode that is waited for, env steps; a longer one is an error. It counts where
+        complete episodes are collected, and in :class:`~sb3_pg.OffPolicyPG`, which learns only from complete episodes
     :param on_nonfinite: what to do if a number is NaN or infinite: "raise" a :class:`~sb3_pg.NonFiniteError`, or "skip"
         the update with a warning
     :param act_device: device that computes actions, with a copy of the policy that is updated before each rollout; None
         for ``device``. With small networks and ``device="cuda"``, "cpu" acts faster. A policy with hooks or replaced
-        methods has no copy: it acts where it is, with a warning
+        methods is not copied: it acts on ``device``, with a warning
     """,
     {
         "gamma": (0.99, arg.real(0, 1)),
@@ -132,7 +132,7 @@ SHARED = Group(
 
 
 class OnPolicyArguments(CommonArguments, total=False):
-    """Keyword arguments of every on-policy algorithm, less those of the critic's training."""
+    """Keyword arguments of every on-policy algorithm, without those of the critic's training."""
 
     n_steps: int | None
     n_episodes: int | None
@@ -186,13 +186,14 @@ def _on_policy_without_effect(model: Any) -> dict[str, str]:
 
 ON_POLICY = Group(
     """
-    :param n_steps: steps per env and update: segments, which are cut, and bootstrapped with the critic's value
+    :param n_steps: steps per env and update: segments of episodes, whose ends are bootstrapped with the critic's value
     :param n_episodes: complete episodes per update, a multiple of the number of envs; excludes ``n_steps``. If both are
         None: 8, rounded up to a multiple of the number of envs
-    :param gae_lambda: lambda of generalized advantage estimation, in [0, 1], where an algorithm or a foreign buffer
+    :param gae_lambda: lambda of generalized advantage estimation, in [0, 1], if the algorithm or a foreign buffer
         uses it
-    :param rollout_buffer_class: buffer class; a class that is not ours is filled step by step, as SB3 does
-    :param rollout_buffer_kwargs: arguments of the buffer
+    :param rollout_buffer_class: class of the rollout buffer. One that is not from this package is filled step by step,
+        as SB3 does
+    :param rollout_buffer_kwargs: further arguments of the rollout buffer
     """,
     {
         "n_steps": (None, arg.integer(1, optional=True)),

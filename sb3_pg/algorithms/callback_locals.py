@@ -1,7 +1,7 @@
-"""The ``locals`` of SB3's callbacks, under SB3's names. Some are computed only when a callback reads them.
+"""The ``locals`` of SB3's callbacks, under SB3's names.
 
-SB3's on-policy loop calls the critic at every step. The collector here does not, so that ``values``, ``log_probs`` and
-``obs_tensor`` cost a forward. It is computed when a callback reads one of them.
+SB3's on-policy loop calls the critic at every step. The collector here does not. So ``values``, ``log_probs`` and
+``obs_tensor`` are computed, with a forward pass, only when a callback reads one of them.
 """
 
 from collections.abc import ItemsView, Iterator, KeysView, ValuesView
@@ -24,7 +24,7 @@ from sb3_pg.rollout import Collector
 
 
 class StepOutputs:
-    """What SB3's loop has of the policy at the latest step, computed on demand."""
+    """Computes the policy's outputs at the latest step that SB3's loop has, when they are read."""
 
     NAMES = ("obs_tensor", "values", "log_probs")
     policy: ActorCriticPolicy
@@ -36,8 +36,8 @@ class StepOutputs:
         """Begin a rollout.
 
         :param policy: the policy that is trained, in eval mode during the rollout
-        :param sampler: what draws the actions; a :class:`ForwardSampler` has values and log-probs already
-        :param value_scale: what the critic's values are multiplied by to give reward units
+        :param sampler: sampler that draws the actions; a :class:`ForwardSampler` has values and log-probs already
+        :param value_scale: factor that turns the critic's output into reward units
         """
         self.policy, self.value_scale, self._sampler = policy, value_scale, sampler
         self._obs: Any = None
@@ -46,13 +46,13 @@ class StepOutputs:
         self._known: dict[str, Any] = {}
 
     def step(self, obs: Any, actions: np.ndarray) -> None:
-        """Note the latest step: observations as acted upon, and actions as drawn."""
+        """Keep the latest step's observations, as the policy got them, and actions, as it drew them."""
         self._obs, self._actions = obs, actions
         if self._known:
             self._known = {}
 
     def end(self, last_obs: Any) -> None:
-        """Note the end of the rollout, where SB3's ``values`` are those of the observations that follow it."""
+        """Keep the observations that follow the rollout. At its end, SB3's ``values`` are theirs."""
         self._last_obs = last_obs
         self._known.pop("values", None)
 
@@ -89,13 +89,13 @@ class StepOutputs:
 
 
 class LazyLocals(dict[str, Any]):
-    """A dictionary with more keys, whose values are computed when they are read.
+    """A dictionary with additional items that are computed when they are read.
 
-    ``BaseCallback.update_locals`` copies a dictionary's items into the callback's own, which would compute them at
-    every step. Hence this is what the callbacks own, see :func:`offer`.
+    ``BaseCallback.update_locals`` copies all items into the callback's own dictionary, which would compute them at
+    every step. So the callback's own dictionary is replaced by this one, see :func:`offer`.
 
-    :param items: the ordinary ones, which come first
-    :param outputs: the computed ones
+    :param items: the ordinary items, which come first
+    :param outputs: the computed items
     """
 
     def __init__(self, items: dict[str, Any], outputs: StepOutputs) -> None:
@@ -109,7 +109,7 @@ class LazyLocals(dict[str, Any]):
         return super().__contains__(name) or name in self.outputs
 
     def get(self, name: str, default: Any = None) -> Any:
-        """As a dictionary's."""
+        """As in a dictionary."""
         if name not in self:
             return default
         return self[name]
@@ -123,27 +123,27 @@ class LazyLocals(dict[str, Any]):
         return sum(1 for _ in self)
 
     def copy(self) -> dict[str, Any]:
-        """An ordinary dictionary with all items, computed now."""
+        """Return an ordinary dictionary with all items, computed now."""
         return {name: self[name] for name in self}
 
     def keys(self) -> Any:
-        """As a dictionary's."""
+        """As in a dictionary."""
         return KeysView(self)
 
     def items(self) -> Any:
-        """As a dictionary's; the computed ones as they are met."""
+        """As in a dictionary. The computed items are computed when they are reached."""
         return ItemsView(self)
 
     def values(self) -> Any:
-        """As a dictionary's; the computed ones as they are met."""
+        """As in a dictionary. The computed items are computed when they are reached."""
         return ValuesView(self)
 
 
 def offer(callback: BaseCallback, outputs: StepOutputs) -> None:
-    """Let a callback, and all those that it holds, find the policy's outputs in ``locals``.
+    """Put the policy's outputs into the ``locals`` of a callback, and of all callbacks that it holds.
 
-    :param callback: what ``learn`` or the user passes to ``collect_rollouts``
-    :param outputs: of the rollout that begins
+    :param callback: callback that ``learn`` or the user passes to ``collect_rollouts``
+    :param outputs: outputs of the rollout that begins
     """
     replaced: dict[int, LazyLocals] = {}
     for one in _tree(callback, set()):
@@ -155,7 +155,7 @@ def offer(callback: BaseCallback, outputs: StepOutputs) -> None:
 
 
 def _tree(callback: BaseCallback, seen: set[int]) -> Iterator[BaseCallback]:
-    """A callback and those in its attributes: of lists, of events, of the user's own."""
+    """Yield a callback and the callbacks in its attributes, such as those of a CallbackList."""
     if id(callback) in seen:
         return
     seen.add(id(callback))
@@ -170,8 +170,8 @@ class OnPolicyListener:
     """Serves the callbacks of a rollout with the names of SB3's on-policy loop, and keeps the model's counts.
 
     :param model: the algorithm, whose ``num_timesteps``, ``_last_obs`` and ``ep_info_buffer`` are kept up to date
-    :param callback: what ``learn`` or the user passes to ``collect_rollouts``
-    :param names: what does not change during the rollout
+    :param callback: callback that ``learn`` or the user passes to ``collect_rollouts``
+    :param names: the items of ``locals`` that do not change during the rollout
     """
 
     def __init__(self, model: BaseAlgorithm, callback: BaseCallback, names: dict[str, Any]) -> None:
@@ -179,7 +179,7 @@ class OnPolicyListener:
         self._outputs = StepOutputs()
 
     def start(self, policy: ActorCriticPolicy, sampler: Sampler) -> None:
-        """Offer values and log-probs to the callbacks; nothing is computed until one of them reads it."""
+        """Offer values and log-probs to the callbacks. They are computed when a callback reads them."""
         self._outputs.begin(policy, sampler, getattr(self._model, "value_scale", 1.0))
         offer(self._callback, self._outputs)
         self._callback.update_locals({"callback": self._callback, **self._names})
@@ -205,8 +205,8 @@ class OffPolicyListener:
     """Serves the callbacks of a rollout with the names of SB3's off-policy loop, and keeps the model's counts.
 
     :param model: the algorithm, whose ``num_timesteps``, ``_last_obs`` and ``ep_info_buffer`` are kept up to date
-    :param callback: what ``learn`` or the user passes to ``collect_rollouts``
-    :param names: what does not change during the rollout
+    :param callback: callback that ``learn`` or the user passes to ``collect_rollouts``
+    :param names: the items of ``locals`` that do not change during the rollout
     """
 
     def __init__(self, model: BaseAlgorithm, callback: BaseCallback, names: dict[str, Any]) -> None:
@@ -239,14 +239,15 @@ class OffPolicyListener:
         self._model._update_info_buffer(infos, np.ones(len(infos), dtype=bool))
 
     def end(self, last_obs: Any) -> None:
-        """Do nothing: SB3's off-policy loop computes nothing at the end of a rollout."""
+        """Do nothing, because SB3's off-policy loop computes nothing at the end of a rollout."""
 
 
 @contextmanager
 def collecting(model: Any, env: VecEnv) -> Iterator[Collector]:
-    """Lend the model's collector the state of its envs, which is SB3's to keep, and take it back.
+    """Yield the model's collector with the state of the envs, and copy the state back into the model afterwards.
 
-    A step whose numbers are not finite counts in ``num_timesteps`` too.
+    SB3 keeps the state of the envs in attributes of the model. A step with numbers that are not finite counts in
+    ``num_timesteps`` too.
 
     :param model: the algorithm
     :param env: its envs

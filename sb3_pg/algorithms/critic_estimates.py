@@ -1,4 +1,4 @@
-"""Arguments of algorithms whose advantage comes from a critic, and the estimator they make."""
+"""Arguments of algorithms whose advantage comes from a critic."""
 
 from typing import Any
 
@@ -10,7 +10,7 @@ from sb3_pg.learner.estimators import OWN_TARGET, Advantage, CriticTarget
 
 
 class CriticArguments(NewSharedArguments, total=False):
-    """Keyword arguments of on-policy algorithms whose advantage comes from a critic, less those of SB3's A2C."""
+    """Keyword arguments of on-policy algorithms whose advantage comes from a critic, without those of SB3's A2C."""
 
     n_episodes: int | None
     advantage: Advantage
@@ -49,9 +49,9 @@ CRITIC_ESTIMATES = Group(
         :class:`~sb3_pg.learner.estimators.Bootstrapped`
     :param td_steps: n of "n_step": rewards before the critic's value
     :param critic_target: return that the critic is trained on, "lambda", "td", "n_step" or "monte_carlo"; None for the
-        one that the advantage is made of
-    :param recompute_advantage: value the batch anew before each of the critic's passes (``n_critic_updates``), so that
-        targets which bootstrap follow the critic that they train
+        return that the advantage is computed from
+    :param recompute_advantage: whether to compute the batch's values again before each pass of the critic
+        (``n_critic_updates``), so that bootstrapped targets follow the critic
     """,
     {
         "advantage": ("gae", arg.choice(*OWN_TARGET)),

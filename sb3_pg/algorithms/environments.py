@@ -1,4 +1,4 @@
-"""What an environment must be, checked wherever one is set: in constructors, ``set_env`` and ``load``."""
+"""Checks of environments, for constructors, ``set_env`` and ``load``."""
 
 from typing import Any
 
@@ -8,10 +8,10 @@ from stable_baselines3.common.vec_env import VecEnv, VecEnvWrapper, VecNormalize
 
 
 def check_observation_space(space: spaces.Space[Any]) -> None:
-    """Require a space that SB3's policies and buffers can take.
+    """Require an observation space that SB3's policies and buffers support.
 
-    :param space: of the environment
-    :raises ValueError: naming the space, and a wrapper that makes another one of it
+    :param space: the environment's observation space
+    :raises ValueError: the space is not supported. The message names a wrapper that changes it into one that is
     """
     name = "observation_space"
     if isinstance(space, spaces.Dict):
@@ -49,19 +49,19 @@ def _check_part(space: spaces.Space[Any], name: str) -> None:
 
 
 def _counted_from_0(space: spaces.Discrete | spaces.MultiDiscrete) -> tuple[str, str]:
-    """Python's words for the start, and for the space without it."""
+    """Return Python code for a space's ``start``, and for the same space that starts at 0."""
     if isinstance(space, spaces.Discrete):
         return str(space.start), f"Discrete({space.n})"
     return f"np.array({space.start.tolist()})", f"MultiDiscrete({space.nvec.tolist()})"
 
 
 def require_normalized_last(env: VecEnv) -> None:
-    """Require that no wrapper around a VecNormalize changes the shape of what it has normalized.
+    """Require that no wrapper around a VecNormalize changes the shape of its observations.
 
-    A replay buffer keeps what the VecNormalize was given, and normalizes it when it is sampled.
+    A replay buffer stores observations before normalization, and normalizes them when it is sampled.
 
-    :param env: with all its wrappers
-    :raises ValueError: naming the wrapper, and the order of wrappers that works
+    :param env: the env with all its wrappers
+    :raises ValueError: a wrapper changes the shape. The message names it, and the order of wrappers that works
     """
     wrappers = []
     while isinstance(env, VecEnvWrapper) and not isinstance(env, VecNormalize):

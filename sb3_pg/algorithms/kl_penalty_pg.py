@@ -18,7 +18,7 @@ from sb3_pg.learner.trust_region import require_known_divergence
 
 
 class KLPenaltyArguments(CriticArguments, SB3Arguments, total=False):
-    """Keyword arguments that other algorithms have too."""
+    """Keyword arguments of KLPenaltyPG that other algorithms have too."""
 
     ent_coef: float
     vf_coef: float
@@ -43,11 +43,12 @@ KL_PENALTY = Group(
     :param batch_size: samples per gradient step, of the critic too unless ``critic_batch_size`` is given
     :param n_epochs: largest number of passes over each batch
     :param target_kl: epsilon, the joint KL between one policy and the next, nats
-    :param kl_coef: lambda at the start, reward units per nat; training moves it, and ``model.kl_coef`` is its value now
+    :param kl_coef: lambda at the start, reward units per nat. Training changes it; ``model.kl_coef`` is its present
+        value
     :param dual_update: "additive", the gradient step above, or "multiplicative"
     :param dual_learning_rate: alpha of "additive", units of lambda per nat
-    :param max_kl_ratio: passes over a batch end after one in which a minibatch's KL was above this many times
-        ``target_kl``, so that no update carries the policy, and lambda after it, far away; None: never
+    :param max_kl_ratio: the passes over a batch end after a pass in which the KL of a minibatch was above this many
+        times ``target_kl``. This keeps an update from moving the policy, and then lambda, too far. None for no limit
     """,
     {
         "batch_size": (64, arg.integer(1)),
@@ -73,17 +74,17 @@ class KLPenaltyPG(OnPolicyPG):
        ``n_epochs`` passes of minibatch gradient steps
     2. :math:`\lambda \leftarrow \max\big(0,\; \lambda + \alpha\, (\bar D_{KL} - \epsilon)\big)`
 
-    L is :class:`~sb3_pg.learner.trust_region.SurrogateObjective`, the KL that of old || new of the whole action vector,
-    for step 2 measured on the whole batch. Source: the lecture's policy gradient with constraints (which prints the
-    two policies in the divergence exchanged); Boyd et al. (2011), section 2.1, for dual ascent; Schulman et al.
-    (2017), section 4, for ``dual_update="multiplicative"``: lambda is doubled where the KL is above 1.5 epsilon, halved
-    where it is below epsilon / 1.5.
+    L is :class:`~sb3_pg.learner.trust_region.SurrogateObjective`. The KL is KL(old || new) of the whole action vector.
+    Step 2 measures it on the whole batch. Source: the lecture's policy gradient with constraints (which prints the two
+    policies in the divergence exchanged); Boyd et al. (2011), section 2.1, for dual ascent; Schulman et al. (2017),
+    section 4, for ``dual_update="multiplicative"``: lambda is doubled if the KL is above 1.5 epsilon, and halved if it
+    is below epsilon / 1.5.
 
-    At the optimum the KL is epsilon, or lambda is 0. The scale of lambda is that of the advantages over sqrt(epsilon),
-    and the scale of alpha is that of lambda over epsilon: the defaults are made for ``normalize_advantage``.
+    At the optimum the KL is epsilon, or lambda is 0. Lambda has the scale of the advantages over sqrt(epsilon), and
+    alpha the scale of lambda over epsilon. The defaults are chosen for ``normalize_advantage=True``.
 
     :param critic_learning_rate: step size of the critic's own optimizer; None, with ``n_critic_updates=1``, trains
-        actor and critic in one step, as PPO
+        actor and critic in one step, as in PPO
     :raises ValueError: an argument out of range, arguments that contradict each other, or a policy whose distribution
         is not known
     :raises TypeError: an argument of the wrong type, or an unknown one
@@ -124,7 +125,7 @@ class KLPenaltyPG(OnPolicyPG):
         super().__init__(**arg.given(locals()))
 
     def train(self) -> None:
-        """As in the base class; lambda moves with the policy."""
+        """Take one update as the base class does, and update ``kl_coef``."""
         n_updates = self._n_updates
         super().train()
         step = self.learner.step

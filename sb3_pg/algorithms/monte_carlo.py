@@ -1,4 +1,4 @@
-"""Arguments of algorithms with Monte-Carlo returns and a baseline, and the estimator they make."""
+"""Arguments of algorithms with Monte-Carlo returns and a baseline, and their estimator."""
 
 from typing import Any, Literal
 
@@ -11,9 +11,9 @@ BaselineName = Literal["none", "mean", "leave_one_out", "time", "optimal", "line
 
 
 def monte_carlo(model: Any) -> MonteCarlo:
-    """The estimator that a model's arguments ask for, with its baseline, which stays fitted.
+    """Make the estimator from a model's present arguments. It uses the model's fitted baseline.
 
-    :param model: an algorithm with these arguments
+    :param model: an algorithm with the arguments of :data:`MONTE_CARLO`
     """
     return MonteCarlo(
         model.gamma, model.returns, model.fitted_baseline, model.state_discount, model.critic_fit == "before"
@@ -21,14 +21,14 @@ def monte_carlo(model: Any) -> MonteCarlo:
 
 
 def keep_baseline(model: Any) -> None:
-    """Make the model's baseline anew, unless it has a fitted one of the same arguments, as from a zip.
+    """Make the model's baseline. Keep a fitted baseline, e.g. a loaded one, if it was made from the same arguments.
 
-    :param model: an algorithm with these arguments
+    :param model: an algorithm with the arguments of :data:`MONTE_CARLO`
     """
     attributes = vars(model)
-    if "_baseline" in attributes:  # in zips of earlier versions
+    if "_baseline" in attributes:  # from a zip of an earlier version
         model.fitted_baseline, model.baseline_of = attributes.pop("_baseline"), attributes.pop("_baseline_of", None)
-    asked_for = [model.baseline, model.baseline_kwargs, model.returns]  # as it comes back from a zip
+    asked_for = [model.baseline, model.baseline_kwargs, model.returns]  # a list, because a zip turns a tuple into one
     fitted = attributes.get("fitted_baseline")
     is_fitted = isinstance(model.baseline, str) and getattr(fitted, "uses_fit", False)
     if not is_fitted or attributes.get("baseline_of") != asked_for:
@@ -40,10 +40,10 @@ def keep_baseline(model: Any) -> None:
 
 
 def require_episodes(model: Any) -> None:
-    """Require batches of as many episodes as the baseline needs.
+    """Require batches with as many episodes as the baseline needs.
 
-    :param model: an algorithm with these arguments
-    :raises ValueError: there are fewer, and nothing would be left of the advantages
+    :param model: an algorithm with the arguments of :data:`MONTE_CARLO`
+    :raises ValueError: batches have fewer episodes, so that all advantages would be 0
     """
     fewest, least = model.n_episodes_at_least, model.fitted_baseline.min_episodes
     if fewest < least and model.env is not None:
@@ -82,7 +82,7 @@ def _without_effect(model: Any) -> dict[str, str]:
 
 MONTE_CARLO = Group(
     """
-    :param returns: "reward_to_go": G_t is the reward from t on; "total": that of the whole episode
+    :param returns: "reward_to_go": G_t is the sum of rewards from t on; "total": that of the whole episode
     :param baseline: b: "none", "mean", "leave_one_out", "time", "optimal", "linear", "value", or an object with
         ``fit(batch, returns)`` and ``predict(batch)``
     :param baseline_kwargs: arguments of the named baseline, e.g. ``{"component_wise": True}`` of "optimal"

@@ -1,4 +1,4 @@
-"""SB3's shell around collector, replay buffer and learner: collect episodes, update several times from those kept."""
+"""Base class of algorithms that replay trajectories: it collects episodes, and takes several updates from a buffer."""
 
 import time
 from abc import abstractmethod
@@ -66,7 +66,7 @@ SelfOffPolicy = TypeVar("SelfOffPolicy", bound="OffPolicyShell")
 
 
 class ReplayArguments(CommonArguments, total=False):
-    """Keyword arguments of algorithms that replay trajectories, less those of the critic's training."""
+    """Keyword arguments of algorithms that replay trajectories, without those of the critic's training."""
 
     buffer_size: int
     buffer_trajectories: int
@@ -88,7 +88,7 @@ def _check_behavior(_name: str, value: Any) -> None:
 
 def _check(model: Any) -> None:
     if model.learning_starts and model.behavior_policy is None:
-        uniform_behavior(model.action_space, squashed=False)  # whether it has a density
+        uniform_behavior(model.action_space, squashed=False)  # raises if the space has no uniform density
     _ = model.episodes_per_env
     kept = model.replay_buffer_kwargs.get("max_trajectories", model.buffer_trajectories)
     if kept != model.buffer_trajectories and not model._is_kept_by_load("replay_buffer_kwargs"):
@@ -98,18 +98,18 @@ def _check(model: Any) -> None:
 
 REPLAY = Group(
     """
-    :param buffer_size: transitions that the replay buffer has room for
-    :param buffer_trajectories: trajectories that are kept at most, the newest
+    :param buffer_size: transitions that the replay buffer can hold, over all envs
+    :param buffer_trajectories: largest number of trajectories that are kept; the newest stay
     :param learning_starts: env steps before the first update; rollouts that begin before it draw actions uniformly
     :param batch_size: trajectories per gradient step, the newest among them; None for all that are kept
     :param train_freq: what is collected between updates: ``(n, "episode")``, complete episodes from a fresh reset, a
         multiple of the number of envs; ``(n, "step")`` or n, steps per env, whose unfinished episodes go on with the
         next policy
-    :param gradient_steps: per update; -1 for as many as steps were taken
+    :param gradient_steps: gradient steps per update; -1 for as many as env steps were taken since the last update
     :param replay_buffer_class: a subclass of :class:`~sb3_pg.rollout.TrajectoryReplayBuffer`
-    :param replay_buffer_kwargs: arguments of the replay buffer
+    :param replay_buffer_kwargs: further arguments of the replay buffer
     :param optimize_memory_usage: must be False
-    :param action_noise: must be None: the log-prob of a noisy action would be unknown
+    :param action_noise: must be None, because the log-prob of a noisy action would be unknown
     :param behavior_policy: what acts instead of the policy, from the first step on: a model that knows its log-probs
         (A2C, PPO, TRPO, this package's; its policy is kept); a policy; or a callable as
         :data:`~sb3_pg.policies.BehaviorPolicy` describes. It sees the observations that this algorithm acts on: a model
@@ -134,13 +134,15 @@ REPLAY = Group(
 
 
 class OffPolicyShell(Algorithm, OffPolicyAlgorithm):
-    """Keeps trajectories with the log-probs of the policies that acted, and learns from them.
+    """Base class of algorithms that replay trajectories. A subclass defines its arguments, its estimator and its step.
+
+    The replay buffer keeps each trajectory with the log-probs of the policy that acted.
 
     :param policy: see :data:`~sb3_pg.algorithms.validation.ALWAYS`
     :param env: see :data:`~sb3_pg.algorithms.validation.ALWAYS`
-    :param arguments: of the class's groups
-    :raises ValueError: an argument out of range, or arguments that contradict each other
-    :raises TypeError: an argument of the wrong type, or an unknown one
+    :param arguments: arguments of the class's ``groups``
+    :raises ValueError: an argument is out of range, or arguments contradict each other
+    :raises TypeError: an argument is of the wrong type, or unknown
     """
 
     groups: ClassVar[tuple[Group, ...]] = (SHARED, SB3, REPLAY)
@@ -176,15 +178,15 @@ class OffPolicyShell(Algorithm, OffPolicyAlgorithm):
 
     @abstractmethod
     def make_estimator(self) -> ImportanceSampled:
-        """What gives returns, advantages and importance weights, from the arguments as they are now."""
+        """Make the estimator of returns, advantages and importance weights from the present arguments."""
 
     @abstractmethod
     def make_step(self) -> Step:
-        """What moves the actor, from the arguments as they are now."""
+        """Make the step that updates the actor from the present arguments."""
 
     @property
     def n_episodes_at_least(self) -> int:
-        """Episodes that every batch has at least."""
+        """Smallest number of episodes in a batch."""
         collected = self.n_envs * (self.episodes_per_env or 0)
         return max(1, min(collected, self.batch_size or collected, self.buffer_trajectories))
 
@@ -249,20 +251,20 @@ class OffPolicyShell(Algorithm, OffPolicyAlgorithm):
         reset_num_timesteps: bool = True,
         progress_bar: bool = False,
     ) -> SelfOffPolicy:
-        """As SB3's; ``log_interval`` counts episodes, and the TensorBoard run is named after the class.
+        """Train for a number of env steps. The arguments are those of SB3's ``learn``, with these differences.
 
-        With ``log_interval="auto"`` it is about every 500 steps of each env, as often as A2C's default. (SB3's default
-        of 4 episodes would be every update.)
-
-        :raises ValueError: an argument out of range, or a model without env
-        :raises TypeError: an argument of the wrong type
+        :param log_interval: episodes between two logs; "auto" logs about every 500 steps of each env, as often as A2C.
+            (SB3's default of 4 episodes would log every update)
+        :param tb_log_name: name of the TensorBoard run, None for the name of the class
+        :raises ValueError: an argument is out of range, or the model has no env
+        :raises TypeError: an argument is of the wrong type
         """
         self._log_interval, self._has_callbacks = (1 if log_interval == "auto" else log_interval), bool(callback)
         return self._learn(total_timesteps, callback, log_interval, tb_log_name, reset_num_timesteps, progress_bar)
 
     def _why_no_update(self) -> str:
         assert self.replay_buffer is not None
-        if self.gradient_steps == 0 or self._n_skipped:  # which has been said
+        if self.gradient_steps == 0 or self._n_skipped:  # a skipped update has given a warning already
             return ""
         if self.num_timesteps <= self.learning_starts:
             return waits_for_learning_starts(self)
@@ -278,10 +280,10 @@ class OffPolicyShell(Algorithm, OffPolicyAlgorithm):
     def add_trajectories(self, trajectories: Iterable[Trajectory]) -> None:
         """Put logged episodes into the replay buffer, as if they had just been collected.
 
-        :param trajectories: complete, with the log-probs of what acted. Discrete and MultiDiscrete actions are numbered
-            as the env numbers them; those of a Box are as sampled, before clipping or rescaling
-        :raises ValueError: one is not complete, has arrays of other shapes or with numbers that are not finite, or
-            actions that are not in the space; none is added then
+        :param trajectories: complete episodes, with the log-probs of the policy that acted. Discrete and MultiDiscrete
+            actions are numbered as the env numbers them. Actions of a Box are as sampled, before clipping or rescaling
+        :raises ValueError: an episode is not complete, has arrays of other shapes, numbers that are not finite, or
+            actions outside the space. No episode is added then
         """
         assert self.replay_buffer is not None
         own = [trajectory.as_drawn_by(self.policy) for trajectory in trajectories]
@@ -297,7 +299,7 @@ class OffPolicyShell(Algorithm, OffPolicyAlgorithm):
         learning_starts: int = 0,
         log_interval: int | None = None,
     ) -> RolloutReturn:
-        """Collect with the current policy, and keep the episodes that have ended.
+        """Collect with the current policy, and put the episodes that have ended into the replay buffer.
 
         :return: steps of all envs, episodes, and whether to go on
         :raises NonFiniteError: a reward or an observation is not finite
@@ -306,7 +308,7 @@ class OffPolicyShell(Algorithm, OffPolicyAlgorithm):
         began, steps_before = time.perf_counter(), self.num_timesteps
         if self._collector is None or self._collector.env is not env:
             self._pieces = None
-        pieces, self._pieces = self._pieces or Pieces(env.num_envs), None  # an interruption loses them
+        pieces, self._pieces = self._pieces or Pieces(env.num_envs), None  # None if the rollout is interrupted
         per_env = self._episodes_per_env(train_freq)
         n_steps = train_freq.frequency if per_env is None else None
         is_dict = isinstance(self.observation_space, spaces.Dict)
@@ -335,7 +337,7 @@ class OffPolicyShell(Algorithm, OffPolicyAlgorithm):
             replay_buffer.add_trajectories(found, self._n_updates)
         except NonFiniteError as error:
             if self.num_timesteps == steps_before:
-                raise  # skipping what takes no step would go on for ever
+                raise  # skipping would repeat the same error forever
             self._skip_or_raise(error)
         self.logger.record("rollout/valid_fraction", rollout.valid_fraction)
         self._update_current_progress_remaining(self.num_timesteps, self._total_timesteps)
@@ -349,7 +351,7 @@ class OffPolicyShell(Algorithm, OffPolicyAlgorithm):
         return RolloutReturn(self.num_timesteps - steps_before, len(found), continue_training=True)
 
     def _behavior(self, learning_starts: int) -> Sampler | None:
-        """What acts in the next rollout; None for the policy."""
+        """Return the sampler that acts in the next rollout; None for the policy's own."""
         behavior, squashed = self._adopt_behavior(), self.policy.squash_output
         if behavior is None and self.num_timesteps < learning_starts:
             behavior = uniform_behavior(self.action_space, squashed)
@@ -357,15 +359,15 @@ class OffPolicyShell(Algorithm, OffPolicyAlgorithm):
 
     @property
     def actor(self) -> Any:  # type: ignore[override]
-        """What SB3's log asks for the standard deviation under gSDE."""
+        """Object that SB3's log asks for the standard deviation with gSDE."""
         return SimpleNamespace(get_std=self.policy.log_std.exp)
 
     # ---------------------------------------------------------------- updating
 
     def train(self, gradient_steps: int, batch_size: int | None) -> None:
-        """Gradient steps from the trajectories that are kept; parameters stay as they were where one fails.
+        """Take gradient steps from trajectories of the replay buffer. If one fails, parameters stay as they were.
 
-        :param gradient_steps: how many
+        :param gradient_steps: number of steps
         :param batch_size: trajectories per step, None for all
         :raises NonFiniteError: a gradient or a parameter would not be finite
         """
@@ -382,7 +384,7 @@ class OffPolicyShell(Algorithm, OffPolicyAlgorithm):
             take_update(self, batch, report)
 
     def _next_batch(self, batch_size: int | None) -> RolloutBatch | None:
-        """Trajectories with weights and estimates of the policy as it is now; None if no effective sample is left."""
+        """Return trajectories with weights and estimates for the present policy; None if ``min_ess`` refuses all."""
         buffer, learner = self.replay_buffer, refresh_learner(self)
         assert buffer is not None
         estimator = self.make_estimator()

@@ -19,11 +19,11 @@ from sb3_pg.learner.estimators import Ratio, Returns
 
 IMPORTANCE = Group(
     """
-    :param ratio: "per_step", "prefix", "per_decision" or "trajectory"
-    :param max_ratio: W_t is truncated there, None for no truncation
-    :param self_normalize: divide W_t by its mean over the batch's episodes
-    :param min_ess: a gradient step is not taken where the effective sample size of W_t is under this share of the
-        samples; the trajectories that were collected first leave the buffer until it is not
+    :param ratio: form of W_t: "per_step", "prefix", "per_decision" or "trajectory"
+    :param max_ratio: largest value of W_t, where it is truncated; None for no truncation
+    :param self_normalize: whether to divide W_t by its mean over the batch's episodes
+    :param min_ess: smallest effective sample size of W_t with which a gradient step is taken, as a share of the
+        samples. While it is smaller, the oldest trajectories leave the buffer
     """,
     {
         "ratio": ("per_step", arg.choice(*RATIOS)),
@@ -55,13 +55,13 @@ class OffPolicyPG(OffPolicyShell):
     trajectory     rho_0 ... rho_T-1             unbiased, with the most variance
     ============== ============================= ================================================================
 
-    Each update takes ``gradient_steps`` steps over trajectories, those collected last and replayed ones, with weights
-    of the policy as it is then. With one step on fresh data it is :class:`~sb3_pg.Reinforce`. The baseline "value" is
-    a critic trained on V-trace targets (Espeholt et al. 2018) of the same trajectories.
+    Each update takes ``gradient_steps`` steps on the newest trajectories and on replayed ones. Each step computes the
+    weights with the present policy. With one step on new data the algorithm is :class:`~sb3_pg.Reinforce`. The baseline
+    "value" is a critic that is trained on V-trace targets (Espeholt et al. 2018) of the same trajectories.
 
-    :param baseline: b, as in :class:`~sb3_pg.Reinforce`. What is fitted to returns is fitted to those of the policies
-        that acted, unless ``ratio`` is "per_decision". "linear", which is fitted after each step, has seen the episodes
-        that the next one corrects
+    :param baseline: b, as in :class:`~sb3_pg.Reinforce`. A baseline that is fitted to returns is fitted to the returns
+        of the policies that acted, unless ``ratio`` is "per_decision". "linear" is fitted after each step, so that it
+        may have been fitted to the episodes of the next step
     :param critic_learning_rate: step size of the critic's own optimizer; None, with ``n_critic_updates=1``, trains
         actor and critic in one step
     :param n_critic_updates: passes of the critic over the batch, per gradient step

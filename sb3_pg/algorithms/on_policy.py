@@ -1,4 +1,4 @@
-"""SB3's shell around collector and learner, for on-policy algorithms: collect a rollout, update from it, log."""
+"""Base class of the on-policy algorithms: it collects a rollout, updates from it, and logs."""
 
 import time
 from abc import abstractmethod
@@ -46,16 +46,15 @@ DEFAULT_N_EPISODES = 8
 
 
 class OnPolicyPG(Algorithm, OnPolicyAlgorithm):
-    """Collects, updates and logs. A subclass says which arguments, which estimator and which step.
+    """Base class of the on-policy algorithms. A subclass defines its arguments, its estimator and its step.
 
     :param policy: see :data:`~sb3_pg.algorithms.validation.ALWAYS`
     :param env: see :data:`~sb3_pg.algorithms.validation.ALWAYS`
-    :param arguments: of the class's groups
-    :raises ValueError: an argument out of range, or arguments that contradict each other
-    :raises TypeError: an argument of the wrong type, or an unknown one
+    :param arguments: arguments of the class's ``groups``
+    :raises ValueError: an argument is out of range, or arguments contradict each other
+    :raises TypeError: an argument is of the wrong type, or unknown
     """
 
-    #: tables of the class's arguments
     groups: ClassVar[tuple[Group, ...]] = (SHARED, SB3, ON_POLICY)
     policy_aliases: ClassVar[dict[str, type[BasePolicy]]] = A2C.policy_aliases
     critic_rule: ClassVar[CriticRule] = CriticRule()
@@ -70,9 +69,9 @@ class OnPolicyPG(Algorithm, OnPolicyAlgorithm):
     act_device: th.device | str | None
     learner: Learner
     learner_state: LearnerState
-    #: the latest rollout, None before the first and after one that was not finite
+    #: the latest rollout; None before the first rollout, and after a rollout with numbers that were not finite
     rollout_batch: RolloutBatch | None = None
-    #: the buffer that ``rollout_batch`` was collected into, and the estimates that were written there: name -> bytes
+    #: the buffer that holds ``rollout_batch``, and the estimates that were written into it: name -> bytes
     _collected: tuple[RolloutBuffer, dict[str, bytes]] | None = None
     _collector: Collector | None = None
     _estimate_seconds = 0.0
@@ -81,34 +80,34 @@ class OnPolicyPG(Algorithm, OnPolicyAlgorithm):
     _iteration = 0
     #: whether ``load`` has been given a zip of SB3 or sb3_contrib
     _from_sb3 = False
-    #: with ``log_interval="auto"``: iteration in which it was decided whether the next one is logged, and the decision
+    #: with ``log_interval="auto"``: whether the next iteration is logged, and the iteration in which that was decided
     _decided_in = -1
     _next_is_logged = False
 
     def __init__(self, policy: str | type[ActorCriticPolicy], env: EnvLike | None, **arguments: Any) -> None:
         of_sb3 = ("gamma", "ent_coef", "vf_coef", "max_grad_norm", *ON_POLICY.arguments.keys() - {"n_episodes"})
-        self._from_sb3 = self._is_loading()  # a zip of ours says otherwise
+        self._from_sb3 = self._is_loading()  # loading a zip of this package sets it back to False
         self._construct({"policy": policy, "env": env, **arguments}, of_sb3, _init_setup_model=False)
 
     # ---------------------------------------------------------------- the algorithm
 
     @abstractmethod
     def make_estimator(self) -> Estimator:
-        """What gives returns and advantages, from the arguments as they are now."""
+        """Make the estimator of returns and advantages from the present arguments."""
 
     @abstractmethod
     def make_step(self) -> Step:
-        """What moves the actor, from the arguments as they are now."""
+        """Make the step that updates the actor from the present arguments."""
 
     @property
     def has_foreign_buffer(self) -> bool:
-        """Whether ``rollout_buffer_class`` is not one of ours."""
+        """Whether ``rollout_buffer_class`` is a class of SB3 or of the user."""
         cls = self.rollout_buffer_class
         return cls is not None and not issubclass(cls, TrajectoryRolloutBuffer)
 
     @property
     def n_episodes_at_least(self) -> int:
-        """Episodes, or pieces of them, that every batch has at least."""
+        """Smallest number of episodes, or pieces of episodes, in a batch."""
         return self.n_envs * (self.episodes_per_env or 1)
 
     @property
@@ -128,15 +127,15 @@ class OnPolicyPG(Algorithm, OnPolicyAlgorithm):
             )
         return self.n_episodes // self.n_envs
 
-    #: arguments that make the algorithm collect segments, which wait for no episode's end
+    #: arguments with which the algorithm collects segments instead of complete episodes, for an error message
     segments_by = "n_steps="
 
     def check_segments(self, name: str, n_steps: int | None) -> None:
-        """Require an algorithm that can learn from segments.
+        """Require that the algorithm can learn from segments, if they are asked for.
 
         :param name: argument that asks for segments
         :param n_steps: its value, None for complete episodes
-        :raises ValueError: it takes complete episodes
+        :raises ValueError: the algorithm needs complete episodes
         """
         if n_steps is not None and not uses_critic(self):
             raise ValueError(
@@ -147,11 +146,11 @@ class OnPolicyPG(Algorithm, OnPolicyAlgorithm):
     # ---------------------------------------------------------------- setting up
 
     def _prepare(self) -> None:
-        """Look at the arguments together, before buffers and policy are made.
+        """Check the arguments against each other and choose the buffer's class, before buffer and policy are made.
 
-        :raises ValueError: some of them contradict each other
+        :raises ValueError: arguments contradict each other
         """
-        # SB3's zips name the buffer class that SB3 chose; here that means the default, not a foreign buffer.
+        # A zip of SB3 names the buffer class that SB3 chose. It stands for the default here, not for a foreign buffer.
         if self._from_sb3 and self.rollout_buffer_class in (RolloutBuffer, DictRolloutBuffer):
             self.rollout_buffer_class = None
         self._from_sb3 = False
@@ -169,7 +168,7 @@ class OnPolicyPG(Algorithm, OnPolicyAlgorithm):
         self._check_effects()
 
     def _maybe_recommend_cpu(self, mlp_class_name: str = "ActorCriticPolicy") -> None:
-        if self.act_device is None:  # SB3's reason is what it costs to act on the GPU
+        if self.act_device is None:  # SB3 recommends the CPU because acting on the GPU is slow
             super()._maybe_recommend_cpu(mlp_class_name)
 
     # ---------------------------------------------------------------- learning
@@ -183,16 +182,15 @@ class OnPolicyPG(Algorithm, OnPolicyAlgorithm):
         reset_num_timesteps: bool = True,
         progress_bar: bool = False,
     ) -> SelfOnPolicy:
-        """As SB3's; the TensorBoard run is named after the class.
+        """Train for a number of env steps. The arguments are those of SB3's ``learn``, with these differences.
 
-        ``log_interval`` counts updates. With "auto" it is about every 500 steps of each env, as often as A2C's default.
+        Some metrics cost extra time. They are computed only for updates that are logged. These are the metrics that
+        describe the step, such as ``train/joint_kl``, and without a callback also entropy and explained variance.
 
-        Metrics that the update does not need anyway are computed for the updates that are written to the log, one
-        in ``log_interval``: those that tell what the step has done (``train/joint_kl`` and the like), and, without a
-        callback that could read them in between, entropy and explained variance.
-
-        :raises ValueError: an argument out of range, or a model without env
-        :raises TypeError: an argument of the wrong type
+        :param log_interval: updates between two logs; "auto" logs about every 500 steps of each env, as often as A2C
+        :param tb_log_name: name of the TensorBoard run, None for the name of the class
+        :raises ValueError: an argument is out of range, or the model has no env
+        :raises TypeError: an argument is of the wrong type
         """
         self._log_interval = 1 if log_interval == "auto" else log_interval
         self._iteration, self._has_callbacks = 0, bool(callback)
@@ -202,15 +200,15 @@ class OnPolicyPG(Algorithm, OnPolicyAlgorithm):
     def collect_rollouts(
         self, env: VecEnv, callback: BaseCallback, rollout_buffer: RolloutBuffer, n_rollout_steps: int | None
     ) -> bool:
-        """Fill the buffer with one rollout of the current policy; returns are in it before ``on_rollout_end``.
+        """Fill the buffer with one rollout of the current policy, and with returns before ``on_rollout_end``.
 
         :param env: the envs
-        :param callback: its hooks are called as by SB3, with SB3's names in ``locals``
-        :param rollout_buffer: is reset and filled
+        :param callback: callback whose hooks are called as in SB3, with SB3's names in ``locals``
+        :param rollout_buffer: buffer to reset and fill
         :param n_rollout_steps: steps per env; None for ``n_steps``, or for ``n_episodes`` complete episodes
         :return: False if the callback stopped training
         :raises NonFiniteError: a reward or an observation is not finite
-        :raises ValueError: ``n_rollout_steps`` is not positive, or given to an algorithm without a critic
+        :raises ValueError: ``n_rollout_steps`` is not positive, or the algorithm has no critic
         """
         began = time.perf_counter()
         n_steps = self.n_steps if n_rollout_steps is None else n_rollout_steps
@@ -218,13 +216,13 @@ class OnPolicyPG(Algorithm, OnPolicyAlgorithm):
             arg.integer(1)("n_rollout_steps", n_steps)
             self.check_segments("n_rollout_steps", n_steps)
         self.rollout_batch = self._collected = None
-        _ = self._is_followed_by_log  # train has decided this, unless a subclass overrides it
+        _ = self._is_followed_by_log  # decides now, if the train of a subclass has not done it
         self._iteration += 1
         self._estimate_seconds = 0.0
         if isinstance(rollout_buffer, TrajectoryRolloutBuffer):
             go_on = self._collect(env, callback, rollout_buffer, n_steps)
         else:
-            assert n_steps is not None  # as the check of rollout_buffer_class requires
+            assert n_steps is not None  # the check of rollout_buffer_class requires it
             go_on = super().collect_rollouts(env, callback, rollout_buffer, n_steps)
         if go_on:
             seconds = time.perf_counter() - began - self._estimate_seconds
@@ -234,7 +232,7 @@ class OnPolicyPG(Algorithm, OnPolicyAlgorithm):
     def _collect(
         self, env: VecEnv, callback: BaseCallback, buffer: TrajectoryRolloutBuffer, n_steps: int | None
     ) -> bool:
-        """Collect and estimate.
+        """Collect a rollout into one of our buffers, and estimate returns and advantages.
 
         :return: False if the callback stopped training
         """
@@ -272,25 +270,25 @@ class OnPolicyPG(Algorithm, OnPolicyAlgorithm):
             self.rollout_batch = batch
         except NonFiniteError as error:
             if self.num_timesteps == steps_before:
-                raise  # skipping what takes no step would go on for ever
+                raise  # skipping would repeat the same error forever
             self._skip_or_raise(error)
         self.logger.record("rollout/valid_fraction", buffer.valid_fraction)
         callback.on_rollout_end()
         return True
 
     def train(self) -> None:
-        """One update from the rollout in ``rollout_buffer``; parameters stay as they were if it fails.
+        """Take one update from the rollout in ``rollout_buffer``. If it fails, parameters stay as they were.
 
         The advantages and returns are those in the buffer. They may come from :meth:`collect_rollouts`, a callback
         that has changed them since, or SB3's ``compute_returns_and_advantage`` on a buffer that was filled by hand.
 
         :raises NonFiniteError: a gradient or a parameter would not be finite
-        :raises ValueError: the buffer is not full, or was filled by hand where the estimates are to be made anew
+        :raises ValueError: the buffer is not full, or it was filled by hand and an argument asks for new estimates
         """
         if not self._was_collected:
             self.check_given_estimates()
             self.rollout_batch = batch_from_filled_buffer(self.rollout_buffer)
-        elif self.rollout_batch is not None:  # it is None if the rollout was skipped
+        elif self.rollout_batch is not None:  # None: the rollout was skipped
             assert self._collected is not None
             _take_back(self.rollout_batch, *self._collected)
         if (batch := self.rollout_batch) is None:
@@ -301,7 +299,7 @@ class OnPolicyPG(Algorithm, OnPolicyAlgorithm):
 
     @property
     def _was_collected(self) -> bool:
-        """Whether ``rollout_buffer`` holds the rollout that ``rollout_batch`` was made of."""
+        """Whether ``rollout_buffer`` holds the rollout that ``rollout_batch`` was made from."""
         buffer = self.rollout_buffer
         return (
             isinstance(buffer, TrajectoryRolloutBuffer)
@@ -312,9 +310,9 @@ class OnPolicyPG(Algorithm, OnPolicyAlgorithm):
         )
 
     def check_given_estimates(self) -> None:
-        """Require arguments under which the buffer's own advantages can be used.
+        """Require arguments with which the update can use the advantages in the buffer.
 
-        :raises ValueError: an argument that asks for estimates of another kind
+        :raises ValueError: an argument asks for new estimates
         """
         for name, why, other in (("critic_fit", "before", "after"), ("recompute_advantage", True, False)):
             if getattr(self, name, None) == why:
@@ -327,7 +325,7 @@ class OnPolicyPG(Algorithm, OnPolicyAlgorithm):
 
     @property
     def _is_followed_by_log(self) -> bool:
-        """Whether this update is followed by a log entry: SB3 collects once more before it writes one."""
+        """Whether the update's metrics are logged. SB3 collects the next rollout before it writes the log."""
         if not self._log_steps:
             return self._log_interval is not None and (self._iteration + 1) % self._log_interval == 0
         if self._decided_in != self._iteration:
@@ -335,11 +333,11 @@ class OnPolicyPG(Algorithm, OnPolicyAlgorithm):
         return self._next_is_logged
 
     def dump_logs(self, iteration: int = 0) -> None:
-        """As SB3's, which calls it after every rollout with ``log_interval="auto"``; some are left out then.
+        """Write the log as SB3's method does. ``learn`` with ``log_interval="auto"`` leaves out most iterations.
 
-        :param iteration: of ``learn``; 0 for a call from elsewhere, which always writes
+        :param iteration: iteration of ``learn``; 0 for a call from elsewhere, which always writes
         """
-        # No update comes before the first log, to decide about it.
+        # The first log has no update before it that could decide about it.
         first = iteration == 1 and self.num_timesteps - self._num_timesteps_at_start >= self._log_steps
         decided = self._next_is_logged and self._decided_in == iteration - 1
         if not iteration or not self._log_steps or first or decided:
@@ -347,9 +345,9 @@ class OnPolicyPG(Algorithm, OnPolicyAlgorithm):
 
 
 def _publish(batch: RolloutBatch, buffer: RolloutBuffer) -> dict[str, bytes]:
-    """Write the estimates where SB3's users look for them.
+    """Write returns and advantages into the buffer, where users of SB3 look for them.
 
-    :return: name -> what was written
+    :return: name -> the bytes that were written
     """
     for name in ("returns", "advantages"):
         setattr(buffer, name, getattr(batch, name).float().cpu().numpy())
@@ -357,7 +355,7 @@ def _publish(batch: RolloutBatch, buffer: RolloutBuffer) -> dict[str, bytes]:
 
 
 def _take_back(batch: RolloutBatch, buffer: RolloutBuffer, written: dict[str, bytes]) -> None:
-    """Take over estimates that were changed in the buffer, by a callback for example, as SB3's algorithms do."""
+    """Copy returns and advantages that were changed in the buffer, e.g. by a callback, back into the batch."""
     for name, before in written.items():
         ours, now = getattr(batch, name), getattr(buffer, name)
         if now.shape == ours.shape and now.tobytes() != before:

@@ -72,10 +72,7 @@ class Reinforce(OnPolicyPG):
         *args: Any,
         **kwargs: Any,
     ) -> Self:
-        """As SB3's, with a log entry about every 500 steps of each env, as often as A2C's default.
-
-        ``log_interval`` counts updates.
-        """
+        """As the base class, with a log about every 500 steps of each env by default, as often as A2C."""
         return super().learn(total_timesteps, callback, log_interval, *args, **kwargs)
 
     def _prepare(self) -> None:
@@ -84,13 +81,13 @@ class Reinforce(OnPolicyPG):
         require_episodes(self)
 
     def check_segments(self, name: str, n_steps: int | None) -> None:
-        """As in the base class; total returns take complete episodes, too."""
+        """As the base class. ``returns="total"`` needs complete episodes too."""
         if self.returns == "total" and n_steps is not None:
             raise ValueError(f"returns='total' takes complete episodes, got {name}={n_steps}")
         super().check_segments(name, n_steps)
 
     def check_given_estimates(self) -> None:
-        """As in the base class; a component-wise baseline has no advantage per step."""
+        """As the base class. A component-wise baseline has no advantage per step, and raises an error too."""
         super().check_given_estimates()
         if self.fitted_baseline.per_parameter:
             raise ValueError(
@@ -100,6 +97,6 @@ class Reinforce(OnPolicyPG):
 
     @property
     def segments_by(self) -> str:  # type: ignore[override]
-        """As in the base class."""
+        """As the base class."""
         forward = " and returns='reward_to_go'" if self.returns == "total" else ""
         return f"n_steps=, baseline='value'{forward}"

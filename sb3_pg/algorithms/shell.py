@@ -1,4 +1,4 @@
-"""The shell that all algorithms share: arguments, env, ``learn``, log, saving and loading."""
+"""What all algorithms share: arguments, env, ``learn``, log, saving and loading; and the use of a learner."""
 
 import io
 import math
@@ -49,15 +49,15 @@ from sb3_pg.rollout import NormalizationGuard, RolloutBatch, require_finite_step
 
 BuiltT = TypeVar("BuiltT")
 SelfAlgorithm = TypeVar("SelfAlgorithm", bound="Algorithm")
-#: ``log_interval`` of ``learn``: SB3's, or "auto" for about every 500 steps of each env.
+#: Type of ``log_interval`` in ``learn``: as in SB3, or "auto", which logs about every 500 steps of each env.
 LogInterval = int | Literal["auto"] | None
-#: As often as A2C logs, every 100 updates of 5 steps.
+#: Steps of each env between two logs with "auto". A2C logs as often: every 100 updates of 5 steps.
 AUTO_LOG_STEPS: Final = 500
-#: Names of the attributes that ``load`` was given; None while nothing is loaded.
+#: While ``load`` runs, the names of the attributes that it was given; otherwise None.
 _LOADING: ContextVar[Collection[str] | None] = ContextVar("loading", default=None)
-#: Attributes that belong to one rollout or follow from the policy; they are neither saved nor copied.
+#: Attributes that belong to one rollout, or that are made from the policy. They are neither saved nor copied.
 TRANSIENT_ATTRS = ("learner", "rollout_batch", "_collected", "_collector", "_pieces")
-#: Metrics that are printed with ``verbose=2`` only. TensorBoard and CSV files have all of them.
+#: Metrics that are printed only with ``verbose=2``. TensorBoard and CSV files have all metrics.
 _DETAILS: Final = frozenset(
     {
         *("clipped_action_fraction", "entropy", "step_size", "surrogate_predicted", "surrogate_realized"),
@@ -65,7 +65,7 @@ _DETAILS: Final = frozenset(
         *("cg_iterations", "cg_residual", "line_search_steps"),
     }
 )
-#: Checks of ``learn``'s arguments, in their order.
+#: Checks of the arguments of ``learn``, in the order of its signature.
 LEARN_CHECKS: dict[str, arg.Check] = {
     "total_timesteps": arg.real(0),
     "callback": arg.callback,
@@ -77,15 +77,19 @@ LEARN_CHECKS: dict[str, arg.Check] = {
 
 
 class Algorithm(BaseAlgorithm):
-    """Stands before SB3's on- or off-policy base in the order of bases."""
+    """Base class of all algorithms. A subclass derives from it first, and then from a base class of SB3.
 
-    #: argument -> what it must be
+    The base class of SB3 is OnPolicyAlgorithm or OffPolicyAlgorithm.
+    """
+
+    #: name of an argument -> its check
     checks: ClassVar[Mapping[str, arg.Check]]
     critic_optimizer: th.optim.Optimizer | None = None
     on_nonfinite: str
     _n_skipped = 0
-    #: of ``log_interval="auto"``, otherwise 0: env steps between two logs at least, and when the last one was
+    #: with ``log_interval="auto"``, the smallest number of env steps between two logs; otherwise 0
     _log_steps = 0
+    #: ``num_timesteps`` at the last log of ``log_interval="auto"``
     _logged_at = 0
 
     # ---------------------------------------------------------------- arguments
@@ -94,11 +98,11 @@ class Algorithm(BaseAlgorithm):
     groups: ClassVar[tuple[Group, ...]] = ()
 
     def _construct(self, given: Mapping[str, Any], of_sb3: Collection[str], **fixed: Any) -> None:
-        """Check and keep the arguments, and construct SB3's base.
+        """Check the arguments, set them as attributes, and call the constructor of SB3's base class.
 
         :param given: the constructor's arguments
-        :param of_sb3: names of arguments that SB3's base takes, besides those of ``ALWAYS`` and ``SB3``
-        :param fixed: more arguments of SB3's base
+        :param of_sb3: names of arguments that SB3's base class takes, besides those of ``ALWAYS`` and ``SB3``
+        :param fixed: other arguments of SB3's base class
         :raises ValueError: an argument out of range, or arguments that contradict each other
         :raises TypeError: an argument of the wrong type, or an unknown one
         """
@@ -133,17 +137,17 @@ class Algorithm(BaseAlgorithm):
         raise ValueError(f"policy must be one of {list(self.policy_aliases)} or a class, got {policy_name!r}{hint}")
 
     def _check_combinations(self) -> None:
-        """Require arguments that agree with each other.
+        """Check the arguments against each other.
 
-        :raises ValueError: naming those that do not
+        :raises ValueError: naming the arguments that contradict each other
         """
         for group in self.groups:
             group.check(self)
 
     def _check_effects(self) -> None:
-        """Look for arguments that are given and have no effect; those of a zip were not given.
+        """Raise an error, or warn, if an argument was given that has no effect. A zip's arguments were not given.
 
-        :raises ValueError: there is one, and it is not among the tolerated ones, which give a warning
+        :raises ValueError: an argument without effect was given, and it is not among those that give a warning
         """
         fixed = {name: value for group in self.groups for name, (value, _) in group.refused.items()}
         unused = {
@@ -156,10 +160,10 @@ class Algorithm(BaseAlgorithm):
         arg.check_effects(type(self), vars(self), unused, tolerated)
 
     def _check_again(self) -> None:
-        """Check the arguments once more, since ``load`` replaces attributes after the constructor.
+        """Check the arguments again, because ``load`` replaces attributes after the constructor has run.
 
-        :raises ValueError: one is out of range, or there has never been an env
-        :raises TypeError: one is of the wrong type
+        :raises ValueError: an argument is out of range, or the model has never had an env
+        :raises TypeError: an argument is of the wrong type
         """
         if not hasattr(self, "observation_space"):
             raise ValueError("env must be an environment or the id of a registered one, got None")
@@ -186,13 +190,13 @@ class Algorithm(BaseAlgorithm):
         force_reset: bool = True,
         **kwargs: Any,
     ) -> SelfAlgorithm:
-        """As SB3's; ``kwargs`` replace attributes, and arguments of the constructor are checked as there.
+        """Load a model as SB3's ``load`` does. ``kwargs`` replace attributes, and are checked as in the constructor.
 
-        ``env`` may also be the id of a registered environment, or one of Gymnasium's vector envs. A critic's optimizer
-        that was not saved starts afresh, and one that is no longer wanted is left out. ``policy_kwargs`` need not name
-        the optimizer that ``use_rms_prop`` has put into the saved ones.
+        ``env`` may also be the id of a registered environment, or a vector env of Gymnasium. If the arguments ask for
+        an optimizer of the critic that was not saved, it starts afresh. If they no longer ask for one that was saved,
+        it is dropped. ``policy_kwargs`` need not name the optimizer that ``use_rms_prop`` added to the saved ones.
 
-        :raises TypeError: an argument that is misspelled
+        :raises TypeError: the name of an argument is misspelled
         """
         arg.no_typos(cls, kwargs)
         if "stats_window_size" in kwargs:  # SB3 keeps it under another name
@@ -206,9 +210,9 @@ class Algorithm(BaseAlgorithm):
                 model = super().load(path, given, device, custom_objects, print_system_info, force_reset, **kwargs)
         finally:
             _LOADING.reset(token)
-        for name in REMOVED:  # a zip of an earlier version holds them
+        for name in REMOVED:  # zips of earlier versions hold them
             vars(model).pop(name, None)
-        optimizer = getattr(model.policy, "optimizer", None)  # OffPAC's stand in its actor and critics
+        optimizer = getattr(model.policy, "optimizer", None)  # an OffPACPolicy has one in its actor and its critic
         has_rms_prop = isinstance(optimizer, th.optim.RMSprop)
         if kwargs.get("use_rms_prop", has_rms_prop) != has_rms_prop:
             kept = type(optimizer).__name__
@@ -225,16 +229,16 @@ class Algorithm(BaseAlgorithm):
 
     @staticmethod
     def _is_given_to_load(name: str) -> bool:
-        """Whether an attribute's value is not the one that was saved."""
+        """Return whether ``load`` is running and was given a value for this attribute."""
         return name in (_LOADING.get() or ())
 
     @classmethod
     def _is_kept_by_load(cls, name: str) -> bool:
-        """Whether an attribute's value was saved, beside other values than it may have now."""
+        """Return whether ``load`` is running and takes this attribute's value from the zip."""
         return cls._is_loading() and not cls._is_given_to_load(name)
 
     def __getstate__(self) -> dict[str, Any]:
-        """What pickle and copy take: all but the last rollout and what collected it."""
+        """Return the attributes for pickle and copy: all except the transient ones."""
         return {name: value for name, value in vars(self).items() if name not in TRANSIENT_ATTRS}
 
     def _excluded_save_params(self) -> list[str]:
@@ -245,14 +249,14 @@ class Algorithm(BaseAlgorithm):
         return state_dicts + ([] if self.critic_optimizer is None else ["critic_optimizer"]), variables
 
     def get_parameters(self) -> dict[str, dict[str, Any]]:
-        """As SB3's; names are those of the modules themselves where ``torch.compile`` has wrapped some."""
+        """As SB3's method. Modules that ``torch.compile`` has wrapped have the names that they had before."""
         parameters = super().get_parameters()
         return {key: {_of_original(name): value for name, value in parameters[key].items()} for key in parameters}
 
     def set_parameters(
         self, load_path_or_dict: str | TensorDict, exact_match: bool = True, device: th.device | str = "auto"
     ) -> None:
-        """As SB3's; modules that ``torch.compile`` has wrapped take the names of the modules themselves."""
+        """As SB3's method. It also takes the names that modules had before ``torch.compile`` wrapped them."""
         params: Any = load_path_or_dict
         if not isinstance(params, dict):
             _, params, _ = load_from_zip_file(params, device=device, load_data=False)
@@ -261,7 +265,7 @@ class Algorithm(BaseAlgorithm):
         if "policy" in params:
             named = {wrapped.get(_of_original(name), name): value for name, value in params["policy"].items()}
             params["policy"] = named
-        if self._is_loading():  # which may change whether the critic has an optimizer of its own
+        if self._is_loading():  # the arguments of load may add or remove the critic's optimizer
             saved = params.pop("critic_optimizer", None)
             if self.critic_optimizer is not None:
                 params["critic_optimizer"] = saved or self.critic_optimizer.state_dict()
@@ -271,12 +275,12 @@ class Algorithm(BaseAlgorithm):
 
     @classmethod
     def _wrap_env(cls, env: Any, verbose: int = 0, monitor_wrapper: bool = True) -> VecEnv:
-        """As SB3's, which passes the env of the constructor, of ``set_env`` and of ``load`` through here.
+        """Wrap an env as SB3's method does. The constructor, ``set_env`` and ``load`` call this.
 
-        The id of a registered environment is made, and Gymnasium's vector envs are adapted.
+        It also makes the env of a registered id, and adapts vector envs of Gymnasium.
 
-        :raises ValueError: an observation space that no policy takes, or wrappers in an order that does not work
-        :raises TypeError: no environment
+        :raises ValueError: no policy takes the observation space, or the algorithm cannot learn from this env
+        :raises TypeError: ``env`` is not an environment
         """
         cls.checks["env"]("env", env)
         if env is None:
@@ -295,8 +299,8 @@ class Algorithm(BaseAlgorithm):
     def _check_env(cls, env: VecEnv) -> None:
         """Require an env that this class can learn from.
 
-        :param env: with all its wrappers
-        :raises ValueError: saying why not, and which one would do
+        :param env: the env with all its wrappers
+        :raises ValueError: the class cannot learn from this env. The message says why, and what to use instead
         """
 
     # ---------------------------------------------------------------- learning
@@ -309,25 +313,23 @@ class Algorithm(BaseAlgorithm):
         tb_log_name: str | None,
         *arguments: Any,
     ) -> SelfAlgorithm:
-        """SB3's ``learn`` with checked arguments; the TensorBoard run is named after the class.
+        """Check the arguments and call SB3's ``learn``. Warn if there was no update although one was expected.
 
-        It warns if it ends without an update that was asked for.
-
-        :raises ValueError: an argument out of range, or a model without env
-        :raises TypeError: an argument of the wrong type
+        :raises ValueError: an argument is out of range, or the model has no env
+        :raises TypeError: an argument is of the wrong type
         """
         given = (total_timesteps, callback, log_interval, tb_log_name, *arguments)
         arg.check_arguments(dict(zip(LEARN_CHECKS, given, strict=True)), LEARN_CHECKS)
         self._log_steps = self._logged_at = 0
         if log_interval == "auto":
             log_interval = 1
-            # A short run is logged a few times too.
+            # A short run is logged about five times.
             self._log_steps = max(1, min(AUTO_LOG_STEPS * self.n_envs, int(total_timesteps) // 5))
         if self.env is None:
             raise ValueError("learn() needs an environment: call set_env(env), or load(path, env=env)")
         updates_before = self._n_updates
         with extra_hints():
-            learn: Any = super().learn  # type: ignore[safe-super]  # SB3's on- or off-policy base has it
+            learn: Any = super().learn  # type: ignore[safe-super]  # a method of SB3's on- or off-policy base
             learn(total_timesteps, callback, log_interval, tb_log_name or type(self).__name__, *arguments)
         was_stopped = self.num_timesteps < self._total_timesteps  # by a callback
         if total_timesteps and self._n_updates == updates_before and not was_stopped and (why := self._why_no_update()):
@@ -335,13 +337,13 @@ class Algorithm(BaseAlgorithm):
         return self
 
     def _why_no_update(self) -> str:
-        """Why a ``learn`` that has collected has taken no update; empty where that was asked for or has been said."""
+        """Return why ``learn`` took no update, for a warning. Empty if none was expected, or if the user knows why."""
         return ""
 
     def _setup_learn(self, *args: Any, **kwargs: Any) -> tuple[int, BaseCallback]:
-        """As SB3's, which resets the env; a NaN in it must not get into a VecNormalize's statistics.
+        """As SB3's method, which resets the env. A NaN does not enter the statistics of a VecNormalize.
 
-        :raises NonFiniteError: the observation is not finite
+        :raises NonFiniteError: the first observation is not finite
         """
         assert self.env is not None
         guard = NormalizationGuard(self.env)
@@ -356,7 +358,7 @@ class Algorithm(BaseAlgorithm):
         return result
 
     def _update_current_progress_remaining(self, num_timesteps: int, total_timesteps: int) -> None:
-        """As SB3's, but never below 0: the last rollout may overshoot, and a linear schedule would turn negative."""
+        """As SB3's method, but never below 0. The last rollout may overshoot, and make a linear schedule negative."""
         super()._update_current_progress_remaining(min(num_timesteps, total_timesteps), total_timesteps)
 
     def predict(
@@ -366,9 +368,9 @@ class Algorithm(BaseAlgorithm):
         episode_start: np.ndarray | None = None,
         deterministic: bool = False,
     ) -> tuple[np.ndarray, tuple[np.ndarray, ...] | None]:
-        """As SB3's; actions are those that the env receives.
+        """Return actions as SB3's method does, in the form that the env takes.
 
-        They are integers where the space is a Box of integers, and counted from the space's ``start``.
+        They are integers for a Box of integers, and count from ``start`` for a Discrete or MultiDiscrete space.
 
         :return: actions, and the next state of a recurrent policy
         """
@@ -378,7 +380,7 @@ class Algorithm(BaseAlgorithm):
     # ---------------------------------------------------------------- log
 
     def _is_time_to_log(self) -> bool:
-        """Whether enough env steps have gone by since the last log of ``log_interval="auto"``; if so, this is one."""
+        """Return whether ``log_interval="auto"`` logs now. If so, count the next interval from here."""
         if self.num_timesteps - max(self._logged_at, self._num_timesteps_at_start) < self._log_steps:
             return False
         self._logged_at = self.num_timesteps
@@ -392,30 +394,30 @@ class Algorithm(BaseAlgorithm):
         self.logger.record("train/n_skipped", self._n_skipped)
 
     def _record(self, metrics: Metrics) -> None:
-        """Log metrics under ``train/``, with one transfer from the device."""
+        """Log metrics under ``train/``, with a single transfer from the device."""
         values = th.stack([th.as_tensor(v, device=self.device).detach().float() for v in metrics.values()]).tolist()
         for name, value in zip(metrics, values, strict=True):
             self.logger.record(f"train/{name}", value, self._detail if name in _DETAILS else None)
 
     @property
     def _detail(self) -> str | None:
-        """Format that a detail is not written to."""
+        """The log format that leaves out details."""
         return None if self.verbose > 1 else "stdout"
 
 
 def _of_original(name: str) -> str:
-    """A parameter's name without what ``torch.compile`` puts into it."""
+    """Return a parameter's name without the prefix that ``torch.compile`` adds."""
     return name.replace("_orig_mod.", "")
 
 
 def _with_saved_optimizer(
     policy_kwargs: dict[str, Any], path: Any, custom_objects: dict[str, Any] | None
 ) -> dict[str, Any]:
-    """``policy_kwargs`` with the RMSprop that A2C's ``use_rms_prop`` has put into the saved ones.
+    """Return ``policy_kwargs`` with the RMSprop that A2C's ``use_rms_prop`` added to the saved ones.
 
-    :param policy_kwargs: what ``load`` was given
-    :param path: of the zip
-    :param custom_objects: as in ``load``
+    :param policy_kwargs: argument of ``load``
+    :param path: path of the zip
+    :param custom_objects: argument of ``load``
     """
     if "optimizer_class" in policy_kwargs:
         return policy_kwargs
@@ -429,13 +431,13 @@ def _with_saved_optimizer(
 def load_replay_buffer(
     self: Any, path: str | pathlib.Path | io.BufferedIOBase, truncate_last_traj: bool = True
 ) -> None:
-    """As SB3's method; files of earlier versions, whose classes were in other modules, load too."""
+    """As SB3's method. It also loads files of earlier versions, whose classes were in other modules."""
     with renamed_modules():
         OffPolicyAlgorithm.load_replay_buffer(self, path, truncate_last_traj)
 
 
 def waits_for_learning_starts(model: OffPolicyAlgorithm) -> str:
-    """Why there is no update before ``learning_starts``, and what to do."""
+    """Return the message that ``learn`` ended before ``learning_starts``, and what to change."""
     return (
         f"num_timesteps={model.num_timesteps} is not above learning_starts={model.learning_starts}. Give more "
         "total_timesteps, a smaller learning_starts, or reset_num_timesteps=False to go on counting."
@@ -446,25 +448,25 @@ def waits_for_learning_starts(model: OffPolicyAlgorithm) -> str:
 
 
 def from_arguments(cls: type[BuiltT]) -> Callable[[Any], BuiltT]:
-    """A method that makes an object whose fields have names and values of the algorithm's arguments as they are now.
+    """Return a method that makes a ``cls`` from the model's attributes of the same names.
 
-    :param cls: a dataclass
+    :param cls: a dataclass, whose fields are arguments of the algorithm
     """
     values = attrgetter(*(field.name for field in fields(cls)))  # type: ignore[arg-type]  # dataclasses have no type
 
     def build(self: Any) -> BuiltT:
         return cls(*values(self))
 
-    build.__doc__ = f":class:`~{cls.__module__}.{cls.__name__}`, from the arguments as they are now."
+    build.__doc__ = f"Make a :class:`~{cls.__module__}.{cls.__name__}` from the model's present arguments."
     return build
 
 
 class CriticRule(NamedTuple):
-    """What an algorithm's step asks of the critic's training.
+    """How an algorithm's critic is trained, whatever the arguments are.
 
-    :param own_steps: whether the critic always has steps of its own
-    :param shares_batch_size: whether ``batch_size`` is that of the critic too, unless ``critic_batch_size`` is given
-    :param keeps_statistics: whether the critic leaves the statistics of shared features as they are
+    :param own_steps: whether the critic always has gradient steps of its own
+    :param shares_batch_size: whether ``batch_size`` is the critic's too, unless ``critic_batch_size`` is given
+    :param keeps_statistics: whether training the critic leaves the BatchNorm statistics of shared features unchanged
     """
 
     own_steps: bool = False
@@ -473,27 +475,27 @@ class CriticRule(NamedTuple):
 
 
 def uses_critic(model: Any) -> bool:
-    """Whether values are part of the algorithm's estimate."""
+    """Return whether the algorithm's estimator needs a critic."""
     estimator: Estimator = model.make_estimator()
     return estimator.requires_critic
 
 
 def bootstraps_truncated(model: Any) -> bool:
-    """Whether the value of a truncated episode's last state counts."""
+    """Return whether the estimator adds the value of a truncated episode's last state."""
     estimator: Estimator = model.learner.estimator
     asked_for: bool = estimator.requires_critic if model.truncation is None else model.truncation == "bootstrap"
     return estimator.bootstraps and asked_for
 
 
 def wants_critic_optimizer(model: Any) -> bool:
-    """Whether the arguments ask for steps of the critic by an optimizer of its own."""
+    """Return whether the arguments ask for an optimizer of the critic's own."""
     if model.critic_rule.own_steps:
         return model.critic_learning_rate is not None
     return model.critic_learning_rate is not None or model.n_critic_updates > 1 or model.critic_fit == "before"
 
 
 def critic_fit(model: Any) -> CriticFit:
-    """How the critic is trained, from the arguments of :data:`~sb3_pg.algorithms.arguments.SHARED`.
+    """Return how the critic is trained, according to the model's arguments.
 
     :param model: a policy-gradient algorithm
     """
@@ -513,7 +515,9 @@ def critic_fit(model: Any) -> CriticFit:
 
 
 def refresh_learner(model: Any) -> Learner:
-    """The model's learner, whose estimator and step follow the model's attributes: users and ``load`` change them.
+    """Return the model's learner, with an estimator and a step made from the model's present attributes.
+
+    Users and ``load`` change attributes at any time.
 
     :param model: a policy-gradient algorithm
     """
@@ -527,16 +531,16 @@ def refresh_learner(model: Any) -> Learner:
 
 
 def set_up_learner(model: Any) -> None:
-    """Make what training needs beside SB3's own: after SB3 has made the policy.
+    """Make the learner and the critic's optimizer, after SB3 has made the policy.
 
     :param model: a policy-gradient algorithm
-    :raises ValueError: a standard deviation that overflows, or a critic without parameters of its own
+    :raises ValueError: the policy's standard deviation overflows, or the critic has no parameters of its own
     """
     require_usable_std(model.policy, model.policy_kwargs, model.use_sde)
     model.policy.optimizer = with_fewer_operations(model.policy.optimizer)
     attributes = vars(model)
     if "learner_state" not in attributes:
-        # zips of earlier versions hold its parts
+        # A zip of an earlier version holds the parts of the learner's state as attributes.
         model.learner_state = LearnerState(attributes.pop("_return_scale", ReturnScale()))
         model.learner_state.n_warmed_up = attributes.pop("_n_warmed_up", 0)
         model.learner_state.n_failures = attributes.pop("_n_failures", 0)
@@ -548,13 +552,13 @@ def set_up_learner(model: Any) -> None:
 
 
 def take_update(model: Any, batch: RolloutBatch, report: Report, seconds: float = 0.0) -> bool:
-    """One update of the model's learner, with learning rates as scheduled, and its log.
+    """Set the scheduled learning rates, update the learner once, and log its metrics.
 
     :param model: a policy-gradient algorithm
-    :param batch: what the update is made from
-    :param report: what is measured beyond what the update needs
-    :param seconds: what the batch's estimates have taken
-    :return: whether the update was taken, rather than skipped
+    :param batch: the batch to learn from
+    :param report: which metrics to compute that the update does not need
+    :param seconds: time that the batch's estimates took, seconds; it is added to the logged time of the update
+    :return: False if the update was skipped
     :raises NonFiniteError: a gradient or a parameter would not be finite
     """
     began = time.perf_counter()
@@ -564,16 +568,14 @@ def take_update(model: Any, batch: RolloutBatch, report: Report, seconds: float 
         rate = critic_rate(model)
         update_learning_rate(model.critic_optimizer, rate)
         model.logger.record("train/critic_learning_rate", rate, model._detail)
-    error: NonFiniteError | None = None
     try:
         metrics = learner.update(batch, report)
-    except NonFiniteError as nonfinite:
-        error = nonfinite
-    if learner.outcome:
-        model.logger.record("train/step_outcome", learner.outcome)
-    if error is not None:
+    except NonFiniteError as error:
         model._skip_or_raise(error)
         return False
+    finally:
+        if learner.outcome:
+            model.logger.record("train/step_outcome", learner.outcome)
     model._n_updates += 1
     model._record(metrics)
     model.logger.record("train/n_updates", model._n_updates, exclude="tensorboard")
@@ -582,12 +584,12 @@ def take_update(model: Any, batch: RolloutBatch, report: Report, seconds: float 
 
 
 def value_scale(model: Any) -> float:
-    """What the policy's critic is multiplied by to give reward units; 1 without ``normalize_value_targets``."""
+    """Factor that turns the critic's output into reward units; 1 without ``normalize_value_targets``."""
     return model.learner_state.return_scale.value if model.normalize_value_targets else 1.0
 
 
 def critic_rate(model: Any) -> float:
-    """Step size of the critic's own optimizer, the policy's if none is given, at the present progress.
+    """Return the present step size of the critic's optimizer. Without ``critic_learning_rate`` it is the policy's.
 
     :param model: a policy-gradient algorithm
     """

@@ -3,7 +3,7 @@
 import difflib
 from collections.abc import Collection
 
-#: Words of other classes and packages -> our words for the same, the best first; none where there is nothing like it.
+#: Names in other classes and packages -> names of the same arguments here, the best first; empty if there is none.
 FOREIGN: dict[str, tuple[str, ...]] = {
     **dict.fromkeys(("lr", "alpha_lr", "pi_lr", "actor_lr", "learning_rate_actor", "policy_lr"), ("learning_rate",)),
     **dict.fromkeys(
@@ -50,9 +50,9 @@ _ALIKE = 0.8
 
 
 def suggestion(name: str, names: Collection[str]) -> str | None:
-    """The argument that was probably meant: another word for the same, or a similar spelling; None if there is none.
+    """Return the argument that was probably meant: the same under another name, or a similar spelling; else None.
 
-    :param name: what was given
+    :param name: the name that was given
     :param names: the arguments that exist
     """
     if name in FOREIGN:

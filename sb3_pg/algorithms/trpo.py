@@ -1,4 +1,4 @@
-"""Natural policy gradient and trust region policy optimization, which differ by the line search alone."""
+"""Natural policy gradient and trust region policy optimization, which differ only by the line search."""
 
 import math
 import warnings
@@ -22,7 +22,7 @@ from sb3_pg.learner.trust_region import require_known_divergence
 
 
 class NaturalGradientArguments(CriticArguments, total=False):
-    """Keyword arguments of NPG and TRPO beyond those of sb3_contrib's TRPO."""
+    """Keyword arguments of NPG and TRPO that sb3_contrib's TRPO does not have."""
 
     ent_coef: float
     critic_learning_rate: float | str | Schedule | None
@@ -49,7 +49,7 @@ def _without_effect(model: Any) -> dict[str, str]:
     return unused
 
 
-#: Arguments that the other algorithms have -> their value, and why they are refused here.
+#: Arguments of the other algorithms that NPG and TRPO refuse -> their value, and why.
 _REFUSED: dict[str, tuple[Any, str]] = {
     "max_grad_norm": (None, "the length of the actor's step follows from target_kl, not from the gradient's"),
     "vf_coef": (0.5, "the critic has steps of its own"),
@@ -57,22 +57,22 @@ _REFUSED: dict[str, tuple[Any, str]] = {
 _OF_LINE_SEARCH = ("line_search_shrinking_factor", "line_search_max_iter", "line_search_accept_ratio")
 NATURAL_GRADIENT = Group(
     """
-    :param batch_size: samples per step of the critic, None for all; ``critic_batch_size``, if given, says the same
+    :param batch_size: samples per step of the critic, None for all; ``critic_batch_size``, if given, takes its place
     :param cg_max_steps: largest number of steps of the conjugate gradient
     :param cg_damping: c, added to the Fisher matrix's diagonal
-    :param line_search_shrinking_factor: beta, in (0, 1), for TRPO; NPG, which has the same arguments, takes the whole
-        step
+    :param line_search_shrinking_factor: beta, in (0, 1), for TRPO. NPG has the arguments of the line search too, but
+        takes the whole step
     :param line_search_max_iter: largest number of steps that TRPO tries
-    :param line_search_accept_ratio: eta, in [0, 1]: smallest gain that TRPO accepts, as a share of the predicted one
-        (sb3_contrib accepts any gain, which is 0)
+    :param line_search_accept_ratio: eta, in [0, 1]: smallest gain that TRPO accepts, as a share of the predicted gain.
+        sb3_contrib accepts any gain, as 0 does
     :param target_kl: delta, the joint KL of a step, nats: a number, ``"lin_0.01"`` (falls linearly to 0, where the last
         update takes no step), or a function of the remaining progress
-    :param sub_sampling_factor: sb3_contrib's name for ``fisher_subsample``. There it thins the gradient and the line
-        search as well, which makes them noisier; here it thins the Fisher products only
+    :param sub_sampling_factor: sb3_contrib's name for ``fisher_subsample``. In sb3_contrib it also thins the batch of
+        the gradient and of the line search. Here it thins only the Fisher products
     :param cg_tolerance: residual, as a share of the gradient's norm, at which the conjugate gradient may stop
-    :param fisher_chunk_size: samples per forward with graph (images want fewer). A batch of no more keeps its graph; a
-        larger one makes it anew for each chunk and product, which bounds the memory
-    :param fisher_subsample: k: one sample in k goes into the Fisher products, the same ones for all products of a step
+    :param fisher_chunk_size: samples per forward pass with graph; use fewer for images. A batch that is not larger
+        keeps its graph. A larger one builds the graph again for each chunk and product, which bounds the memory
+    :param fisher_subsample: k: the Fisher products use one sample in k, the same samples for all products of a step
     """,
     {
         "batch_size": (128, arg.integer(1, optional=True)),
@@ -116,9 +116,9 @@ STEP_LENGTH = Group(
 
 
 def _now(model: OnPolicyPG, name: str) -> float:
-    """An argument that may be a schedule, at the present progress.
+    """Return the present value of an argument that may be a schedule.
 
-    :raises ValueError: the schedule is negative or not finite there
+    :raises ValueError: the value is negative or not finite
     """
     given = getattr(model, name)
     if isinstance(given, float) and 0 <= given < math.inf:
@@ -146,13 +146,13 @@ def _natural_step(model: Any, line_search: bool, step_size: float | None = None)
 
 
 def _set_up(model: Any) -> None:
-    """Set up NPG or TRPO, whose ``_setup_model`` this is.
+    """Set up the model. This is the method ``_setup_model`` of both NPG and TRPO.
 
     :raises ValueError: the KL of the policy's distribution is not known
     """
     from_contrib = model._from_sb3
     if from_contrib:
-        model.max_grad_norm = None  # sb3_contrib's TRPO, which does not use it, has 0
+        model.max_grad_norm = None  # sb3_contrib's TRPO has 0, which it does not use
     OnPolicyPG._setup_model(model)
     require_known_divergence(model.policy)
     target_kl, space = model.target_kl, model.action_space
@@ -169,7 +169,7 @@ def _set_up(model: Any) -> None:
 
 
 def _warn(model: Any) -> None:
-    """Warn of an argument that means less than in sb3_contrib, and of a small last minibatch."""
+    """Warn if ``sub_sampling_factor`` does less than in sb3_contrib, or if the critic's last minibatch is smaller."""
     if model.sub_sampling_factor > 1:
         warnings.warn(
             f"sub_sampling_factor={model.sub_sampling_factor} thins the Fisher products alone here, as "
@@ -190,27 +190,27 @@ def _warn(model: Any) -> None:
 
 @documented
 class TRPO(OnPolicyPG):
-    r"""The natural gradient's step, shortened until it stays in the trust region and gains what it promises.
+    r"""Natural gradient with a line search: the step is shortened until KL and gain are acceptable.
 
     .. math:: \theta \leftarrow \theta + \beta^k s, \qquad \bar D_{KL}(\pi_{old} \,\|\, \pi_\theta) \le \delta, \quad
               L(\theta) - L(\theta_{old}) \ge \eta\, \beta^k\, \nabla L^T s
 
-    Source: Schulman et al. (2015), eq. 14 and appendix C. Direction and whole step s are those of
-    :class:`~sb3_pg.learner.NaturalStep`, k is less than ``line_search_max_iter``. NPG differs by the line search
-    alone. If no step is accepted, theta stays as it was, to the bit, and ``train/step_outcome`` says why.
+    Source: Schulman et al. (2015), eq. 14 and appendix C. The whole step s is that of
+    :class:`~sb3_pg.learner.NaturalStep`, and k is less than ``line_search_max_iter``. If no step is accepted, theta
+    stays exactly as it was, and ``train/step_outcome`` says why.
 
-    A drop-in for :class:`sb3_contrib.TRPO`: every argument in its place, and its zips load. One argument differs in
-    its unit: ``target_kl`` is the joint KL(old || new), of the whole action vector, in nats. sb3_contrib averages over
-    the d dimensions of Box and MultiBinary actions: its ``target_kl=t, cg_damping=c`` is
+    It is a drop-in for :class:`sb3_contrib.TRPO`. It takes the same arguments by position, and loads its zips.
+    One argument has another unit: ``target_kl`` is the joint KL(old || new) of the whole action vector, in nats.
+    sb3_contrib averages over the d dimensions of Box and MultiBinary actions. Its ``target_kl=t, cg_damping=c`` is
     ``target_kl=d * t, cg_damping=d * c`` here.
 
-    The actor moves in evaluation mode, as the policy that acts. Features that actor and critic share belong to the
-    actor; the critic trains its own parameters, with ``policy.optimizer`` as in sb3_contrib, or with an optimizer of
-    its own if ``critic_learning_rate`` is given. A BatchNorm in shared features keeps its running statistics: they
-    would move the policy outside the trust region.
+    The actor is updated in evaluation mode, the mode in which it acts. Features that actor and critic share are updated
+    with the actor. The critic updates only its own parameters, with ``policy.optimizer`` as in sb3_contrib, or with its
+    own optimizer if ``critic_learning_rate`` is given. A BatchNorm in shared features keeps its running statistics,
+    because a change of them would move the policy outside the trust region.
 
-    :param learning_rate: of the critic, unless ``critic_learning_rate`` is given; the actor's step follows from the
-        trust region
+    :param learning_rate: step size of the critic, unless ``critic_learning_rate`` is given. The actor's step follows
+        from the trust region
     :param n_critic_updates: passes of the critic over each batch
     :raises ValueError: an argument out of range, arguments that contradict each other, or a policy whose distribution
         is not known
@@ -267,13 +267,13 @@ class TRPO(OnPolicyPG):
         _warn(self)
 
     def make_step(self) -> NaturalStep:
-        """The natural gradient's step with a line search."""
+        """Make a natural-gradient step with a line search."""
         return _natural_step(self, line_search=True)
 
 
 @documented
 class NPG(OnPolicyPG):
-    r"""The whole step along the natural gradient.
+    r"""Natural gradient without a line search: the whole step is taken.
 
     .. math:: \theta \leftarrow \theta + \alpha\, (F + c I)^{-1} \nabla L(\theta), \qquad
               \alpha = \sqrt{\frac{2 \delta}{\nabla L^T (F + c I)^{-1} \nabla L}}
@@ -281,15 +281,15 @@ class NPG(OnPolicyPG):
 
     Source: Kakade (2001), section 2; the length that the KL allows: Rajeswaran et al. (2017), eq. 5 (whose delta is
     2 delta here). F, L and the direction are those of :class:`~sb3_pg.learner.NaturalStep`. The realized KL is near
-    ``target_kl`` as far as the quadratic model holds; :class:`~sb3_pg.TRPO`, which is NPG with a line search, makes
-    sure of it. What is said there of arguments, shared features and ``target_kl``'s unit holds here too.
+    ``target_kl`` as far as the quadratic model holds. :class:`~sb3_pg.TRPO` also checks it with a line search. The
+    arguments, the unit of ``target_kl`` and the treatment of shared features are those of TRPO.
 
-    ``step="fixed"`` is the slides' form: alpha is then a rate, for advantages of unit size where
-    ``normalize_advantage`` is on. L is the mean over steps, of complete episodes as of segments, as F is. A step after
-    which KL or gain are not finite is taken back.
+    ``step="fixed"`` is the slides' form, where alpha is a learning rate. ``normalize_advantage`` makes the step
+    independent of the scale of rewards. L and F are means over steps, with complete episodes and with segments. A step
+    after which KL or gain is not finite is taken back.
 
-    :param learning_rate: of the critic, unless ``critic_learning_rate`` is given; the actor's step follows from
-        ``target_kl`` or ``step_size``
+    :param learning_rate: step size of the critic, unless ``critic_learning_rate`` is given. The actor's step follows
+        from ``target_kl`` or ``step_size``
     :param n_critic_updates: passes of the critic over each batch
     :raises ValueError: an argument out of range, arguments that contradict each other, or a policy whose distribution
         is not known
@@ -350,5 +350,5 @@ class NPG(OnPolicyPG):
         _warn(self)
 
     def make_step(self) -> NaturalStep:
-        """The whole step along the natural gradient."""
+        """Make a natural-gradient step without a line search."""
         return _natural_step(self, line_search=False, step_size=None if self.step == "kl" else _now(self, "step_size"))

@@ -1,7 +1,8 @@
-"""Constructor arguments: checks, whose errors name argument, value and what is allowed, and tables that hold them.
+"""Checks of constructor arguments, and tables of arguments with their default, check and documentation.
 
-An algorithm's constructor names the arguments whose place or default is its own. The rest come from ``Group`` tables.
-:func:`documented` puts all of them into the class's signature and docstring.
+The error of a check names the argument, its value and what is allowed. A :class:`Group` is a table of arguments. An
+algorithm's constructor lists only the arguments that may be given by position or that have a default of their own. It
+takes the others from its groups. :func:`documented` puts all of them into the class's signature and docstring.
 """
 
 import inspect
@@ -26,13 +27,13 @@ from stable_baselines3.common.vec_env import VecEnv
 from sb3_pg.algorithms.suggestions import REMOVED, suggestion
 
 Check = Callable[[str, Any], None]
-#: An env, a vectorized env (SB3's or Gymnasium's), or the id of a registered env.
+#: An env, a vectorized env (of SB3 or Gymnasium), or the id of a registered env.
 EnvLike = GymEnv | VectorEnv | str
 ClassT = TypeVar("ClassT", bound=type)
 
 
 def real(low: float, high: float = math.inf, *, optional: bool = False) -> Check:
-    """A finite number in [low, high]."""
+    """Return a check for a finite number in [low, high]."""
     allowed = f"a number in [{low}, {high}]" if math.isfinite(high) else f"a finite number of at least {low}"
 
     def check(name: str, value: Any) -> None:
@@ -47,7 +48,7 @@ def real(low: float, high: float = math.inf, *, optional: bool = False) -> Check
 
 
 def positive(*, optional: bool = False) -> Check:
-    """A finite number above 0."""
+    """Return a check for a finite number above 0."""
     number = real(0, optional=optional)
 
     def check(name: str, value: Any) -> None:
@@ -59,14 +60,14 @@ def positive(*, optional: bool = False) -> Check:
 
 
 def fraction(name: str, value: Any) -> None:
-    """A number above 0 and below 1."""
+    """Check that a value is a number above 0 and below 1."""
     real(0, 1)(name, value)
     if value in (0, 1):
         raise ValueError(_message(name, value, "a number in (0, 1)", False))
 
 
 def integer(low: int, *, optional: bool = False) -> Check:
-    """A whole number of at least ``low``."""
+    """Return a check for a whole number of at least ``low``."""
     allowed = f"a whole number of at least {low}"
 
     def check(name: str, value: Any) -> None:
@@ -81,7 +82,7 @@ def integer(low: int, *, optional: bool = False) -> Check:
 
 
 def choice(*names: str, optional: bool = False) -> Check:
-    """One of these strings."""
+    """Return a check for one of these strings."""
     allowed = f"one of {list(names)}"
 
     def check(name: str, value: Any) -> None:
@@ -96,7 +97,7 @@ def choice(*names: str, optional: bool = False) -> Check:
 
 
 def unless(*values: Any, check: Check) -> Check:
-    """One of these values, or what another check lets pass."""
+    """Return a check that accepts these values, and all values that another check accepts."""
 
     def checked(name: str, value: Any) -> None:
         if not any(value is allowed or (isinstance(value, float) and value == allowed) for allowed in values):
@@ -106,7 +107,7 @@ def unless(*values: Any, check: Check) -> Check:
 
 
 def instance(*types: type, optional: bool = False) -> Check:
-    """An object of one of these types."""
+    """Return a check for an object of one of these types."""
     allowed = " or ".join(t.__name__ for t in types)
 
     def check(name: str, value: Any) -> None:
@@ -119,7 +120,7 @@ def instance(*types: type, optional: bool = False) -> Check:
 
 
 def schedule(*, optional: bool = False, above_0: bool = False) -> Check:
-    """A learning rate: a number of at least 0, ``"lin_1e-3"``, or a function of the remaining progress."""
+    """Return a check for a schedule: a number from 0 up, ``"lin_1e-3"``, or a function of the remaining progress."""
 
     def check(name: str, value: Any) -> None:
         if value is None and optional:
@@ -132,7 +133,7 @@ def schedule(*, optional: bool = False, above_0: bool = False) -> Check:
 
 
 def policy(name: str, value: Any) -> None:
-    """A policy's name, or a subclass of SB3's ActorCriticPolicy that is not recurrent."""
+    """Check that a value is a policy's name, or a subclass of SB3's ActorCriticPolicy that is not recurrent."""
     if isinstance(value, str):
         return
     if not (inspect.isclass(value) and issubclass(value, ActorCriticPolicy)):
@@ -142,7 +143,7 @@ def policy(name: str, value: Any) -> None:
 
 
 def subclass(base: type) -> Check:
-    """A subclass of ``base``, or None."""
+    """Return a check for a subclass of ``base``, or None."""
 
     def check(name: str, value: Any) -> None:
         if value is not None and not (inspect.isclass(value) and issubclass(value, base)):
@@ -152,7 +153,7 @@ def subclass(base: type) -> Check:
 
 
 def callback(name: str, value: Any) -> None:
-    """One of SB3's callbacks, a list of them, a function of locals and globals, or None."""
+    """Check that a value is a callback of SB3, a list of callbacks, a function of locals and globals, or None."""
     if isinstance(value, list):
         fits = all(isinstance(one, BaseCallback) for one in value)
     else:
@@ -163,7 +164,7 @@ def callback(name: str, value: Any) -> None:
 
 
 def log_interval(name: str, value: Any) -> None:
-    """A whole number of at least 1, "auto", or None for no log."""
+    """Check that a value is a whole number of at least 1, "auto", or None for no log."""
     if value is None or (isinstance(value, str) and value == "auto"):
         return
     allowed = 'a whole number of at least 1, "auto"'
@@ -174,7 +175,7 @@ def log_interval(name: str, value: Any) -> None:
 
 
 def nothing(reason: str) -> Check:
-    """None, for a reason."""
+    """Return a check for None, whose error states why no other value is allowed."""
 
     def check(name: str, value: Any) -> None:
         if value is not None:
@@ -184,9 +185,9 @@ def nothing(reason: str) -> Check:
 
 
 def train_freq(name: str, value: Any) -> None:
-    """Steps per env, ``(n, "step")`` or ``(n, "episode")``; SB3's TrainFreq is one of these.
+    """Check that a value is a number of steps per env, ``(n, "step")``, ``(n, "episode")`` or SB3's TrainFreq.
 
-    :raises ValueError: anything else, as SB3's off-policy algorithms say
+    :raises ValueError: any other value. SB3's off-policy algorithms raise ValueError for wrong types too
     """
     given = value if isinstance(value, tuple | list) else (value, "step")
     if len(given) != 2:
@@ -200,7 +201,7 @@ def train_freq(name: str, value: Any) -> None:
 
 
 def device(name: str, value: Any) -> None:
-    """A PyTorch device, or ``"auto"``."""
+    """Check that a value is a PyTorch device, or ``"auto"``."""
     if not isinstance(value, str | th.device):
         raise TypeError(_message(name, value, 'a torch.device, "auto", "cpu", "cuda", ...', False))
     if value != "auto":
@@ -211,7 +212,7 @@ def device(name: str, value: Any) -> None:
 
 
 def check_arguments(values: Mapping[str, Any], checks: Mapping[str, Check]) -> None:
-    """Check the values that have a check.
+    """Check each value that has a check.
 
     :raises TypeError: a value of the wrong type
     :raises ValueError: a value out of range
@@ -222,12 +223,13 @@ def check_arguments(values: Mapping[str, Any], checks: Mapping[str, Check]) -> N
 
 
 def known_arguments(cls: type, kwargs: Mapping[str, Any], but: Mapping[str, str] | None = None) -> dict[str, Any]:
-    """``kwargs`` unchanged, if some ``__init__`` on the way from ``cls`` upwards has all of them.
+    """Require that every name in ``kwargs`` is an argument of a constructor of ``cls`` or its bases.
 
     :param cls: the class that is constructed
-    :param kwargs: what was given
+    :param kwargs: arguments that were given
     :param but: names of arguments that ``cls`` refuses -> why
-    :raises TypeError: naming the argument that does not exist and the closest one that does
+    :return: ``kwargs``
+    :raises TypeError: a name is not an argument. The message suggests the closest argument
     """
     but = {**REMOVED, **(but or {})}
     names = _argument_names(cls).difference(but)
@@ -242,9 +244,9 @@ def known_arguments(cls: type, kwargs: Mapping[str, Any], but: Mapping[str, str]
 
 
 def no_typos(cls: type, kwargs: Mapping[str, Any]) -> None:
-    """Refuse what is almost an argument of ``cls``, where other attributes are allowed too.
+    """Require that no name in ``kwargs`` is a misspelled argument of ``cls``. Names of other attributes are allowed.
 
-    :raises TypeError: naming the argument that was meant
+    :raises TypeError: a name is close to that of an argument, which the message suggests
     """
     names = _argument_names(cls)
     for name in kwargs:
@@ -265,20 +267,20 @@ def _argument_names(cls: type) -> set[str]:
 
 
 def constructors(cls: type) -> Iterator[Callable[..., None]]:
-    """The ``__init__`` of each class on the way upwards from ``cls``, without those of SB3."""
+    """Yield the ``__init__`` of ``cls`` and of each base class, without those of SB3."""
     for base in cls.__mro__:
         if "__init__" in vars(base) and base is not object and not base.__module__.startswith("stable_baselines3."):
             yield base.__init__  # type: ignore[misc]
 
 
 def check_effects(cls: type, values: Mapping[str, Any], unused: Mapping[str, str], tolerated: Collection[str]) -> None:
-    """Look for arguments that are given and have no effect. One that equals a default counts as not given.
+    """Raise an error, or warn, if an argument without effect was given. One that equals its default was not given.
 
     :param cls: class that was constructed
-    :param values: name -> value
+    :param values: name of each argument -> value
     :param unused: name of an argument without effect -> why
-    :param tolerated: names of those that get a warning only
-    :raises ValueError: one that is not tolerated is given
+    :param tolerated: names of arguments that get a warning instead of an error
+    :raises ValueError: an argument without effect was given, and it is not in ``tolerated``
     """
     for name, why in unused.items():
         value = values[name]
@@ -291,18 +293,18 @@ def check_effects(cls: type, values: Mapping[str, Any], unused: Mapping[str, str
 
 
 def _defaults(cls: type, name: str) -> list[Any]:
-    """What an argument is where it is not given, in each constructor that has it."""
+    """Return an argument's default in each constructor that has the argument."""
     parameters = (inspect.signature(init).parameters.get(name) for init in constructors(cls))
     return [p.default for p in parameters if p is not None and p.default is not inspect.Parameter.empty]
 
 
 def to_schedule(value: Any, name: str = "learning_rate") -> Schedule:
-    """A learning rate as a function of the remaining progress, 1 to 0.
+    """Return a learning rate as a function of the remaining progress, 1 to 0.
 
     :param value: a number, ``"lin_1e-3"`` (falls linearly to 0), or a function
     :param name: the argument's name, for errors
-    :raises TypeError: none of these
-    :raises ValueError: negative, not finite, or a string of another form
+    :raises TypeError: ``value`` is none of these
+    :raises ValueError: a number is negative or not finite, or a string has another form
     """
     allowed = 'a number of at least 0, "lin_<number>", or a function of the remaining progress (1 to 0)'
     if callable(value):
@@ -328,7 +330,7 @@ def _message(name: str, value: Any, allowed: str, optional: bool) -> str:
 
 
 def given(names: Mapping[str, Any]) -> dict[str, Any]:
-    """A constructor's arguments from its ``locals()``, including those in ``**kwargs`` or ``**unknown``.
+    """Return a constructor's arguments from its ``locals()``, including those in ``**kwargs`` or ``**unknown``.
 
     :param names: ``locals()`` at the constructor's first line
     """
@@ -343,7 +345,7 @@ def given(names: Mapping[str, Any]) -> dict[str, Any]:
 
 
 def _split_doc(doc: str) -> tuple[list[str], dict[str, str], list[str]]:
-    """The lines before the arguments, ``:param`` blocks by name, and the lines after them."""
+    """Return the lines before the arguments, the ``:param`` blocks by name, and the lines after them."""
     lines = doc.split("\n")
     first = next((i for i, line in enumerate(lines) if line.startswith((":param ", ":raises "))), len(lines))
     blocks: dict[str, str] = {}
@@ -364,12 +366,14 @@ def _split_doc(doc: str) -> tuple[list[str], dict[str, str], list[str]]:
 class Group:
     """Arguments that belong together.
 
-    :param doc: ``:param`` lines, one per argument, in the order of the documentation
-    :param arguments: name -> default, and what the argument must be
-    :param check: raises ValueError where the arguments of a model contradict each other
-    :param without_effect: of a model, arguments that have no effect beside the others -> why
-    :param tolerated: of those, the ones that give a warning, where others are an error
-    :param refused: arguments of other groups that make no sense beside these -> the value they have then, and why
+    :param doc: a ``:param`` text for each argument
+    :param arguments: name -> default and check
+    :param check: function of a model; raises ValueError if the model's arguments contradict each other
+    :param without_effect: function of a model; returns the arguments that have no effect with the model's other
+        arguments -> why
+    :param tolerated: arguments that give a warning if they have no effect. Other arguments give an error. Scripts for
+        SB3's classes, config files and comparisons of several modes set the tolerated ones
+    :param refused: arguments of other groups that an algorithm with this group does not take -> their value, and why
     """
 
     doc: str
@@ -383,7 +387,7 @@ class Group:
         self.texts = _split_doc(inspect.cleandoc(self.doc))[1]
 
 
-#: Arguments of every constructor, which stand in its signature.
+#: Arguments that every constructor lists in its signature.
 ALWAYS = Group(
     """
     :param policy: "MlpPolicy", "CnnPolicy", "MultiInputPolicy", or a subclass of SB3's ActorCriticPolicy
@@ -400,7 +404,7 @@ ALWAYS = Group(
 )
 
 
-#: Arguments of every constructor that each of SB3's algorithms has too.
+#: Arguments that every algorithm of SB3 has.
 SB3 = Group(
     """
     :param use_sde: whether to use generalized state-dependent exploration (gSDE), for Box only
@@ -430,7 +434,7 @@ SB3 = Group(
 
 
 def defaults_of(groups: Iterable[Group]) -> dict[str, Any]:
-    """The defaults of all arguments of some groups, less the arguments that one of them refuses."""
+    """Return the defaults of all arguments of some groups, without the arguments that one of the groups refuses."""
     groups = tuple(groups)
     refused = {name for group in groups for name in group.refused}
     merged = {name: default for group in groups for name, (default, _) in group.arguments.items()}
@@ -438,12 +442,12 @@ def defaults_of(groups: Iterable[Group]) -> dict[str, Any]:
 
 
 def checks_of(groups: Iterable[Group]) -> dict[str, Check]:
-    """The checks of all arguments of some groups; the later group's, if two have a name."""
+    """Return the checks of all arguments of some groups. If two groups have an argument, the later group's counts."""
     return {name: check for group in groups for name, (_, check) in group.arguments.items()}
 
 
 def documented(cls: ClassT) -> ClassT:
-    """Let ``inspect.signature`` and ``help`` list every argument of an algorithm with its type, default and meaning.
+    """Make ``inspect.signature`` and ``help`` list every argument of an algorithm with its type, default and meaning.
 
     :param cls: class with ``groups``. Its ``__init__`` ends with ``**kwargs: Unpack[...]``, or lists all arguments and
         ends with ``**unknown``. A ``:param`` line of its docstring replaces the one of the tables

@@ -1,4 +1,4 @@
-"""The losses of OffPAC: the critic's, and one of the actor for each of its four gradients."""
+"""Losses of OffPAC: one for the critic, and one for each of the actor's four gradients."""
 
 import math
 from collections.abc import Callable
@@ -24,7 +24,7 @@ ActorGradient = Literal["expected", "score", "importance", "reparameterized"]
 
 
 def draw(distribution: Distribution) -> th.Tensor:
-    """Draw one action per state, differentiably for Box. Each state has its own noise, with gSDE too."""
+    """Draw one action per state, differentiably for Box. Each state has its own noise, also with gSDE."""
     if isinstance(distribution, StateDependentNoiseDistribution):
         gaussian: Any = distribution.distribution
         actions: th.Tensor = gaussian.rsample().tanh()
@@ -33,9 +33,9 @@ def draw(distribution: Distribution) -> th.Tensor:
 
 
 def entropies(distribution: Distribution) -> th.Tensor:
-    """H(pi(.|s)), nats, ``(n_samples,)``.
+    """Return the entropies H(pi(.|s)), nats, ``(n_samples,)``.
 
-    It is exact, except for a squashed Gaussian, where one sample estimates E log(1 - tanh(u)^2).
+    They are exact, except for a squashed Gaussian, where one sample estimates E log(1 - tanh(u)^2).
     """
     exact = distribution.entropy()
     if exact is not None:
@@ -47,12 +47,12 @@ def entropies(distribution: Distribution) -> th.Tensor:
 
 
 def smallest_q(critic: Critic, observations: th.Tensor, actions: th.Tensor) -> th.Tensor:
-    """The smallest Q(s, a) of the critic's networks, reward units, ``([n_actions,] n_samples)``."""
+    """Return the smallest Q(s, a) of the critic's networks, reward units, ``([n_actions,] n_samples)``."""
     return critic.q_values(observations, actions).amin(0)
 
 
 def state_values(critic: Critic, observations: th.Tensor, distribution: Distribution, n_actions: int = 1) -> th.Tensor:
-    """E_pi Q(s, .), reward units, ``(n_samples,)``: exact for Discrete, else the mean over ``n_actions`` samples."""
+    """Return E_pi Q(s, .), reward units, ``(n_samples,)``, exact for Discrete, else a mean of ``n_actions`` samples."""
     if isinstance(distribution, CategoricalDistribution):
         return (distribution.distribution.probs * critic.all_q_values(observations).amin(0)).sum(1)
     actions = th.stack([draw(distribution) for _ in range(n_actions)])
@@ -60,12 +60,12 @@ def state_values(critic: Critic, observations: th.Tensor, distribution: Distribu
 
 
 def critic_loss(policy: OffPACPolicy, samples: BehaviorSamples, gamma: float) -> tuple[th.Tensor, Metrics]:
-    r"""Half the mean squared error of each critic network, summed over networks.
+    r"""Return half the mean squared error of each critic network, summed over networks.
 
     .. math:: y = r + \gamma (1 - d) E_{a' \sim \pi(\cdot|s')} \min_i Q_{\bar\phi_i}(s', a')
 
     :param policy: the actor, the critic and the target critic
-    :param samples: replayed transitions. Those of n steps bring the discount of what follows them
+    :param samples: replayed transitions. Transitions of n steps contain the discount of the next state's value
     :param gamma: discount per env step
     :return: loss, squared reward units, and the metrics "critic_loss" and "q_value"
     """
@@ -81,7 +81,7 @@ def critic_loss(policy: OffPACPolicy, samples: BehaviorSamples, gamma: float) ->
 
 
 class ActorLossInputs(NamedTuple):
-    """What the actor's losses are computed from.
+    """Inputs of the actor's losses.
 
     :param samples: replayed transitions
     :param distribution: the actor's distribution at ``samples.observations``
@@ -98,17 +98,17 @@ class ActorLossInputs(NamedTuple):
 
 
 def expected(inputs: ActorLossInputs) -> tuple[th.Tensor, Metrics]:
-    r"""-E_s[\sum_a pi(a|s) Q(s, a)], for Discrete."""
+    """Return -E_s[sum_a pi(a|s) Q(s, a)], for Discrete."""
     return -state_values(inputs.critic, inputs.samples.observations, inputs.distribution).mean(), {}
 
 
 def reparameterized(inputs: ActorLossInputs) -> tuple[th.Tensor, Metrics]:
-    """-E_s[Q(s, a(theta, noise))]. The gradient flows through the action."""
+    """Return -E_s[Q(s, a(theta, noise))]. The gradient flows through the action."""
     return -smallest_q(inputs.critic, inputs.samples.observations, draw(inputs.distribution)).mean(), {}
 
 
 def score(inputs: ActorLossInputs) -> tuple[th.Tensor, Metrics]:
-    """-E_s[log pi(a_k|s) (Q(s, a_k) - mean of the other Q(s, a_j))], for ``n_actions`` actions of the policy."""
+    """Return -E_s[log pi(a_k|s) (Q(s, a_k) - mean of the other Q(s, a_j))] for ``n_actions`` actions of the policy."""
     observations = inputs.samples.observations
     with th.no_grad():
         actions = th.stack([draw(inputs.distribution) for _ in range(inputs.n_actions)])
@@ -119,7 +119,7 @@ def score(inputs: ActorLossInputs) -> tuple[th.Tensor, Metrics]:
 
 
 def importance(inputs: ActorLossInputs) -> tuple[th.Tensor, Metrics]:
-    """-E_s[rho log pi(a|s) (Q(s, a) - V(s))], for the replayed actions.
+    """Return -E_s[rho log pi(a|s) (Q(s, a) - V(s))] for the replayed actions.
 
     :raises ValueError: the replay buffer stores no log-probs
     """
@@ -154,7 +154,7 @@ ACTOR_LOSSES: dict[ActorGradient, Callable[[ActorLossInputs], tuple[th.Tensor, M
 
 
 def default_actor_gradient(space: spaces.Space[object]) -> ActorGradient:
-    """The gradient of the smallest variance in an action space."""
+    """Return the gradient with the smallest variance in an action space."""
     if isinstance(space, spaces.Discrete):
         return "expected"
     return "reparameterized" if isinstance(space, spaces.Box) else "score"

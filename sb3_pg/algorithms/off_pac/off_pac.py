@@ -205,8 +205,10 @@ class OffPAC(Algorithm, OffPolicyAlgorithm):
     actor: Any = property(attrgetter("policy.actor"))
     critic: Any = property(attrgetter("policy.critic"))
     critic_target: Any = property(attrgetter("policy.critic_target"))
-    _log_probs: np.ndarray | None = None  # of the actions that the envs take next
-    _n_collected = 0  # steps of this rollout
+    #: log-probs of the latest actions, one per env
+    _log_probs: np.ndarray | None = None
+    #: steps of each env in this rollout
+    _n_collected = 0
 
     def __init__(
         self,
@@ -325,7 +327,7 @@ class OffPAC(Algorithm, OffPolicyAlgorithm):
         self._n_collected = 0
         auto = self._log_steps > 0 and kwargs.get("log_interval") is not None
         if auto:
-            kwargs["log_interval"] = None  # which counts episodes
+            kwargs["log_interval"] = None  # otherwise SB3 would log by the number of episodes
         try:
             with NormalizationGuard(self.env).statistics_kept():
                 result = super().collect_rollouts(*args, **kwargs)
@@ -402,13 +404,13 @@ class OffPAC(Algorithm, OffPolicyAlgorithm):
         is_dict, given = isinstance(self.observation_space, spaces.Dict), self.replay_buffer_class
         defaults = (DictBehaviorReplayBuffer if is_dict else BehaviorReplayBuffer, NStepBehaviorReplayBuffer)
         default = defaults[self.n_steps > 1]
-        # A saved model always holds a class: the default for its n_steps, or the user's.
+        # A zip always holds a class: the default for the n_steps at that time, or the user's.
         was_default = given is default or (given in defaults and self._is_given_to_load("n_steps"))
         is_free = given is None or (was_default and self._is_kept_by_load("replay_buffer_class"))
         return default if is_free else None
 
     def _set_discount(self) -> None:
-        """Give a replay buffer of n steps the discount of the algorithm, which the user may have changed."""
+        """Set the discount of an n-step replay buffer to the model's ``gamma``, which the user may have changed."""
         if isinstance(self.replay_buffer, NStepReplayBuffer):
             self.replay_buffer.gamma = self.gamma
 

@@ -1,4 +1,4 @@
-"""Stochastic actors with Q critics for every action space (SB3 has them for Box only, in SAC), and acting with them."""
+"""Policies of OffPAC: a stochastic actor and Q critics for every action space. SB3 has them only for Box, in SAC."""
 
 import copy
 import math
@@ -49,7 +49,7 @@ class DiscreteActor(BasePolicy):
         features_dim: int,
         activation_fn: type[nn.Module] = nn.ReLU,
         normalize_images: bool = True,
-        **_: Any,  # of gSDE, which only a Box has
+        **_: Any,  # arguments of gSDE, which only Box has
     ) -> None:
         super().__init__(
             observation_space, action_space, features_extractor=features_extractor, normalize_images=normalize_images
@@ -59,7 +59,7 @@ class DiscreteActor(BasePolicy):
             latent_dim=net_arch[-1] if net_arch else features_dim
         )
         self.logits: nn.Linear = head
-        with th.no_grad():  # at first, all actions are about equally probable
+        with th.no_grad():  # so that all actions are about equally probable at first
             self.logits.weight.mul_(0.01)
             self.logits.bias.zero_()
 
