@@ -166,8 +166,8 @@ def _tree(callback: BaseCallback, seen: set[int]) -> Iterator[BaseCallback]:
                 yield from _tree(one, seen)
 
 
-class OnPolicyListener:
-    """Serves the callbacks of a rollout with the names of SB3's on-policy loop, and keeps the model's counts.
+class _Listener:
+    """Gives the callbacks of a rollout their ``locals``, and keeps the model's counts.
 
     :param model: the algorithm, whose ``num_timesteps``, ``_last_obs`` and ``ep_info_buffer`` are kept up to date
     :param callback: callback that ``learn`` or the user passes to ``collect_rollouts``
@@ -176,19 +176,16 @@ class OnPolicyListener:
 
     def __init__(self, model: BaseAlgorithm, callback: BaseCallback, names: dict[str, Any]) -> None:
         self._model, self._callback, self._names = model, callback, names
-        self._outputs = StepOutputs()
 
     def start(self, policy: ActorCriticPolicy, sampler: Sampler) -> None:
-        """Offer values and log-probs to the callbacks. They are computed when a callback reads them."""
-        self._outputs.begin(policy, sampler, getattr(self._model, "value_scale", 1.0))
-        offer(self._callback, self._outputs)
+        """Write the items that do not change."""
+        del policy, sampler
         self._callback.update_locals({"callback": self._callback, **self._names})
 
     def step(self, obs: Any, starts: np.ndarray, names: dict[str, Any]) -> bool:
         """Count the step and call ``on_step``."""
         self._model.num_timesteps += len(names["dones"])
         self._model._last_obs, self._model._last_episode_starts = obs, starts
-        self._outputs.step(obs, names["actions"])
         self._callback.update_locals(names)
         return self._callback.on_step()
 
@@ -197,49 +194,55 @@ class OnPolicyListener:
         self._model._update_info_buffer(infos, np.ones(len(infos), dtype=bool))
 
     def end(self, last_obs: Any) -> None:
+        """Do nothing at the end of the rollout."""
+
+
+class OnPolicyListener(_Listener):
+    """Gives callbacks the names of SB3's on-policy loop. Values and log-probs are computed when a callback reads them.
+
+    Its arguments are those of the base class.
+    """
+
+    def __init__(self, model: BaseAlgorithm, callback: BaseCallback, names: dict[str, Any]) -> None:
+        super().__init__(model, callback, names)
+        self._outputs = StepOutputs()
+
+    def start(self, policy: ActorCriticPolicy, sampler: Sampler) -> None:
+        """Offer the policy's outputs to the callbacks, and write the items that do not change."""
+        self._outputs.begin(policy, sampler, getattr(self._model, "value_scale", 1.0))
+        offer(self._callback, self._outputs)
+        super().start(policy, sampler)
+
+    def step(self, obs: Any, starts: np.ndarray, names: dict[str, Any]) -> bool:
+        """Count the step and call ``on_step``."""
+        self._outputs.step(obs, names["actions"])
+        return super().step(obs, starts, names)
+
+    def end(self, last_obs: Any) -> None:
         """Make ``values`` those of the observations that follow the rollout, as SB3 does."""
         self._outputs.end(last_obs)
 
 
-class OffPolicyListener:
-    """Serves the callbacks of a rollout with the names of SB3's off-policy loop, and keeps the model's counts.
+class OffPolicyListener(_Listener):
+    """Gives callbacks the names of SB3's off-policy loop. Its arguments are those of the base class."""
 
-    :param model: the algorithm, whose ``num_timesteps``, ``_last_obs`` and ``ep_info_buffer`` are kept up to date
-    :param callback: callback that ``learn`` or the user passes to ``collect_rollouts``
-    :param names: the items of ``locals`` that do not change during the rollout
-    """
-
-    def __init__(self, model: BaseAlgorithm, callback: BaseCallback, names: dict[str, Any]) -> None:
-        self._model, self._callback, self._names = model, callback, names
-        self._n_episodes = 0
-
-    def start(self, policy: ActorCriticPolicy, sampler: Sampler) -> None:
-        """Write the names that do not change."""
-        del policy, sampler
-        self._callback.update_locals({"callback": self._callback, **self._names})
+    _n_episodes = 0
 
     def step(self, obs: Any, starts: np.ndarray, names: dict[str, Any]) -> bool:
         """Count the step and call ``on_step``. As in SB3, the episodes that end with the step are not counted yet."""
-        self._model.num_timesteps += len(names["dones"])
-        self._model._last_obs, self._model._last_episode_starts = obs, starts
-        self._callback.update_locals(
-            {
-                "num_collected_steps": names["n_steps"] + 1,
-                "num_collected_episodes": self._n_episodes,
-                "actions": names["clipped_actions"],
-                "buffer_actions": names["actions"],
-                **{name: names[name] for name in ("new_obs", "rewards", "dones", "infos")},
-            }
-        )
-        return self._callback.on_step()
+        names = {
+            "num_collected_steps": names["n_steps"] + 1,
+            "num_collected_episodes": self._n_episodes,
+            "actions": names["clipped_actions"],
+            "buffer_actions": names["actions"],
+            **{name: names[name] for name in ("new_obs", "rewards", "dones", "infos")},
+        }
+        return super().step(obs, starts, names)
 
     def episodes_ended(self, infos: list[dict[str, Any]]) -> None:
         """Count the episodes, and keep their returns and lengths for the log."""
         self._n_episodes += len(infos)
-        self._model._update_info_buffer(infos, np.ones(len(infos), dtype=bool))
-
-    def end(self, last_obs: Any) -> None:
-        """Do nothing, because SB3's off-policy loop computes nothing at the end of a rollout."""
+        super().episodes_ended(infos)
 
 
 @contextmanager

@@ -109,7 +109,8 @@ class Algorithm(BaseAlgorithm):
         refused = {name: fixed for group in self.groups for name, fixed in group.refused.items()}
         values = defaults_of(self.groups)
         values |= {name: value for name, (value, _) in refused.items()}
-        values |= arg.known_arguments(type(self), given, but={name: why for name, (_, why) in refused.items()})
+        arg.require_arguments(type(self), given, but={name: why for name, (_, why) in refused.items()})
+        values |= given
         arg.check_arguments(values, self.checks)
         init_setup_model = values.pop("_init_setup_model")
         of_base = {name: values.pop(name) for name in (*ALWAYS.arguments, *SB3.arguments, *of_sb3) if name in values}
@@ -198,7 +199,7 @@ class Algorithm(BaseAlgorithm):
 
         :raises TypeError: the name of an argument is misspelled
         """
-        arg.no_typos(cls, kwargs)
+        arg.require_arguments(cls, kwargs, others=True)
         if "stats_window_size" in kwargs:  # SB3 keeps it under another name
             kwargs["_stats_window_size"] = kwargs.pop("stats_window_size")
         token = _LOADING.set(tuple(kwargs))

@@ -32,19 +32,31 @@ EnvLike = GymEnv | VectorEnv | str
 ClassT = TypeVar("ClassT", bound=type)
 
 
-def real(low: float, high: float = math.inf, *, optional: bool = False) -> Check:
-    """Return a check for a finite number in [low, high]."""
-    allowed = f"a number in [{low}, {high}]" if math.isfinite(high) else f"a finite number of at least {low}"
+def _checked(types: type | tuple[type, ...], accepts: Callable[[Any], bool], allowed: str, optional: bool) -> Check:
+    """Return a check for a value of some types.
+
+    :param types: allowed types
+    :param accepts: whether a value of these types is in range
+    :param allowed: what is allowed, for the error message
+    :param optional: whether None is allowed too
+    """
 
     def check(name: str, value: Any) -> None:
         if value is None and optional:
             return
-        if isinstance(value, bool) or not isinstance(value, Real):
+        is_bool = isinstance(value, bool) and types in (Real, Integral)  # Python counts it as a number
+        if is_bool or not isinstance(value, types):
             raise TypeError(_message(name, value, allowed, optional))
-        if not (math.isfinite(value) and low <= float(value) <= high):
+        if not accepts(value):
             raise ValueError(_message(name, value, allowed, optional))
 
     return check
+
+
+def real(low: float, high: float = math.inf, *, optional: bool = False) -> Check:
+    """Return a check for a finite number in [low, high]."""
+    allowed = f"a number in [{low}, {high}]" if math.isfinite(high) else f"a finite number of at least {low}"
+    return _checked(Real, lambda value: math.isfinite(value) and low <= float(value) <= high, allowed, optional)
 
 
 def positive(*, optional: bool = False) -> Check:
@@ -68,55 +80,27 @@ def fraction(name: str, value: Any) -> None:
 
 def integer(low: int, *, optional: bool = False) -> Check:
     """Return a check for a whole number of at least ``low``."""
-    allowed = f"a whole number of at least {low}"
-
-    def check(name: str, value: Any) -> None:
-        if value is None and optional:
-            return
-        if isinstance(value, bool) or not isinstance(value, Integral):
-            raise TypeError(_message(name, value, allowed, optional))
-        if int(value) < low:
-            raise ValueError(_message(name, value, allowed, optional))
-
-    return check
+    return _checked(Integral, lambda value: int(value) >= low, f"a whole number of at least {low}", optional)
 
 
 def choice(*names: str, optional: bool = False) -> Check:
     """Return a check for one of these strings."""
-    allowed = f"one of {list(names)}"
-
-    def check(name: str, value: Any) -> None:
-        if value is None and optional:
-            return
-        if not isinstance(value, str):
-            raise TypeError(_message(name, value, allowed, optional))
-        if value not in names:
-            raise ValueError(_message(name, value, allowed, optional))
-
-    return check
+    return _checked(str, lambda value: value in names, f"one of {list(names)}", optional)
 
 
 def unless(*values: Any, check: Check) -> Check:
     """Return a check that accepts these values, and all values that another check accepts."""
 
-    def checked(name: str, value: Any) -> None:
+    def check_others(name: str, value: Any) -> None:
         if not any(value is allowed or (isinstance(value, float) and value == allowed) for allowed in values):
             check(name, value)
 
-    return checked
+    return check_others
 
 
 def instance(*types: type, optional: bool = False) -> Check:
     """Return a check for an object of one of these types."""
-    allowed = " or ".join(t.__name__ for t in types)
-
-    def check(name: str, value: Any) -> None:
-        if value is None and optional:
-            return
-        if not isinstance(value, types):
-            raise TypeError(_message(name, value, allowed, optional))
-
-    return check
+    return _checked(types, lambda _: True, " or ".join(t.__name__ for t in types), optional)
 
 
 def schedule(*, optional: bool = False, above_0: bool = False) -> Check:
@@ -165,13 +149,8 @@ def callback(name: str, value: Any) -> None:
 
 def log_interval(name: str, value: Any) -> None:
     """Check that a value is a whole number of at least 1, "auto", or None for no log."""
-    if value is None or (isinstance(value, str) and value == "auto"):
-        return
-    allowed = 'a whole number of at least 1, "auto"'
-    if isinstance(value, bool) or not isinstance(value, Integral):
-        raise TypeError(_message(name, value, allowed, True))
-    if int(value) < 1:
-        raise ValueError(_message(name, value, allowed, True))
+    if not (isinstance(value, str) and value == "auto"):
+        _checked(Integral, lambda n: int(n) >= 1, 'a whole number of at least 1, "auto"', True)(name, value)
 
 
 def nothing(reason: str) -> Check:
@@ -222,39 +201,26 @@ def check_arguments(values: Mapping[str, Any], checks: Mapping[str, Check]) -> N
             check(name, values[name])
 
 
-def known_arguments(cls: type, kwargs: Mapping[str, Any], but: Mapping[str, str] | None = None) -> dict[str, Any]:
-    """Require that every name in ``kwargs`` is an argument of a constructor of ``cls`` or its bases.
+def require_arguments(
+    cls: type, names: Iterable[str], but: Mapping[str, str] | None = None, others: bool = False
+) -> None:
+    """Require names of arguments of a constructor of ``cls`` or its bases.
 
     :param cls: the class that is constructed
-    :param kwargs: arguments that were given
+    :param names: names of arguments that were given
     :param but: names of arguments that ``cls`` refuses -> why
-    :return: ``kwargs``
-    :raises TypeError: a name is not an argument. The message suggests the closest argument
+    :param others: whether other names are allowed, unless they are close to that of an argument
+    :raises TypeError: a name is not allowed. The message suggests the closest argument
     """
     but = {**REMOVED, **(but or {})}
-    names = _argument_names(cls).difference(but)
-    for name in kwargs:
+    known = _argument_names(cls).difference(but)
+    for name in names:
         if name in but:
             raise TypeError(f"{cls.__name__} has no argument {name!r}: {but[name]}")
-        if name not in names:
-            meant = suggestion(name, names)
-            hint = f"; did you mean {meant!r}?" if meant else f"; it has {sorted(names)}"
-            raise TypeError(f"{cls.__name__} has no argument {name!r}{hint}")
-    return dict(kwargs)
-
-
-def no_typos(cls: type, kwargs: Mapping[str, Any]) -> None:
-    """Require that no name in ``kwargs`` is a misspelled argument of ``cls``. Names of other attributes are allowed.
-
-    :raises TypeError: a name is close to that of an argument, which the message suggests
-    """
-    names = _argument_names(cls)
-    for name in kwargs:
-        if name in REMOVED:
-            raise TypeError(f"{cls.__name__} has no argument {name!r}: {REMOVED[name]}")
-        meant = suggestion(name, names)
-        if name not in names and meant:
-            raise TypeError(f"{cls.__name__} has no argument {name!r}; did you mean {meant!r}?")
+        meant = None if name in known else suggestion(name, known)
+        if name not in known and (meant or not others):
+            hint = f"did you mean {meant!r}?" if meant else f"it has {sorted(known)}"
+            raise TypeError(f"{cls.__name__} has no argument {name!r}; {hint}")
 
 
 def _argument_names(cls: type) -> set[str]:
