@@ -81,7 +81,7 @@ SHARED = Group(
     """
     :param gamma: discount per env step, in [0, 1]
     :param ent_coef: weight of the entropy bonus, reward units per nat
-    :param vf_coef: weight of the critic's loss where one optimizer trains actor and critic, or they share features
+    :param vf_coef: weight of the critic's loss, if one optimizer trains actor and critic, or if they share features
     :param max_grad_norm: largest norm of the gradient that ``policy.optimizer`` steps along, None for no clipping
     :param state_discount: whether each step's term in the gradient has the factor gamma^t
     :param normalize_advantage: whether to shift and scale each batch of advantages to mean 0 and standard deviation 1

@@ -100,20 +100,20 @@ REPLAY = Group(
     """
     :param buffer_size: transitions that the replay buffer can hold, over all envs
     :param buffer_trajectories: largest number of trajectories that are kept; the newest stay
-    :param learning_starts: env steps before the first update; rollouts that begin before it draw actions uniformly
-    :param batch_size: trajectories per gradient step, the newest among them; None for all that are kept
-    :param train_freq: what is collected between updates: ``(n, "episode")``, complete episodes from a fresh reset, a
-        multiple of the number of envs; ``(n, "step")`` or n, steps per env, whose unfinished episodes go on with the
+    :param learning_starts: env steps before the first update. Rollouts that begin earlier draw actions uniformly
+    :param batch_size: trajectories per gradient step, which include the newest; None for all that are kept
+    :param train_freq: what is collected between two updates. ``(n, "episode")``: n complete episodes from a reset, a
+        multiple of the number of envs. ``(n, "step")`` or n: n steps of each env; unfinished episodes continue with the
         next policy
     :param gradient_steps: gradient steps per update; -1 for as many as env steps were taken since the last update
     :param replay_buffer_class: a subclass of :class:`~sb3_pg.rollout.TrajectoryReplayBuffer`
     :param replay_buffer_kwargs: further arguments of the replay buffer
     :param optimize_memory_usage: must be False
     :param action_noise: must be None, because the log-prob of a noisy action would be unknown
-    :param behavior_policy: what acts instead of the policy, from the first step on: a model that knows its log-probs
-        (A2C, PPO, TRPO, this package's; its policy is kept); a policy; or a callable as
-        :data:`~sb3_pg.policies.BehaviorPolicy` describes. It sees the observations that this algorithm acts on: a model
-        that was trained with a VecNormalize needs one with the same statistics around this env. See also
+    :param behavior_policy: acts instead of the policy, from the first step on. It is a model that knows its log-probs
+        (A2C, PPO, TRPO, or one of this package; only its policy is kept), a policy, or a callable as described in
+        :data:`~sb3_pg.policies.BehaviorPolicy`. It gets the observations of this algorithm's env. If it was trained
+        with a VecNormalize, this env needs one with the same statistics. See also
         :class:`~sb3_pg.policies.PolicyBehavior`
     """,
     {

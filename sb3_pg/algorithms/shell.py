@@ -250,14 +250,14 @@ class Algorithm(BaseAlgorithm):
         return state_dicts + ([] if self.critic_optimizer is None else ["critic_optimizer"]), variables
 
     def get_parameters(self) -> dict[str, dict[str, Any]]:
-        """As SB3's method. Modules that ``torch.compile`` has wrapped have the names that they had before."""
+        """Return parameters as SB3's method does, with the names from before ``torch.compile`` wrapped a module."""
         parameters = super().get_parameters()
         return {key: {_of_original(name): value for name, value in parameters[key].items()} for key in parameters}
 
     def set_parameters(
         self, load_path_or_dict: str | TensorDict, exact_match: bool = True, device: th.device | str = "auto"
     ) -> None:
-        """As SB3's method. It also takes the names that modules had before ``torch.compile`` wrapped them."""
+        """Set parameters as SB3's method does. Names from before ``torch.compile`` wrapped a module are valid too."""
         params: Any = load_path_or_dict
         if not isinstance(params, dict):
             _, params, _ = load_from_zip_file(params, device=device, load_data=False)
@@ -342,7 +342,7 @@ class Algorithm(BaseAlgorithm):
         return ""
 
     def _setup_learn(self, *args: Any, **kwargs: Any) -> tuple[int, BaseCallback]:
-        """As SB3's method, which resets the env. A NaN does not enter the statistics of a VecNormalize.
+        """Prepare training and reset the env as SB3's method does. A NaN does not enter a VecNormalize's statistics.
 
         :raises NonFiniteError: the first observation is not finite
         """
@@ -359,7 +359,7 @@ class Algorithm(BaseAlgorithm):
         return result
 
     def _update_current_progress_remaining(self, num_timesteps: int, total_timesteps: int) -> None:
-        """As SB3's method, but never below 0. The last rollout may overshoot, and make a linear schedule negative."""
+        """Update the progress as SB3's method does, but not below 0 if the last rollout takes more steps than asked."""
         super()._update_current_progress_remaining(min(num_timesteps, total_timesteps), total_timesteps)
 
     def predict(
@@ -432,7 +432,7 @@ def _with_saved_optimizer(
 def load_replay_buffer(
     self: Any, path: str | pathlib.Path | io.BufferedIOBase, truncate_last_traj: bool = True
 ) -> None:
-    """As SB3's method. It also loads files of earlier versions, whose classes were in other modules."""
+    """Load a replay buffer as SB3's method does. Files of earlier versions, with other module names, load too."""
     with renamed_modules():
         OffPolicyAlgorithm.load_replay_buffer(self, path, truncate_last_traj)
 
