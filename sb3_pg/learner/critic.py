@@ -101,10 +101,22 @@ def fit_critic(
 
 
 class ReturnScale:
-    """Running standard deviation of the critic's targets, over all of training."""
+    """Running standard deviation of the critic's targets, over all of training. An object does not change."""
 
     def __init__(self, statistics: RunningMeanStd | None = None) -> None:
         self._statistics = statistics or RunningMeanStd(epsilon=0.0, shape=())
+
+    @classmethod
+    def from_moments(cls, mean: float, var: float, count: float) -> "ReturnScale":
+        """Return the scale with these :attr:`moments`."""
+        statistics = RunningMeanStd(epsilon=0.0, shape=())
+        statistics.mean, statistics.var, statistics.count = np.asarray(mean), np.asarray(var), count
+        return cls(statistics)
+
+    @property
+    def moments(self) -> dict[str, float]:
+        """Mean, variance and number of all targets so far."""
+        return {name: float(getattr(self._statistics, name)) for name in ("mean", "var", "count")}
 
     @property
     def value(self) -> float:

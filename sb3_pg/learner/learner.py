@@ -1,9 +1,10 @@
 """From a batch to new parameters: estimate, train the critic, move the actor, and undo all of it if it fails."""
 
 from abc import ABC, abstractmethod
+from collections.abc import Mapping
 from contextlib import nullcontext
 from dataclasses import dataclass, field
-from typing import ClassVar, Literal, NamedTuple
+from typing import Any, ClassVar, Literal, NamedTuple
 
 import torch as th
 from stable_baselines3.common.policies import ActorCriticPolicy
@@ -114,7 +115,11 @@ class Step(ABC):
 
 @dataclass
 class LearnerState:
-    """State that lasts from one update to the next, besides parameters and optimizers.
+    """State that lasts from one update to the next, besides that of the policy and the optimizers.
+
+    Two more things last, each in the object that uses it: the fitted baseline in the estimator, and the KL coefficient
+    in :class:`~sb3_pg.learner.KLPenaltyStep`. The algorithms keep them in ``model.fitted_baseline`` and
+    ``model.kl_coef``, and give them to every new estimator and step.
 
     :param return_scale: running scale of the critic's targets
     :param n_warmed_up: updates in which only the critic was trained
@@ -124,6 +129,27 @@ class LearnerState:
     return_scale: ReturnScale = field(default_factory=ReturnScale)
     n_warmed_up: int = 0
     n_failures: int = 0
+
+    def state_dict(self) -> dict[str, Any]:
+        """Return the state as dicts of numbers, which ``torch.load(..., weights_only=True)`` reads."""
+        return vars(self) | {"return_scale": self.return_scale.moments}
+
+    def load_state_dict(self, state: Mapping[str, Any]) -> None:
+        """Replace the state by one that :meth:`state_dict` has returned.
+
+        :param state: the result of :meth:`state_dict`
+        :raises ValueError: a key is missing or unknown; the state stays as it is then
+        """
+        _require_keys("state", state, self.state_dict())
+        _require_keys("state['return_scale']", state["return_scale"], self.return_scale.moments)
+        self.return_scale = ReturnScale.from_moments(**state["return_scale"])
+        self.n_warmed_up, self.n_failures = state["n_warmed_up"], state["n_failures"]
+
+
+def _require_keys(name: str, given: Mapping[str, Any], expected: Mapping[str, Any]) -> None:
+    if given.keys() != expected.keys():
+        missing, unknown = sorted(expected.keys() - given.keys()), sorted(given.keys() - expected.keys())
+        raise ValueError(f"{name} must have the keys {list(expected)}: missing {missing}, unknown {unknown}")
 
 
 class Learner:
@@ -140,7 +166,7 @@ class Learner:
     :param step: from :mod:`sb3_pg.learner.gradient_step`, ``trust_region`` or ``kl_penalty_step``
     :param critic: how the critic is trained
     :param normalize_advantage: shift and scale each batch of advantages to mean 0 and standard deviation 1
-    :param state: what an earlier learner has left
+    :param state: state of an earlier learner of the policy, to go on from; None to begin
 
     >>> from stable_baselines3.common.env_util import make_vec_env
     >>> from stable_baselines3.common.policies import ActorCriticPolicy

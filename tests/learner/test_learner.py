@@ -2,9 +2,11 @@
 
 import copy
 import doctest
+import io
 import subprocess
 import sys
 from collections.abc import Callable
+from typing import Any
 
 import numpy as np
 import pytest
@@ -23,8 +25,10 @@ from sb3_pg.learner import (
     GradientStep,
     KLPenaltyStep,
     Learner,
+    LearnerState,
     MonteCarlo,
     NaturalStep,
+    ReturnScale,
     Step,
     make_critic_optimizer,
 )
@@ -128,6 +132,73 @@ def test_a_critic_is_trained_alone_while_it_warms_up() -> None:
         moved = {name for name, parameter in policy.named_parameters() if not th.equal(parameter, before[name])}
         assert learner.critic_only.keys() <= moved
         assert learner.actor.keys().isdisjoint(moved) is warms_up
+
+
+def saved_and_loaded(state: dict[str, Any]) -> dict[str, Any]:
+    """Through a file of tensors and plain numbers, which executes nothing."""
+    file = io.BytesIO()
+    th.save(state, file)
+    file.seek(0)
+    loaded: dict[str, Any] = th.load(file, weights_only=True)
+    return loaded
+
+
+def test_a_learners_state_survives_saving() -> None:
+    scale = ReturnScale().updated(th.randn(7).double()).updated(3 * th.randn(5).double())
+    state = LearnerState(scale, n_warmed_up=3, n_failures=2)
+    restored = LearnerState()
+    restored.load_state_dict(saved_and_loaded(state.state_dict()))
+    assert restored.state_dict() == state.state_dict()
+    assert restored.return_scale.value == scale.value
+    assert (restored.n_warmed_up, restored.n_failures) == (3, 2)
+    state.load_state_dict(LearnerState().state_dict())
+    assert state.return_scale.value == 1
+
+
+@pytest.mark.parametrize("name", list(STEPS))
+def test_training_goes_on_from_a_saved_state_as_if_it_had_not_stopped(name: str) -> None:
+    critic = CriticFit(own_steps=True, warmup_updates=2, normalize_targets=True)
+    batches = [made_up_batch(make_policy()) for _ in range(4)]
+    for n, batch in enumerate(batches):
+        batch.rewards = batch.rewards * (n + 1)
+
+    def trained(learner: Learner, on: list[RolloutBatch]) -> Learner:
+        th.manual_seed(2)
+        for batch in on:
+            learner.update(copy.deepcopy(batch))
+        return learner
+
+    def learner_of(policy: ActorCriticPolicy) -> Learner:
+        return Learner(policy, MonteCarlo(0.9, baseline=ValueBaseline()), STEPS[name](), critic)
+
+    whole = trained(learner_of(make_policy()), batches[:1])
+    saved = saved_and_loaded({"policy": whole.policy.state_dict(), "learner": whole.state.state_dict()})
+    trained(whole, batches[1:])
+    restored, without_state = learner_of(make_policy()), learner_of(make_policy())
+    restored.state.load_state_dict(saved["learner"])
+    for learner in (restored, without_state):
+        learner.policy.load_state_dict(saved["policy"])
+        trained(learner, batches[1:])
+    assert th.equal(values_of(restored.policy), values_of(whole.policy))
+    assert restored.state.state_dict() == whole.state.state_dict()
+    assert not th.equal(values_of(without_state.policy), values_of(whole.policy))
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        ({"n_warmed_up": None}, r"^state must have the keys .*: missing \['n_warmed_up'\], unknown \[\]$"),
+        ({"kl_coef": 1.0}, r"^state must have .* unknown \['kl_coef'\]$"),
+        ({"return_scale": {"mean": 0.0, "std": 1.0}}, r"^state\['return_scale'\] .*missing \['count', 'var'\]"),
+    ],
+)
+def test_a_state_with_other_keys_is_refused(change: dict[str, Any], message: str) -> None:
+    state = LearnerState(n_warmed_up=3)
+    before = state.state_dict()
+    wrong = {name: value for name, value in (before | change).items() if value is not None}
+    with pytest.raises(ValueError, match=message):
+        state.load_state_dict(wrong)
+    assert state.state_dict() == before
 
 
 @pytest.mark.parametrize("module", [sb3_pg.learner.learner, sb3_pg.rollout.collector], ids=lambda m: m.__name__)
