@@ -125,7 +125,7 @@ class Experiment(ExperimentManager):
     def _observation_space(self, hyperparams: dict[str, Any]) -> spaces.Space[Any]:
         wrap = get_wrapper_class(hyperparams)
         kwargs = self.env_kwargs or hyperparams.get("env_kwargs", {})
-        with _refusing_env():
+        with refusing_env():
             env = gym.spec(self.env_name.gym_id).make(**kwargs)
         try:
             return (env if wrap is None else wrap(env)).observation_space
@@ -176,7 +176,7 @@ class Experiment(ExperimentManager):
         """
         with redirect_stdout(io.StringIO()), warnings.catch_warnings():
             warnings.simplefilter("ignore")  # the run gives the same ones
-            with _refusing_env():
+            with refusing_env():
                 env = self.create_envs(1, no_log=True)
             try:
                 hyperparams = compat.with_action_noise(self, deepcopy(self._given), env)
@@ -286,8 +286,11 @@ def _refusing(*errors: type[Exception], prefix: str = "") -> Iterator[None]:
 
 
 @contextmanager
-def _refusing_env() -> Iterator[None]:
-    """Context in which an env or wrapper that refuses its arguments is an error of the command line."""
+def refusing_env() -> Iterator[None]:
+    """Context in which an env or wrapper that refuses its arguments is an error of the command line.
+
+    :raises CommandError: instead of the env's error
+    """
     try:
         with _refusing(AssertionError, ValueError):
             yield

@@ -18,11 +18,13 @@ from typing import Any, Final
 import gymnasium as gym
 import rl_zoo3.enjoy
 import rl_zoo3.train
+import rl_zoo3.utils
 from huggingface_sb3 import EnvironmentName  # type: ignore[import-untyped]
-from rl_zoo3.utils import ALGOS, StoreDict, get_model_path
+from rl_zoo3.utils import ALGOS, StoreDict, create_test_env, get_model_path
+from stable_baselines3.common.vec_env import VecEnv
 
 from sb3_pg.extras import extra_hints
-from sb3_pg.zoo.experiment import VECTOR_BACKENDS, CommandError, Experiment
+from sb3_pg.zoo.experiment import VECTOR_BACKENDS, CommandError, Experiment, refusing_env
 
 # Ahead of the user's arguments, so that theirs win: rl_zoo3 looks for agents of its own hub unless told otherwise.
 _TRAINED_HERE: Final = ("--folder", "logs")
@@ -65,14 +67,12 @@ def train(arguments: Sequence[str]) -> None:
     :raises SystemExit: the arguments are wrong, or are ``--help``
     :raises MissingExtraError: the environment or an option needs an optional dependency
     """
-    script: Any = rl_zoo3.train
-    before = script.argparse, script.ExperimentManager
-    script.argparse, script.ExperimentManager = SimpleNamespace(ArgumentParser=_TrainParser), Experiment
-    try:
-        with _command_line("train", arguments):
-            script.train()
-    finally:
-        script.argparse, script.ExperimentManager = before
+    parsers = SimpleNamespace(ArgumentParser=_TrainParser)
+    with (
+        _command_line("train", arguments),
+        _replaced(rl_zoo3.train, argparse=parsers, ExperimentManager=Experiment),
+    ):
+        rl_zoo3.train.train()
 
 
 def enjoy(arguments: Sequence[str]) -> None:
@@ -82,7 +82,10 @@ def enjoy(arguments: Sequence[str]) -> None:
     :raises SystemExit: the arguments are wrong, or are ``--help``
     :raises MissingExtraError: rendering or the environment needs an optional dependency
     """
-    with _command_line("enjoy", (*_TRAINED_HERE, *arguments)):
+    with (
+        _command_line("enjoy", (*_TRAINED_HERE, *arguments)),
+        _replaced(rl_zoo3.enjoy, create_test_env=_create_test_env),
+    ):
         _check_trained_agent()
         rl_zoo3.enjoy.enjoy()
 
@@ -94,15 +97,21 @@ def record_video(arguments: Sequence[str]) -> None:
     :raises SystemExit: the arguments are wrong, or are ``--help``
     :raises MissingExtraError: recording or the environment needs an optional dependency
     """
-    with _command_line("record-video", (*_TRAINED_HERE, *arguments)):
+    with (
+        _command_line("record-video", (*_TRAINED_HERE, *arguments)),
+        _replaced(rl_zoo3.utils, create_test_env=_create_test_env),
+    ):
         _check_trained_agent()
-        # The script has no function to call: its code is under `if __name__ == "__main__"`.
+        # The script has no function to call: its code is under `if __name__ == "__main__"`. It imports from utils.
         runpy.run_module("rl_zoo3.record_video", run_name="__main__")
 
 
 @contextmanager
 def _command_line(command: str, arguments: Sequence[str]) -> Iterator[None]:
-    """Show rl_zoo3's scripts, which read ``sys.argv``, this command line; print what it asks for in vain."""
+    """Context in which ``sys.argv``, which rl_zoo3's scripts parse, is this command line.
+
+    :raises SystemExit: the command line asks for something impossible; the reason is printed
+    """
     before = sys.argv
     sys.argv = [f"sb3-pg {command}", *arguments]
     try:
@@ -113,6 +122,26 @@ def _command_line(command: str, arguments: Sequence[str]) -> Iterator[None]:
         raise SystemExit(2) from error
     finally:
         sys.argv = before
+
+
+@contextmanager
+def _replaced(module: Any, **members: Any) -> Iterator[None]:
+    """Context in which members of a module are replaced."""
+    before = {name: getattr(module, name) for name in members}
+    vars(module).update(members)
+    try:
+        yield
+    finally:
+        vars(module).update(before)
+
+
+def _create_test_env(*args: Any, **kwargs: Any) -> VecEnv:
+    """As rl_zoo3's.
+
+    :raises CommandError: the environment or a wrapper refuses its arguments
+    """
+    with refusing_env():
+        return create_test_env(*args, **kwargs)
 
 
 class _PythonValues(StoreDict):

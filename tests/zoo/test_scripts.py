@@ -311,6 +311,7 @@ def test_trying_hyperparameters_out_draws_no_random_numbers(tmp_path: Path, monk
     ("arguments", "message"),
     [
         ("--env-kwargs x", "write KEY:VALUE with VALUE in Python"),
+        ("--env-kwargs nonsense:1", "got an unexpected keyword argument 'nonsense'"),
         ("--gym-packages nowhere", "No module named 'nowhere'"),
         ("--algo reinforc", "invalid choice: 'reinforc'"),
         ("--exp-id 7", "CartPole-v1_7"),
