@@ -177,6 +177,8 @@ class Experiment(ExperimentManager):
         with redirect_stdout(io.StringIO()), warnings.catch_warnings():
             warnings.simplefilter("ignore")  # the run gives the same ones
             with refusing_env():
+                if self.eval_env_kwargs != self.env_kwargs:
+                    self.create_envs(1, eval_env=True, no_log=True).close()
                 env = self.create_envs(1, no_log=True)
             try:
                 hyperparams = compat.with_action_noise(self, deepcopy(self._given), env)

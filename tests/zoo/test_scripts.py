@@ -204,6 +204,8 @@ def test_optimize_then_train_a_trial(
         ("--algo reinforce -params baseline:mean", "name 'mean' is not defined: write KEY:VALUE with VALUE in Python"),
         ("--algo reinforce -params gamma=0.9", "write KEY:VALUE with VALUE in Python"),
         ("--algo reinforce -params gamma:2", "gamma must be a number in [0, 1], got 2"),
+        ("--algo reinforce --env-kwargs nonsense:1", "got an unexpected keyword argument 'nonsense'"),
+        ("--algo reinforce --eval-env-kwargs nonsense:1", "got an unexpected keyword argument 'nonsense'"),
         ("--algo reinforce -i nowhere.zip", "must be the path of a .zip file, got 'nowhere.zip'"),
         ("--algo trpo -params cg_damp:0.1", "TRPO has no argument 'cg_damp'; did you mean 'cg_damping'?"),
         ("--algo trpo -params cg_damping:-1", "cg_damping must be a finite number of at least 0, got -1"),
