@@ -41,13 +41,19 @@ Ratio = Literal["per_step", "prefix", "per_decision", "trajectory"]
 OWN_TARGET: dict[str, CriticTarget] = {"gae": "lambda", "td": "td", "n_step": "n_step", "monte_carlo": "monte_carlo"}
 
 
-def discounts(batch: RolloutBatch, gamma: float) -> th.Tensor:
-    """gamma^t of each step's index t in its episode, ``(n_steps, n_envs)``."""
-    return (gamma ** precise(batch.timesteps)).to(batch.rewards.dtype)
+class _StateDiscount(Estimator):
+    """An estimator whose weight is gamma^t of each step's index t in its episode, or 1."""
+
+    gamma: float
+    state_discount: bool
+
+    def weights(self, batch: RolloutBatch) -> th.Tensor | None:
+        """w_t, the discount of each step's state."""
+        return (self.gamma ** precise(batch.timesteps)).to(batch.rewards.dtype) if self.state_discount else None
 
 
 @dataclass
-class Bootstrapped(Estimator):
+class Bootstrapped(_StateDiscount):
     r"""Advantage :math:`\hat A_t = G_t - V_\phi(s_t)`, and a return :math:`y_t` that the critic is trained on.
 
     =============== =============== ================================================== ==============================
@@ -80,7 +86,7 @@ class Bootstrapped(Estimator):
     bootstraps = True
 
     def estimate(self, batch: RolloutBatch, policy: ActorCriticPolicy) -> tuple[th.Tensor, th.Tensor]:
-        """Returns of the critic's target, and advantages."""
+        """Return the critic's targets, and advantages."""
         del policy
         rewards, values, ends, gamma = batch.rewards, batch.values, batch.ends, self.gamma
         assert values is not None
@@ -94,27 +100,21 @@ class Bootstrapped(Estimator):
                 advantages = n_step_return(rewards, values, ends, gamma, self.td_steps, *last) - values
             case _:
                 advantages = reward_to_go(rewards, ends, gamma, *last) - values
-        match self.critic_target:
-            case None:
-                returns = advantages + values
-            case own if own == OWN_TARGET[self.advantage]:
-                returns = advantages + values
-            case "lambda":
-                returns = lambda_return(rewards, values, ends, gamma, self.gae_lambda, *last)
-            case "monte_carlo":
-                returns = reward_to_go(rewards, ends, gamma, *last)
-            case target:
-                n = 1 if target == "td" else self.td_steps
-                returns = n_step_return(rewards, values, ends, gamma, n, *last)
+        target = self.critic_target
+        if target is None or target == OWN_TARGET[self.advantage]:
+            returns = advantages + values
+        elif target == "lambda":
+            returns = lambda_return(rewards, values, ends, gamma, self.gae_lambda, *last)
+        elif target == "monte_carlo":
+            returns = reward_to_go(rewards, ends, gamma, *last)
+        else:
+            n = 1 if target == "td" else self.td_steps
+            returns = n_step_return(rewards, values, ends, gamma, n, *last)
         return returns, advantages
-
-    def weights(self, batch: RolloutBatch) -> th.Tensor | None:
-        """w_t, the discount of each step's state."""
-        return discounts(batch, self.gamma) if self.state_discount else None
 
 
 @dataclass
-class MonteCarlo(Estimator):
+class MonteCarlo(_StateDiscount):
     """Returns of whole episodes (or of segments that a critic bootstraps), less a baseline.
 
     :param gamma: discount per env step, in [0, 1]
@@ -131,27 +131,27 @@ class MonteCarlo(Estimator):
     fit_baseline_first: bool = False
 
     @property
-    def requires_critic(self) -> bool:  # type: ignore[override]  # an attribute in the base class
+    def requires_critic(self) -> bool:
         """Whether the baseline is the policy's critic."""
         return self.baseline.requires_critic
 
     @property
-    def bootstraps(self) -> bool:  # type: ignore[override]  # an attribute in the base class
-        """Whether the value of the state that follows a truncated episode has a place in the returns."""
+    def bootstraps(self) -> bool:
+        """True unless a return is the reward that the whole episode has received."""
         return self.returns != "total"
 
     @property
-    def parameter_constants(self) -> th.Tensor | None:  # type: ignore[override]  # as above
+    def parameter_constants(self) -> th.Tensor | None:
         """The baseline of each parameter, if there is one per parameter."""
         return self.baseline.parameter_constants
 
     def estimate(self, batch: RolloutBatch, policy: ActorCriticPolicy) -> tuple[th.Tensor, th.Tensor]:
-        """Returns, and returns less baseline."""
+        """Return returns, and returns less baseline."""
         returns = self.returns_of(batch)
         return returns, self.advantages(batch, policy, returns, self.weights(batch))
 
     def returns_of(self, batch: RolloutBatch) -> th.Tensor:
-        """Discounted rewards, from each step on or of the whole episode."""
+        """Return the discounted rewards, from each step on or of the whole episode."""
         if self.returns == "total":
             return total_return(batch.rewards, batch.ends, self.gamma, batch.mask)
         return reward_to_go(batch.rewards, batch.ends, self.gamma, batch.bootstrap, batch.mask)
@@ -159,9 +159,9 @@ class MonteCarlo(Estimator):
     def advantages(
         self, batch: RolloutBatch, policy: ActorCriticPolicy, returns: th.Tensor, weights: th.Tensor | None
     ) -> th.Tensor:
-        """Returns less baseline; the baseline is fitted before or after.
+        """Return returns less baseline, and fit the baseline, before or afterwards.
 
-        :param batch: with values, where the baseline is the critic
+        :param batch: with values, if the baseline is the critic
         :param policy: in eval mode
         :param returns: ``(n_steps, n_envs)``
         :param weights: w_t, same shape, None for 1
@@ -191,10 +191,6 @@ class MonteCarlo(Estimator):
             baseline.fit(batch, returns)
         return advantages
 
-    def weights(self, batch: RolloutBatch) -> th.Tensor | None:
-        """w_t, the discount of each step's state."""
-        return discounts(batch, self.gamma) if self.state_discount else None
-
 
 @dataclass
 class ImportanceSampled(Estimator):
@@ -216,17 +212,17 @@ class ImportanceSampled(Estimator):
     self_normalize: bool = False
 
     @property
-    def requires_critic(self) -> bool:  # type: ignore[override]  # an attribute in the base class
-        """Whether the baseline is the policy's critic."""
+    def requires_critic(self) -> bool:
+        """As in :class:`MonteCarlo`."""
         return self.on_policy.requires_critic
 
     @property
-    def bootstraps(self) -> bool:  # type: ignore[override]  # an attribute in the base class
+    def bootstraps(self) -> bool:
         """As in :class:`MonteCarlo`."""
         return self.on_policy.bootstraps
 
     @property
-    def parameter_constants(self) -> th.Tensor | None:  # type: ignore[override]  # as above
+    def parameter_constants(self) -> th.Tensor | None:
         """As in :class:`MonteCarlo`."""
         return self.on_policy.parameter_constants
 
@@ -242,7 +238,7 @@ class ImportanceSampled(Estimator):
         batch.log_weights = self_normalize(logs, batch.ends, batch.mask) if self.self_normalize else logs
 
     def effective_share(self, batch: RolloutBatch) -> float:
-        """Effective sample size per sample: per episode where an episode has one weight, per step otherwise."""
+        """Return the effective sample size per sample: an episode if it has one weight, otherwise a step."""
         counted = batch.valid & batch.ends if self.ratio == "trajectory" else batch.valid
         assert batch.log_weights is not None
         size = effective_sample_size(batch.log_weights, counted)
@@ -255,7 +251,7 @@ class ImportanceSampled(Estimator):
         return weights if discount is None else weights * discount
 
     def estimate(self, batch: RolloutBatch, policy: ActorCriticPolicy) -> tuple[th.Tensor, th.Tensor]:
-        """V-trace targets, or returns where there is no critic; and returns less baseline."""
+        """Return V-trace targets (returns, if there is no critic), and returns less baseline."""
         assert batch.log_ratio is not None
         own = self.on_policy
         returns = self._returns(batch)
@@ -282,12 +278,12 @@ class ImportanceSampled(Estimator):
         )
         if own.returns == "reward_to_go":
             return later
-        # The rewards before t are weighted by W_t, as they are without this; those from t on by W_t' instead.
+        # Rewards before t keep the weight W_t; those of the steps t' from t on get W_t'.
         to_go = reward_to_go(batch.rewards, batch.ends, own.gamma, mask=batch.mask)
         return returns + own.gamma ** precise(batch.timesteps) * (later - to_go)
 
     def describe(self, batch: RolloutBatch) -> Metrics:
-        """Metrics of the importance weights."""
+        """Return metrics of the importance weights."""
         assert batch.log_ratio is not None
         assert batch.log_weights is not None
         metrics: Metrics = {

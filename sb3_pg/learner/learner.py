@@ -35,16 +35,24 @@ Report = Literal["nothing", "batch", "step"]
 class Estimator(ABC):
     """Gives each step of a batch a return, an advantage and a weight."""
 
-    #: whether the batch must hold the critic's values
-    requires_critic: bool
-    #: whether the value of the state that follows a truncated episode has a place in the returns
-    bootstraps: bool
-    #: c_k of each trained actor parameter: the gradient's component k is lessened by c_k E[w_t score_t]_k
-    parameter_constants: th.Tensor | None = None
+    @property
+    @abstractmethod
+    def requires_critic(self) -> bool:
+        """Whether the batch must hold the critic's values."""
+
+    @property
+    @abstractmethod
+    def bootstraps(self) -> bool:
+        """Whether returns include the value of the state that follows a truncated episode."""
+
+    @property
+    def parameter_constants(self) -> th.Tensor | None:
+        """c_k of each trained actor parameter: c_k E[w_t score_t]_k is subtracted from component k of the gradient."""
+        return None
 
     @abstractmethod
     def estimate(self, batch: RolloutBatch, policy: ActorCriticPolicy) -> tuple[th.Tensor, th.Tensor]:
-        """Returns, which critic or baseline are fitted to, and advantages, which actions are credited with.
+        """Return returns, which critic or baseline are fitted to, and advantages, which actions are credited with.
 
         :param batch: scored by the policy
         :param policy: in eval mode
@@ -56,7 +64,7 @@ class Estimator(ABC):
         """w_t, the weight of each step's term in the gradient, ``(n_steps, n_envs)``; None for 1."""
 
     def describe(self, batch: RolloutBatch) -> Metrics:
-        """Metrics of the batch that only this estimator knows."""
+        """Return metrics of the batch that only this estimator knows."""
         del batch
         return {}
 
@@ -65,8 +73,8 @@ class StepInputs(NamedTuple):
     """What a step is made from, one row per valid sample of the batch.
 
     ``actions`` are as the policy's distribution expects them. ``credit`` is w_t A_t, reward units. ``targets`` are the
-    critic's; None where its loss is no part of the step. ``parameters`` are all of the policy's; ``trained`` those to
-    differentiate by, None for all; and the gradient of ``untrained`` is dropped.
+    critic's; None where its loss is no part of the step. ``parameters`` are all of the policy's. ``trained`` are the
+    parameters to differentiate by, None for all. The gradient of ``untrained`` is dropped.
     """
 
     observations: Observations
@@ -106,9 +114,9 @@ class Step(ABC):
         return {}
 
     def conclude(self, learner: "Learner") -> None:
-        """Note how the update ended: as ``learner.outcome`` says, "nonfinite" if it was undone.
+        """Finish an update, which succeeded or was undone. By default, no outcome is logged.
 
-        :param learner: as in :meth:`take`
+        :param learner: its ``outcome`` is that of :meth:`take`, or "nonfinite" if the update was undone
         """
         learner.outcome = ""
 
@@ -197,11 +205,11 @@ class Learner:
         self.critic = critic or CriticFit()
         self.normalize_advantage = normalize_advantage
         self.state = state or LearnerState()
-        #: what the update that is under way measures
+        #: what the current update measures
         self.report: Report = "step"
         #: how the latest step ended, where its kind says so
         self.outcome = ""
-        #: parameters and buffers before the update that is under way
+        #: parameters and buffers before the current update
         self.before: Snapshot | None = None
         self._parameters: tuple[PolicyCache, ParameterSets] | None = None
 
@@ -241,21 +249,21 @@ class Learner:
 
     @property
     def critic_in_step(self) -> bool:
-        """Whether the critic's loss is part of the loss that the actor's step goes along."""
+        """Whether the critic's loss is part of the actor's."""
         return self.estimator.requires_critic and (not self.critic.own_steps or self.shares_features)
 
     @property
     def warms_up(self) -> bool:
-        """Whether only the critic is trained yet."""
+        """Whether only the critic is trained so far."""
         return self.state.n_warmed_up < self.critic.warmup_updates
 
     @property
     def value_scale(self) -> float:
-        """What the policy's critic is multiplied by to give reward units."""
+        """Reward units per unit of the critic's output."""
         return self.state.return_scale.value if self.critic.normalize_targets else 1.0
 
     def _scaled(self, returns: th.Tensor) -> th.Tensor:
-        """What the policy's critic is trained on: returns, in units of ``value_scale``."""
+        """Return the critic's targets: returns in units of ``value_scale``."""
         return (returns / self.value_scale if self.critic.normalize_targets else returns).float()
 
     # ---------------------------------------------------------------- estimating
@@ -269,7 +277,7 @@ class Learner:
             batch.returns, batch.advantages = self.estimator.estimate(batch, self.policy)
 
     def credit(self, batch: RolloutBatch) -> th.Tensor:
-        """What each step's log-prob is multiplied by in the loss: w_t A_t, normalized if that is asked for.
+        """Return the factor of each step's log-prob in the loss: w_t A_t, with A_t normalized if that is asked for.
 
         :return: ``(n_steps, n_envs)``, 0 in the padding
         """
@@ -282,7 +290,7 @@ class Learner:
         return advantages if weights is None else advantages * weights
 
     def _beyond_rounding(self, batch: RolloutBatch, credit: th.Tensor) -> th.Tensor:
-        """The credit, ``(n_samples,)``; zeros if the advantages are nothing but rounding errors."""
+        """Return the credit, ``(n_samples,)``; zeros if the advantages are nothing but rounding errors."""
         assert batch.advantages is not None
         assert batch.returns is not None
         advantages: th.Tensor = batch.select(batch.advantages)
@@ -295,7 +303,7 @@ class Learner:
     def update(self, batch: RolloutBatch, report: Report = "step") -> Metrics:
         """Update the parameters from a batch.
 
-        :param batch: scored by the policy; estimated here if it is not yet
+        :param batch: scored by the policy; estimated here if it has no advantages
         :param report: what is measured beyond what the update needs
         :return: name -> number to log
         :raises NonFiniteError: a gradient or a parameter would not be finite; nothing has changed then
@@ -371,23 +379,19 @@ class Learner:
         :param batch: with returns
         :return: name -> number to log
         """
-        if self.critic.in_eval_mode and self.policy.training and self.shares_features:
-            with evaluation_mode(self.policy):
-                return self.fit_critic(batch)
-        critic, loss = self.critic, th.zeros(())
-        optimizer, parameters = critic.optimizer or self.policy.optimizer, list(self.critic_only.values())
-        for n in range(critic.n_passes if critic.revalue else 1):
-            if n:
-                self._value_again(batch)
-            n_passes = 1 if critic.revalue else critic.n_passes
-            targets = self._scaled(batch.select(batch.returns))
-            loss = fit_critic(
-                self.policy, optimizer, parameters, batch.flat_observations, targets, n_passes, critic.batch_size
-            )
+        policy, critic, loss = self.policy, self.critic, th.zeros(())
+        optimizer, parameters = critic.optimizer or policy.optimizer, list(self.critic_only.values())
+        n_rounds, n_passes = (critic.n_passes, 1) if critic.revalue else (1, critic.n_passes)
+        with evaluation_mode(policy) if critic.in_eval_mode and self.shares_features else nullcontext():
+            for n in range(n_rounds):
+                if n:
+                    self._value_again(batch)
+                targets, observations = self._scaled(batch.select(batch.returns)), batch.flat_observations
+                loss = fit_critic(policy, optimizer, parameters, observations, targets, n_passes, critic.batch_size)
         return {"value_loss": loss}
 
     def _value_again(self, batch: RolloutBatch) -> None:
-        """Replace the values of the critic as it was by those of the critic as it is, and estimate anew."""
+        """Give the batch the values of the critic as it is now, and estimate anew."""
         with evaluation_mode(self.policy):
             values = batch.restore(predict_values(self.policy, batch.flat_observations))
             batch.values = values.to(batch.rewards) * self.value_scale

@@ -1,4 +1,4 @@
-"""Checks around an update, and its undoing: a number that is not finite goes no further."""
+"""Checks of an update, and what undoes it: a number that is not finite goes no further."""
 
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
@@ -8,48 +8,38 @@ import torch as th
 from stable_baselines3.common.policies import ActorCriticPolicy, BasePolicy
 
 from sb3_pg.errors import NonFiniteError
-from sb3_pg.policies import Snapshot, policy_cache
+from sb3_pg.policies import policy_cache
 from sb3_pg.rollout import RolloutBatch, require_finite_policy
 
 _SMALLER_STEP = "A smaller learning rate may help."
-#: The gradient of a Gaussian's density has std^4 in it, which single precision has from e^-87 to e^88.
+#: The gradient of a Gaussian's density contains std^4. Single precision covers e^-87 to e^88.
 _LARGEST_LOG_STD = 20.0
 
 
 @contextmanager
-def unchanged_on_error(policy: BasePolicy) -> Iterator[Snapshot]:
-    """Put parameters and buffers back as they were, to the bit, if the body raises (an interruption included)."""
-    before = policy_cache(policy).snapshot()
-    try:
-        yield before
-    except BaseException:
-        before.restore()
-        raise
-
-
-@contextmanager
 def unchanged_if_nonfinite(policy: BasePolicy, *optimizers: th.optim.Optimizer) -> Iterator[None]:
-    """Put parameters and buffers back as they were if the body raises, or leaves one of them not finite.
+    """Put parameters and buffers back as they were, to the bit, if the body raises, or leaves one of them not finite.
 
     :param policy: one of SB3's, its cache brought up to date by ``set_training_mode``
     :param optimizers: what the body steps with
     :raises NonFiniteError: naming the first parameter that is not finite
     """
+    before = policy_cache(policy).snapshot()
     try:
-        with unchanged_on_error(policy):
-            yield
-            require_finite_parameters(policy)
+        yield
+        require_finite_parameters(policy)
     except BaseException as error:
+        before.restore()
         for optimizer in optimizers:
             forget_nonfinite(optimizer)
         if isinstance(error, NonFiniteError):
-            require_finite_policy(policy, error)  # it was so before
+            require_finite_policy(policy, error)  # the parameters may have been wrong before
         raise
 
 
 @contextmanager
 def frozen(optimizer: th.optim.Optimizer) -> Iterator[None]:
-    """Differentiate by none of an optimizer's parameters."""
+    """Context in which no parameter of an optimizer requires a gradient."""
     trained = [p for group in optimizer.param_groups for p in group["params"] if p.requires_grad]
     for parameter in trained:
         parameter.requires_grad_(False)
@@ -61,7 +51,7 @@ def frozen(optimizer: th.optim.Optimizer) -> Iterator[None]:
 
 
 def nonfinite_gradient(policy: ActorCriticPolicy, batch: RolloutBatch) -> NonFiniteError:
-    """The error for a gradient that is not finite: the batch's first such number, or the parameter."""
+    """Return the error for a gradient that is not finite: it names the batch's first such number, or the parameter."""
     for name, tensor in (("advantage", batch.advantages), ("log_prob", batch.log_probs), ("value", batch.values)):
         if tensor is None:
             continue
@@ -80,7 +70,7 @@ def require_log_probs(policy: ActorCriticPolicy, log_probs: th.Tensor, valid: th
     """Check log-probs: each must be a number, or -inf for an action that the policy never takes.
 
     :param log_probs: nats, ``(n_steps, n_envs)``
-    :param valid: True where one counts, same shape
+    :param valid: True where a log-prob counts, same shape
     :raises NonFiniteError: naming the parameter that is not finite, or the first log-prob that is NaN or +inf
     """
     bad = ((log_probs.isnan() | log_probs.isposinf()) & valid).nonzero()
@@ -120,10 +110,7 @@ def require_finite_parameters(policy: BasePolicy) -> None:
 
 
 def forget_nonfinite(optimizer: th.optim.Optimizer | None) -> None:
-    """Let an optimizer begin anew with the parameters whose statistics a failed update has filled with inf or NaN.
-
-    :param optimizer: the optimizer, or None
-    """
+    """Reset an optimizer's statistics of the parameters for which a failed update has made them inf or NaN."""
     if optimizer is None:
         return
     for parameter, state in list(optimizer.state.items()):
