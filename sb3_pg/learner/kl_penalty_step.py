@@ -50,12 +50,9 @@ class KLPenaltyStep(Step):
     max_grad_norm: float | None = 0.5
     length_follows_gradient: ClassVar[bool] = False
 
-    def __post_init__(self) -> None:
-        self._kl_coef_before = self.kl_coef
-
     def take(self, learner: Learner, batch: RolloutBatch, inputs: StepInputs) -> Metrics:
-        """Take both steps; with a critic that warms up in the actor's step, train the critic alone."""
-        policy, self._kl_coef_before = learner.policy, self.kl_coef
+        """Take step 1; while the critic warms up, it trains the critic alone."""
+        policy, self._next_kl_coef = learner.policy, self.kl_coef
         objective = SurrogateObjective(policy, inputs.observations, inputs.actions, inputs.credit, self.ent_coef)
         actor = list(learner.actor.values())
         before = [parameter.detach().clone() for parameter in actor]
@@ -83,17 +80,16 @@ class KLPenaltyStep(Step):
             "kl_coef": self.kl_coef,
             "step_size": th.nn.utils.get_total_norm(changes),
         }
-        self.kl_coef = self._next_kl_coef(kl)
+        self._next_kl_coef = self._moved_kl_coef(kl)
         return metrics
 
     def conclude(self, learner: Learner) -> None:
-        """Put lambda back as it was if the update was undone."""
-        if learner.outcome:
-            self.kl_coef = self._kl_coef_before
+        """Take step 2, unless the update was undone."""
+        if not learner.outcome:
+            self.kl_coef = self._next_kl_coef
         super().conclude(learner)
 
-    def _next_kl_coef(self, kl: float) -> float:
-        """Step 2."""
+    def _moved_kl_coef(self, kl: float) -> float:
         if self.dual_update == "additive":
             return max(0.0, self.kl_coef + self.dual_learning_rate * (kl - self.target_kl))
         factor = 2.0 if kl > 1.5 * self.target_kl else 0.5 if kl < self.target_kl / 1.5 else 1.0
@@ -115,20 +111,12 @@ class KLPenaltyStep(Step):
             order = th.randperm(len(targets), device=targets.device)  # one gather per pass; minibatches are views
             observations = split_observations(inputs.observations, self.batch_size, order)
             rows = zip(*[column[order].split(self.batch_size) for column in columns], strict=True)
-            epoch = [
-                self._minibatch_step(
-                    policy,
-                    inputs._replace(
-                        observations=obs,
-                        actions=action,
-                        credit=credit,
-                        targets=None if inputs.targets is None else target,
-                    ),
-                    log_prob,
-                    with_parameters(kind, parameters),
-                )
-                for obs, (action, credit, log_prob, target, *parameters) in zip(observations, rows, strict=True)
-            ]
+            epoch = []
+            for obs, (action, credit, log_prob, target, *parameters) in zip(observations, rows, strict=True):
+                minibatch = inputs._replace(observations=obs, actions=action, credit=credit)
+                if inputs.targets is not None:
+                    minibatch = minibatch._replace(targets=target)
+                epoch.append(self._minibatch_step(policy, minibatch, log_prob, with_parameters(kind, parameters)))
             steps += epoch
             kl, norm = th.stack([th.stack((step["kl"], step["grad_norm"])) for step in epoch]).amax(0).tolist()
             if not math.isfinite(norm):

@@ -5,6 +5,7 @@ import warnings
 from collections.abc import Callable, Sequence
 from contextlib import nullcontext
 from dataclasses import dataclass
+from functools import partial
 from typing import ClassVar, NamedTuple
 
 import torch as th
@@ -40,7 +41,7 @@ from sb3_pg.policies import (
 )
 from sb3_pg.rollout import RolloutBatch
 
-#: Reason why no step was taken -> what may help.
+#: Reason why no step was taken -> what may help against it.
 _ADVICE = {
     "kl": "The divergence is above target_kl even after the shortest step: more line_search_max_iter or cg_damping.",
     "no_improvement": "The objective gains less than predicted: larger batches, or a smaller target_kl.",
@@ -53,20 +54,15 @@ _FAILURES_TO_WARN = 3
 
 
 class Effect(NamedTuple):
-    """What a step has done to the policy, on the states and actions that it was made from; scalars.
+    """What a step has done to the policy, measured on the samples that it was made from; by default, no step.
 
     ``gain`` is that of the objective, entropy included, in reward units.
     """
 
-    joint_kl: th.Tensor | float
-    gain: th.Tensor | float
-    largest_ratio: th.Tensor | float
-    effective_sample_size: th.Tensor | float
-
-    @classmethod
-    def of_nothing(cls) -> "Effect":
-        """Of no step."""
-        return cls(0.0, 0.0, 1.0, 1.0)
+    joint_kl: th.Tensor | float = 0.0
+    gain: th.Tensor | float = 0.0
+    largest_ratio: th.Tensor | float = 1.0
+    effective_sample_size: th.Tensor | float = 1.0
 
     def metrics(self) -> Metrics:
         """Name -> number to log."""
@@ -87,7 +83,7 @@ class _Old(NamedTuple):
 
 
 class SurrogateObjective:
-    r"""What the policy that collected a batch expects of another one.
+    r"""Objective of a new policy, estimated from a batch that the old policy has collected.
 
     .. math:: L(\theta) = \hat E[\rho_t(\theta)\, w_t \hat A_t] + c_{ent} \hat E[H(\pi_\theta(\cdot|s_t))], \qquad
               \rho_t(\theta) = \frac{\pi_\theta(a_t|s_t)}{\pi_{old}(a_t|s_t)}
@@ -134,12 +130,12 @@ class SurrogateObjective:
 
     @property
     def old_distribution(self) -> tuple[Sequence[th.distributions.Distribution], list[th.Tensor]]:
-        """What the policy drew actions from before the step: one of its kind, and its parameters at all states."""
+        """The policy's distribution before the step: an object of its kind, and its parameters at all states."""
         chunks = [distribution_parameters(old.distribution) for old in self._old]
         return self._old[0].distribution, [th.cat(parts) for parts in zip(*chunks, strict=True)]
 
     def remember(self) -> None:
-        """Take the policy as it is now for the one before the step."""
+        """Remember the policy as it is now as the one before the step."""
         self._old = []
         with th.no_grad():
             for observations, actions, _ in self._chunks:
@@ -147,10 +143,10 @@ class SurrogateObjective:
                 self._remember(distribution, distribution.log_prob(actions), distribution.entropy())
 
     def gradient(self, parameters: Sequence[th.Tensor], keep_graph: bool = True) -> th.Tensor:
-        """Gradient at theta_old, the policy's parameters now; the policy is remembered as the one before the step.
+        """Return the gradient at theta, and remember the policy as it is now as the one before the step.
 
         :param parameters: theta
-        :param keep_graph: whether ``distribution`` is wanted afterwards
+        :param keep_graph: whether to keep the graph of ``distribution``, if there is a single chunk
         :return: ``(n_parameters,)``
         """
         self._old, parts = [], []
@@ -174,21 +170,15 @@ class SurrogateObjective:
         return th.stack(parts).sum(0) / self._n_samples
 
     def distributions_at(self, observations: Observations) -> list[Callable[[], Distributions]]:
-        """Functions that compute the policy's distributions at each chunk of states, with graph, at each call.
+        """Return one function per chunk of states, which computes the policy's distributions there, with graph.
 
         :param observations: one row per state
         """
+        return [partial(self._distributions_at, chunk) for chunk in split_observations(observations, self._chunk_size)]
 
-        def at(chunk: Observations) -> Callable[[], Distributions]:
-            policy = self._policy
-
-            def distributions() -> Distributions:
-                with uncompiled():  # the graph is differentiated twice
-                    return require_torch_distributions(policy, action_distribution(policy, chunk))
-
-            return distributions
-
-        return [at(chunk) for chunk in split_observations(observations, self._chunk_size)]
+    def _distributions_at(self, chunk: Observations) -> Distributions:
+        with uncompiled():  # the graph is differentiated twice
+            return require_torch_distributions(self._policy, action_distribution(self._policy, chunk))
 
     def _remember(self, distribution: SB3Distribution, log_prob: th.Tensor, entropy: th.Tensor | None) -> Distributions:
         whole = require_torch_distributions(self._policy, distribution)
@@ -197,7 +187,7 @@ class SurrogateObjective:
         return whole
 
     def effect(self) -> Effect:
-        """Compare the policy as it is now with the one before the step; after :meth:`gradient`."""
+        """Compare the policy as it is now with the remembered one."""
         kls, gains, bonuses, ratios = [], [], [], []
         with th.no_grad():
             for (observations, actions, credit), old in zip(self._chunks, self._old, strict=True):
@@ -222,9 +212,9 @@ class SurrogateObjective:
 
 
 def require_torch_distributions(policy: ActorCriticPolicy, distribution: SB3Distribution) -> Distributions:
-    """The distributions of torch's in what the policy draws from.
+    """Return the torch distributions inside an action distribution of SB3's.
 
-    :raises ValueError: there are none, so that no divergence is known
+    :raises ValueError: it has none, so that its divergence is not known
     """
     held = torch_distributions(distribution)
     if held is None:
@@ -236,10 +226,10 @@ def require_torch_distributions(policy: ActorCriticPolicy, distribution: SB3Dist
 
 
 def require_known_divergence(policy: ActorCriticPolicy) -> None:
-    """Check that the divergence between two of the policy's action distributions can be had.
+    """Check that the divergence between two of the policy's action distributions can be computed.
 
-    :raises ValueError: its distribution is not one of torch's, torch knows no divergence of it, or a policy with
-        methods of its own scores actions by another one than ``get_distribution`` shows
+    :raises ValueError: the distribution is not one of torch's, torch knows no divergence of it, or the policy's own
+        methods score actions by another distribution than the one that ``get_distribution`` returns
     """
     observation = example_observation(policy)
     with evaluation_mode(policy), th.no_grad(), unvalidated_distributions():
@@ -277,9 +267,9 @@ class NaturalStep(Step):
     and exchange the two policies in the divergence.)
 
     :param target_kl: delta, joint KL, nats
-    :param step_size: step :math:`\alpha (F + c I)^{-1} \nabla L` of this alpha instead of the one above; None for the
-        one above
-    :param line_search: whether there is a line search; otherwise a step is undone only if KL or gain are not finite
+    :param step_size: alpha of the step :math:`\alpha (F + c I)^{-1} \nabla L`, which is taken instead of the one above;
+        None for the one above
+    :param line_search: whether to search; otherwise a step is undone only if KL or gain are not finite
     :param accept_ratio: eta, smallest gain that is accepted, as a share of the predicted one
     :param shrinking_factor: beta, in (0, 1)
     :param max_iter: largest number of steps that are tried
@@ -306,7 +296,7 @@ class NaturalStep(Step):
     length_follows_gradient: ClassVar[bool] = False
 
     def take(self, learner: Learner, batch: RolloutBatch, inputs: StepInputs) -> Metrics:
-        """Take the step, in evaluation mode: the policy that acts is the one that stays in the trust region."""
+        """Take the step in evaluation mode, in which the policy acts."""
         objective = SurrogateObjective(
             learner.policy, inputs.observations, inputs.actions, inputs.credit, self.ent_coef, self.chunk_size
         )
@@ -315,7 +305,7 @@ class NaturalStep(Step):
         return metrics
 
     def conclude(self, learner: Learner) -> None:
-        """Count failures in a row, and warn of several."""
+        """Count the failures in a row, and warn if there are several."""
         reason, state = learner.outcome, learner.state
         state.n_failures = 0 if reason == "accepted" else state.n_failures + 1
         if state.n_failures == _FAILURES_TO_WARN:
@@ -332,7 +322,7 @@ class NaturalStep(Step):
         if not math.isfinite(norm):
             raise nonfinite_gradient(policy, batch)
         metrics: Metrics = {"grad_norm": norm, **describe_policy(policy, objective.entropy)}
-        step, taken, effect = None, LineSearch(0.0, 0, "zero_gradient"), Effect.of_nothing()
+        step, taken, effect = None, LineSearch(0.0, 0, "zero_gradient"), Effect()
         predicted_gain = step_size = 0.0
         if norm > 0:
             fisher = self._fisher(batch, objective, parameters)
@@ -348,7 +338,7 @@ class NaturalStep(Step):
             if step is not None:
                 metrics |= {"rejected_kl": effect.joint_kl, "rejected_gain": effect.gain}
             # the length of a step that was not taken may be infinite
-            effect, predicted_gain, step_size = Effect.of_nothing(), 0.0, 0.0
+            effect, predicted_gain, step_size = Effect(), 0.0, 0.0
         return metrics | {
             **effect.metrics(),
             "surrogate_predicted": taken.fraction * predicted_gain,
@@ -357,7 +347,7 @@ class NaturalStep(Step):
         }, taken.reason
 
     def _whole_step(self, solution: Solution, fisher: FisherVectorProduct, norm: float) -> tuple[th.Tensor | None, str]:
-        """The whole step along the direction (F + cI)^-1 g / |g| that was found, or why there is none."""
+        """Return the whole step along the solution, (F + cI)^-1 g / |g|, or the reason why there is none."""
         if solution.failed:
             return None, solution.stop_reason
         curvature = float(solution.x.dot(fisher(solution.x)))
@@ -375,8 +365,8 @@ class NaturalStep(Step):
         objective: SurrogateObjective,
         predicted_gain: float,
     ) -> tuple[LineSearch, Effect]:
-        """Take the whole step, or a part of it, and measure what it has done."""
-        effect = Effect.of_nothing()
+        """Take the whole step, or a part of it, and measure its effect."""
+        effect = Effect()
 
         def measure() -> th.Tensor:
             nonlocal effect
@@ -385,17 +375,15 @@ class NaturalStep(Step):
 
         parts = step.split([parameter.numel() for parameter in parameters])
         shaped = [part.view_as(parameter) for part, parameter in zip(parts, parameters, strict=True)]
-        if not self.line_search:
-            return line_search(parameters, shaped, measure, predicted_gain, accept_ratio=None, max_iter=1), effect
         taken = line_search(
             parameters,
             shaped,
             measure,
             predicted_gain,
-            self.target_kl,
-            self.accept_ratio,
-            self.shrinking_factor,
-            self.max_iter,
+            max_kl=self.target_kl if self.line_search else math.inf,
+            accept_ratio=self.accept_ratio if self.line_search else None,
+            shrinking_factor=self.shrinking_factor,
+            max_iter=self.max_iter if self.line_search else 1,
         )
         return taken, effect
 
