@@ -1,4 +1,4 @@
-"""From a batch to new parameters, with neither an env nor an algorithm."""
+"""The learner: new parameters from a batch, without an env or an algorithm."""
 
 from sb3_pg.learner.critic import CriticFit, ReturnScale, make_critic_optimizer
 from sb3_pg.learner.estimators import Bootstrapped, ImportanceSampled, MonteCarlo

@@ -21,12 +21,12 @@ class CriticFit:
     :param optimizer: takes these steps; None for ``policy.optimizer``
     :param n_passes: passes over each batch
     :param batch_size: samples per step, None for the whole batch
-    :param before_actor: train the critic before the actor moves, and value the batch anew; otherwise after it
+    :param before_actor: train the critic before the actor moves, and value the batch anew; otherwise afterwards
     :param warmup_updates: number of updates at the start in which only the critic is trained
     :param normalize_targets: divide the targets by their running standard deviation
     :param revalue: value the batch anew before each pass
-    :param in_eval_mode: train it in evaluation mode, where it shares features with the actor: the statistics of a
-        BatchNorm belong to the actor then
+    :param in_eval_mode: train a critic that shares features with the actor in evaluation mode, so that the statistics
+        of a BatchNorm stay the actor's
     """
 
     own_steps: bool = False
@@ -41,11 +41,11 @@ class CriticFit:
 
 
 def make_critic_optimizer(parameters: list[th.nn.Parameter], learning_rate: float) -> th.optim.Optimizer:
-    """Adam on the critic's parameters alone, fused where the device has it.
+    """Return Adam for the critic's parameters alone, with fused steps if the device has them.
 
-    :param parameters: what only the critic depends on
+    :param parameters: parameters that only the critic depends on
     :param learning_rate: initial step size
-    :raises ValueError: there are none
+    :raises ValueError: there are no parameters
     """
     if not parameters:
         raise ValueError(
@@ -69,8 +69,8 @@ def fit_critic(
     .. math:: \phi \leftarrow \phi - \alpha \nabla_\phi \frac{1}{M} \sum_t (V_\phi(s_t) - y_t)^2
 
     :param policy: in train mode
-    :param optimizer: of these parameters; it leaves any others as they are
-    :param parameters: the critic's
+    :param optimizer: its other parameters get no gradient
+    :param parameters: those of the critic
     :param observations: one row per sample
     :param targets: y_t, reward units, ``(n_samples,)``
     :param n_updates: passes over the samples
@@ -120,13 +120,13 @@ class ReturnScale:
 
     @property
     def value(self) -> float:
-        """The standard deviation, reward units; 1 as long as all targets were equal up to rounding."""
+        """The standard deviation, reward units; 1 while all targets have been equal up to rounding."""
         variance, mean = float(self._statistics.var), float(self._statistics.mean)
         seen = self._statistics.count > 0
         return float(np.sqrt(variance)) if seen and variance > 1e-12 * mean**2 else 1.0
 
     def updated(self, targets: th.Tensor) -> "ReturnScale":
-        """The scale after one more batch of targets; this one stays as it is.
+        """Return the scale after one more batch of targets.
 
         :param targets: reward units, one-dimensional
         """

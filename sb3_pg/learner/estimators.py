@@ -1,4 +1,4 @@
-"""What actions are credited with: returns and advantages of a batch."""
+"""Estimators: returns and advantages of a batch."""
 
 import math
 from collections.abc import Iterator
@@ -37,7 +37,7 @@ CriticTarget = Literal["lambda", "td", "n_step", "monte_carlo"]
 Returns = Literal["reward_to_go", "total"]
 Ratio = Literal["per_step", "prefix", "per_decision", "trajectory"]
 
-#: What the critic is trained on if nothing else is asked for: the return that the advantage is made of.
+#: Advantage -> default target of the critic, which is the return in that advantage.
 OWN_TARGET: dict[str, CriticTarget] = {"gae": "lambda", "td": "td", "n_step": "n_step", "monte_carlo": "monte_carlo"}
 
 
@@ -66,7 +66,7 @@ class Bootstrapped(_StateDiscount):
                                     and the value where it is cut
     =============== =============== ================================================== ==============================
 
-    All but ``monte_carlo`` are biased as far as the critic is wrong, and have less variance the sooner they bootstrap.
+    All but ``monte_carlo`` are biased by the critic's errors, and have less variance the sooner they bootstrap.
 
     :param gamma: discount per env step, in [0, 1]
     :param gae_lambda: lambda, in [0, 1]
@@ -202,7 +202,7 @@ class ImportanceSampled(Estimator):
 
     :param on_policy: returns, baseline and discount
     :param ratio: "per_step", "prefix", "per_decision" or "trajectory"
-    :param max_ratio: W_t is truncated there, None for no truncation
+    :param max_ratio: largest W_t, above which it is truncated; None for no limit
     :param self_normalize: divide W_t by its mean over the batch's episodes
     """
 
@@ -227,7 +227,7 @@ class ImportanceSampled(Estimator):
         return self.on_policy.parameter_constants
 
     def weigh(self, batch: RolloutBatch, log_prob: th.Tensor) -> None:
-        """Set the batch's log rho_t and log W_t, truncated and normalized if that is asked for.
+        """Set the batch's log rho_t and log W_t, truncated and normalized as configured.
 
         :param batch: with the log-probs of the policies that acted
         :param log_prob: of the policy that is trained, nats, ``(n_steps, n_envs)``
@@ -245,7 +245,7 @@ class ImportanceSampled(Estimator):
         return float(size / counted.sum())
 
     def weights(self, batch: RolloutBatch) -> th.Tensor:
-        """W_t, times the discount of each step's state if that is on."""
+        """W_t, times the discount of each step's state if ``state_discount`` is on."""
         assert batch.log_weights is not None
         weights, discount = importance_weights(batch.log_weights), self.on_policy.weights(batch)
         return weights if discount is None else weights * discount

@@ -24,9 +24,9 @@ class GradientStep(Step):
     .. math:: L(\theta, \phi) = -\hat E[w_t \log \pi_\theta(a_t|s_t) \hat A_t]
               - c_{ent} \hat E[H(\pi_\theta(\cdot|s_t))] + c_{vf} \hat E[(V_\phi(s_t) - y_t)^2]
 
-    E is the sum over time and mean over episodes for complete episodes, the mean over steps for segments; the
-    critic's mean is over steps in both. The critic's term is left out where the critic has steps of its own, unless
-    actor and critic share features: those are trained by both losses.
+    For complete episodes, E is the sum over time and the mean over episodes; for segments, the mean over steps. The
+    critic's E is always the mean over steps. A critic with steps of its own has no term here, unless actor and critic
+    share features, which are trained by both losses.
 
     :param ent_coef: c_ent, weight of the entropy bonus, reward units per nat
     :param vf_coef: c_vf, weight of the critic's loss
@@ -81,7 +81,7 @@ class GradientStep(Step):
 
 
 def _gradient(objective: th.Tensor, parameters: list[th.nn.Parameter]) -> dict[th.nn.Parameter, th.Tensor]:
-    """Parameter -> gradient; the graph is kept."""
+    """Return parameter -> gradient, and keep the graph."""
     if not parameters:
         return {}
     gradients = th.autograd.grad(objective, parameters, retain_graph=True, materialize_grads=True)
@@ -95,13 +95,13 @@ def descend(
     max_norm: float | None,
     corrections: Mapping[th.nn.Parameter, th.Tensor] | None = None,
 ) -> th.Tensor:
-    """Set the parameters' ``grad``, for ``policy.optimizer``, to the gradient of a loss, clipped.
+    """Set the parameters' ``grad`` to the clipped gradient of a loss, for ``policy.optimizer``.
 
     :param policy: the policy
     :param loss: a scalar
     :param inputs: which parameters are trained
     :param max_norm: largest norm, None for no limit
-    :param corrections: parameter -> what its gradient is lessened by
+    :param corrections: parameter -> what is subtracted from its gradient
     :return: the gradient's norm before clipping
     """
     for parameter in inputs.parameters:
@@ -126,8 +126,8 @@ def clip_gradient(parameters: list[th.nn.Parameter], max_norm: float | None) -> 
     """Scale the gradient down to a norm, as :func:`torch.nn.utils.clip_grad_norm_` does.
 
     :param parameters: those without a gradient are left out
-    :param max_norm: largest norm, None to scale nothing
-    :return: the norm before
+    :param max_norm: largest norm, None for no limit
+    :return: the norm before clipping
     """
     gradients = [parameter.grad for parameter in parameters if parameter.grad is not None]
     if len({(gradient.dtype, gradient.device) for gradient in gradients}) != 1:  # none at all, or a mixture

@@ -1,4 +1,4 @@
-"""From a batch to new parameters: estimate, train the critic, move the actor, and undo all of it if it fails."""
+"""The learner: it estimates advantages, trains the critic, moves the actor, and undoes all of it if an update fails."""
 
 from abc import ABC, abstractmethod
 from collections.abc import Mapping
@@ -28,7 +28,7 @@ from sb3_pg.policies import (
 )
 from sb3_pg.rollout import RolloutBatch, fill_bootstrap
 
-#: What an update measures beyond what it needs: nothing; "batch": batch and policy; "step": the step's effect as well.
+#: What an update measures beyond what it needs: nothing, the batch and the policy, or the step's effect as well.
 Report = Literal["nothing", "batch", "step"]
 
 
@@ -161,7 +161,7 @@ def _require_keys(name: str, given: Mapping[str, Any], expected: Mapping[str, An
 
 
 class Learner:
-    r"""Updates a policy from batches. It knows neither an env nor an algorithm.
+    r"""Updates a policy from batches, without an env or an algorithm.
 
     1. ``estimator``: returns :math:`G_t`, advantages :math:`\hat A_t` and weights :math:`w_t`
     2. ``step``: moves the actor along :math:`\hat E[w_t \nabla_\theta \log \pi_\theta(a_t|s_t) \hat A_t]`
@@ -342,9 +342,9 @@ class Learner:
         return metrics
 
     def _update(self, batch: RolloutBatch, metrics: Metrics, parameters: list[th.nn.Parameter]) -> StepInputs | None:
-        """Move actor and critic; ``metrics`` are added to.
+        """Move actor and critic, and add to ``metrics``.
 
-        :return: what the actor's step was made from; None if there was none
+        :return: what the actor's step was made from; None if there was no such step
         """
         fits_critic = self.fits_critic
         if fits_critic and (self.critic.before_actor or self.warms_up):

@@ -1,4 +1,4 @@
-"""Metrics of an update: numbers about the batch, the policy, and what the step has done."""
+"""Metrics of an update: numbers about the batch, the policy and the step's effect."""
 
 from collections.abc import Mapping
 from contextlib import suppress
@@ -15,12 +15,12 @@ from sb3_pg.rollout import RolloutBatch
 
 #: Name -> number to log.
 Metrics = dict[str, th.Tensor | float]
-#: Standard deviation over root mean square, up to which returns count as equal.
+#: Returns count as equal up to this ratio of standard deviation and root mean square.
 _NEGLIGIBLE_SPREAD: Final = 1e-3
 
 
 def describe_batch(batch: RolloutBatch, policy: ActorCriticPolicy) -> Metrics:
-    """Metrics of a batch as it was collected.
+    """Return metrics of a batch as it was collected.
 
     :param batch: with returns and advantages
     :param policy: the policy that is trained
@@ -44,8 +44,8 @@ def measure_step(
     With the importance ratio :math:`\rho_t = \pi_{new}(a_t|s_t) / \pi_{old}(a_t|s_t)`:
 
     ====================== ===========================================================================================
-    joint_kl               mean over states of KL(old || new) of the whole action vector, nats; where the policy does
-                           not show its distribution, or the buffer is not ours, the estimate
+    joint_kl               mean over states of KL(old || new) of the whole action vector, nats; if the distributions
+                           are not known (a policy that hides its own, or a foreign buffer), the estimate
                            mean(rho - 1 - log rho) (Schulman 2020, "k3")
     step_size              length of the actor's step in parameter space
     surrogate_predicted    the gradient of the surrogate objective times the step, reward units
@@ -54,9 +54,9 @@ def measure_step(
     effective_sample_size  (sum rho)^2 / sum rho^2, as a share of the samples (Kish 1965)
     ====================== ===========================================================================================
 
-    :param policy: after the step; is in train mode before and after
-    :param batch: with the log-probs of the policy that collected it; off-policy, the step is compared with the policy
-        that took it
+    :param policy: after the step, in train mode
+    :param batch: with the log-probs of the policy that collected it; off-policy, the old policy is the one before the
+        step
     :param actions: the batch's, as the policy's distribution expects them, ``(n_samples,)`` or more dimensions
     :param credit: w_t A_t, ``(n_samples,)``
     :param changes: the actor's parameters -> their step
@@ -86,7 +86,7 @@ def measure_step(
 
 
 def describe_policy(policy: ActorCriticPolicy, entropy: th.Tensor) -> Metrics:
-    """How random the policy is.
+    """Return metrics of how random the policy is.
 
     :param policy: the policy
     :param entropy: at each state, or its mean, nats
@@ -99,7 +99,7 @@ def describe_policy(policy: ActorCriticPolicy, entropy: th.Tensor) -> Metrics:
 
 
 def clipped_action_fraction(batch: RolloutBatch, policy: ActorCriticPolicy) -> th.Tensor | float:
-    """Share of action components outside the env's bounds, where they are clipped."""
+    """Return the share of action components that are outside the env's bounds, and so are clipped."""
     space = policy.action_space
     if not isinstance(space, spaces.Box) or policy.squash_output:
         return 0.0
@@ -113,9 +113,9 @@ def clipped_action_fraction(batch: RolloutBatch, policy: ActorCriticPolicy) -> t
 def explained_variance(batch: RolloutBatch) -> th.Tensor:
     """1 - Var[G - b] / Var[G]: 1 is a perfect baseline, 0 no better than a constant.
 
-    NaN where the standard deviation of G is at most a thousandth of its root mean square. There is nothing to explain
-    then, and the ratio of the two variances says nothing: a critic of a solved env that errs by 0.03 on returns of
-    100.00 +- 0.001 would be reported with -900.
+    It is NaN if the standard deviation of G is at most a thousandth of its root mean square. The ratio of the two
+    variances means nothing then: a critic of a solved env that errs by 0.03 on returns of 100.00 +- 0.001 would get
+    -900.
 
     b is the critic's value, or the baseline of an algorithm without one.
     """

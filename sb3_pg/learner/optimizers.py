@@ -1,4 +1,4 @@
-"""Optimizer steps in few operations: torch's numbers in less time, which small networks profit from."""
+"""Optimizer steps in few operations, which small networks profit from."""
 
 import torch as th
 
