@@ -21,7 +21,7 @@ class NoBaseline(Baseline):
 def _group_sums(
     returns: th.Tensor, groups: th.Tensor, valid: th.Tensor, per_episode: bool
 ) -> tuple[th.Tensor, th.Tensor]:
-    """Sum of returns and number of terms of each group. If a return is one number per episode, a group is one term."""
+    """Return sum and number of the returns of each group. If ``per_episode``, all returns of a group count as one."""
     index, values = groups[valid], returns[valid]
     counts = th.bincount(index).to(values.dtype)
     sums = th.zeros_like(counts).index_add_(0, index, values)

@@ -7,8 +7,9 @@ import torch as th
 
 from sb3_pg.rollout.batch import RolloutBatch
 
-#: Gradients of each episode's weighted sum of log-probs. Takes weights ``(k, n_steps, n_envs)``; gives chunks of
-#: episodes, ``(n_episodes, k, n_parameters)``, whose parameters are the actor's that are trained, in their order.
+#: Function that computes the gradients of each episode's weighted sums of log-probs. It takes weights
+#: ``(k, n_steps, n_envs)`` and returns chunks of episodes, ``(n_episodes, k, n_parameters)``, where the parameters are
+#: the actor's trained ones, in their order.
 EpisodeGradients = Callable[[th.Tensor], Iterable[th.Tensor]]
 
 
@@ -25,23 +26,23 @@ class Baseline:
     3. ``advantages``;
     4. ``fit``, if ``uses_fit`` and the algorithm has ``critic_fit="after"`` (the default, which is unbiased).
 
-    Then it takes ``parameter_constants`` times the mean score from the gradient, if ``per_parameter``.
+    Then, if ``per_parameter``, it subtracts ``parameter_constants`` times the mean score from the gradient.
     """
 
     #: whether ``advantages`` reads ``batch.values``, so that the policy's critic must be trained
     requires_critic: bool = False
-    #: least number of episodes per update; with fewer, nothing is left of the advantages
+    #: least number of episodes per update; with fewer, the advantages are 0 or undefined
     min_episodes: int = 1
     #: whether ``fit`` learns something from a batch that ``advantages`` subtracts from a later one
     uses_fit: bool = False
-    #: whether ``fit_gradients`` is to be called
+    #: whether the algorithm must call ``fit_gradients``
     uses_gradients: bool = False
-    #: whether each parameter of the actor has a baseline of its own: ``advantages`` then says only a part of it, and
-    #: callers that need one advantage per step refuse the baseline
+    #: whether each parameter of the actor has a baseline of its own: ``advantages`` then subtracts only a part of it,
+    #: and callers that need one advantage per step refuse the baseline
     per_parameter: bool = False
-    #: whether an advantage is the return less ``batch.values``, as SB3's own rollout buffers compute it
+    #: whether an advantage is the return less ``batch.values``, as in SB3's own rollout buffers
     subtracts_values: bool = False
-    #: where ``per_parameter``, b of each trained actor parameter, less what ``advantages`` has subtracted already
+    #: if ``per_parameter``, b of each trained actor parameter, less what ``advantages`` has already subtracted
     parameter_constants: th.Tensor | None = None
 
     def advantages(self, batch: RolloutBatch, returns: th.Tensor) -> th.Tensor:
@@ -66,7 +67,7 @@ class Baseline:
         :param batch: the rollout
         :param returns: see :meth:`advantages`
         :param weights: w_t, the factor of each step's term in the policy gradient, ``(n_steps, n_envs)``
-        :param gradients: gives the gradients for any weights
+        :param gradients: returns the gradients for any weights
         """
         raise NotImplementedError(f"{type(self).__name__} has uses_gradients=True, and no fit_gradients")
 

@@ -19,7 +19,7 @@ class OptimalBaseline(Baseline):
     :math:`E[g^2 r] / E[g^2]`. (With reward-to-go, that formula can be worse than no baseline.) The expectations are
     averages over the batch that the baseline is subtracted from, which biases the gradient by O(1/N).
 
-    :param component_wise: one constant per parameter. The gradient is then ``mean X - b * mean Y``, which takes two
+    :param component_wise: use one constant per parameter. The gradient is then ``mean X - b * mean Y``, which takes two
         backward passes, and a step has no single advantage
     :param per_episode: whether a return is one number per episode (total returns)
     """

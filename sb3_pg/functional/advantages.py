@@ -2,7 +2,7 @@
 
 import torch as th
 
-from sb3_pg.functional.returns import lambda_return, n_step_return
+from sb3_pg.functional.returns import lambda_return, n_step_return, zero_padding
 
 
 def td_residual(
@@ -28,7 +28,7 @@ def td_residual(
     :return: delta_t, reward units; shape of ``rewards``; 0 in the padding
     :raises ValueError: unequal shapes, or gamma outside [0, 1]
     """
-    return _minus_values(n_step_return(rewards, values, ends, gamma, 1, bootstrap, mask), values, mask)
+    return n_step_return(rewards, values, ends, gamma, 1, bootstrap, mask) - zero_padding(values, mask)
 
 
 def gae(
@@ -56,11 +56,7 @@ def gae(
     :return: A_t, reward units; shape of ``rewards``; 0 in the padding
     :raises ValueError: unequal shapes, gamma or lambda outside [0, 1]
     """
-    return _minus_values(lambda_return(rewards, values, ends, gamma, gae_lambda, bootstrap, mask), values, mask)
-
-
-def _minus_values(returns: th.Tensor, values: th.Tensor, mask: th.Tensor | None) -> th.Tensor:
-    return returns - (values if mask is None else th.where(mask, values, 0.0))
+    return lambda_return(rewards, values, ends, gamma, gae_lambda, bootstrap, mask) - zero_padding(values, mask)
 
 
 def normalize(
@@ -70,8 +66,8 @@ def normalize(
 
     .. math:: (x - \bar x) / (\sigma_x + \epsilon)
 
-    Fewer than two samples, or samples that are all equal, are returned unchanged. The same holds for samples whose
-    standard deviation is at most ``tolerance``: scaling would turn their rounding errors into a signal.
+    Fewer than two samples, or samples that are all equal, are returned unchanged. So are samples whose standard
+    deviation is at most ``tolerance``: scaling would turn their rounding errors into a signal.
 
     :param x: any shape, floating
     :param mask: True where an element is valid, same shape; None means everywhere
@@ -99,7 +95,7 @@ def normalize(
 def rounding(returns: th.Tensor, advantages: th.Tensor) -> th.Tensor:
     """Rounding error of advantages that are differences of returns and a network's values, in single precision.
 
-    It is 0 where a number is not finite, so that nothing passes for rounding then.
+    It is 0 if a number is not finite.
 
     :param returns: reward units, any shape
     :param advantages: reward units, same shape

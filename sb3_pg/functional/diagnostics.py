@@ -12,8 +12,8 @@ class GradientDiagnostics(NamedTuple):
     r"""Mean and spread of n gradients :math:`g_i`, taken as independent draws, whose mean is the batch gradient.
 
     A row is the gradient of an episode, of a part of one, or of a step; the caller chooses. Rows that share a baseline
-    or a normalization are slightly dependent, which is not accounted for. Results have shape ``(...)``, one for each of
-    several gradients that are measured together; ``()`` for a single gradient.
+    or a normalization are slightly dependent, which is not accounted for. Several gradients may be measured together:
+    results have shape ``(...)``, one number per gradient; ``()`` for a single gradient.
 
     :param n_rows: n
     :param mean: :math:`\bar g = \frac1n \sum_i g_i`, the batch gradient, ``(..., n_parameters)``

@@ -7,7 +7,7 @@ from functools import cache
 import torch as th
 from torch.distributions import Distribution, Independent, TransformedDistribution, kl_divergence
 
-#: Chosen where a constructor takes one of several equivalent parameters: each of its numbers may change by itself.
+#: Chosen if a constructor takes one of several equivalent parameters: its entries are independent of each other.
 _PREFERRED = ("logits", "scale_tril")
 
 
@@ -97,6 +97,6 @@ def _names(distribution: Distribution) -> list[str]:
 
 @cache
 def _constructor_names(cls: Callable[..., Distribution]) -> list[str]:
-    """The constructor's arguments, without those of several equivalent ones that are not preferred."""
+    """Return the constructor's arguments, and of several equivalent ones only the preferred one."""
     arguments = inspect.signature(cls).parameters.items()
     return [name for name, argument in arguments if argument.default is not None or name in _PREFERRED]

@@ -32,7 +32,7 @@ def episode_gradients(
     :param actions: one row per sample
     :param weights: w_{k,t}, shape ``(n_weights, n_samples)``
     :param episodes: the episode each sample belongs to, long, 0 to n_episodes - 1, shape ``(n_samples,)``
-    :param max_floats: about how many numbers the gradients, and the samples, of one chunk may have
+    :param max_floats: approximate limit on the size of a chunk: of its gradients, and of its samples
     :return: iterator over chunks: episode indices ``(n,)`` and gradients ``(n, n_weights, n_parameters)``, the
         parameters flattened and concatenated in their order
     """
@@ -74,7 +74,7 @@ def episode_gradients(
 
 
 def _pad(episodes: th.Tensor) -> tuple[th.Tensor, th.Tensor]:
-    """Positions of each episode's samples, padded with 0: ``(n_episodes, longest)``, and the lengths."""
+    """Return the positions of each episode's samples, padded with 0, ``(n_episodes, longest)``, and the lengths."""
     order = episodes.argsort(stable=True)
     lengths = th.bincount(episodes)
     first = lengths.cumsum(0) - lengths

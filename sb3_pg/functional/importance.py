@@ -53,14 +53,19 @@ def log_importance_ratio(log_prob: th.Tensor, behavior_log_prob: th.Tensor, mask
     if mask is not None:
         undefined &= mask
     if undefined.any():
-        step, env = (int(i) for i in undefined.nonzero()[0][:2])
+        step, env = _first(undefined)
         raise ValueError(
             f"importance ratio undefined at step {step} of column {env}: log_prob={log_prob[step, env].item()}, "
             f"behavior_log_prob={behavior_log_prob[step, env].item()}. The behavior policy must have a positive, "
             "finite probability for every action that it takes"
         )
-    log_ratio = (log_prob - behavior_log_prob).clamp(min=_LOG_ZERO)
-    return log_ratio if mask is None else th.where(mask, log_ratio, 0.0)
+    return zero_padding((log_prob - behavior_log_prob).clamp(min=_LOG_ZERO), mask)
+
+
+def _first(bad: th.Tensor) -> tuple[int, int]:
+    """Return step and column of the first True."""
+    step, env = bad.nonzero()[0][:2].tolist()
+    return step, env
 
 
 def log_weights(
@@ -78,9 +83,7 @@ def log_weights(
     check_shapes(log_ratio=log_ratio, ends=ends, mask=mask)
     if ratio not in RATIOS:
         raise ValueError(f"ratio must be one of {list(RATIOS)}, got {ratio!r}")
-    logs = precise(log_ratio.detach())
-    if mask is not None:
-        logs = th.where(mask, logs, 0.0)
+    logs = zero_padding(precise(log_ratio.detach()), mask)
     if ratio != "per_step":
         starts = episode_starts(ends)
         # Running sums are the recurrence on the flipped time axis.
@@ -92,7 +95,7 @@ def log_weights(
         if mask is not None:
             last |= th.cat((mask[:-1] & ~mask[1:], last[-1:]))
         logs = scan(th.where(last, logs, 0.0), (~last).to(logs))
-    return logs if mask is None else th.where(mask, logs, 0.0)
+    return zero_padding(logs, mask)
 
 
 def truncate(log_weights: th.Tensor, max_ratio: float | None) -> th.Tensor:
@@ -117,9 +120,9 @@ def self_normalize(log_weights: th.Tensor, ends: th.Tensor, mask: th.Tensor | No
 
     Source: Thomas (2015), chapter 3, the consistent weighted per-decision estimator. After its end, an episode counts
     with its last weight, so that the denominator is over all N episodes at every step. For products of ratios the
-    denominator has expectation 1: the estimate is biased by O(1/N), and consistent. A denominator over the episodes
-    still running would not be consistent. For single ratios ("per_step") the expectation is only near 1, since they
-    are correlated with the episode's end. Weights that are all 0 stay 0.
+    denominator has expectation 1: the estimate is biased by O(1/N), and consistent. With a denominator over only the
+    episodes still running it would not be consistent. For single ratios ("per_step") the expectation is only near 1,
+    since they are correlated with the episode's end. Weights that are all 0 stay 0.
 
     :param log_weights: log W_t, ``(n_steps, n_envs)``
     :param ends: True where step t is the last of its episode, same shape
@@ -139,7 +142,7 @@ def self_normalize(log_weights: th.Tensor, ends: th.Tensor, mask: th.Tensor | No
     rows = th.arange(int(lengths.max()), device=logs.device).unsqueeze(1).minimum(lengths - 1)
     frozen = logs[first + rows]  # (longest episode, n_episodes)
     log_mean = frozen.logsumexp(1) - math.log(len(first))
-    log_mean = log_mean.where(log_mean > _LOG_ZERO / 2, 0.0)  # all weights are 0, and stay 0
+    log_mean = log_mean.where(log_mean > _LOG_ZERO / 2, 0.0)  # weights that are all 0 stay 0
     normalized = th.zeros_like(log_weights.T)
     normalized[kept] = logs - log_mean[step]
     return normalized.T
@@ -154,7 +157,7 @@ def importance_weights(log_weights: th.Tensor) -> th.Tensor:
     """
     weights: th.Tensor = log_weights.exp()
     if not weights.isfinite().all():
-        step, env = (int(i) for i in (~weights.isfinite()).nonzero()[0][:2])
+        step, env = _first(~weights.isfinite())
         raise OverflowError(
             f"importance weight exp({log_weights[step, env].item():.6g}) at step {step} of column {env} is too large "
             "for a floating-point number: truncate it with max_ratio, or use ratio='per_step'"
@@ -163,7 +166,7 @@ def importance_weights(log_weights: th.Tensor) -> th.Tensor:
 
 
 def require_representable(name: str, result: th.Tensor, given: th.Tensor) -> th.Tensor:
-    """Require that weighting finite numbers has given finite numbers.
+    """Require that finite numbers are still finite after they were weighted.
 
     :param name: name of the result in the error's message
     :param result: ``(n_steps, n_envs)``
@@ -172,7 +175,7 @@ def require_representable(name: str, result: th.Tensor, given: th.Tensor) -> th.
     :raises OverflowError: ``given`` is finite, and ``result`` is not
     """
     if not result.isfinite().all() and given.isfinite().all():
-        step, env = (int(i) for i in (~result.isfinite()).nonzero()[0][:2])
+        step, env = _first(~result.isfinite())
         raise OverflowError(
             f"{name} at step {step} of column {env} is too large for a floating-point number because of the importance "
             "ratios of later steps: bound them, or use ratio='per_step'"

@@ -11,7 +11,6 @@ from sb3_pg.functional.distributions import distribution_parameters, joint_kl, w
 
 Distributions = Distribution | Sequence[Distribution]
 
-
 _REASONS = ("max_steps", "converged", "curvature", "nonfinite")
 _MAX_STEPS, _CONVERGED, _CURVATURE, _NONFINITE = range(4)
 
@@ -20,7 +19,7 @@ class Solution(NamedTuple):
     """Result of :func:`conjugate_gradient`.
 
     :param x: the solution, shape of the right-hand side
-    :param n_iterations: iterations that have changed x
+    :param n_iterations: number of iterations that have changed x
     :param relative_residual: ||b - A x|| / ||b||
     :param stop_reason: "converged", "max_steps", "curvature" (p^T A p <= 0 for a direction p: the matrix is not
         positive definite, or rounding errors dominate) or "nonfinite"; in the last two cases x is from the iteration
@@ -103,16 +102,17 @@ class FisherVectorProduct:
     Martens (2020), section 8 (the generalized Gauss-Newton form).
 
     A product is two reverse passes: J v is the derivative of the linear function u -> J^T u, whose graph is kept;
-    the network is never differentiated twice. In the location of a Laplace distribution autograd finds no curvature:
-    torch writes that divergence with an absolute value.
+    the network is never differentiated twice. Autograd finds no curvature in the location of a Laplace distribution,
+    whose divergence torch writes with an absolute value.
 
-    :param distributions: what gives the actions' distributions of each chunk of states, with graph. Of a single chunk
-        the graph is kept; of several it is made anew for every product, so that memory is that of one chunk
-    :param parameters: theta; what the distributions do not depend on has zeros in the product
+    :param distributions: one function per chunk of states, which returns the actions' distributions there, with graph.
+        The graph of a single chunk is kept; several chunks are computed anew for every product, so that only one is in
+        memory
+    :param parameters: theta; the product is 0 for parameters that the distributions do not depend on
     :param damping: c
     :raises ValueError: no chunk, or distributions that depend on none of the parameters
     :raises TypeError: a distribution whose class does not list its parameters in ``arg_constraints``
-    :raises NotImplementedError: a distribution that torch knows no divergence of
+    :raises NotImplementedError: a distribution whose divergence torch does not know
     """
 
     def __init__(
@@ -225,8 +225,8 @@ def line_search(
 
     :param parameters: theta, changed in place; restored to the bit if no step is accepted or an error is raised
     :param step: s, one tensor per parameter
-    :param measure: gives joint KL(old || now) in nats and the gain L(theta) - L(theta_old) of the current theta, as one
-        tensor ``(2,)``
+    :param measure: returns joint KL(old || now) in nats and the gain L(theta) - L(theta_old) of the current theta, as
+        one tensor ``(2,)``
     :param predicted_gain: g^T s, the gain of the full step to first order
     :param max_kl: delta, nats
     :param accept_ratio: eta, at least 0; None to drop the condition on the gain

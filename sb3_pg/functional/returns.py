@@ -27,9 +27,7 @@ def rewards_and_decay(
     check_fraction("gamma", gamma)
     if bootstrap is not None:
         rewards = rewards + gamma * bootstrap
-    if mask is not None:
-        rewards = th.where(mask, rewards, 0.0)
-    return rewards, gamma * (~ends.bool()).to(rewards.dtype)
+    return zero_padding(rewards, mask), gamma * (~ends.bool()).to(rewards.dtype)
 
 
 def zero_padding(values: th.Tensor, mask: th.Tensor | None) -> th.Tensor:
@@ -85,7 +83,7 @@ def total_return(rewards: th.Tensor, ends: th.Tensor, gamma: float, mask: th.Ten
     """
     to_go = reward_to_go(rewards, ends, gamma, mask=mask)
     starts = episode_starts(ends)
-    # The value at the episode's start is carried forwards: the same recurrence on the flipped time axis.
+    # The same recurrence on the flipped time axis carries the value at the episode's start forwards.
     carried = scan(th.where(starts, to_go, 0.0).flip(0), (~starts).to(to_go.dtype).flip(0)).flip(0)
     return zero_padding(carried, mask)
 
