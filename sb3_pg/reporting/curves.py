@@ -24,7 +24,7 @@ _GRID_POINTS: Final = 200
 
 
 class LogError(ValueError):
-    """The logs do not contain what is needed."""
+    """The logs cannot be read, or lack what is asked for."""
 
 
 @dataclass(frozen=True)
@@ -57,7 +57,7 @@ class Curve:
 
 
 def find_runs(root: Path) -> list[Path]:
-    """Folders of runs in ``root`` and its subfolders, sorted.
+    """Return the folders of runs in ``root`` and its subfolders, sorted.
 
     :param root: a run's folder, or a folder that contains some
     :raises LogError: there are no runs
@@ -69,9 +69,9 @@ def find_runs(root: Path) -> list[Path]:
 
 
 def label_of(folder: Path) -> str:
-    """The algorithm's name as saved with the run, or the name of the parent folder.
+    """Return the algorithm's name as saved with the run, or the name of the parent folder.
 
-    For a run that continues another one, the env step at which it begins is added.
+    If the run continues another one, the env step at which it begins is added.
 
     :param folder: the run's folder, which may have been moved or renamed
     """
@@ -80,7 +80,7 @@ def label_of(folder: Path) -> str:
 
 
 def env_of(folder: Path) -> str:
-    """The environment's id as saved with the run or its monitor files, or the folder's name without its number.
+    """Return the environment's id as saved with the run or its monitor files, or the folder's name without its number.
 
     :param folder: the run's folder, which may have been moved or renamed
     """
@@ -150,11 +150,9 @@ def bootstrap_band(
     """
     n_samples = len(samples)
     # A resample weights each curve by how often it was drawn. The means are then one matrix product.
-    weights = (
-        np.random.default_rng(seed).multinomial(n_samples, np.full(n_samples, 1 / n_samples), n_resamples) / n_samples
-    )
+    counts = np.random.default_rng(seed).multinomial(n_samples, np.full(n_samples, 1 / n_samples), n_resamples)
     tail = (1 - level) / 2
-    low, high = np.quantile(weights @ samples, [tail, 1 - tail], axis=0)
+    low, high = np.quantile(counts / n_samples @ samples, [tail, 1 - tail], axis=0)
     return low, high
 
 
@@ -191,7 +189,7 @@ def group(runs: Iterable[Run]) -> list[Curve]:
 
 
 class _ArgumentsLoader(yaml.SafeLoader):  # type: ignore[misc]
-    """Reads the arguments that rl_zoo3 saves, an OrderedDict. It executes nothing; other Python objects become None."""
+    """Reads the OrderedDict of arguments that rl_zoo3 saves. It executes no code; other Python objects become None."""
 
 
 _ArgumentsLoader.add_multi_constructor("tag:yaml.org,2002:python/", lambda *_: None)
@@ -202,7 +200,7 @@ _ArgumentsLoader.add_constructor(
 
 
 def _arguments(folder: Path) -> dict[str, Any]:
-    """The command-line arguments of the run, empty if they were not saved."""
+    """Return the command-line arguments of the run, empty if they were not saved."""
     for path in folder.glob("*/args.yml"):
         try:
             arguments = yaml.load(path.read_text(), _ArgumentsLoader)
@@ -214,21 +212,21 @@ def _arguments(folder: Path) -> dict[str, Any]:
 
 
 def _steps_before(folder: Path) -> int:
-    """Env steps of the run that this run continues; 0 for a new run."""
+    """Return the number of env steps of the run that this run continues; 0 for a new run."""
     return int(_arguments(folder).get("num_timesteps_before") or 0)
 
 
 def _headers(folder: Path) -> list[dict[str, Any]]:
-    """Headers of the run's monitor files, with ``t_start`` (seconds since the epoch) and ``env_id``."""
+    """Return the headers of the run's monitor files, with ``t_start`` (seconds since the epoch) and ``env_id``."""
     return [
         json.loads(path.read_text().partition("\n")[0].lstrip("#")) for path in sorted(folder.glob("*.monitor.csv"))
     ]
 
 
 def _read_monitor(path: Path) -> list[tuple[float, float, float]]:
-    """End (seconds since the epoch), length and return of each episode that SB3's ``Monitor`` logged."""
+    """Return end (seconds since the epoch), length and return of each episode that SB3's ``Monitor`` logged."""
     with path.open(newline="") as file:
         start = float(json.loads(file.readline().lstrip("#"))["t_start"])
         rows = list(csv.DictReader(file))
-    # A run that was killed may have left an incomplete last line.
+    # The last line of a run that was killed may be incomplete.
     return [(start + float(row["t"]), float(row["l"]), float(row["r"])) for row in rows if all(row.values())]

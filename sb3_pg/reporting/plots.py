@@ -2,7 +2,7 @@
 
 import argparse
 import sys
-from collections.abc import Iterable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from pathlib import Path
 from typing import Final, Literal, get_args
 
@@ -39,7 +39,7 @@ _Y_LABELS: Final[dict[Source, str]] = {
 
 
 def styles(labels: Iterable[str]) -> dict[str, tuple[str, str]]:
-    """Color and line style of each label. They are all different for up to 30 labels."""
+    """Return color and line style of each label, all different for up to 30 labels."""
     return {label: (f"C{i % 10}", ("-", "--", ":")[i // 10 % 3]) for i, label in enumerate(labels)}
 
 
@@ -56,8 +56,8 @@ def draw(
     :param source: kind of episodes that the returns are from, for the axis label
     :param axis: unit of x
     :param title: title of the figure
-    :param labels: labels that get colors, in this order; give the same to figures that should have the same colors
-        (default: the labels of the curves)
+    :param labels: labels in the order of their colors; the same labels give figures the same colors (default: the
+        labels of the curves)
     """
     envs = list(dict.fromkeys(curve.env for curve in curves))
     lines = styles(dict.fromkeys(curve.label for curve in curves) if labels is None else labels)
@@ -145,9 +145,10 @@ def _read(args: argparse.Namespace) -> tuple[Source, list[Run]]:
     found = dict.fromkeys(
         (run.resolve(), label) for root, label in map(split_label, args.inputs) for run in find_runs(root)
     )
+    labeled = [(folder, label or label_of(folder)) for folder, label in found]
     chosen = [
         (folder, label)
-        for folder, label in ((folder, label or label_of(folder)) for folder, label in found)
+        for folder, label in labeled
         if (not args.env or env_of(folder) in args.env) and (not args.label or label in args.label)
     ]
     if not chosen:
@@ -170,29 +171,29 @@ def _read(args: argparse.Namespace) -> tuple[Source, list[Run]]:
 
 
 def _default_source(chosen: Iterable[tuple[Path, str]], axis: Axis) -> Source:
-    """Evaluations, unless a run has too few of them for a curve and every run has training episodes."""
+    """Return "evaluation", unless a run has too few of them for a curve and every run has training episodes."""
     if axis == "time":
         return "training"
-    n_evaluations, trained = [], True
-    for folder, label in chosen:
-        try:
-            n_evaluations.append((len(read_evaluations(folder).x), f"{label} on {env_of(folder)}"))
-        except LogError:
-            n_evaluations.append((0, f"{label} on {env_of(folder)}"))
-        try:
-            read_training(folder)
-        except LogError:
-            trained = False
-    fewest, which = min(n_evaluations)
-    if fewest >= FEWEST_EVALUATIONS or (not trained and max(n_evaluations)[0] > 0):
+    n_evaluations = [(_n_points(read_evaluations, folder), f"{label} on {env_of(folder)}") for folder, label in chosen]
+    trained = all(_n_points(read_training, folder) for folder, _ in chosen)
+    (fewest, which), (most, _) = min(n_evaluations), max(n_evaluations)
+    if fewest >= FEWEST_EVALUATIONS or (not trained and most > 0):
         return "evaluation"
-    if max(n_evaluations)[0] > 0:
+    if most > 0:
         print(
             f"{which} has {fewest} evaluations, fewer than {FEWEST_EVALUATIONS}: training episodes are drawn; "
             "--source evaluation draws evaluations",
             file=sys.stderr,
         )
     return "training"
+
+
+def _n_points(read: Callable[[Path], Run], folder: Path) -> int:
+    """Return the number of points of a run's curve, 0 if it has none."""
+    try:
+        return len(read(folder).x)
+    except LogError:
+        return 0
 
 
 def _report_short_runs(curves: Iterable[Curve], runs: Sequence[Run]) -> None:

@@ -38,7 +38,7 @@ _GROUPS: Final = {"classic_control": "classic control", "box2d": "Box2D", "mujoc
 
 
 def group_of(env: str) -> str:
-    """Name of the family of environments that an env belongs to."""
+    """Return the name of the family of environments that an env belongs to."""
     try:
         entry_point = str(gym.spec(env).entry_point)
     except GymnasiumError:
@@ -47,7 +47,7 @@ def group_of(env: str) -> str:
 
 
 def table(scores: Sequence[Score]) -> str:
-    """The scores as a Markdown table."""
+    """Return the scores as a Markdown table."""
     lines = [
         "| env | steps | algorithm | runs | mean | std | worst, best run | IQM (95 %) | best of curve | seconds |",
         "|---|---|---|---|---|---|---|---|---|---|",
@@ -64,7 +64,7 @@ def table(scores: Sequence[Score]) -> str:
 
 
 def comparison(better: Improvements, against: str) -> str:
-    """Probabilities of improvement on a peer as a Markdown table.
+    """Return probabilities of improvement on a peer as a Markdown table.
 
     :param better: result of :func:`sb3_pg.reporting.scores.improvements`
     :param against: label of the peer
@@ -76,9 +76,9 @@ def comparison(better: Improvements, against: str) -> str:
 
 
 def learning_curves(results: Sequence[Result]) -> list[Curve]:
-    """One curve for each label and task. For an env with tasks of several lengths, the length is added to its name.
+    """Return one curve for each label and task. If an env has tasks of several lengths, its name gets the length.
 
-    :param results: results in the order of the curves; of the tasks of one env, shorter ones come first
+    :param results: results in the order of the curves; among the tasks of one env, shorter ones come first anyway
     """
     envs = list(dict.fromkeys(result.env for result in results))
     several = {env for env in envs if len({result.steps for result in results if result.env == env}) > 1}
@@ -89,10 +89,10 @@ def learning_curves(results: Sequence[Result]) -> list[Curve]:
 
 
 def profiled(results: Sequence[Result], peers: Sequence[str]) -> list[str]:
-    """Labels in the performance profile, which is drawn on the tasks that all of them share.
+    """Return the labels of the performance profile, which is drawn on the tasks that all of them share.
 
-    Without peers these are all labels. With peers they are the labels that have all tasks of the first peer, if there
-    is one besides the peer: a label with few tasks would restrict the profile to those.
+    Without peers these are all labels. With peers they are the labels that have all tasks of the first peer, because a
+    label with few tasks would restrict the profile to these; all labels, if only the peer itself has them.
 
     :param results: results of any labels
     :param peers: only the first one is used

@@ -97,7 +97,7 @@ def read_results(source: Path, label: str | None = None) -> list[Result]:
 
 
 def with_common_steps(results: Sequence[Result]) -> list[Result]:
-    """Give runs of an env whose numbers of steps differ by less than a tenth the largest of them.
+    """Make numbers of steps on an env that differ by less than a tenth equal, namely to the largest of them.
 
     The number of steps is known from the last evaluation, which may come before the last step.
 
@@ -127,7 +127,7 @@ def _of_table(path: Path, label: str | None) -> list[Result]:
         for row in rows:
             x, means = np.array(sorted(curves[tuple(row[name] for name in key)])).T
             name = label or row["algo"]
-            if (row["algo"], row["env"], row["steps"]) in several:  # runs of different settings are different curves
+            if (row["algo"], row["env"], row["steps"]) in several:  # different settings are different curves
                 name = f"{name} {row['config_hash']}"
             curve = Run(name, row["env"], x, means[None])
             final, best = float(row["final_mean"]), float(row["best_eval_mean"])
@@ -160,7 +160,7 @@ def score(results: Iterable[Result]) -> list[Score]:
     for ((env, steps), label), members in groups.items():
         finals = np.array([member.final for member in members])
         seconds = [member.seconds for member in members if member.seconds is not None]
-        iqm, interval = _iqm(finals)
+        iqms, intervals = _intervals({"": finals[:, None]}, "aggregate_iqm")
         scores.append(
             Score(
                 label=label,
@@ -171,8 +171,8 @@ def score(results: Iterable[Result]) -> list[Score]:
                 std=float(finals.std(ddof=1)) if len(finals) > 1 else 0.0,
                 worst=float(finals.min()),
                 best_run=float(finals.max()),
-                iqm=iqm,
-                interval=interval,
+                iqm=iqms[""],
+                interval=intervals[""],
                 best_of_curve=float(np.mean([member.best for member in members])),
                 seconds=float(np.median(seconds)) if seconds else None,
             )
@@ -180,18 +180,14 @@ def score(results: Iterable[Result]) -> list[Score]:
     return sorted(scores, key=lambda line: (line.env, line.steps))
 
 
-def _iqm(finals: NDArray[np.float64]) -> tuple[float, Interval]:
+def _intervals(scores: Mapping[str, Any], metric: str) -> tuple[dict[str, float], dict[str, Interval]]:
+    """Return a metric of rliable's for each entry, and its stratified bootstrap interval."""
     library, metrics = _rliable()
-    found, interval = _intervals(library, {"": finals[:, None]}, metrics.aggregate_iqm)
-    return found[""], interval[""]
-
-
-def _intervals(library: Any, scores: Mapping[Any, Any], metric: Any) -> tuple[dict[Any, float], dict[Any, Interval]]:
-    """A metric of each entry and its stratified bootstrap interval. The random numbers are always the same."""
+    function = getattr(metrics, metric)
     with _seeded():
         points, bounds = library.get_interval_estimates(
             scores,
-            lambda *arrays: np.array([metric(*arrays)]),
+            lambda *arrays: np.array([function(*arrays)]),
             reps=_N_RESAMPLES,
             confidence_interval_size=_LEVEL,
         )
@@ -202,7 +198,7 @@ def _intervals(library: Any, scores: Mapping[Any, Any], metric: Any) -> tuple[di
 
 
 def common_tasks(results: Sequence[Result], labels: Sequence[str]) -> set[Task]:
-    """Tasks that all of these labels have runs of."""
+    """Return the tasks on which each of these labels has a run."""
     return set.intersection(*({result.task for result in results if result.label == label} for label in labels))
 
 
@@ -264,7 +260,6 @@ def improvements(results: Sequence[Result], against: str) -> Improvements:
     labels = list(dict.fromkeys(result.label for result in results))
     if against not in labels:
         raise LogError(f"no run of {against!r}; there are runs of {', '.join(labels)}")
-    library, metrics = _rliable()
     pairs, tasks = {}, {}
     for label in labels:
         if label != against and common_tasks(results, [label, against]):
@@ -272,13 +267,13 @@ def improvements(results: Sequence[Result], against: str) -> Improvements:
             pairs[label] = scores[label], scores[against]
     if not pairs:
         return {}
-    points, bounds = _intervals(library, pairs, metrics.probability_of_improvement)
+    points, bounds = _intervals(pairs, "probability_of_improvement")
     return {label: (points[label], bounds[label], tasks[label]) for label in pairs}
 
 
 @contextmanager
 def _seeded() -> Iterator[None]:
-    """Within it, NumPy's global generator, which rliable uses, always gives the same numbers."""
+    """Context in which NumPy's global generator, which rliable uses, always draws the same numbers."""
     state = np.random.get_state()  # noqa: NPY002
     np.random.seed(0)  # noqa: NPY002
     try:
@@ -288,7 +283,7 @@ def _seeded() -> Iterator[None]:
 
 
 def _rliable() -> tuple[Any, Any]:
-    """``rliable.library`` and ``rliable.metrics``.
+    """Import ``rliable.library`` and ``rliable.metrics``.
 
     :raises MissingExtraError: it is not installed
     """
