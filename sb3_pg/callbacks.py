@@ -120,7 +120,7 @@ class GradientDiagnosticsCallback(BaseCallback):
 
 
 def _weighted_batch(model: Any) -> tuple[RolloutBatch, th.Tensor] | None:
-    """The rollout that has just ended, and the weight of each log-prob, ``(n_steps, n_envs)``.
+    """Return the rollout that has just ended, and the weight of each log-prob, ``(n_steps, n_envs)``.
 
     :return: None if the rollout was skipped because of numbers that are not finite
     """
@@ -134,7 +134,7 @@ def _weighted_batch(model: Any) -> tuple[RolloutBatch, th.Tensor] | None:
 
 
 def _batch_from_buffer(model: Any) -> RolloutBatch:
-    """SB3's rollout buffer as a batch, before SB3 flattens its two axes (steps and envs)."""
+    """Return SB3's rollout buffer as a batch, before SB3 flattens its two axes (steps and envs)."""
     buffer = model.rollout_buffer
     advantages = th.as_tensor(buffer.advantages, device=model.device)
     ends = th.ones_like(advantages, dtype=th.bool)
@@ -151,7 +151,7 @@ def _batch_from_buffer(model: Any) -> RolloutBatch:
 
 
 def _measure(model: Any, batch: RolloutBatch, weights: th.Tensor, rows: th.Tensor, n_rows: int) -> GradientDiagnostics:
-    """Statistics of the rows whose mean is the batch gradient. The model is not changed.
+    """Return statistics of the rows whose mean is the batch gradient, and leave the model unchanged.
 
     :param weights: weights of the steps, ``(n_steps, n_envs)``
     :param rows: number of the row that each valid sample belongs to

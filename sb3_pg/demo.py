@@ -88,7 +88,7 @@ def _print_next_steps(folder: Path) -> None:
 
 
 def this_program() -> str:
-    """How to call ``sb3-pg`` in the shell that has started this process."""
+    """Return the shell command that started this process, as the user would type it."""
     script, python = Path(sys.argv[0]), Path(sys.executable)
     if script.stem == "sb3-pg":
         return "sb3-pg" if _is_found(script) else shlex.quote(str(script))
@@ -96,7 +96,7 @@ def this_program() -> str:
 
 
 def _is_found(program: Path) -> bool:
-    """Whether the shell finds this program by its name."""
+    """Whether the shell finds this program by its name alone."""
     found = shutil.which(program.name)
     return found is not None and Path(found).parent.resolve() == program.parent.resolve()
 
@@ -107,7 +107,7 @@ def _latest_run(folder: Path) -> Path:
 
 
 def _evaluate(model_path: Path, run_config: Path, seed: int) -> tuple[int, float, float]:
-    """Env steps that the model was trained for, and mean and standard deviation of its evaluation returns."""
+    """Return the model's number of training steps, and mean and standard deviation of its evaluation returns."""
     hyperparams, stats_path = get_saved_hyperparams(str(run_config))
     env = create_test_env(ENV, stats_path=stats_path, seed=seed + 1, should_render=False, hyperparams=hyperparams)
     model = ALGORITHMS[ALGO].load(model_path, device="cpu")

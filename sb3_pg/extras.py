@@ -34,10 +34,10 @@ class MissingExtraError(ImportError):
 
 
 def explain_missing(error: BaseException) -> ImportError | None:
-    """A :class:`MissingExtraError` for an error about a missing optional dependency.
+    """Return a :class:`MissingExtraError` for an error about a missing optional dependency.
 
     :param error: any exception
-    :return: the new error, whose ``__cause__`` is ``error``; None if ``error`` is about anything else
+    :return: the new error, whose ``__cause__`` is ``error``; None for other errors
     """
     module = _missing_module(error)
     if module is None or module.lower() not in EXTRAS:
@@ -64,7 +64,7 @@ def extra_hints() -> Iterator[None]:
 
 
 def _missing_module(error: BaseException) -> str | None:
-    """Top-level name of the module that ``error`` reports as missing; None for other errors."""
+    """Return the top-level name of the module that ``error`` reports as missing; None for other errors."""
     if isinstance(error, MissingExtraError) or not isinstance(error, (ImportError, DependencyNotInstalled)):
         return None
     link: BaseException | None = error
@@ -72,6 +72,6 @@ def _missing_module(error: BaseException) -> str | None:
         if isinstance(link, ModuleNotFoundError) and link.name is not None:
             return link.name.partition(".")[0]
         link = link.__cause__
-    # SB3 raises its error about tensorboard long after the import failed: only the text has the name.
+    # SB3 raises its error about tensorboard long after the failed import: only its text names the module.
     text = re.search(r"(\w+) is not installed", str(error))
     return text.group(1) if text else None

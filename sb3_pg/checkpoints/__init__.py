@@ -1,4 +1,4 @@
-"""Saved files: how those of earlier layouts of the package are read."""
+"""Saved files, including those of earlier layouts of the package."""
 
 from sb3_pg.checkpoints.renamed_modules import renamed_modules
 

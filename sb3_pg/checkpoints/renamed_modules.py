@@ -1,6 +1,6 @@
-"""Read files that name modules by the names they had when the file was saved.
+"""Read files in which modules have the names of earlier layouts of the package.
 
-A pickle holds a class as the name of its module and its own name. The tables below say where the class is now.
+A pickle stores a class as the name of its module and its own name. The tables below say where the class is now.
 """
 
 import sys
@@ -37,8 +37,8 @@ MODULES: dict[str, str] = {
     "sb3_pg.rollout.structure": "sb3_pg.policies.policy_cache",
     "sb3_pg.rollout.transitions": "sb3_pg.rollout.transition_buffer",
 }
-#: Old "module:name" -> new "module:name", for classes that did not go where MODULES says, or that have a new name. The
-#: old module may still exist.
+#: Old "module:name" -> new "module:name", for classes that MODULES does not place correctly, or that have a new name.
+#: The old module may still exist.
 NAMES: dict[str, str] = {"sb3_pg.algorithms.flat_step:FlatRMSprop": "torch.optim:RMSprop"}
 
 _lock = Lock()
@@ -54,7 +54,7 @@ class _OldModule(ModuleType):
         self._existing = existing
 
     def __getattr__(self, name: str) -> Any:
-        if name.startswith("__"):  # asked for by code that looks through sys.modules
+        if name.startswith("__"):  # for code that inspects all of sys.modules
             raise AttributeError(name)
         old = self.__name__
         if f"{old}:{name}" in NAMES:
@@ -72,8 +72,8 @@ class _OldModule(ModuleType):
 def renamed_modules() -> Iterator[None]:
     r"""Let ``pickle`` find the package's classes under the module names of earlier layouts.
 
-    ``sys.modules`` holds the old names inside the ``with`` block, and is as before after the last of several that
-    overlap.
+    ``sys.modules`` holds the old names inside the ``with`` block. If several blocks overlap, it is restored after the
+    last one.
 
     >>> import pickle
     >>> with renamed_modules():

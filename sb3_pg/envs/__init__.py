@@ -1,4 +1,4 @@
-"""Vectorized environments that SB3 cannot take by itself, as SB3 ``VecEnv`` objects."""
+"""Vectorized environments that SB3 does not support by itself, as SB3 ``VecEnv`` objects."""
 
 from sb3_pg.envs.adapter import VectorAdapter
 from sb3_pg.envs.envpool_adapter import EnvPoolAdapter

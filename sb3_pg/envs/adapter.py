@@ -1,4 +1,4 @@
-"""Base class of the adapters: episode statistics and infos as SB3's Monitor and DummyVecEnv give them."""
+"""Base class of the adapters: episode statistics and infos in the format of SB3's Monitor and DummyVecEnv."""
 
 import time
 from abc import abstractmethod
@@ -36,8 +36,8 @@ class VectorAdapter(VecEnv):
     :param num_envs: number of envs
     :param observation_space: of one env
     :param action_space: of one env
-    :param next_step_autoreset: whether the step after an episode's end resets the env and ignores its action; such a
-        step is no transition
+    :param next_step_autoreset: whether the step after an episode's end only resets the env and ignores its action; such
+        a step is no transition
     """
 
     env: Any
@@ -77,8 +77,8 @@ class VectorAdapter(VecEnv):
     def skip_reset_steps(self) -> Iterator[np.ndarray | None]:
         """Context in which the caller drops the steps that only reset an env (NEXT_STEP autoreset).
 
-        :return: ``(n_envs,)``, updated by every step: True where the next step only resets the env. None for envs that
-            have no such steps
+        :return: True where the next step only resets the env, ``(n_envs,)``, updated by every step; None for envs
+            without such steps
         """
         before, self._may_step = self._may_step, True
         try:
@@ -164,7 +164,7 @@ class VectorAdapter(VecEnv):
         return type(self).__name__
 
     def get_attr(self, attr_name: str, indices: VecEnvIndices = None) -> list[Any]:
-        """An attribute of each env.
+        """Return an attribute of each env.
 
         :param attr_name: name of the attribute
         :param indices: the envs, None for all
@@ -175,10 +175,10 @@ class VectorAdapter(VecEnv):
 
     @abstractmethod
     def _attributes(self, name: str) -> Sequence[Any]:
-        """An attribute of all envs."""
+        """Return an attribute of every env."""
 
     def env_is_wrapped(self, wrapper_class: Any, indices: VecEnvIndices = None) -> list[bool]:
-        """Whether envs are wrapped in a class. For Monitor it is True: the adapter does what a Monitor does.
+        """Whether envs are wrapped in a class. True for Monitor, because the adapter does the same as a Monitor.
 
         :param wrapper_class: class of the wrapper
         :param indices: the envs, None for all
@@ -191,7 +191,7 @@ class VectorAdapter(VecEnv):
 
 
 def of_env(observations: Any, index: int) -> Any:
-    """A copy of one env's observation.
+    """Return a copy of one env's observation.
 
     :param observations: observations of all envs: an array, a dict of arrays, or an array of dicts
     :param index: number of the env
@@ -203,7 +203,7 @@ def of_env(observations: Any, index: int) -> Any:
 
 
 def as_arrays(observations: Any) -> Any:
-    """Observations of all envs as NumPy arrays.
+    """Return observations of all envs as NumPy arrays.
 
     :param observations: an array of any library, or a dict of arrays
     """

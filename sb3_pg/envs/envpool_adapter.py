@@ -80,7 +80,7 @@ class EnvPoolAdapter(VectorAdapter):
         return [getattr(self.env, name)] * self.num_envs
 
     def set_attr(self, attr_name: str, value: Any, indices: VecEnvIndices = None) -> None:
-        """Not possible: EnvPool's envs are not Python objects.
+        """Raise an error: EnvPool's envs are not Python objects.
 
         :raises NotImplementedError: always
         """
@@ -91,19 +91,19 @@ class EnvPoolAdapter(VectorAdapter):
     def env_method(
         self, method_name: str, *method_args: Any, indices: VecEnvIndices = None, **method_kwargs: Any
     ) -> list[Any]:
-        """Not possible: EnvPool's envs are not Python objects.
+        """Raise an error: EnvPool's envs are not Python objects.
 
         :raises NotImplementedError: always
         """
         raise NotImplementedError(f"{self._name}: an env of EnvPool has no methods to call, got {method_name!r}")
 
     def get_images(self) -> Sequence[np.ndarray | None]:
-        """One frame per env. The envs must have been made with ``render_mode="rgb_array"``."""
+        """Return one frame per env. The envs must have been made with ``render_mode="rgb_array"``."""
         return list(self.env.render(range(self.num_envs)))
 
 
 def _replaced(observations: Any, envs: np.ndarray, fresh: Any) -> Any:
-    """A copy of the observations, in which ``fresh`` replaces those of ``envs``."""
+    """Return a copy of the observations in which ``fresh`` replaces those of ``envs``."""
     if isinstance(observations, dict):
         return {key: _replaced(values, envs, fresh[key]) for key, values in observations.items()}
     replaced = observations.copy()

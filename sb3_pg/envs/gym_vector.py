@@ -13,7 +13,7 @@ from stable_baselines3.common.vec_env.base_vec_env import VecEnvIndices
 from sb3_pg import compat
 from sb3_pg.envs.adapter import Outcome, VectorAdapter, as_arrays
 
-# Entries of Gymnasium's infos that are about the episodes that have just ended (SAME_STEP).
+# Entries of Gymnasium's infos about the episodes that have just ended (SAME_STEP).
 _FINAL_KEYS: Final = {"final_obs", "_final_obs", "final_info", "_final_info"}
 
 
@@ -48,8 +48,8 @@ class GymVectorAdapter(VectorAdapter):
             env.autoreset_mode = env.metadata["autoreset_mode"] = mode = AutoresetMode.SAME_STEP
         self.env, self.mode = env, mode
         self._base: Any = env.unwrapped
-        base: Any = env  # not unwrapped: a wrapper may reuse arrays of its own
-        self._gives_copies = type(base) in (SyncVectorEnv, AsyncVectorEnv) and base.copy
+        outermost: Any = env  # a wrapper may reuse arrays of its own
+        self._gives_copies = type(outermost) in (SyncVectorEnv, AsyncVectorEnv) and outermost.copy
         next_step_autoreset = mode is AutoresetMode.NEXT_STEP
         super().__init__(env.num_envs, env.single_observation_space, env.single_action_space, next_step_autoreset)
         self.metadata = {**env.metadata, **self.metadata}
@@ -86,7 +86,7 @@ class GymVectorAdapter(VectorAdapter):
         return Outcome(observations, np.asarray(rewards), terminated, truncated, rows, finals)
 
     def _move(self, envs: np.ndarray, rows: list[dict[str, Any]], instead: list[dict[str, Any]] | None = None) -> None:
-        """Make these envs' infos ``reset_infos``, since they are those of a reset; put others in their place."""
+        """Move these envs' infos, which are those of a reset, to ``reset_infos``, and put others in their place."""
         for i in envs.nonzero()[0]:
             self.reset_infos[i], rows[i] = rows[i], {} if instead is None else instead[i]
 
@@ -106,7 +106,7 @@ class GymVectorAdapter(VectorAdapter):
         return fresh, rows_of(infos, self.num_envs)
 
     def _owned(self, observations: Any) -> Any:
-        """Observations in arrays that the next step does not overwrite."""
+        """Return the observations in arrays that the next step does not overwrite."""
         arrays = as_arrays(observations)
         if self._gives_copies:
             return arrays
@@ -133,7 +133,7 @@ class GymVectorAdapter(VectorAdapter):
         return hasattr(self._owner(attr_name), attr_name)
 
     def _owner(self, name: str) -> Any:
-        """The outermost wrapper that has an attribute, or the env inside all wrappers."""
+        """Return the outermost wrapper that has an attribute, or the env inside all wrappers."""
         env: Any = self.env
         while env is not self._base and not hasattr(env, name):
             env = env.env
@@ -147,7 +147,7 @@ class GymVectorAdapter(VectorAdapter):
         return [getattr(self._owner(name), name)] * self.num_envs
 
     def set_attr(self, attr_name: str, value: Any, indices: VecEnvIndices = None) -> None:
-        """Set an attribute of envs. A vector env without single envs has one value for all.
+        """Set an attribute of envs. In a vector env without single envs, it has one value for all.
 
         :param attr_name: name of the attribute
         :param value: its value, the same for all these envs
@@ -171,7 +171,7 @@ class GymVectorAdapter(VectorAdapter):
     def env_method(
         self, method_name: str, *method_args: Any, indices: VecEnvIndices = None, **method_kwargs: Any
     ) -> list[Any]:
-        """Call a method of envs. Of a vector env without single envs, its own method is called once.
+        """Call a method of envs. In a vector env without single envs, the method is called once.
 
         :param method_name: name of the method
         :param indices: the envs, None for all
@@ -197,13 +197,13 @@ class GymVectorAdapter(VectorAdapter):
         return isinstance(self._base, SyncVectorEnv) and is_wrapped(self._base.envs[index], wrapper_class)
 
     def get_images(self) -> Sequence[np.ndarray | None]:
-        """One frame per env. The envs must have been made with ``render_mode="rgb_array"``."""
+        """Return one frame per env. The envs must have been made with ``render_mode="rgb_array"``."""
         frames: Any = self.env.render()
         return [None] * self.num_envs if frames is None else list(frames)
 
 
 def rows_of(infos: dict[str, Any], n_envs: int) -> list[dict[str, Any]]:
-    """Gymnasium's infos, a dict of arrays, as one dict per env.
+    """Return Gymnasium's infos, a dict of arrays, as one dict per env.
 
     :param infos: arrays, each with a mask under the same name after an underscore; dicts of such arrays; other values
         are the same for all envs

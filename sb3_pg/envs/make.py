@@ -1,4 +1,4 @@
-"""One function that makes vectorized envs of every kind."""
+"""Makes vectorized envs of every kind."""
 
 from collections.abc import Callable
 from functools import partial
@@ -27,7 +27,7 @@ def make_vec_env(
     backend_kwargs: dict[str, Any] | None = None,
     monitor_dir: str | None = None,
 ) -> VecEnv:
-    """Make vectorized envs. Ended episodes are reported in ``infos``, as by SB3's Monitor.
+    """Make vectorized envs, which report ended episodes in ``infos`` as SB3's Monitor does.
 
     ========= ========================================================================================================
     backend   vectorized env

@@ -1,4 +1,4 @@
-"""rl_zoo3's training run as ``sb3-pg train`` makes it."""
+"""The training run of ``sb3-pg train``, made from rl_zoo3's."""
 
 import inspect
 import io
@@ -36,9 +36,9 @@ from sb3_pg.zoo.registry import config_path
 from sb3_pg.zoo.spaces import fit_to_observations
 
 VECTOR_BACKENDS: Final = ("vector", "envpool")
-"""Values of ``--vec-env`` beside rl_zoo3's own: backends of :func:`sb3_pg.envs.make_vec_env`."""
+"""Values of ``--vec-env`` besides rl_zoo3's own: backends of :func:`sb3_pg.envs.make_vec_env`."""
 N_EVALUATIONS: Final = 20
-"""Evaluations in a run, after the one of the untrained policy, unless ``--eval-freq`` says otherwise."""
+"""Default number of evaluations in a run, without the one of the untrained policy."""
 _LEAST_EVAL_FREQ: Final = 1000
 #: Wrappers that Gymnasium puts around every env; vectorized envs do the same themselves.
 _USUAL_WRAPPERS: Final = (OrderEnforcing, PassiveEnvChecker)
@@ -51,13 +51,13 @@ class CommandError(ValueError):
 class Experiment(ExperimentManager):
     """A run of ``sb3-pg train``; arguments are ``ExperimentManager``'s.
 
-    It differs from rl_zoo3's in this:
+    It differs from rl_zoo3's run:
 
-    - A model is made of the hyperparameters, with a single env, before the log folder is made.
+    - Before the log folder is made, the hyperparameters are tried out: a model is made with a single env.
     - The ``default:`` block of our algorithms is fitted to the observation space, by
       :func:`~sb3_pg.zoo.spaces.fit_to_observations`.
     - Training envs may be those of :func:`~sb3_pg.envs.make_vec_env`.
-    - The policy is evaluated before the first step too. Evaluations change nothing in training.
+    - The policy is also evaluated before the first step. Evaluations do not change training.
     - A run that continues another one continues its count of steps.
     - Our algorithms log about every 500 steps of each env.
     """
@@ -77,7 +77,7 @@ class Experiment(ExperimentManager):
     # ---------------------------------------------------------------- hyperparameters
 
     def read_hyperparameters(self) -> tuple[dict[str, Any], dict[str, Any]]:
-        """As rl_zoo3's; a ``default:`` block of ours is fitted to the observation space.
+        """Read the hyperparameters as rl_zoo3 does, and fit a ``default:`` block of ours to the observation space.
 
         :raises CommandError: the configuration has no block for this environment, no policy takes its observations, or
             a hyperparameter names a class that cannot be imported
@@ -105,7 +105,7 @@ class Experiment(ExperimentManager):
         return hyperparams, saved
 
     def load_trial(self, *args: Any, **kwargs: Any) -> dict[str, Any]:
-        """As rl_zoo3's.
+        """Load a trial as rl_zoo3 does.
 
         :raises CommandError: there is no such trial
         """
@@ -133,7 +133,7 @@ class Experiment(ExperimentManager):
             env.close()
 
     def _buffer_size(self) -> int | None:
-        """Default number of transitions in the algorithm's replay buffer, None if it has none."""
+        """Return the default number of transitions in the algorithm's replay buffer, None if it has none."""
         for cls in ALGORITHMS[self.algo].__mro__:  # the first class that lists the argument; subclasses pass it on
             argument = inspect.signature(cls).parameters.get("buffer_size")
             if argument is not None:
@@ -143,7 +143,7 @@ class Experiment(ExperimentManager):
     # ---------------------------------------------------------------- before anything is written
 
     def create_log_folder(self) -> None:
-        """As rl_zoo3's, after a model could be made of the hyperparameters. A search has no log folder.
+        """Try the hyperparameters out, then make the log folder as rl_zoo3 does. A search has no log folder.
 
         :raises CommandError: the environment or the algorithm refuses its arguments
         :raises ImportError: ``--tensorboard-log`` is given, and TensorBoard is not installed
@@ -169,7 +169,7 @@ class Experiment(ExperimentManager):
             super().create_log_folder()  # type: ignore[no-untyped-call]
 
     def _try_out(self) -> int | None:
-        """Make env and model as the run will, but with a single env, and without files and output.
+        """Make env and model as in the run, but with a single env, and without files and output.
 
         :return: env steps of the model that is continued, None for a new one
         :raises CommandError: the environment or the algorithm refuses its arguments
@@ -204,7 +204,7 @@ class Experiment(ExperimentManager):
     # ---------------------------------------------------------------- envs, callbacks
 
     def create_envs(self, n_envs: int, eval_env: bool = False, no_log: bool = False) -> VecEnv:
-        """As rl_zoo3's, with the training envs of ``--vec-env``. A search writes no monitor files.
+        """Make envs as rl_zoo3 does, training envs as ``--vec-env`` says. A search writes no monitor files.
 
         :raises CommandError: the algorithm or a wrapper does not support these envs
         """
@@ -226,7 +226,7 @@ class Experiment(ExperimentManager):
         return env
 
     def create_callbacks(self) -> None:
-        """As rl_zoo3's; the policy is evaluated before the first step too."""
+        """Make callbacks as rl_zoo3 does, with an evaluation before the first step."""
         eval_freq, self.eval_freq = self.eval_freq, -1
         super().create_callbacks()  # type: ignore[no-untyped-call]
         if eval_freq > 0 and not self.optimize_hyperparameters:
@@ -248,7 +248,7 @@ class Experiment(ExperimentManager):
     # ---------------------------------------------------------------- learning
 
     def learn(self, model: BaseAlgorithm) -> None:
-        """As rl_zoo3's; a run that continues another one continues its count of steps.
+        """Train the model as rl_zoo3 does. A run that continues another one continues its count of steps.
 
         :param model: as :meth:`setup_experiment` returns it
         """
@@ -303,7 +303,7 @@ def refusing_env() -> Iterator[None]:
 
 
 def _class_names(value: Any) -> Iterator[str]:
-    """Dotted names in a value of rl_zoo3's: a name, a dict from a name to its arguments, or a list of both."""
+    """Yield the dotted names in a hyperparameter: a name, a dict from a name to its arguments, or a list of both."""
     for entry in value if isinstance(value, list) else [value]:
         for name in entry if isinstance(entry, dict) else [entry]:
             if isinstance(name, str) and "." in name:
@@ -311,7 +311,7 @@ def _class_names(value: Any) -> Iterator[str]:
 
 
 class _SizedVecEnv(VecEnvWrapper):
-    """A VecEnv that says it has ``n_envs`` envs, for a model that is never trained."""
+    """A VecEnv that claims to have ``n_envs`` envs, for a model that is never trained."""
 
     def __init__(self, venv: VecEnv, n_envs: int) -> None:
         super().__init__(venv)
@@ -325,7 +325,7 @@ class _SizedVecEnv(VecEnvWrapper):
 
 
 def from_functions(backend: str, env_fns: list[Callable[[], gym.Env[Any, Any]]]) -> VecEnv:
-    """The vectorized env of a backend that equals these single envs. It serves as ``vec_env_cls`` of SB3.
+    """Make the vectorized env of a backend that equals these single envs. It serves as ``vec_env_cls`` of SB3.
 
     :param backend: "vector" or "envpool"
     :param env_fns: functions that make one env each
@@ -355,7 +355,7 @@ def from_functions(backend: str, env_fns: list[Callable[[], gym.Env[Any, Any]]])
     if monitor is not None:
         monitor.close()
         folder = str(Path(monitor.file_handler.name).parent)
-    registered = gym.spec(spec.id).kwargs  # a native env has these itself, and EnvPool has them under the same name
+    registered = gym.spec(spec.id).kwargs  # native envs and EnvPool's have these already
     env_kwargs = {
         name: value for name, value in spec.kwargs.items() if value is not None and registered.get(name) != value
     }
@@ -365,7 +365,7 @@ def from_functions(backend: str, env_fns: list[Callable[[], gym.Env[Any, Any]]])
 
 
 class Evaluation(EvalCallback):
-    """SB3's, which also evaluates before the first step. It does not change training, and logs only its own numbers."""
+    """SB3's callback with an evaluation before the first step. It changes neither training nor what training logs."""
 
     def _init_callback(self) -> None:
         with warnings.catch_warnings():  # training envs may be those of another backend
@@ -392,7 +392,7 @@ class Evaluation(EvalCallback):
 
 @contextmanager
 def _unchanged_random_state(device: th.device) -> Iterator[None]:
-    """Context after which all random generators are as before."""
+    """Context that leaves all random generators as they were."""
     states = random.getstate(), np.random.get_state()  # noqa: NPY002 (the generator that SB3 seeds)
     try:
         with th.random.fork_rng([device] if device.type == "cuda" else []):

@@ -1,4 +1,4 @@
-"""What rl_zoo3 gets from us: classes, hyperparameter samplers and converters, and paths of the config files."""
+"""Registers our classes, hyperparameter samplers and converters, and config files in rl_zoo3."""
 
 import functools
 import inspect
@@ -21,7 +21,7 @@ from sb3_pg.algorithms import ALGORITHMS
 from sb3_pg.zoo.samplers import COMMON, SEARCHES
 
 RENAMED: Final = {"contrib_trpo": "trpo"}
-"""Names that rl_zoo3's algorithms have beside ours -> their names in rl_zoo3 alone."""
+"""New name of one of rl_zoo3's algorithms -> its original name, which is now ours."""
 
 _SEARCHES: Final = {name: SEARCHES.get(name, COMMON) for name in ALGORITHMS}
 # Each of rl_zoo3's tables, what we add to it, and its own entries that get another name.
@@ -41,11 +41,11 @@ _TABLES: Final[list[tuple[dict[str, Any], Mapping[str, Any], Mapping[str, Any]]]
 
 
 def config_path(algo: str) -> Path:
-    """File with the hyperparameters of one of our algorithms, in rl_zoo3's format.
+    """Return the file with the hyperparameters of one of our algorithms, in rl_zoo3's format.
 
     :param algo: a key of :data:`~sb3_pg.algorithms.ALGORITHMS`
     :return: ``zoo_configs/<algo>.yml``, in the installed package or beside it in a clone of the repository
-    :raises KeyError: not one of our algorithms
+    :raises KeyError: ``algo`` is not one of our algorithms
     """
     if algo not in ALGORITHMS:
         raise KeyError(f"algo must be one of {list(ALGORITHMS)}, got {algo!r}")
@@ -79,10 +79,10 @@ def register() -> None:
 
 
 def _find_configs() -> None:
-    """Give an ``ExperimentManager`` without ``config`` our files for our algorithms, and rl_zoo3's for renamed ones.
+    """Let ``ExperimentManager`` without ``config`` read our files for our algorithms, and rl_zoo3's for renamed ones.
 
-    rl_zoo3 searches config files only beside its own sources. rl_zoo3.train and users' scripts have imported the class
-    itself, so that its ``__init__`` is the only place to set another file.
+    rl_zoo3 searches config files only beside its own sources. rl_zoo3.train and users' scripts import the class by
+    name, so its ``__init__`` is replaced, not the class.
     """
     original = ExperimentManager.__init__
     if hasattr(original, "_sb3_pg_configs"):

@@ -1,10 +1,10 @@
 """Hyperparameter search: what Optuna tries, and how a trial becomes arguments of an algorithm.
 
-rl_zoo3 calls the sampler for each new trial, and the converter alone when it reloads one (``--trial-id``). So whatever
-decides an argument is among the trial's own parameters, and the converter is a pure function of them. Every trial of an
-algorithm suggests the same parameters, those without effect in this trial included: rl_zoo3's multivariate TPE draws
-parameters at random that some trials lack. Arguments that exclude or need another one are set, if only to None: a
-config file's would remain beside them.
+rl_zoo3 calls the sampler for each new trial, and only the converter when it reloads a trial (``--trial-id``). So the
+converter is a pure function of the trial's parameters, which decide every argument. Every trial of an algorithm
+suggests the same parameters, even those without effect in this trial, because rl_zoo3's multivariate TPE draws
+parameters at random that some trials lack. Arguments that exclude or need another one are always set, if only to None,
+because those of a config file would remain otherwise.
 """
 
 from collections.abc import Callable, Mapping
@@ -16,26 +16,26 @@ from torch import nn
 Params = dict[str, Any]
 _NET_ARCH: Final[Mapping[str, list[int]]] = {"tiny": [32], "small": [64, 64], "medium": [256, 256]}
 _ACTIVATION: Final[Mapping[str, type[nn.Module]]] = {"tanh": nn.Tanh, "relu": nn.ReLU}
-#: Arguments that are made of parameters of another name. Optuna reports the parameters, the user wants the arguments.
+#: Arguments that are computed from parameters of another name. They are added to the parameters that Optuna reports.
 _REPORTED: Final = ["gamma", "gae_lambda", "batch_size", "n_episodes", "n_steps", "train_freq", "buffer_trajectories"]
 
 
 class Search(NamedTuple):
     """The search space of an algorithm.
 
-    :param suggest: takes a trial and the number of envs; gives the trial's parameters, name -> value
-    :param convert: keyword arguments of the algorithm from a trial's parameters, which it leaves unchanged
+    :param suggest: takes a trial and the number of envs, and returns the trial's parameters, name -> value
+    :param convert: takes a trial's parameters, which it leaves unchanged, and returns the algorithm's keyword arguments
     """
 
     suggest: Callable[[optuna.Trial, int], Params]
     convert: Callable[[Params], Params]
 
     def sample(self, trial: optuna.Trial, n_actions: int, n_envs: int, additional_args: Params) -> Params:
-        """Keyword arguments for one trial. The signature is that of rl_zoo3's samplers.
+        """Return keyword arguments for one trial. The signature is that of rl_zoo3's samplers.
 
         :param trial: Optuna's trial
         :param n_actions: dimensions of the action space, not used
-        :param n_envs: number of environments, which numbers of episodes are multiples of
+        :param n_envs: number of environments; numbers of episodes are multiples of it
         :param additional_args: arguments of rl_zoo3's off-policy algorithms, not used
         :return: keyword arguments
         """
@@ -51,7 +51,7 @@ class Search(NamedTuple):
 
 
 def _suggest_common(trial: optuna.Trial, n_envs: int = 1, largest_rate: float = 3e-2) -> Params:
-    """Step size, discount, and size and activation of the networks."""
+    """Suggest step size, discount, and size and activation of the networks."""
     del n_envs
     return {
         "one_minus_gamma": trial.suggest_float("one_minus_gamma", 1e-4, 0.1, log=True),
@@ -62,7 +62,7 @@ def _suggest_common(trial: optuna.Trial, n_envs: int = 1, largest_rate: float = 
 
 
 def _convert_common(sampled_params: Params) -> Params:
-    """The parameters, with gamma and ``policy_kwargs`` in place of those that they are made of."""
+    """Replace the parameters of gamma and ``policy_kwargs`` by these."""
     params = dict(sampled_params)
     params["gamma"] = 1 - params.pop("one_minus_gamma")
     net_arch, activation = _NET_ARCH[params.pop("net_arch")], _ACTIVATION[params.pop("activation_fn")]
@@ -71,7 +71,7 @@ def _convert_common(sampled_params: Params) -> Params:
 
 
 def _suggest_on_policy(trial: optuna.Trial, least_n_steps_pow: int) -> Params:
-    """What every on-policy algorithm with a critic searches."""
+    """Suggest the parameters of every on-policy algorithm with a critic."""
     return _suggest_common(trial) | {
         "n_steps_pow": trial.suggest_int("n_steps_pow", least_n_steps_pow, 11),
         "n_critic_updates": trial.suggest_int("n_critic_updates", 1, 20),
@@ -81,7 +81,7 @@ def _suggest_on_policy(trial: optuna.Trial, least_n_steps_pow: int) -> Params:
 
 
 def _suggest_pseudo_loss(trial: optuna.Trial, n_envs: int, least_n_steps_pow: int) -> Params:
-    """What every algorithm with one gradient step per batch searches; complete episodes or segments."""
+    """Suggest the parameters of every algorithm with one gradient step per batch of episodes or segments."""
     return (
         {
             "rollout": trial.suggest_categorical("rollout", ["episodes", "steps"]),
@@ -94,7 +94,7 @@ def _suggest_pseudo_loss(trial: optuna.Trial, n_envs: int, least_n_steps_pow: in
 
 
 def _suggest_trust_region(trial: optuna.Trial) -> Params:
-    """What every algorithm with a limit of the KL searches; generalized advantages of segments."""
+    """Suggest the parameters of every algorithm with a limit of the KL and generalized advantages of segments."""
     return _suggest_on_policy(trial, least_n_steps_pow=5) | {
         "one_minus_gae_lambda": trial.suggest_float("one_minus_gae_lambda", 0.005, 1.0, log=True),
         "batch_size_pow": trial.suggest_int("batch_size_pow", 5, 10),
@@ -110,11 +110,11 @@ def _suggest_gradient_steps(trial: optuna.Trial) -> Params:
 
 
 def _convert_on_policy(sampled_params: Params) -> Params:
-    """Arguments in place of the parameters that go by another name, and the others as they are."""
+    """Replace the parameters that go by another name than their arguments."""
     params = _convert_common(sampled_params)
     params["policy_kwargs"]["log_std_init"] = params.pop("log_std_init")
     if "one_minus_gae_lambda" in params:
-        # lambda has an effect with these values alone, whatever a config file says
+        # lambda has an effect only with these values; a config file may have others
         params |= {"gae_lambda": 1 - params.pop("one_minus_gae_lambda"), "advantage": "gae", "critic_target": None}
     if "batch_size_pow" in params:
         params |= {"batch_size": 2 ** params.pop("batch_size_pow"), "critic_batch_size": None}
@@ -124,7 +124,7 @@ def _convert_on_policy(sampled_params: Params) -> Params:
 
 
 def _multiples(n_envs: int) -> list[int]:
-    """Batches of about 8 to 64 episodes that ``n_envs`` divides."""
+    """Return multiples of ``n_envs``, about 8 to 64."""
     return sorted({-(-target // n_envs) * n_envs for target in (8, 16, 32, 64)})
 
 
@@ -144,7 +144,7 @@ def _convert_reinforce(sampled_params: Params) -> Params:
 
 
 def _suggest_actor_critic(trial: optuna.Trial, n_envs: int) -> Params:
-    """Generalized advantages, and a critic with an optimizer of its own."""
+    """Suggest generalized advantages, and a critic with an optimizer of its own."""
     return {
         "one_minus_gae_lambda": trial.suggest_float("one_minus_gae_lambda", 0.005, 1.0, log=True),
         "critic_fit": trial.suggest_categorical("critic_fit", ["after", "before"]),
@@ -163,7 +163,7 @@ def _convert_trpo(sampled_params: Params) -> Params:
 
 
 def _convert_npg(sampled_params: Params) -> Params:
-    # target_kl has an effect with this step alone; a config file's step_size would contradict it
+    # target_kl has an effect only with this step; a config file's step_size would contradict it
     return _convert_trpo(sampled_params) | {"step": "kl", "step_size": 0.1}
 
 
@@ -184,7 +184,7 @@ def _convert_kl_penalty_pg(sampled_params: Params) -> Params:
 
 
 def _suggest_off_policy_pg(trial: optuna.Trial, n_envs: int) -> Params:
-    """Complete episodes, and how they are weighted and replayed."""
+    """Suggest a number of complete episodes, and how they are weighted and replayed."""
     return _suggest_common(trial) | {
         "ratio": trial.suggest_categorical("ratio", ["per_step", "prefix", "per_decision", "trajectory"]),
         "max_ratio": trial.suggest_float("max_ratio", 1.0, 10.0, log=True),
@@ -223,7 +223,7 @@ def _suggest_off_pac(trial: optuna.Trial, n_envs: int) -> Params:
 
 
 def _convert_off_pac(sampled_params: Params) -> Params:
-    """As many gradient steps as env steps."""
+    """Set as many gradient steps as env steps."""
     params = _convert_common(sampled_params)
     params["batch_size"] = 2 ** params.pop("batch_size_pow")
     return params | {"gradient_steps": params["train_freq"]}

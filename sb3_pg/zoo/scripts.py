@@ -1,7 +1,7 @@
 """rl_zoo3's scripts, run in this process with our algorithms, which importing ``sb3_pg.zoo`` has registered.
 
-Each takes the arguments of the script that it runs, all of them; its ``--help`` lists them. What a command line asks
-for is checked before rl_zoo3 writes anything; what is not possible is one line and exit code 2.
+Each function takes all arguments of the script that it runs; ``--help`` lists them. A command line is checked before
+rl_zoo3 writes anything. If it asks for something impossible, the script prints one line and exits with code 2.
 """
 
 import argparse
@@ -26,7 +26,7 @@ from stable_baselines3.common.vec_env import VecEnv
 from sb3_pg.extras import extra_hints
 from sb3_pg.zoo.experiment import VECTOR_BACKENDS, CommandError, Experiment, refusing_env
 
-# Ahead of the user's arguments, so that theirs win: rl_zoo3 looks for agents of its own hub unless told otherwise.
+# Comes before the user's arguments, which override it. By default, rl_zoo3 looks for agents of its own hub.
 _TRAINED_HERE: Final = ("--folder", "logs")
 #: Options of ``rl_zoo3.train`` that differ here.
 _CHANGED: Final[dict[str, dict[str, Any]]] = {
@@ -61,7 +61,7 @@ _CHANGED: Final[dict[str, dict[str, Any]]] = {
 
 
 def train(arguments: Sequence[str]) -> None:
-    """Train an agent, or optimize hyperparameters: ``rl_zoo3.train``, with what :class:`Experiment` adds to it.
+    """Train an agent, or optimize hyperparameters, by ``rl_zoo3.train`` with :class:`Experiment`.
 
     :param arguments: its command line, without the program's name
     :raises SystemExit: the arguments are wrong, or are ``--help``
@@ -76,7 +76,7 @@ def train(arguments: Sequence[str]) -> None:
 
 
 def enjoy(arguments: Sequence[str]) -> None:
-    """Watch or score a trained agent: ``rl_zoo3.enjoy``, on the folder ``logs`` that ``train`` writes by default.
+    """Watch or score a trained agent by ``rl_zoo3.enjoy``. The default folder is ``logs``, as in :func:`train`.
 
     :param arguments: its command line, without the program's name
     :raises SystemExit: the arguments are wrong, or are ``--help``
@@ -91,7 +91,7 @@ def enjoy(arguments: Sequence[str]) -> None:
 
 
 def record_video(arguments: Sequence[str]) -> None:
-    """Record a video of a trained agent: ``rl_zoo3.record_video``, on the folder ``logs`` by default.
+    """Record a video of a trained agent by ``rl_zoo3.record_video``. The default folder is ``logs``.
 
     :param arguments: its command line, without the program's name
     :raises SystemExit: the arguments are wrong, or are ``--help``
@@ -136,7 +136,7 @@ def _replaced(module: Any, **members: Any) -> Iterator[None]:
 
 
 def _create_test_env(*args: Any, **kwargs: Any) -> VecEnv:
-    """As rl_zoo3's.
+    """Make an env as rl_zoo3's function does.
 
     :raises CommandError: the environment or a wrapper refuses its arguments
     """
@@ -145,7 +145,7 @@ def _create_test_env(*args: Any, **kwargs: Any) -> VecEnv:
 
 
 class _PythonValues(StoreDict):
-    """rl_zoo3's ``KEY:VALUE``, with an error of the command line where a value is not Python."""
+    """Parses rl_zoo3's ``KEY:VALUE``. A value that is not Python is an error of the command line."""
 
     def __call__(self, parser: Any, namespace: Any, values: Any, option_string: str | None = None) -> None:
         try:
@@ -159,16 +159,16 @@ class _TrainParser(argparse.ArgumentParser):
     """Builds the command line of ``rl_zoo3.train`` while ``sb3-pg train`` runs."""
 
     def add_argument(self, *names: Any, **options: Any) -> argparse.Action:
-        """As argparse's, but for the options that differ here."""
+        """Add an option, changed if it differs here."""
         if options.get("action") is StoreDict:
             options["action"] = _PythonValues
         changed = next((_CHANGED[name] for name in names if name in _CHANGED), {})
         return super().add_argument(*names, **options | changed)
 
     def parse_args(self, *args: Any, **kwargs: Any) -> Any:
-        """As argparse's; what would fail later is refused.
+        """Parse the command line, and check what would fail later.
 
-        :raises SystemExit: the command line cannot be parsed, a number is out of range, or a name stands for nothing
+        :raises SystemExit: it cannot be parsed, a number is out of range, or an env, file or module does not exist
         """
         parsed = super().parse_args(*args, **kwargs)
         for name in ("eval_episodes", "n_eval_envs"):
@@ -195,19 +195,19 @@ class _TrainParser(argparse.ArgumentParser):
 
 
 def _import(parser: argparse.ArgumentParser, option: str, name: str) -> Any:
-    """A module that an option names; an error of the command line if there is none of this name."""
+    """Import the module that an option names. If it does not exist, that is an error of the command line."""
     try:
         return importlib.import_module(name)
     except ModuleNotFoundError as error:
-        if not f"{name}.".startswith(f"{error.name}."):  # the module is there, and imports one that is not
+        if not f"{name}.".startswith(f"{error.name}."):  # the module exists, and imports a missing one
             raise
         return parser.error(f"argument {option}: {error}")
 
 
 def _check_trained_agent() -> None:
-    """Refuse a command line of ``rl_zoo3.enjoy`` or ``rl_zoo3.record_video`` that stands for no agent.
+    """Check that the agent exists that a command line of ``rl_zoo3.enjoy`` or ``rl_zoo3.record_video`` asks for.
 
-    :raises SystemExit: there is no such agent, or an option that says which is wrong
+    :raises SystemExit: there is no such agent, or one of the options that choose it is wrong
     """
     if {"-h", "--help"} & set(sys.argv):
         return

@@ -1,4 +1,4 @@
-"""Policy, normalization and buffer size for an observation space, which complete a ``default:`` block."""
+"""Policy, normalization and buffer size for an observation space, which a ``default:`` block does not know."""
 
 from collections.abc import Mapping
 from typing import Any, Final
@@ -17,7 +17,7 @@ _LARGEST_BUFFER: Final = 4 * 2**30
 def fit_to_observations(
     space: spaces.Space[Any], hyperparams: Mapping[str, Any], buffer_size: int | None = None
 ) -> dict[str, Any]:
-    """Changes to hyperparameters that were written for observations that are vectors.
+    """Return the changes that an observation space needs in hyperparameters written for vectors.
 
     ================================== ========================= ======================================================
     observations                       policy                    normalization (if ``normalize`` is on)
@@ -93,7 +93,7 @@ def _is_large(image: spaces.Space[Any]) -> bool:
 
 
 def _normalize(given: Any, normalized: list[str] | bool) -> Any:
-    """The value of ``normalize`` without the observations that cannot be normalized.
+    """Return the value of ``normalize`` without the observations that cannot be normalized.
 
     :param given: a value that rl_zoo3 takes: True, False, or arguments of VecNormalize, as a dict or as Python code
     :param normalized: whether observations can be normalized, or the keys of those that can
@@ -113,7 +113,7 @@ def _normalize(given: Any, normalized: list[str] | bool) -> Any:
 
 
 def _n_bytes(space: spaces.Space[Any]) -> int:
-    """Bytes of one observation in a replay buffer."""
+    """Return the number of bytes of one observation in a replay buffer."""
     if isinstance(space, spaces.Dict):
         return sum(map(_n_bytes, space.values()))
     dtype = space.dtype or np.dtype(np.float32)
