@@ -83,18 +83,18 @@ class Experiment(ExperimentManager):
             a hyperparameter names a class that cannot be imported
         """
         is_default = self._takes_our_default()
-        with _refusing(ValueError):
+        with refusing(ValueError):
             hyperparams, saved = super().read_hyperparameters()
         n_envs = hyperparams.get("n_envs", 1)
         if not isinstance(n_envs, int) or n_envs < 1:
             raise CommandError(f"n_envs must be an integer of at least 1, got {n_envs!r}")
         for key in ("policy", "env_wrapper", "vec_env_wrapper", "callback"):
             for name in _class_names(hyperparams.get(key)):
-                with _refusing(ImportError, AttributeError):
+                with refusing(ImportError, AttributeError):
                     get_class_by_name(name)
         if is_default:
             space = self._observation_space(hyperparams)
-            with _refusing(ValueError):
+            with refusing(ValueError):
                 fitted = fit_to_observations(space, hyperparams, self._buffer_size())
             fitted = {name: value for name, value in fitted.items() if name not in (self.custom_hyperparams or {})}
             if fitted:
@@ -109,7 +109,7 @@ class Experiment(ExperimentManager):
 
         :raises CommandError: there is no such trial
         """
-        with _refusing(KeyError, IndexError, prefix="--study-name, --storage and --trial-id name no trial: "):
+        with refusing(KeyError, IndexError, prefix="--study-name, --storage and --trial-id name no trial: "):
             return super().load_trial(*args, **kwargs)
 
     def _takes_our_default(self) -> bool:
@@ -192,10 +192,10 @@ class Experiment(ExperimentManager):
                     )
                     for name in ("policy", "policy_kwargs"):  # the saved model has its own
                         hyperparams.pop(name, None)
-                    with _refusing(*errors, prefix=prefix):
+                    with refusing(*errors, prefix=prefix):
                         return ALGOS[self.algo].load(self.trained_agent, **kwargs, **hyperparams).num_timesteps
                 if not self.optimize_hyperparameters:  # a search replaces some of the hyperparameters
-                    with _refusing(AssertionError, TypeError, ValueError):
+                    with refusing(AssertionError, TypeError, ValueError):
                         ALGOS[self.algo](**kwargs, **hyperparams)
             finally:
                 env.close()
@@ -276,7 +276,7 @@ class Experiment(ExperimentManager):
 
 
 @contextmanager
-def _refusing(*errors: type[Exception], prefix: str = "") -> Iterator[None]:
+def refusing(*errors: type[Exception], prefix: str = "") -> Iterator[None]:
     """Context that turns these errors into errors of the command line.
 
     :raises CommandError: instead of one of ``errors``
@@ -294,7 +294,7 @@ def refusing_env() -> Iterator[None]:
     :raises CommandError: instead of the env's error
     """
     try:
-        with _refusing(AssertionError, ValueError):
+        with refusing(AssertionError, ValueError):
             yield
     except TypeError as error:
         if "unexpected keyword argument" not in str(error):

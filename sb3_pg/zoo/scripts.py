@@ -9,7 +9,7 @@ import difflib
 import importlib
 import runpy
 import sys
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from types import SimpleNamespace
@@ -19,12 +19,10 @@ import gymnasium as gym
 import rl_zoo3.enjoy
 import rl_zoo3.train
 import rl_zoo3.utils
-from huggingface_sb3 import EnvironmentName  # type: ignore[import-untyped]
-from rl_zoo3.utils import ALGOS, StoreDict, create_test_env, get_model_path
-from stable_baselines3.common.vec_env import VecEnv
+from rl_zoo3.utils import StoreDict, create_test_env, get_model_path
 
 from sb3_pg.extras import extra_hints
-from sb3_pg.zoo.experiment import VECTOR_BACKENDS, CommandError, Experiment, refusing_env
+from sb3_pg.zoo.experiment import VECTOR_BACKENDS, CommandError, Experiment, refusing, refusing_env
 
 # Comes before the user's arguments, which override it. By default, rl_zoo3 looks for agents of its own hub.
 _TRAINED_HERE: Final = ("--folder", "logs")
@@ -68,10 +66,8 @@ def train(arguments: Sequence[str]) -> None:
     :raises MissingExtraError: the environment or an option needs an optional dependency
     """
     parsers = SimpleNamespace(ArgumentParser=_TrainParser)
-    with (
-        _command_line("train", arguments),
-        _replaced(rl_zoo3.train, argparse=parsers, ExperimentManager=Experiment),
-    ):
+    members = {"argparse": parsers, "StoreDict": _PythonValues, "ExperimentManager": Experiment}
+    with _script("train", arguments, rl_zoo3.train, members):
         rl_zoo3.train.train()
 
 
@@ -82,11 +78,8 @@ def enjoy(arguments: Sequence[str]) -> None:
     :raises SystemExit: the arguments are wrong, or are ``--help``
     :raises MissingExtraError: rendering or the environment needs an optional dependency
     """
-    with (
-        _command_line("enjoy", (*_TRAINED_HERE, *arguments)),
-        _replaced(rl_zoo3.enjoy, create_test_env=_create_test_env),
-    ):
-        _check_trained_agent()
+    with _script("enjoy", (*_TRAINED_HERE, *arguments), rl_zoo3.enjoy, _FOR_TRAINED_AGENTS):
+        _import_gym_packages()
         rl_zoo3.enjoy.enjoy()
 
 
@@ -97,35 +90,33 @@ def record_video(arguments: Sequence[str]) -> None:
     :raises SystemExit: the arguments are wrong, or are ``--help``
     :raises MissingExtraError: recording or the environment needs an optional dependency
     """
-    with (
-        _command_line("record-video", (*_TRAINED_HERE, *arguments)),
-        _replaced(rl_zoo3.utils, create_test_env=_create_test_env),
-    ):
-        _check_trained_agent()
-        # The script has no function to call: its code is under `if __name__ == "__main__"`. It imports from utils.
+    # The script has no function to call: its code is under `if __name__ == "__main__"`, and imports from utils.
+    with _script("record-video", (*_TRAINED_HERE, *arguments), rl_zoo3.utils, _FOR_TRAINED_AGENTS):
+        _import_gym_packages()
         runpy.run_module("rl_zoo3.record_video", run_name="__main__")
 
 
 @contextmanager
-def _command_line(command: str, arguments: Sequence[str]) -> Iterator[None]:
-    """Context in which ``sys.argv``, which rl_zoo3's scripts parse, is this command line.
+def _script(command: str, arguments: Sequence[str], module: Any, members: Mapping[str, Any]) -> Iterator[None]:
+    """Context for a script of rl_zoo3, which parses ``sys.argv``.
 
+    :param command: name of the command
+    :param arguments: its command line
+    :param module: module of rl_zoo3
+    :param members: name -> what replaces this member of the module
     :raises SystemExit: the command line asks for something impossible; the reason is printed
     """
-    before = sys.argv
-    sys.argv = [f"sb3-pg {command}", *arguments]
+    name = f"sb3-pg {command}"
     try:
-        with extra_hints():
+        with _replaced(sys, {"argv": [name, *arguments]}), _replaced(module, members), extra_hints():
             yield
     except CommandError as error:
-        print(f"{sys.argv[0]}: error: {error}", file=sys.stderr)
+        print(f"{name}: error: {error}", file=sys.stderr)
         raise SystemExit(2) from error
-    finally:
-        sys.argv = before
 
 
 @contextmanager
-def _replaced(module: Any, **members: Any) -> Iterator[None]:
+def _replaced(module: Any, members: Mapping[str, Any]) -> Iterator[None]:
     """Context in which members of a module are replaced."""
     before = {name: getattr(module, name) for name in members}
     vars(module).update(members)
@@ -133,15 +124,6 @@ def _replaced(module: Any, **members: Any) -> Iterator[None]:
         yield
     finally:
         vars(module).update(before)
-
-
-def _create_test_env(*args: Any, **kwargs: Any) -> VecEnv:
-    """Make an env as rl_zoo3's function does.
-
-    :raises CommandError: the environment or a wrapper refuses its arguments
-    """
-    with refusing_env():
-        return create_test_env(*args, **kwargs)
 
 
 class _PythonValues(StoreDict):
@@ -160,8 +142,6 @@ class _TrainParser(argparse.ArgumentParser):
 
     def add_argument(self, *names: Any, **options: Any) -> argparse.Action:
         """Add an option, changed if it differs here."""
-        if options.get("action") is StoreDict:
-            options["action"] = _PythonValues
         changed = next((_CHANGED[name] for name in names if name in _CHANGED), {})
         return super().add_argument(*names, **options | changed)
 
@@ -204,30 +184,20 @@ def _import(parser: argparse.ArgumentParser, option: str, name: str) -> Any:
         return parser.error(f"argument {option}: {error}")
 
 
-def _check_trained_agent() -> None:
-    """Check that the agent exists that a command line of ``rl_zoo3.enjoy`` or ``rl_zoo3.record_video`` asks for.
+def _import_gym_packages() -> None:
+    """Import the modules of ``--gym-packages``, which may register the env.
 
-    :raises SystemExit: there is no such agent, or one of the options that choose it is wrong
+    :raises SystemExit: there is no such module
     """
-    if {"-h", "--help"} & set(sys.argv):
-        return
     parser = argparse.ArgumentParser(add_help=False)
-    parser.add_argument("--env", type=EnvironmentName, default="CartPole-v1")
-    parser.add_argument("-f", "--folder")
-    parser.add_argument("--algo", default="ppo", choices=list(ALGOS))
-    parser.add_argument("--exp-id", type=int, default=0)
-    parser.add_argument("--load-best", action="store_true")
-    parser.add_argument("--load-checkpoint", type=int)
-    parser.add_argument("--load-last-checkpoint", action="store_true")
     parser.add_argument("--gym-packages", nargs="+", default=[])
-    parser.add_argument("--env-kwargs", nargs="+", action=_PythonValues)
-    asked, _ = parser.parse_known_args()
-    for package in asked.gym_packages:
+    for package in parser.parse_known_args()[0].gym_packages:
         _import(parser, "--gym-packages", package)
-    if "rl-trained-agents" in asked.folder:  # which rl_zoo3 downloads
-        return
-    which = asked.load_best, asked.load_checkpoint, asked.load_last_checkpoint
-    try:
-        get_model_path(asked.exp_id, asked.folder, asked.algo, asked.env, *which)
-    except (AssertionError, OSError, ValueError) as error:
-        parser.error(str(error))
+
+
+#: Members of rl_zoo3's scripts for trained agents, with errors of the command line.
+_FOR_TRAINED_AGENTS: Final = {
+    "StoreDict": _PythonValues,
+    "get_model_path": refusing(AssertionError, OSError, ValueError)(get_model_path),
+    "create_test_env": refusing_env()(create_test_env),
+}
