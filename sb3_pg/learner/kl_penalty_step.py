@@ -113,9 +113,8 @@ class KLPenaltyStep(Step):
             rows = zip(*[column[order].split(self.batch_size) for column in columns], strict=True)
             epoch = []
             for obs, (action, credit, log_prob, target, *parameters) in zip(observations, rows, strict=True):
-                minibatch = inputs._replace(observations=obs, actions=action, credit=credit)
-                if inputs.targets is not None:
-                    minibatch = minibatch._replace(targets=target)
+                y = None if inputs.targets is None else target
+                minibatch = inputs._replace(observations=obs, actions=action, credit=credit, targets=y)
                 epoch.append(self._minibatch_step(policy, minibatch, log_prob, with_parameters(kind, parameters)))
             steps += epoch
             kl, norm = th.stack([th.stack((step["kl"], step["grad_norm"])) for step in epoch]).amax(0).tolist()

@@ -207,7 +207,7 @@ class Learner:
         self.state = state or LearnerState()
         #: what the current update measures
         self.report: Report = "step"
-        #: how the latest step ended, where its kind says so
+        #: how the latest step ended; empty for kinds of steps that do not say so
         self.outcome = ""
         #: parameters and buffers before the current update
         self.before: Snapshot | None = None
