@@ -19,8 +19,7 @@ from sb3_pg import ActorCritic, Reinforce
 from sb3_pg.algorithms.on_policy import OnPolicyPG
 from sb3_pg.functional import GradientDiagnostics, episode_gradients, gradient_diagnostics
 from sb3_pg.learner.critic import ReturnScale
-from sb3_pg.policies import policy_actions
-from sb3_pg.policies.functional_policy import functional_log_prob
+from sb3_pg.policies import functional_log_prob, policy_actions
 from sb3_pg.rollout import RolloutBatch
 
 PROBE_ENVS = 8

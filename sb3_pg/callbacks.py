@@ -12,9 +12,14 @@ from sb3_pg.algorithms import validation as arg
 from sb3_pg.algorithms.on_policy import OnPolicyPG
 from sb3_pg.functional import GradientDiagnostics, episode_gradients, gradient_diagnostics, normalize
 from sb3_pg.learner import GradientStep
-from sb3_pg.policies import has_own_forward, original, policy_actions, unvalidated_distributions
-from sb3_pg.policies.functional_policy import functional_log_prob
-from sb3_pg.policies.parameter_sets import reachable_parameters
+from sb3_pg.policies import (
+    functional_log_prob,
+    has_own_forward,
+    original,
+    policy_actions,
+    reachable_parameters,
+    unvalidated_distributions,
+)
 from sb3_pg.rollout import RolloutBatch
 
 UNITS = ("auto", "episode", "sample")

@@ -15,7 +15,7 @@ from stable_baselines3.common.env_util import make_vec_env
 from stable_baselines3.common.torch_layers import FlattenExtractor
 
 from sb3_pg import NPG, TRPO, ActorCritic, GradientDiagnosticsCallback, KLPenaltyPG, Reinforce
-from sb3_pg.policies.parameter_sets import reachable_parameters
+from sb3_pg.policies import reachable_parameters
 from tests.helpers import ACTION_SPACES, OBSERVATION_SPACES, OwnForward, ScriptedEnv, parameters, policy_for, vec
 
 Make = Callable[..., Any]

@@ -17,9 +17,7 @@ from stable_baselines3.common.utils import obs_as_tensor
 from stable_baselines3.common.vec_env import VecEnv
 
 from sb3_pg.errors import NonFiniteError
-from sb3_pg.policies.policy_cache import action_dist_kept
-from sb3_pg.policies.samplers import ForwardSampler, Sampler
-from sb3_pg.policies.score_actions import policy_actions
+from sb3_pg.policies import ForwardSampler, Sampler, action_dist_kept, policy_actions
 from sb3_pg.rollout import Collector
 
 

@@ -7,7 +7,7 @@ As the lecture warns, the reward-to-go of later steps sums fewer rewards, so one
 import torch as th
 
 from sb3_pg.baselines.base import Baseline, subtract
-from sb3_pg.rollout.batch import RolloutBatch
+from sb3_pg.rollout import RolloutBatch
 
 
 class NoBaseline(Baseline):

@@ -5,7 +5,7 @@ from typing import Any, Protocol, runtime_checkable
 
 import torch as th
 
-from sb3_pg.rollout.batch import RolloutBatch
+from sb3_pg.rollout import RolloutBatch
 
 #: Function that computes the gradients of each episode's weighted sums of log-probs. It takes weights
 #: ``(k, n_steps, n_envs)`` and returns chunks of episodes, ``(n_episodes, k, n_parameters)``, where the parameters are

@@ -8,8 +8,8 @@ from gymnasium import spaces
 from stable_baselines3.common.preprocessing import get_flattened_obs_dim, preprocess_obs
 
 from sb3_pg.baselines.base import Baseline, subtract
-from sb3_pg.policies.observations import Observations
-from sb3_pg.rollout.batch import RolloutBatch
+from sb3_pg.policies import Observations
+from sb3_pg.rollout import RolloutBatch
 
 #: Largest number of features. The matrix of the regression has the square of it.
 MAX_FEATURES = 5_000

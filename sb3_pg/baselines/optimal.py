@@ -3,7 +3,7 @@
 import torch as th
 
 from sb3_pg.baselines.base import Baseline, EpisodeGradients, subtract
-from sb3_pg.rollout.batch import RolloutBatch
+from sb3_pg.rollout import RolloutBatch
 
 
 class OptimalBaseline(Baseline):

@@ -1,6 +1,11 @@
-"""What is known of an SB3 policy: how it acts, what it thinks of actions, and which parameters it has."""
+"""Act with SB3's policies, score actions with them, and find out about their methods, modules and parameters.
 
+Other rooms of the package import from here.
+"""
+
+from sb3_pg.policies.acting_copy import ActingCopy
 from sb3_pg.policies.actions import (
+    first_choice,
     from_env,
     predict,
     require_choices,
@@ -20,7 +25,7 @@ from sb3_pg.policies.behavior import (
 )
 from sb3_pg.policies.functional_policy import functional_log_prob
 from sb3_pg.policies.mlp_fast_path import value_function
-from sb3_pg.policies.observations import Observations, example_observation, split_observations, zero_observation
+from sb3_pg.policies.observations import Observations, example_observation, map_observations, split_observations
 from sb3_pg.policies.parameter_sets import ParameterSets, parameter_sets_of, reachable_parameters
 from sb3_pg.policies.policy_cache import (
     PolicyCache,
@@ -36,11 +41,11 @@ from sb3_pg.policies.policy_cache import (
     set_training_mode,
     uncompiled,
     unvalidated_distributions,
+    visible_changes,
 )
-from sb3_pg.policies.samplers import Sampler, make_sampler
+from sb3_pg.policies.samplers import ForwardSampler, Sampler, make_sampler
 from sb3_pg.policies.score_actions import (
     CHUNK_SIZE,
-    ActionScores,
     Distributions,
     EntropyUse,
     action_distribution,
@@ -53,12 +58,13 @@ from sb3_pg.policies.score_actions import (
 
 __all__ = [
     "CHUNK_SIZE",
-    "ActionScores",
+    "ActingCopy",
     "Behavior",
     "BehaviorPolicy",
     "BehaviorSampler",
     "Distributions",
     "EntropyUse",
+    "ForwardSampler",
     "Observations",
     "ParameterSets",
     "PolicyBehavior",
@@ -71,6 +77,7 @@ __all__ = [
     "behavior_source",
     "evaluation_mode",
     "example_observation",
+    "first_choice",
     "from_env",
     "functional_log_prob",
     "has_own_forward",
@@ -78,6 +85,7 @@ __all__ = [
     "is_listened_to",
     "is_patched",
     "make_sampler",
+    "map_observations",
     "original",
     "parameter_sets_of",
     "policy_actions",
@@ -99,5 +107,5 @@ __all__ = [
     "uniform_behavior",
     "unvalidated_distributions",
     "value_function",
-    "zero_observation",
+    "visible_changes",
 ]

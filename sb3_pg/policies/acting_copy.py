@@ -1,4 +1,4 @@
-"""A copy of the policy on another device, which acts."""
+"""A copy of the policy that acts on another device."""
 
 import copy
 import warnings
@@ -11,9 +11,9 @@ from sb3_pg.policies.policy_cache import PolicyCache, is_patched, original, poli
 
 
 class ActingCopy:
-    """Keeps the parameters and buffers of a policy's copy up to date.
+    """Makes a copy of a policy on another device, and keeps its parameters and buffers up to date.
 
-    A policy with hooks, or with methods replaced in the object, has no copy: they may be bound to the policy.
+    A policy with hooks, or with methods replaced in the object, is not copied: they may be bound to the policy.
 
     :param device: device of the copy
     """
@@ -24,10 +24,10 @@ class ActingCopy:
         self._has_warned = False
 
     def of(self, policy: ActorCriticPolicy) -> tuple[ActorCriticPolicy, th.device]:
-        """Return the copy as the policy is now, and its device.
+        """Return an up-to-date copy of the policy, and its device.
 
         :param policy: the policy that is trained, in eval mode
-        :return: the copy, in eval mode, or the policy itself if it has no copy
+        :return: the copy, in eval mode; or the policy itself and its device, if it cannot be copied
         """
         if (unwrapped := original(policy)) is not policy:
             policy = unwrapped

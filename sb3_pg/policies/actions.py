@@ -1,7 +1,7 @@
-"""Convert the actions that a policy draws, which buffers store, to those that an env takes, and back.
+"""Convert actions between the numbers that a policy draws and those that an env takes. Buffers store the policy's.
 
-Box: a policy draws floating numbers, in [-1, 1] if it is squashed. The env takes them rescaled or clipped to the
-bounds, and then rounded and cast to the space's dtype if the space has integers.
+Box: a policy draws floating numbers, in [-1, 1] if it is squashed. They are rescaled or clipped to the bounds and, if
+the space has integers, rounded and cast to the space's dtype.
 Discrete and MultiDiscrete: a policy counts from 0, the env from the space's ``start``.
 """
 
@@ -22,20 +22,20 @@ _PRECISE = (np.dtype(np.float32), np.dtype(np.float64))
 
 
 def stored_dtype(space: spaces.Space[Any]) -> np.dtype[Any]:
-    """Return the type to store actions with. It keeps the number that was drawn, which the log-prob belongs to."""
+    """Return the dtype to store actions with. It holds the numbers that were drawn, which log-probs belong to."""
     dtype = np.dtype(space.dtype)
     return np.dtype(np.float32) if isinstance(space, spaces.Box) and dtype not in _PRECISE else dtype
 
 
 def first_choice(space: spaces.Space[Any]) -> Any:
-    """Return the env's number of the policy's action 0: one per dimension of MultiDiscrete; 0 for other spaces."""
+    """Return the env's number for the policy's action 0: an array for MultiDiscrete, 0 for a Box or MultiBinary."""
     if isinstance(space, spaces.Discrete):
         return int(space.start)
     return space.start.astype(np.int64) if isinstance(space, spaces.MultiDiscrete) else 0
 
 
 def takes_other_numbers(space: spaces.Space[Any]) -> bool:
-    """Whether the env takes numbers that SB3's loops do not give: integers of a Box, or counted from ``start``."""
+    """Whether the env takes numbers that SB3's own loops do not give: integers of a Box, or counted from ``start``."""
     if isinstance(space, spaces.Box):
         return space.dtype not in _PRECISE
     if isinstance(space, spaces.Discrete):
@@ -44,10 +44,10 @@ def takes_other_numbers(space: spaces.Space[Any]) -> bool:
 
 
 def to_env(policy: BasePolicy) -> Callable[[np.ndarray], np.ndarray]:
-    """Return the function from what a policy draws to what the env takes.
+    """Return a function that converts the actions that a policy draws to those that the env takes.
 
     :param policy: the policy
-    :return: from actions ``(n_envs, *action_shape)`` to actions of the same shape
+    :return: takes and returns actions ``(n_envs, *action_shape)``
     """
     space = policy.action_space
     if not isinstance(space, spaces.Box):
@@ -61,24 +61,24 @@ def to_env(policy: BasePolicy) -> Callable[[np.ndarray], np.ndarray]:
 
 
 def from_env(actions: Any, space: spaces.Space[Any]) -> Any:
-    """Convert Discrete and MultiDiscrete actions to the policy's numbers, counted from 0.
+    """Convert Discrete and MultiDiscrete actions to the policy's numbers, which count from 0.
 
     :param actions: as the env numbers them, ``(n, *action_shape)``
-    :param space: action space
-    :return: counted from 0; unchanged for other spaces
+    :param space: action space; actions of other spaces are returned unchanged
     """
     start = first_choice(space)
     return np.asarray(actions).astype(np.int64) - start if np.any(start) else actions
 
 
 def predict(policy: BasePolicy, observation: Any, state: Any, episode_start: Any, deterministic: bool) -> Any:
-    """Do as the policy's ``predict``, but return actions that the env takes.
+    """Call the policy's ``predict``, and convert its actions to those that the env takes.
 
     :param policy: the policy
     :param observation: of one env, or of several
     :param state: state of a recurrent policy
     :param episode_start: where episodes of a recurrent policy begin
-    :param deterministic: the distribution's mode, rather than a sample
+    :param deterministic: whether to return the distribution's mode instead of a sample
+    :return: actions and the next state, as ``predict`` returns them
     """
     space: Any = policy.action_space
     is_wide = isinstance(space, spaces.Box) and takes_other_numbers(space)
@@ -98,13 +98,14 @@ def predict(policy: BasePolicy, observation: Any, state: Any, episode_start: Any
     return actions, state
 
 
-def require_choices(actions: Any, space: spaces.Space[Any], start: Any, row: str) -> None:
-    """Check that actions are legal. Those of a Box may lie outside the bounds, to which they are clipped later.
+def require_choices(actions: Any, space: spaces.Space[Any], start: Any, row: str, name: str = "actions") -> None:
+    """Check that actions are in the space. A Box is not checked: actions outside its bounds are clipped later.
 
     :param actions: ``(n, *action_shape)``
     :param space: action space
     :param start: number of the first choice
-    :param row: name of a row, for the error: "step" or "env"
+    :param row: name of a row, for the error message: "step" or "env"
+    :param name: name of the actions, for the error message
     :raises ValueError: an action is not in the space
     """
     if isinstance(space, spaces.Box):
@@ -117,25 +118,25 @@ def require_choices(actions: Any, space: spaces.Space[Any], start: Any, row: str
     if len(bad):
         n, dim = (int(i) for i in bad[0])
         counted = " counted from 0" if np.any(first_choice(space)) and not np.any(start) else ""
-        raise ValueError(f"actions must be in {space}{counted}, got {rows[n, dim]} at {row} {n}")
+        raise ValueError(f"{name} must be in {space}{counted}, got {rows[n, dim]} at {row} {n}")
 
 
 def scaled(actions: np.ndarray, space: spaces.Box) -> np.ndarray:
-    """Rescale from the bounds to [-1, 1], in double precision: in the space's own dtype the width may overflow."""
+    """Rescale actions from the bounds to [-1, 1], in double precision: the width may overflow the space's own dtype."""
     low = space.low.astype(np.float64)
     return 2 * (actions.astype(np.float64) - low) / (space.high.astype(np.float64) - low) - 1
 
 
 def unscaled(actions: np.ndarray, space: spaces.Box) -> np.ndarray:
-    """Rescale from [-1, 1] to the bounds, in double precision."""
+    """Rescale actions from [-1, 1] to the bounds, in double precision."""
     low = space.low.astype(np.float64)
     return low + 0.5 * (actions.astype(np.float64) + 1) * (space.high.astype(np.float64) - low)
 
 
 def _received(actions: np.ndarray, space: spaces.Box, squashed: bool) -> np.ndarray:
-    """Rescale squashed numbers, clip, round if the space has integers, and cast to the space's dtype.
+    """Rescale squashed actions, clip them, round them if the space has integers, and cast them to the space's dtype.
 
-    :raises NonFiniteError: a number is NaN, which is no integer
+    :raises NonFiniteError: an action is NaN where the space has integers
     """
     low, high = space.low.astype(np.float64), space.high.astype(np.float64)
     numbers = (unscaled(actions, space) if squashed else actions.astype(np.float64)).clip(low, high)
@@ -152,7 +153,7 @@ def _received(actions: np.ndarray, space: spaces.Box, squashed: bool) -> np.ndar
 
 
 def _counts_otherwise(space: spaces.Space[Any]) -> bool:
-    """Whether the env's actions differ from 0, 1, 2, ... in number or, for MultiDiscrete, in type."""
+    """Whether the env's choices are not numbered 0, 1, 2, ... or, for MultiDiscrete, are not int64."""
     return takes_other_numbers(space) or (isinstance(space, spaces.MultiDiscrete) and space.dtype != np.int64)
 
 

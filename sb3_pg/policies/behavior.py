@@ -1,4 +1,7 @@
-"""What acts instead of the policy. It returns log-probs too, which could not be computed later."""
+"""Behavior policies, which act instead of the policy that learns.
+
+They return log-probs with their actions, because the log-probs of a function's actions cannot be computed later.
+"""
 
 import inspect
 import math
@@ -25,14 +28,14 @@ BehaviorPolicy = Callable[[Any], tuple[Any, Any]]
 
 
 class ActingModel(Protocol):
-    """A model of SB3 or sb3-contrib, as far as ``behavior_policy`` is concerned."""
+    """A model of SB3 or sb3-contrib."""
 
     @property
     def policy(self) -> BasePolicy:
-        """What acts."""
+        """The policy, which acts."""
 
 
-#: What the argument ``behavior_policy`` takes.
+#: Type of the argument ``behavior_policy``.
 Behavior = ActingModel | BasePolicy | BehaviorPolicy
 
 _ACCEPTED = (
@@ -58,7 +61,7 @@ class BehaviorSampler:
         self.log_probs: list[th.Tensor] = []
 
     def __call__(self, obs: Any) -> np.ndarray:
-        """Draw actions, as they are stored.
+        """Draw actions, in the numbers and the dtype that buffers store.
 
         :raises TypeError: the callable did not return two arrays of numbers
         :raises ValueError: wrong shapes, an action that is not in the space, or a log-prob that is not finite
@@ -85,14 +88,12 @@ class BehaviorSampler:
             allowed = "in [-1, 1], where those of this squashed policy lie" if self.squashed else "that are finite"
             value = actions[tuple(bad[0])]
             raise ValueError(f"behavior_policy must return actions {allowed}, got {value} for env {bad[0][0]}")
-        try:
-            require_choices(actions, self.action_space, first_choice(self.action_space), "env")
-        except ValueError as error:
-            raise ValueError(f"behavior_policy returned an action that is not legal: {error}") from error
+        space = self.action_space
+        require_choices(actions, space, first_choice(space), row="env", name="behavior_policy's actions")
 
 
 def _two_arrays(returned: Any, expected: str) -> tuple[np.ndarray, np.ndarray]:
-    """Convert what a callable has returned to two arrays of numbers."""
+    """Convert the returned value of a callable to two arrays of numbers."""
     arrays: list[np.ndarray] = []
     if isinstance(returned, tuple | list) and len(returned) == 2:
         arrays = [array for array in map(_array, returned) if array is not None]
@@ -108,7 +109,7 @@ def _two_arrays(returned: Any, expected: str) -> tuple[np.ndarray, np.ndarray]:
 
 
 def _array(x: Any) -> np.ndarray | None:
-    """Convert to an array of numbers; None if that is impossible."""
+    """Convert a value to an array of numbers, or return None if that is impossible."""
     if isinstance(x, th.Tensor):
         x = x.detach().cpu()
         array: np.ndarray = (x.float() if x.dtype == th.bfloat16 else x).numpy()
@@ -128,10 +129,10 @@ def _n_envs(obs: Any) -> int:
 
 
 def behavior_source(given: Any) -> Any:
-    """Return what acts: the policy of a model, a policy, or a callable.
+    """Return the policy or callable that acts: a model's policy, or the given value itself.
 
     :param given: value of the argument ``behavior_policy``
-    :raises TypeError: anything else, or a policy without log-probs
+    :raises TypeError: the value is no model, policy or callable, or the policy has no log-probs
     """
     if inspect.isclass(given):
         raise TypeError(f"behavior_policy must be {_ACCEPTED}, or None, got the class {given.__name__}: give an object")
@@ -151,14 +152,15 @@ def behavior_source(given: Any) -> Any:
 
 
 def adopted(given: Any, learner: ActorCriticPolicy, env: VecEnv | None) -> tuple[Any, BehaviorPolicy | None]:
-    """Turn the argument ``behavior_policy`` into what acts.
+    """Make a callable that acts from the value of the argument ``behavior_policy``.
 
     :param given: value of the argument
     :param learner: the policy that learns
     :param env: the envs that are acted in, or None
-    :return: what to keep as the argument's value (of a model the policy, which can be saved), and a callable that acts
-    :raises TypeError: as :func:`behavior_source`
-    :raises ValueError: as :class:`PolicyBehavior`
+    :return: the policy or callable, which replaces a model as the argument's value since it can be saved; and a
+        callable that acts, or None if ``given`` is None
+    :raises TypeError: see :func:`behavior_source`
+    :raises ValueError: see :class:`PolicyBehavior`
     """
     if given is None:
         return None, None
@@ -195,7 +197,7 @@ class PolicyBehavior:
             )
         self.policy = policy
         self._start = first_choice(space)
-        #: what to rescale the actions to; None for no rescaling
+        #: the space whose bounds actions are rescaled to; None for no rescaling
         self._bounds = space if is_box and policy.squash_output and not learner.squash_output else None
         self._has_noise = False
 
@@ -222,7 +224,7 @@ class PolicyBehavior:
 
 
 def _warn_of_other_statistics(behavior_env: VecEnv, env: VecEnv) -> None:
-    """Warn if a model was trained on observations that are normalized in another way than those of ``env``."""
+    """Warn if the two envs normalize observations with different statistics."""
     theirs, ours = (_statistics(unwrap_vec_normalize(one)) for one in (behavior_env, env))
     if theirs.keys() != ours.keys() or not all(np.allclose(theirs[name], ours[name]) for name in theirs):
         warnings.warn(
@@ -245,11 +247,11 @@ def _statistics(wrapper: VecNormalize | None) -> dict[str, np.ndarray]:
 
 
 def uniform_behavior(space: spaces.Space[Any], squashed: bool) -> BehaviorPolicy:
-    """Return a behavior that draws uniform actions, as SB3 does in its warm-up.
+    """Return a behavior that draws uniform actions, as SB3 does before ``learning_starts``.
 
-    :param space: Discrete, MultiDiscrete, MultiBinary, or a bounded Box; a Box of integers has floating actions too
+    :param space: Discrete, MultiDiscrete, MultiBinary, or a bounded Box; actions of a Box of integers are floating too
     :param squashed: whether the policy's actions lie in [-1, 1]
-    :raises ValueError: a Box without bounds or without volume has no uniform density
+    :raises ValueError: a Box has no bounds or no volume, so that there is no uniform density
     """
     log_prob = -_log_size(space, squashed)
 
@@ -271,7 +273,7 @@ def uniform_behavior(space: spaces.Space[Any], squashed: bool) -> BehaviorPolicy
 
 
 def _log_size(space: spaces.Space[Any], squashed: bool) -> float:
-    """Return the logarithm of the number of actions, or of their volume as the policy sees it."""
+    """Return the logarithm of the number of actions or, for a Box, of the volume that the policy's actions fill."""
     if isinstance(space, spaces.Box):
         width = space.high.astype(np.float64) - space.low
         if not (np.isfinite(width) & (width > 0)).all():

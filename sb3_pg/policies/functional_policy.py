@@ -14,7 +14,7 @@ from sb3_pg.policies.policy_cache import action_dist_kept, has_own_forward, orig
 
 
 class _LogProbModule(nn.Module):
-    """log pi(a|s) as the forward of a module, which is what ``functional_call`` takes."""
+    """A module whose forward is log pi(a|s), for ``functional_call``, which takes modules only."""
 
     def __init__(self, policy: ActorCriticPolicy) -> None:
         super().__init__()
@@ -30,14 +30,14 @@ class _LogProbModule(nn.Module):
 
 @contextmanager
 def functional_log_prob(policy: ActorCriticPolicy) -> Iterator[LogProb]:
-    """Yield the policy's log-prob as a pure function of its parameters; the policy stays as it is.
+    """Yield the policy's log-prob as a function of parameters, observations and actions.
 
-    :param policy: the policy
+    :param policy: the policy; calls of the function do not change it
     """
     policy = original(policy)
     module = _LogProbModule(policy)
-    # All places of each parameter, each shared module once. functional_call's own search for tied weights would meet
-    # shared modules several times, and not put their parameters back.
+    # All names of each parameter. Shared modules are visited once: functional_call's own search for tied weights visits
+    # them several times, and does not put their parameters back.
     places: dict[nn.Parameter, list[str]] = {}
     for path, submodule in module.named_modules():
         for attribute, parameter in submodule.named_parameters(recurse=False):

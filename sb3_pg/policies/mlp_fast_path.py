@@ -1,4 +1,4 @@
-"""SB3's standard MLP policies as bare matrices: the same numbers without the overhead of modules."""
+"""Compute SB3's standard MLP policies with bare matrices: the same numbers without the overhead of modules."""
 
 from collections.abc import Callable, Iterable
 
@@ -36,14 +36,14 @@ class MlpFastPath:
         self._values = [*_bare(extractor.value_net), *_bare([policy.value_net])]
 
     def features(self, observations: Observations) -> th.Tensor:
-        """Return observations as the first layer takes them, ``(n_samples, n_features)``; Discrete ones one-hot."""
+        """Return the input of the first layer, ``(n_samples, n_features)``. Discrete observations are one-hot."""
         assert isinstance(observations, th.Tensor)
         if self.n_classes is not None:
             observations = nnf.one_hot(observations.long().flatten(), self.n_classes)
         return observations.flatten(1).float()
 
     def latent_pi(self, features: th.Tensor) -> th.Tensor:
-        """Return the actor's last hidden layer."""
+        """Return the output of the actor's last hidden layer."""
         return _apply(self._latent_pi, features)
 
     def action_outputs(self, features: th.Tensor) -> th.Tensor:
@@ -55,11 +55,11 @@ class MlpFastPath:
         return _apply(self._values, features).flatten()
 
     def numpy_actor(self) -> list[NumpyLayer] | None:
-        """Return the layers of :meth:`action_outputs` in NumPy, whose calls cost less than torch's.
+        """Return the layers of :meth:`action_outputs` in NumPy, whose calls take less time than torch's.
 
-        They share the parameters' memory as it is now: ask again before every rollout.
+        They use the parameters' present memory, which may be replaced between rollouts: call this before every rollout.
 
-        :return: None if a layer is of another kind, or a parameter not on the CPU or not in single precision
+        :return: None if a layer is of another kind, or if a parameter is not on the CPU or not in single precision
         """
         addresses = [parameter.data_ptr() for parameter in self._parameters]
         if addresses != self._arrays[0]:
@@ -82,10 +82,10 @@ def mlp_fast_path(policy: ActorCriticPolicy, cache: PolicyCache) -> MlpFastPath 
 
 
 def value_function(policy: ActorCriticPolicy) -> Callable[[Observations], th.Tensor]:
-    """Return the policy's critic, V(s), as the fastest function that honors the policy's own methods.
+    """Return the fastest function that computes V(s) by the policy's critic and calls the policy's own methods.
 
     :param policy: the policy; its modules must stay the same while the function is in use
-    :return: from one row per sample to ``(n_samples,)``
+    :return: takes observations, one row per sample, and returns values ``(n_samples,)``
     """
     own = own_methods(policy)
     layers = None if own.values else mlp_fast_path(policy, own.cache)
@@ -111,7 +111,7 @@ def _is_standard(policy: ActorCriticPolicy) -> bool:
 
 
 def _bare(modules: Iterable[nn.Module]) -> list[Layer]:
-    """Return what modules compute, without the overhead of calling them."""
+    """Return functions that compute the same as the modules, without the overhead of calling modules."""
 
     def bare(module: nn.Module) -> Layer:
         if type(module) is nn.Linear:

@@ -1,6 +1,7 @@
-"""Observations as tensors: split them, and make examples of them."""
+"""Observations, which are arrays or dicts of arrays: map a function over them, split them, make examples of them."""
 
 import copy
+from collections.abc import Callable
 from typing import Any
 
 import numpy as np
@@ -13,13 +14,26 @@ from stable_baselines3.common.utils import obs_as_tensor
 Observations = th.Tensor | dict[str, th.Tensor]
 
 
+def map_observations(function: Callable[..., Any], observations: Any, *others: Any) -> Any:
+    """Call a function with observations, or with the array at each key of a dict of observations.
+
+    :param function: takes one argument per given observations
+    :param observations: an array, or a dict of arrays, whose keys count
+    :param others: in the same form, to be passed along
+    :return: what the function returns, as a dict if ``observations`` are one
+    """
+    if isinstance(observations, dict):
+        return {key: function(array, *(other[key] for other in others)) for key, array in observations.items()}
+    return function(observations, *others)
+
+
 def split_observations(observations: Observations, size: int, order: th.Tensor | None = None) -> list[Any]:
     """Split observations into pieces.
 
     :param observations: one row per sample
     :param size: rows per piece; the last may have fewer
     :param order: indices that reorder the rows first
-    :return: the pieces, views of one copy
+    :return: the pieces; they are views of one tensor
     """
     if isinstance(observations, dict):
         parts = {key: split_observations(value, size, order) for key, value in observations.items()}
@@ -29,24 +43,23 @@ def split_observations(observations: Observations, size: int, order: th.Tensor |
 
 def zero_observation(policy: BasePolicy) -> Any:
     """Return one observation of zeros on the policy's device."""
-    return obs_as_tensor(_zeros(policy.observation_space), policy.device)
+    return _observation(policy, lambda space: np.zeros((1, *(space.shape or ())), dtype=space.dtype))
 
 
 def example_observation(policy: BasePolicy) -> Any:
     """Return one observation that is not zero, always the same, on the policy's device."""
-    return obs_as_tensor(_example(policy.observation_space), policy.device)
+    return _observation(policy, _example)
 
 
-def _example(space: spaces.Space[Any]) -> Any:
-    if isinstance(space, spaces.Dict):
-        return {key: _example(subspace) for key, subspace in space.spaces.items()}
+def _observation(policy: BasePolicy, make: Callable[[Any], np.ndarray]) -> Any:
+    """Make an observation as a tensor, from the observation space or from each space of a Dict."""
+    space = policy.observation_space
+    made = map_observations(make, space.spaces if isinstance(space, spaces.Dict) else space)
+    return obs_as_tensor(made, policy.device)
+
+
+def _example(space: spaces.Space[Any]) -> np.ndarray:
     space = copy.deepcopy(space)  # leaves the random numbers of the policy's space alone
     space.seed(0)
     sample = np.asarray(space.sample())[None]
     return np.clip(sample, -1, 1) if np.issubdtype(sample.dtype, np.floating) else sample
-
-
-def _zeros(space: spaces.Space[Any]) -> Any:
-    if isinstance(space, spaces.Dict):
-        return {key: _zeros(subspace) for key, subspace in space.spaces.items()}
-    return np.zeros((1, *(space.shape or ())), dtype=space.dtype)

@@ -13,7 +13,7 @@ from sb3_pg.policies.score_actions import policy_actions
 
 
 class ParameterSets(NamedTuple):
-    """Name -> parameter, of actor and critic. The parameters of shared features are in both."""
+    """Parameters of actor and critic by name. The parameters of shared features are in both."""
 
     actor: dict[str, th.nn.Parameter]
     critic: dict[str, th.nn.Parameter]
@@ -23,16 +23,17 @@ _KNOWN: WeakKeyDictionary[PolicyCache, ParameterSets] = WeakKeyDictionary()
 
 
 def parameter_sets_of(policy: ActorCriticPolicy) -> ParameterSets:
-    """As :func:`reachable_parameters`, found once for the modules and parameters that the policy has now."""
-    structure = policy_cache(policy)
-    known = _KNOWN.get(structure)
-    return _KNOWN.setdefault(structure, reachable_parameters(policy)) if known is None else known
+    """Return :func:`reachable_parameters`, which are computed again only after a module or parameter was replaced."""
+    cache = policy_cache(policy)
+    known = _KNOWN.get(cache)
+    return _KNOWN.setdefault(cache, reachable_parameters(policy)) if known is None else known
 
 
 def reachable_parameters(policy: ActorCriticPolicy) -> ParameterSets:
-    """Find by autograd what log-prob and entropy depend on, the actor, and what the value depends on, the critic.
+    """Find the parameters of actor and critic by autograd.
 
-    Names cannot tell them apart: an observation key called ``value_map`` has parameters of the actor too.
+    Log-prob and entropy depend on the actor's, the value depends on the critic's. Names cannot tell them apart: an
+    observation key called ``value_map`` has parameters of the actor too.
 
     :param policy: any policy with SB3's ``evaluate_actions``
     """
@@ -46,7 +47,7 @@ def reachable_parameters(policy: ActorCriticPolicy) -> ParameterSets:
     space = policy.action_space
     actions = th.zeros((1, get_action_dim(space)), device=policy.device)
     devices = [policy.device] if policy.device.type == "cuda" else []
-    # A hook or an own method may draw random numbers: training must not miss them.
+    # A hook or an own method may draw random numbers. The generator is reset, so that training draws the same ones.
     with th.random.fork_rng(devices), uncompiled(), th.enable_grad(), action_dist_kept(policy):
         values, log_prob, entropy = policy.evaluate_actions(zero_observation(policy), policy_actions(actions, space))
         actor_output = log_prob.sum() if entropy is None else log_prob.sum() + entropy.sum()

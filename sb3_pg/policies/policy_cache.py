@@ -1,4 +1,7 @@
-"""What is known of a policy's modules and methods, found once: walking through them takes longer than an update."""
+"""Find out which methods, hooks and modules a policy has, and keep the results.
+
+To walk through the modules of a small policy takes longer than to update it.
+"""
 
 import copy
 import functools
@@ -25,13 +28,13 @@ _OF_SB3 = dict(inspect.getmembers(ActorCriticPolicy))
 
 
 def original(policy: PolicyT) -> PolicyT:
-    """Return the policy that ``torch.compile`` has wrapped into this module, or the policy itself."""
+    """Return the policy inside a module that ``torch.compile`` has returned; any other policy is returned itself."""
     wrapped = compat.compiled_original(policy)
     return policy if wrapped is None else cast(PolicyT, wrapped)
 
 
 def uncompiled() -> AbstractContextManager[None]:
-    """Let the body run original code where the user has compiled a policy: a compiled graph has one derivative only."""
+    """Return a context that runs compiled policies as original code: a compiled graph has a first derivative only."""
     stance: AbstractContextManager[None] = th.compiler.set_stance("force_eager")
     return stance
 
@@ -51,13 +54,13 @@ def overrides(policy: BasePolicy, *methods: str) -> bool:
 def has_own_forward(policy: BasePolicy) -> bool:
     """Whether the policy replaces a method of SB3's that samples, scores or extracts features.
 
-    Such a policy is known by ``forward`` and ``evaluate_actions`` only, which SB3 calls.
+    Such a policy is called through ``forward`` and ``evaluate_actions`` only, as SB3 calls it.
     """
     return overrides(policy, "forward", "evaluate_actions", "extract_features", "get_distribution", compat.PREDICT)
 
 
 def has_own_head(policy: ActorCriticPolicy) -> bool:
-    """Whether the policy replaces SB3's way from the actor's last layer to the distribution, or methods of that."""
+    """Whether the policy replaces SB3's method that makes the distribution, or a method of the distribution."""
     return overrides(policy, compat.HEAD) or is_patched(policy.action_dist)
 
 
@@ -69,7 +72,7 @@ def has_own_predict(policy: BasePolicy) -> bool:
 
 @functools.cache
 def _methods_of(cls: type) -> frozenset[str]:
-    """Names of a class's methods; of those of nn.Module only the ones behind a call or a change of mode."""
+    """Return the names of a class's methods. Of nn.Module's methods, only ``forward`` and ``train`` are included."""
     members = {name: getattr(cls, name, None) for name in dir(cls)}
     methods = {name for name, member in members.items() if callable(member) and not inspect.isclass(member)}
     return frozenset(methods.difference(dir(nn.Module)) | methods & {"forward", "train"})
@@ -93,7 +96,7 @@ def is_listened_to(modules: Iterable[nn.Module]) -> bool:
 
 
 def visible_changes(policy: BasePolicy) -> tuple[int, ...]:
-    """Return numbers that differ after a method of the policy, or a hook on its forward, was added or removed."""
+    """Return numbers that change when a method of the policy, or a hook on its forward, is added or removed."""
     module = original(policy)
     return id(policy), len(vars(module)), *map(len, compat.hooks_of(module)[:2])
 
@@ -102,10 +105,12 @@ def visible_changes(policy: BasePolicy) -> tuple[int, ...]:
 
 
 class Snapshot:
-    """Values of tensors at one moment; parameters of one kind are kept as one vector, which takes fewer operations.
+    """A copy of the values of tensors.
 
-    :param parameters: floating
-    :param buffers: of any kind
+    Parameters of the same dtype and device are kept as one vector, which takes fewer operations.
+
+    :param parameters: floating tensors
+    :param buffers: tensors of any dtype
     """
 
     def __init__(self, parameters: list[nn.Parameter], buffers: list[th.Tensor]) -> None:
@@ -117,30 +122,32 @@ class Snapshot:
             self._copies: dict[th.Tensor, th.Tensor] = {buffer: buffer.clone() for buffer in buffers}
 
     def values(self) -> dict[th.Tensor, th.Tensor]:
-        """Tensor -> its value."""
+        """Return the copied value of each tensor."""
         copies = dict(self._copies)
         for group, flat in self._flat:
             copies.update(zip(group, compat.unflatten(flat, group), strict=True))
         return copies
 
     def restore(self) -> None:
-        """Give the tensors these values again."""
+        """Write the copied values back into the tensors."""
         with th.no_grad():
             for tensor, value in self.values().items():
                 tensor.copy_(value)
 
     def is_finite(self) -> bool:
-        """Whether all parameters are finite. False also if their sum overflows."""
+        """Whether all copied parameters are finite. It is False, too, if their sum overflows."""
         return all(math.isfinite(flat.sum()) for _, flat in self._flat)
 
 
 def _flatten(group: list[nn.Parameter]) -> th.Tensor:
     flat: th.Tensor = compat.flatten(group)
-    return flat.clone() if len(group) == 1 else flat  # of one tensor it is a view
+    return flat.clone() if len(group) == 1 else flat  # flatten returns a view of a single tensor
 
 
 class PolicyCache:
-    """The modules and parameters of a policy, without a reference to the policy.
+    """Lists the modules and parameters of a policy, and notes whether they have hooks or replaced methods.
+
+    It holds no reference to the policy itself.
 
     :param policy: the policy
     """
@@ -148,9 +155,10 @@ class PolicyCache:
     def __init__(self, policy: BasePolicy) -> None:
         self.parts = [module for module in policy.modules() if module is not policy]
         self.parameters, self.buffers = list(policy.parameters()), list(policy.buffers())
-        #: what :func:`~sb3_pg.policies.mlp_fast_path.mlp_fast_path` has found: False for none, None if it was not asked
+        #: result of :func:`~sb3_pg.policies.mlp_fast_path.mlp_fast_path`; False if there is no fast path, None if the
+        #: function has not been called yet
         self.fast_path: Any = None
-        #: whether a module does more, on a change of mode, than to note it
+        #: whether a change of mode does more in some module than to set its attribute ``training``
         self.has_own_modes = any(
             type(part).train is not nn.Module.train or isinstance(part, th.jit.ScriptModule) for part in self.parts
         )
@@ -158,7 +166,7 @@ class PolicyCache:
         self._methods = [(vars(part).keys(), _methods(part)) for part in self.parts]
         self._hooks = [hooks for part in (policy, *self.parts) for hooks in compat.hooks_of(part)]
         self._n_attributes: list[int] = []
-        # A weight that is no parameter may be replaced unnoticed.
+        # If a weight is a plain attribute instead of a parameter, its replacement is not noticed.
         constants = not all(names.isdisjoint(("weight", "bias")) for names, _ in self._methods)
         self._is_irregular = constants or "log_std" in vars(policy) or _splits_features(policy)
         self.look_at_calls()
@@ -179,19 +187,19 @@ class PolicyCache:
         return Snapshot(self.parameters, self.buffers)
 
     def look_at_calls(self) -> None:
-        """Look for hooks and replaced methods."""
+        """Update :attr:`calls_matter`."""
         n_attributes = list(map(len, self.attributes))
         if n_attributes != self._n_attributes:
             self._n_attributes = n_attributes
             self._is_patched = not all(names.isdisjoint(methods) for names, methods in self._methods)
-        #: whether SB3's own calls of the policy and its modules must be made: bare layers would give something else
+        #: whether modules have hooks, replaced methods and the like, so that they must be called as SB3 calls them
         self.calls_matter = self._is_patched or self._is_irregular or any(self._hooks) or compat.has_global_hooks()
 
 
 def _splits_features(policy: BasePolicy) -> bool:
-    """Whether the features extractor that actor and critic share is replaced in one of its three places only.
+    """Whether a shared features extractor was replaced in some of its three attributes only.
 
-    SB3's methods differ in where they look for it.
+    SB3's methods differ in which attribute they use.
     """
     names = ("features_extractor", "pi_features_extractor", "vf_features_extractor")
     extractors = {getattr(policy, name, None) for name in names}
@@ -202,7 +210,7 @@ _KNOWN: WeakKeyDictionary[nn.Module, PolicyCache] = WeakKeyDictionary()
 
 
 def policy_cache(policy: BasePolicy) -> PolicyCache:
-    """Return the policy's cache, as it was at the latest :func:`set_training_mode`."""
+    """Return the policy's cache. :func:`set_training_mode` brings it up to date."""
     cache = _KNOWN.get(policy)
     return _KNOWN.setdefault(policy, PolicyCache(policy)) if cache is None else cache
 
@@ -210,7 +218,10 @@ def policy_cache(policy: BasePolicy) -> PolicyCache:
 class OwnMethods(NamedTuple):
     """Which of SB3's methods a policy replaces, and its cache.
 
-    ``forward``: see :func:`has_own_forward`; ``head``: see :func:`has_own_head`; ``values``: ``predict_values``.
+    :param forward: see :func:`has_own_forward`
+    :param head: see :func:`has_own_head`
+    :param values: whether the policy replaces ``predict_values``
+    :param cache: see :func:`policy_cache`
     """
 
     forward: bool
@@ -220,7 +231,7 @@ class OwnMethods(NamedTuple):
 
 
 def own_methods(policy: ActorCriticPolicy) -> OwnMethods:
-    """Look at the policy's methods as they are now, and return its cache with them."""
+    """Return which of SB3's methods the policy replaces at present, and its cache."""
     values = overrides(policy, "predict_values")
     return OwnMethods(has_own_forward(policy), has_own_head(policy), values, policy_cache(policy))
 
@@ -229,7 +240,9 @@ def own_methods(policy: ActorCriticPolicy) -> OwnMethods:
 
 
 def set_training_mode(policy: BasePolicy, mode: bool) -> None:
-    """Do as the policy's method of this name, in a tenth of the time, and bring the policy's cache up to date.
+    """Set a policy's mode, and bring its cache up to date.
+
+    The result is that of ``policy.set_training_mode(mode)``, which takes ten times as long.
 
     :param policy: the policy
     :param mode: True for training, False for evaluation
@@ -253,7 +266,7 @@ def _set_mode(policy: BasePolicy, cache: PolicyCache, mode: bool) -> None:
 
 @contextmanager
 def evaluation_mode(policy: BasePolicy) -> Iterator[None]:
-    """Let the body have the policy in evaluation mode, as it acts."""
+    """Put the policy into evaluation mode within the ``with`` block."""
     before = policy.training
     set_training_mode(policy, False)
     try:
@@ -264,9 +277,9 @@ def evaluation_mode(policy: BasePolicy) -> Iterator[None]:
 
 @contextmanager
 def unvalidated_distributions() -> Iterator[None]:
-    """Build torch distributions without checks of their arguments, which take longer than the sampling itself.
+    """Switch off the checks of torch distributions' arguments, which take longer than the sampling itself.
 
-    The arguments are checked once per rollout and update instead, where the error can name env and step.
+    The numbers are checked once per rollout and update instead, where the error message can name env and step.
     """
     before = getattr(Distribution, compat.VALIDATE_ARGS)
     Distribution.set_default_validate_args(False)
@@ -277,9 +290,9 @@ def unvalidated_distributions() -> Iterator[None]:
 
 
 def without_gradient(policy: ActorCriticPolicy) -> type[th.no_grad] | type[th.inference_mode]:
-    """Return the context for calls of the policy that are not differentiated.
+    """Return the context in which to call the policy without gradient.
 
-    It is no_grad for policies with hooks or methods of their own: those may keep tensors, and autograd cannot use
+    It is ``no_grad`` for policies with hooks or methods of their own. These may keep tensors, and autograd cannot use
     tensors of inference mode.
     """
     own = own_methods(policy)
@@ -288,10 +301,10 @@ def without_gradient(policy: ActorCriticPolicy) -> type[th.no_grad] | type[th.in
 
 @contextmanager
 def action_dist_kept(policy: ActorCriticPolicy) -> Iterator[None]:
-    """Let the body use a copy of the policy's distribution object, with unchecked torch distributions.
+    """Replace the policy's distribution object by a copy within the ``with`` block, and do not check distributions.
 
-    The object keeps what it has computed last, graphs included, which could not be copied or used later. It is not
-    copied if it has methods of its own, which may be bound to it.
+    The object keeps its latest results, graphs included, which can be neither copied nor used later. An object with
+    replaced methods stays in place, since they may be bound to it.
     """
     distribution = policy.action_dist
     with unvalidated_distributions():

@@ -1,12 +1,12 @@
-"""Draw actions from a policy, and nothing else: no critic, no log-probabilities.
+"""Draw actions from a policy, without its critic and without log-probs.
 
-:func:`make_sampler` chooses one of these per rollout. From one seed all draw the same actions as SB3:
+:func:`make_sampler` chooses one of these samplers per rollout. From the same seed, all draw the same actions as SB3:
 
 * :class:`NumpySampler` for SB3's standard MLP policies on the CPU, with Discrete or Box actions;
-* :class:`MlpSampler` for those policies elsewhere, through the bare layers;
+* :class:`MlpSampler` for those policies on other devices, or with other actions, through the bare layers;
 * :class:`DistributionSampler` for policies that keep SB3's ``get_distribution``: images, dicts, gSDE, own extractors;
-* :class:`ForwardSampler` for policies with a ``forward`` of their own, or with hooks: it calls them as SB3 does, and
-  keeps values and log-probs.
+* :class:`ForwardSampler` for policies with a ``forward`` of their own, or with hooks: it calls ``forward`` as SB3
+  does, and keeps values and log-probs.
 """
 
 from collections.abc import Callable
@@ -47,14 +47,14 @@ class Sampler(Protocol):
 
 
 def make_sampler(policy: ActorCriticPolicy, device: th.device, n_envs: int) -> Sampler:
-    """Return the fastest sampler that honors the policy's own methods.
+    """Return the fastest sampler that calls the policy's own methods.
 
     :param policy: in eval mode
-    :param device: where the policy lives
+    :param device: the policy's device
     :param n_envs: number of parallel environments
     """
-    # An own head, such as an action mask, may change from step to step: log-probs are those of the step.
-    # If predict_values differs from forward, the steps have forward's values.
+    # A distribution of the policy's own, such as one with an action mask, may change from step to step: the log-probs
+    # must be those of the step. Where predict_values differs from forward, the steps have forward's values, as in SB3.
     own = has_own_forward(policy) or has_own_head(policy) or overrides(policy, "predict_values", "__call__")
     if own or policy_cache(policy).calls_matter:
         return ForwardSampler(policy, device)

@@ -1,4 +1,4 @@
-"""The policy on many samples at once: log-probs, entropies, values and distributions."""
+"""Compute log-probs, entropies, values and distributions of many samples at once."""
 
 from collections.abc import Callable
 from functools import partial
@@ -19,20 +19,21 @@ from sb3_pg.policies.policy_cache import OwnMethods, action_dist_kept, own_metho
 #: Samples per forward without gradient. It bounds the memory that image policies take.
 CHUNK_SIZE = 4096
 
+#: Whether entropies are differentiated, computed without gradient, or left out.
 EntropyUse = Literal["gradient", "value", "none"]
-#: One torch distribution, or one per action dimension: what torch computes divergences of.
+#: One torch distribution, or one per action dimension. torch computes the divergences of these.
 Distributions = Distribution | list[Distribution]
 
 
 class ActionScores(NamedTuple):
-    """What a policy says about given observations and actions.
+    """What a policy computes for given observations and actions.
 
     :param log_prob: log pi(a|s), nats, ``(n_samples,)``
-    :param entropy: ``(n_samples,)``; None if it was not asked for or has no closed form
+    :param entropy: nats, ``(n_samples,)``; None if it was not asked for or has no closed form
     :param values: V(s), ``(n_samples,)``; None if they were not asked for
-    :param distribution: a function that returns the torch distributions, or None if only the policy knows them; from
-        :func:`score_in_chunks` a list of these, one per chunk
-    :param other_values: V(s) of the other observations; None if there are none
+    :param distribution: a function that returns the torch distributions, or None if they are not known;
+        :func:`score_in_chunks` returns a list with one of these per chunk
+    :param other_values: V(s) of the other observations; None if none were given or they were not valued
     """
 
     log_prob: th.Tensor
@@ -43,7 +44,7 @@ class ActionScores(NamedTuple):
 
 
 def policy_actions(actions: th.Tensor, space: spaces.Space[Any]) -> th.Tensor:
-    """Convert stored actions to what the policy's distribution expects: long for Discrete, floating otherwise."""
+    """Convert stored actions to the type that the policy's distribution takes: long for Discrete, else floating."""
     return actions.long().flatten() if isinstance(space, spaces.Discrete) else actions.float()
 
 
@@ -61,9 +62,11 @@ def predict_values(policy: ActorCriticPolicy, observations: Observations) -> th.
 
 
 def action_distribution(policy: ActorCriticPolicy, observations: Observations) -> SB3Distribution:
-    """Return the policy's action distribution, with gradient where that is enabled, as an object of the caller's own.
+    """Return the policy's action distribution in a new object, which later forwards leave as it is.
 
-    :param policy: the policy; its ``get_distribution`` counts, even if it replaces other methods
+    It has a gradient where autograd is enabled.
+
+    :param policy: the policy; its own ``get_distribution`` is called if it has one
     :param observations: one row per sample
     """
     own = own_methods(policy)
@@ -71,18 +74,20 @@ def action_distribution(policy: ActorCriticPolicy, observations: Observations) -
     with action_dist_kept(policy):
         if layers is None:
             return policy.get_distribution(observations)
-        return _distribution_of(policy, layers.latent_pi(layers.features(observations)))
+        return _by_head(policy, layers, layers.features(observations))
 
 
-def _distribution_of(policy: ActorCriticPolicy, latent_pi: th.Tensor) -> SB3Distribution:
-    distribution: SB3Distribution = getattr(policy, compat.HEAD)(latent_pi)
+def _by_head(policy: ActorCriticPolicy, layers: MlpFastPath, features: th.Tensor) -> SB3Distribution:
+    distribution: SB3Distribution = getattr(policy, compat.HEAD)(layers.latent_pi(features))
     return distribution
 
 
 def torch_distributions(distribution: SB3Distribution) -> Distributions | None:
-    """Return the torch distribution inside one of SB3's, or one per action dimension; None if there is none.
+    """Return the torch distribution in an SB3 distribution, or a list with one per action dimension.
 
     Squashing is left out, since it changes no divergence.
+
+    :return: None if it has no torch distribution
     """
     held = _held(distribution)
     return None if held is None else held()
@@ -100,10 +105,11 @@ def score_actions(
 
     :param policy: the policy
     :param observations: one row per sample
-    :param actions: as the policy's distribution expects them
+    :param actions: from :func:`policy_actions`
     :param with_values: whether to compute values
-    :param entropy: "gradient" to differentiate it, "value" to know it, "none" to leave it out
-    :param other_observations: more observations to value, without gradient, if that takes no second forward
+    :param entropy: "gradient" to differentiate it, "value" to compute it without gradient, "none" to leave it out
+    :param other_observations: more observations to value, without gradient; they are valued only if that takes no
+        second forward
     """
     own = own_methods(policy)
     layers = None if own.forward else mlp_fast_path(policy, own.cache)
@@ -115,7 +121,7 @@ def score_actions(
             # evaluate_actions extracts shared features once for actor and critic.
             scores = _score_by_evaluate_actions(policy, own, observations, actions)
             return scores if with_values else scores._replace(values=None)
-        return _score_by_get_distribution(policy, observations, actions, entropy)
+        return _score_by_distribution(policy, policy.get_distribution, observations, actions, entropy)
 
 
 def score_in_chunks(
@@ -129,7 +135,7 @@ def score_in_chunks(
 
     :param policy: the policy
     :param observations: one row per sample
-    :param actions: as the policy's distribution expects them
+    :param actions: from :func:`policy_actions`
     :param with_values: whether to compute values
     :param other_observations: more observations to value
     """
@@ -145,7 +151,7 @@ def score_in_chunks(
             score = partial(_score_by_evaluate_actions, policy, own)
         else:
             values_along = False
-            score = partial(_score_by_get_distribution, policy)
+            score = partial(_score_by_distribution, policy, policy.get_distribution)
         if is_single:
             chunks = [score(observations, actions)]
         else:
@@ -174,11 +180,17 @@ def _score_by_evaluate_actions(
     return ActionScores(log_prob, entropies, values.flatten(), distribution)
 
 
-def _score_by_get_distribution(
-    policy: ActorCriticPolicy, observations: Any, actions: th.Tensor, entropy: EntropyUse = "none"
+def _score_by_distribution(
+    policy: ActorCriticPolicy,
+    make: Callable[[Any], SB3Distribution],
+    inputs: Any,
+    actions: th.Tensor,
+    entropy: EntropyUse = "none",
 ) -> ActionScores:
     with action_dist_kept(policy):
-        return _score_by_distribution(policy.get_distribution(observations), actions, entropy)
+        distribution = make(inputs)
+        log_prob = distribution.log_prob(actions)
+        return ActionScores(log_prob, _entropy(distribution.entropy, entropy), None, _held(distribution))
 
 
 def _score_by_layers(
@@ -198,9 +210,7 @@ def _score_by_layers(
         entropies = _entropy(partial(_categorical_entropy, log_probs), entropy)
         scores = ActionScores(log_prob, entropies, None, partial(Categorical, logits=log_probs, validate_args=False))
     else:
-        with action_dist_kept(policy):
-            distribution = _distribution_of(policy, layers.latent_pi(features))
-            scores = _score_by_distribution(distribution, actions, entropy)
+        scores = _score_by_distribution(policy, partial(_by_head, policy, layers), features, actions, entropy)
     if not with_values:
         return scores
     if others is None:
@@ -208,11 +218,6 @@ def _score_by_layers(
     rows = th.cat((features, layers.features(others)))
     values, other_values = layers.values(rows).split((len(features), len(rows) - len(features)))
     return scores._replace(values=values, other_values=other_values.detach())
-
-
-def _score_by_distribution(distribution: Any, actions: th.Tensor, entropy: EntropyUse) -> ActionScores:
-    log_prob = distribution.log_prob(actions)
-    return ActionScores(log_prob, _entropy(distribution.entropy, entropy), None, _held(distribution))
 
 
 def _entropy(compute: Callable[[], th.Tensor | None], use: EntropyUse) -> th.Tensor | None:
@@ -225,7 +230,10 @@ def _entropy(compute: Callable[[], th.Tensor | None], use: EntropyUse) -> th.Ten
 
 
 def _held(distribution: Any) -> Callable[[], Distributions] | None:
-    """What an SB3 distribution holds now, which its next use replaces; None if that is no torch distribution."""
+    """Return a function that returns the present torch distributions of an SB3 distribution; None if it has none.
+
+    The next use of the SB3 distribution replaces them.
+    """
     held: Any = getattr(distribution, "distribution", None)
     parts = held if isinstance(held, list) else [held]
     return (lambda: held) if all(isinstance(part, Distribution) for part in parts) else None

@@ -1,4 +1,4 @@
-"""From env steps to a batch: collect and store."""
+"""Collect env steps, store them, and make batches of them. Other rooms of the package import from here."""
 
 from sb3_pg.rollout.batch import RolloutBatch
 from sb3_pg.rollout.buffers import DictTrajectoryRolloutBuffer, TrajectoryRolloutBuffer

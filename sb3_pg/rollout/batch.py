@@ -7,7 +7,7 @@ from typing import Any
 import torch as th
 
 from sb3_pg.functional.returns import episode_starts
-from sb3_pg.policies.observations import Observations
+from sb3_pg.policies import Observations
 
 
 @dataclass
@@ -27,10 +27,11 @@ class RolloutBatch:
     :param log_ratio: logarithm of each action's importance ratio, its log-prob now minus ``log_probs``; None on-policy
     :param log_weights: logarithms of the importance weights; None on-policy
     :param n_episodes: number of complete episodes in the batch, None for segments of fixed length
-    :param bootstrap_observations: the states that ``bootstrap`` values, and their places in it (step * n_envs + env)
+    :param bootstrap_observations: the states whose values ``bootstrap`` holds, and their places: step * n_envs + env
     :param advantages: what actions are credited with, reward units, once estimated
     :param returns: what the critic or baseline is fitted to, reward units, once estimated
-    :param distributions: a function per chunk of valid steps that returns the action distributions, or None if unknown
+    :param distributions: per chunk of valid steps, a function that returns the action distributions, or None if they
+        are not known
     """
 
     observations: Observations
@@ -82,7 +83,7 @@ class RolloutBatch:
         return x.flatten(0, 1) if self.mask is None else x[self.mask]
 
     def select_all(self, *columns: th.Tensor | None) -> list[Any]:
-        """:meth:`select` of several tensors; None stays None."""
+        """Call :meth:`select` with each of several tensors. None stays None."""
         return [None if column is None else self.select(column) for column in columns]
 
     def restore(self, x: th.Tensor) -> th.Tensor:

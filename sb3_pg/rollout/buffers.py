@@ -1,4 +1,4 @@
-"""SB3's rollout buffers, which also know how episodes ended and which steps are valid."""
+"""SB3's rollout buffers with two additions: how each episode ended, and which steps are valid."""
 
 from collections.abc import Callable
 from typing import Any
@@ -8,30 +8,35 @@ import torch as th
 from gymnasium import spaces
 from stable_baselines3.common.buffers import DictRolloutBuffer, RolloutBuffer
 
-from sb3_pg.policies.actions import stored_dtype
+from sb3_pg.policies import map_observations, stored_dtype
 
-#: Steps that a buffer without a fixed size starts with.
+#: Steps that a buffer without a fixed size has room for at first.
 INITIAL_CAPACITY = 512
 
-_SB3_ARRAYS = ("actions", "rewards", "returns", "episode_starts", "values", "log_probs", "advantages")
-_OWN_ARRAYS = ("dones", "truncated", "mask")
+#: All arrays but the observations: those of SB3's buffer, then those of this one.
+_ARRAYS = (
+    *("actions", "rewards", "returns", "episode_starts", "values", "log_probs", "advantages"),
+    *("dones", "truncated", "mask"),
+)
 
 
 def wide_enough(arrays: Any, values: Any) -> Any:
-    """Make integer arrays floating if a VecNormalize has made the observations floating.
+    """Make a buffer's integer arrays floating if the observations are floating, as a VecNormalize makes them.
 
     SB3 takes the type from the space, which a VecNormalize does not change, and would drop the decimals.
 
     :param arrays: an array, or a dict of arrays
     :param values: observations, in the same form
     """
-    if isinstance(arrays, dict):
-        return {key: wide_enough(array, values[key]) for key, array in arrays.items()}
-    return arrays.astype(np.float32) if arrays.dtype.kind != "f" and np.asarray(values).dtype.kind == "f" else arrays
+
+    def widened(array: np.ndarray, value: Any) -> np.ndarray:
+        return array.astype(np.float32) if array.dtype.kind != "f" and np.asarray(value).dtype.kind == "f" else array
+
+    return map_observations(widened, arrays, values)
 
 
 class TrajectoryRolloutBuffer(RolloutBuffer):
-    """Rollout buffer that leaves rewards as they are and knows how each episode ended.
+    """Rollout buffer that stores the env's own rewards and how each episode ended.
 
     :param buffer_size: steps per env, or None to grow with the episodes
     :param observation_space: observation space
@@ -61,7 +66,7 @@ class TrajectoryRolloutBuffer(RolloutBuffer):
         super().__init__(self.capacity, observation_space, action_space, device, gae_lambda, gamma, n_envs)
 
     def reset(self) -> None:
-        """Forget the rollout. A buffer without a fixed size keeps the capacity that it has grown to."""
+        """Empty the buffer. If it has no fixed size, it keeps the capacity that it has grown to."""
         if self.fixed_size is not None:
             self.capacity = self.fixed_size
         self.buffer_size = self.capacity
@@ -70,9 +75,9 @@ class TrajectoryRolloutBuffer(RolloutBuffer):
         shape = (self.buffer_size, self.n_envs)
         self.dones, self.truncated = np.zeros(shape, dtype=bool), np.zeros(shape, dtype=bool)
         self.mask = np.ones(shape, dtype=bool)
-        #: whether the user has filled it with :meth:`add`
+        #: whether :meth:`add` has been called, which the collector does not do
         self.filled_by_hand = False
-        #: value of the observation that followed a truncated step, if it counts; 0 elsewhere, reward units
+        #: value of the observation that followed a truncated step, if it is used; 0 elsewhere, reward units
         self.terminal_values: np.ndarray | float = 0.0
         #: (step, env) -> the observation that followed a truncated or cut-off step
         self.final_observations: dict[tuple[int, int], Any] = {}
@@ -82,7 +87,10 @@ class TrajectoryRolloutBuffer(RolloutBuffer):
         self.valid_fraction = 1.0
 
     def add(self, obs: Any, *args: Any, **kwargs: Any) -> None:
-        """Do as SB3's, for users who fill the buffer themselves; a buffer without a fixed size grows."""
+        """Add one step as SB3's buffer does, for users who fill the buffer themselves.
+
+        A buffer without a fixed size grows if it is full.
+        """
         if self.pos == self.buffer_size and self.fixed_size is None:
             self._grow()
         if self.pos == 0:
@@ -91,16 +99,17 @@ class TrajectoryRolloutBuffer(RolloutBuffer):
         super().add(obs, *args, **kwargs)
 
     def compute_returns_and_advantage(self, last_values: th.Tensor, dones: np.ndarray) -> None:
-        """Compute lambda-returns and generalized advantages as SB3's does.
+        """Compute lambda-returns and generalized advantages as SB3's buffer does.
 
-        The values that follow truncated steps count. SB3's collector adds them to the rewards, ours does not.
+        They include the values that follow truncated steps. SB3's collector adds these to the rewards; ours keeps them
+        in ``terminal_values``.
 
         :param last_values: V of the observations that follow the last row, reward units, one per env
         :param dones: ``(n_envs,)``, True where the last row ended an episode
         """
         if self.filled_by_hand:
             if self.fixed_size is None:
-                self._cut(self.pos)
+                self._resize(self.pos)
                 self.full = True
             self.dones[:-1] = self.episode_starts[1:] > 0
             self.dones[-1] = dones
@@ -119,7 +128,7 @@ class TrajectoryRolloutBuffer(RolloutBuffer):
         :param actions: as sampled, ``(n_envs, *action_shape)``
         :param rewards: ``(n_envs,)``
         :param dones: ``(n_envs,)``, True where the episode ended
-        :param active: ``(n_envs,)``, False where an env waits; None if none does
+        :param active: ``(n_envs,)``, False where an env waits; None if no env waits
         """
         if self.pos == self.buffer_size:
             self._grow()
@@ -140,14 +149,14 @@ class TrajectoryRolloutBuffer(RolloutBuffer):
         self.pos = pos + 1
 
     def finish(self, episode_starts: np.ndarray, first_timesteps: np.ndarray, gaps: bool = False) -> None:
-        """Close the rollout: cut the arrays to its length and set the starts of episodes.
+        """Close the rollout: cut the arrays to its length and set ``episode_starts``.
 
         :param episode_starts: ``(n_envs,)``, True where the first row began an episode
         :param first_timesteps: ``(n_envs,)``, index of the first row within its episode
-        :param gaps: whether invalid steps may come before valid ones of the same env, which then move up
+        :param gaps: whether invalid steps may come before valid ones of the same env; the valid ones then move up
         """
         if self.pos < self.buffer_size:
-            self._cut(self.pos)
+            self._resize(self.pos)
         self.valid_fraction = float(self.mask.mean())
         if gaps and self.valid_fraction < 1:
             self._close_gaps()
@@ -157,7 +166,11 @@ class TrajectoryRolloutBuffer(RolloutBuffer):
         self.full = True
 
     def in_order(self, rows: th.Tensor) -> th.Tensor:
-        """Move numbers of each step as taken, ``(n_steps, n_envs)``, to where :meth:`finish` has moved the steps."""
+        """Reorder numbers as :meth:`finish` has reordered the steps.
+
+        :param rows: one number per step as it was taken, ``(n_steps, n_envs)``
+        :return: one number per row of the buffer
+        """
         if self._order is None:
             return rows
         order = th.as_tensor(self._order, device=rows.device)
@@ -179,39 +192,31 @@ class TrajectoryRolloutBuffer(RolloutBuffer):
             (int(places[row, env]), env): obs for (row, env), obs in self.final_observations.items()
         }
         envs = np.arange(self.n_envs)
-        self._each_array(lambda _, array: array[order, envs])
+        self._change_arrays(lambda array: array[order, envs])
         self._order = order
-        self._cut(int(self.mask.sum(0).max()))
-
-    def _cut(self, size: int) -> None:
-        self.buffer_size = size
-        self._resize(size)
+        self._resize(int(self.mask.sum(0).max()))
 
     def _grow(self) -> None:
-        self.capacity = self.buffer_size = 2 * self.capacity
+        self.capacity *= 2
         self._resize(self.capacity)
 
     def _resize(self, size: int) -> None:
-        def resized(name: str, array: np.ndarray) -> np.ndarray:
+        def resized(array: np.ndarray) -> np.ndarray:
             if size <= len(array):
                 return array[:size]
-            fill = np.ones if name == "mask" else np.zeros
-            return np.concatenate((array, fill((size - len(array), *array.shape[1:]), dtype=array.dtype)))
+            return np.concatenate((array, np.zeros((size - len(array), *array.shape[1:]), dtype=array.dtype)))
 
-        self._each_array(resized)
+        before, self.buffer_size = len(self.mask), size
+        self._change_arrays(resized)
+        self.mask[before:] = True
 
-    def _each_array(self, change: Callable[[str, np.ndarray], np.ndarray]) -> None:
-        for name in (*_SB3_ARRAYS, *_OWN_ARRAYS):
-            setattr(self, name, change(name, getattr(self, name)))
-        observations: Any = self.observations
-        if isinstance(observations, dict):
-            changed: Any = {key: change(key, array) for key, array in observations.items()}
-        else:
-            changed = change("observations", observations)
-        self.observations = changed
+    def _change_arrays(self, change: Callable[[np.ndarray], np.ndarray]) -> None:
+        for name in _ARRAYS:
+            setattr(self, name, change(getattr(self, name)))
+        self.observations = map_observations(change, self.observations)
 
     def _get_samples(self, batch_inds: np.ndarray, env: Any = None) -> Any:
-        """Do as SB3's, without the steps in which an env waited."""
+        """Return the samples with these indices, without the steps in which an env waited."""
         valid = self.mask.swapaxes(0, 1).reshape(-1)[batch_inds]
         return super()._get_samples(batch_inds[valid], env)
 

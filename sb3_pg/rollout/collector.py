@@ -1,12 +1,14 @@
-"""Env steps into a buffer: the loop that draws actions, steps the envs and writes, and does nothing else.
+"""Step envs with a policy's actions, and write the steps into a buffer.
 
-Values, log-probabilities and returns come from one batched forward after it (:mod:`sb3_pg.rollout.make_batch`).
+The loop over steps does nothing else. Log-probs and values come from one batched forward after the loop
+(:mod:`sb3_pg.rollout.make_batch`).
 """
 
 import warnings
 from collections.abc import Callable
 from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass
+from operator import itemgetter
 from typing import Any, Protocol
 
 import numpy as np
@@ -16,10 +18,15 @@ from stable_baselines3.common.policies import ActorCriticPolicy
 from stable_baselines3.common.utils import get_device
 from stable_baselines3.common.vec_env import VecEnv, VecEnvWrapper, VecFrameStack, VecMonitor, is_vecenv_wrapped
 
-from sb3_pg.policies.acting_copy import ActingCopy
-from sb3_pg.policies.actions import to_env
-from sb3_pg.policies.policy_cache import set_training_mode, visible_changes
-from sb3_pg.policies.samplers import Sampler, make_sampler
+from sb3_pg.policies import (
+    ActingCopy,
+    Sampler,
+    make_sampler,
+    map_observations,
+    set_training_mode,
+    to_env,
+    visible_changes,
+)
 from sb3_pg.rollout.batch import RolloutBatch
 from sb3_pg.rollout.buffers import DictTrajectoryRolloutBuffer, TrajectoryRolloutBuffer
 from sb3_pg.rollout.make_batch import make_batch
@@ -33,40 +40,40 @@ from sb3_pg.rollout.rollout_counter import EpisodeLimit, RolloutProgress
 
 
 class RolloutListener(Protocol):
-    """Follows a rollout step by step."""
+    """An object that the collector calls at every step of a rollout."""
 
     def start(self, policy: ActorCriticPolicy, sampler: Sampler) -> None:
-        """Follow a new rollout; called before its first step.
+        """Called before the first step.
 
         :param policy: the policy that is trained
-        :param sampler: what draws the actions
+        :param sampler: draws the actions
         """
 
     def step(self, obs: Any, starts: np.ndarray, names: dict[str, Any]) -> bool:
-        """Follow one step of all envs.
+        """Called after each step of all envs.
 
         :param obs: the observations that the actions were drawn for
         :param starts: ``(n_envs,)``, True where ``obs`` begins an episode
-        :param names: n_steps (before this one), actions (as drawn), clipped_actions (as the env took them), new_obs,
-            rewards, dones, infos
+        :param names: values of the step by name: n_steps (before this one), actions (as drawn), clipped_actions (as the
+            env took them), new_obs, rewards, dones, infos
         :return: False to stop the rollout
         """
 
     def episodes_ended(self, infos: list[dict[str, Any]]) -> None:
-        """Follow the end of episodes; called after the step.
+        """Called after a step in which episodes ended, after :meth:`step`.
 
         :param infos: of the envs whose episode has ended
         """
 
     def end(self, last_obs: Any) -> None:
-        """Follow the end of the rollout; not called for one that was stopped.
+        """Called at the end of a rollout, but not of one that was stopped.
 
         :param last_obs: the observations that follow the last step
         """
 
 
 class _NoListener:
-    """Follows nothing."""
+    """Does nothing, for rollouts without a listener."""
 
     def start(self, policy: ActorCriticPolicy, sampler: Sampler) -> None: ...
 
@@ -80,7 +87,7 @@ class _NoListener:
 
 @dataclass
 class CollectorState:
-    """What lasts from one rollout to the next.
+    """State of the envs between two rollouts.
 
     :param last_obs: the envs' latest observations; None if the envs are to be reset
     :param episode_starts: ``(n_envs,)``, True where ``last_obs`` begins an episode
@@ -95,10 +102,10 @@ class CollectorState:
 class Collector:
     """Collects segments of ``n_steps``, or complete episodes, with a policy and a VecEnv.
 
-    With complete episodes every env contributes the same number, from a fresh reset. Envs that are done wait for the
-    others, and their waiting steps are masked: dropping unfinished episodes would over-sample short ones. A
-    VecNormalize around the envs sees waiting steps too. Steps that only reset an env (:mod:`sb3_pg.envs`) are left out
-    of the buffer.
+    With complete episodes, every env contributes the same number of them, from a fresh reset. Envs that have finished
+    theirs wait for the others, and their waiting steps are masked. Dropping unfinished episodes instead would
+    over-sample short ones. A VecNormalize around the envs sees waiting steps too. The finished buffer leaves out steps
+    that only reset an env (:mod:`sb3_pg.envs`).
 
     >>> from stable_baselines3.common.env_util import make_vec_env
     >>> from stable_baselines3.common.policies import ActorCriticPolicy
@@ -131,7 +138,7 @@ class Collector:
         self._copy: ActingCopy | None = None
         if act_device is not None and (device := get_device(act_device)) != policy.device:
             self._copy = ActingCopy(device)
-        #: what acts: the policy or its copy
+        #: the policy or the copy of it that acts
         self.acting = policy
         #: env steps per env in the latest rollout, also if it was stopped or has failed
         self.n_steps = 0
@@ -154,9 +161,9 @@ class Collector:
 
         :param n_steps: steps per env
         :param episodes_per_env: complete episodes per env
-        :param limit: longest episode to wait for, and what to do about longer ones; None for no limit
+        :param limit: longest episode to wait for; None for no limit
         :param buffer: an empty buffer to fill; None for a new one
-        :param listener: follows the rollout
+        :param listener: is called at every step
         :param with_values: whether to compute values
         :param bootstrap_truncated: whether to value the last states of truncated episodes
         :param value_scale: what the critic's values are multiplied by to give reward units
@@ -198,12 +205,12 @@ class Collector:
 
         Exactly one of ``n_steps`` and ``episodes_per_env`` is given.
 
-        :param buffer: has been reset
+        :param buffer: an empty buffer
         :param n_steps: as in :meth:`collect`
         :param episodes_per_env: as in :meth:`collect`
         :param limit: as in :meth:`collect`
-        :param sampler: what draws the actions; None for the policy
-        :param listener: follows the rollout
+        :param sampler: draws the actions; None to draw them from the policy
+        :param listener: as in :meth:`collect`
         :return: the sampler that was used, or None if the listener stopped the rollout
         :raises ValueError: both or neither of ``n_steps`` and ``episodes_per_env``
         :raises EndlessEpisodeError: an episode exceeds the limit
@@ -243,7 +250,7 @@ class Collector:
         return sampler if finished else None
 
     def _reset_if_needed(self, complete: bool) -> None:
-        """Reset the envs if they are to be, and for complete episodes unless all envs are at the start of one."""
+        """Reset the envs if no observation is known, or if a rollout of complete episodes would start within one."""
         state, n_envs = self.state, self.env.num_envs
         if state.timesteps is None or len(state.timesteps) != n_envs:
             state.timesteps = np.zeros(n_envs, dtype=np.int64)
@@ -320,7 +327,7 @@ class Collector:
 
 
 def _keep_endings(buffer: TrajectoryRolloutBuffer, ended: np.ndarray, infos: list[dict[str, Any]]) -> None:
-    """Note which of the episodes that ended with the latest row were truncated, and what followed."""
+    """Write which of the episodes that ended in the latest row were truncated, and the observations that followed."""
     row = buffer.pos - 1
     for i in ended:
         info = infos[i]
@@ -331,14 +338,13 @@ def _keep_endings(buffer: TrajectoryRolloutBuffer, ended: np.ndarray, infos: lis
 
 
 def _keep_cut_observations(buffer: TrajectoryRolloutBuffer, obs: Any) -> None:
-    """Keep what follows a segment that is cut in the middle of an episode; its value stands for the rest."""
+    """Keep the observation after the last step of each unfinished episode. Its value stands for the missing rewards."""
     last, envs = buffer.mask.sum(0) - 1, np.arange(buffer.n_envs)
     for i in np.flatnonzero((last >= 0) & ~buffer.dones[last, envs]):
-        cut = {key: value[i] for key, value in obs.items()} if isinstance(obs, dict) else obs[i]
-        buffer.final_observations[int(last[i]), int(i)] = cut
+        buffer.final_observations[int(last[i]), int(i)] = map_observations(itemgetter(i), obs)
 
 
-#: Wrapper -> what it would do with steps that only reset an env.
+#: Wrapper -> the harm that it would do with steps that only reset an env, for the error message.
 _DECEIVED: dict[type[VecEnvWrapper], str] = {
     VecFrameStack: "stack one episode's frames on the next one's; use another backend",
     VecMonitor: "count the reset as a step of the episode; make_vec_env(monitor_dir=...) writes the same files",
@@ -346,11 +352,12 @@ _DECEIVED: dict[type[VecEnvWrapper], str] = {
 
 
 def skip_reset_steps(env: VecEnv) -> AbstractContextManager[np.ndarray | None]:
-    """Declare that the caller drops the reset-only steps of a NEXT_STEP env.
+    """Declare that the caller drops the steps of a NEXT_STEP env that only reset it.
 
     :param env: any VecEnv
-    :return: a context that yields None, or an array that the env keeps up to date: where the next step only resets
-    :raises ValueError: a wrapper that would stack the frames of such steps or count them
+    :return: a context that yields None if the env has no such steps. Otherwise it yields a boolean array, one entry per
+        env, that the env keeps up to date: True where the next step only resets
+    :raises ValueError: a wrapper would stack the frames of such steps or count them
     """
     masked: Callable[[], AbstractContextManager[np.ndarray | None]] | None = getattr(env, "skip_reset_steps", None)
     if masked is None:

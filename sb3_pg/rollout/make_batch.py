@@ -1,6 +1,4 @@
-"""Make a batch of a whole rollout, with one batched forward."""
-
-from typing import Any
+"""Make a batch of a rollout, and score it with one batched forward."""
 
 import numpy as np
 import torch as th
@@ -9,9 +7,15 @@ from stable_baselines3.common.policies import ActorCriticPolicy
 from stable_baselines3.common.utils import obs_as_tensor
 
 from sb3_pg.functional.precision import precise
-from sb3_pg.policies.observations import Observations
-from sb3_pg.policies.samplers import ForwardSampler, Sampler
-from sb3_pg.policies.score_actions import policy_actions, predict_values, score_in_chunks
+from sb3_pg.policies import (
+    ForwardSampler,
+    Observations,
+    Sampler,
+    map_observations,
+    policy_actions,
+    predict_values,
+    score_in_chunks,
+)
 from sb3_pg.rollout.batch import RolloutBatch
 from sb3_pg.rollout.buffers import TrajectoryRolloutBuffer
 
@@ -26,36 +30,25 @@ def make_batch(
     n_episodes: int | None,
     value_scale: float = 1.0,
 ) -> RolloutBatch:
-    """Score a finished buffer with the policy that filled it, and return it as tensors.
+    """Return a finished buffer as tensors, with the log-probs and values of the policy that filled it.
 
-    Values and log-probs are written into the buffer too, where SB3's users look for them.
+    Log-probs and values are written into the buffer too, where users of SB3 look for them.
 
     :param policy: in eval mode
     :param buffer: finished
-    :param sampler: what drew the actions; a :class:`ForwardSampler` has values and log-probs already
+    :param sampler: drew the actions; a :class:`ForwardSampler` has kept their log-probs and values
     :param with_values: whether to compute values
     :param bootstrap_truncated: whether to value the last states of truncated episodes
     :param n_episodes: number of complete episodes, or None
     :param value_scale: what the critic's values are multiplied by to give reward units
     """
-    device = buffer.device
-    # Rewards in double precision: float32 gives equal returns a spread that normalization would blow up.
-    batch = RolloutBatch(
-        observations=obs_as_tensor(buffer.observations, device),
-        actions=th.as_tensor(buffer.actions, device=device),
-        rewards=precise(th.as_tensor(buffer.rewards, device=device)),
-        terminated=th.as_tensor(buffer.dones & ~buffer.truncated, device=device),
-        truncated=th.as_tensor(buffer.truncated, device=device),
-        timesteps=th.as_tensor(buffer.timesteps, device=device),
-        mask=None if buffer.mask.all() else th.as_tensor(buffer.mask, device=device),
-        n_episodes=n_episodes,
-    )
+    batch = _env_steps(buffer)
+    batch.n_episodes = n_episodes
     if with_values:
         batch.bootstrap_observations = _bootstrap_observations(buffer, bootstrap_truncated)
     known: tuple[th.Tensor, th.Tensor] | None = None
     if isinstance(sampler, ForwardSampler):
-        log_probs, values = (buffer.in_order(th.stack(x).to(device)) for x in (sampler.log_probs, sampler.values))
-        known = batch.select(log_probs), batch.select(values)
+        known = batch.select(_kept(sampler.log_probs, buffer)), batch.select(_kept(sampler.values, buffer))
     batch.log_probs = score_batch(policy, batch, with_values=with_values, value_scale=value_scale, known=known)
     buffer.log_probs = batch.log_probs.cpu().numpy()
     if batch.bootstrap is not None and buffer.truncated.any():
@@ -63,6 +56,26 @@ def make_batch(
     if batch.values is not None:
         buffer.values = batch.values.float().cpu().numpy()
     return batch
+
+
+def _env_steps(buffer: TrajectoryRolloutBuffer) -> RolloutBatch:
+    """Return what a finished buffer holds of the envs and the actions, as tensors."""
+    device = buffer.device
+    # Rewards in double precision: float32 gives equal returns a spread that normalization would blow up.
+    return RolloutBatch(
+        observations=obs_as_tensor(buffer.observations, device),
+        actions=th.as_tensor(buffer.actions, device=device),
+        rewards=precise(th.as_tensor(buffer.rewards, device=device)),
+        terminated=th.as_tensor(buffer.dones & ~buffer.truncated, device=device),
+        truncated=th.as_tensor(buffer.truncated, device=device),
+        timesteps=th.as_tensor(buffer.timesteps, device=device),
+        mask=None if buffer.mask.all() else th.as_tensor(buffer.mask, device=device),
+    )
+
+
+def _kept(numbers: list[th.Tensor], buffer: TrajectoryRolloutBuffer) -> th.Tensor:
+    """Stack the numbers that a sampler has kept of each step, in the order of a finished buffer's rows."""
+    return buffer.in_order(th.stack(numbers).to(buffer.device))
 
 
 def score_batch(
@@ -73,10 +86,12 @@ def score_batch(
     value_scale: float = 1.0,
     known: tuple[th.Tensor, th.Tensor] | None = None,
 ) -> th.Tensor:
-    """Score a batch's actions with a policy; set the batch's ``distributions``, and ``values`` and ``bootstrap``.
+    """Return the log-probs of a batch's actions under a policy, and set ``batch.distributions``.
+
+    If asked for, also set ``batch.values`` and ``batch.bootstrap``, of the states in ``batch.bootstrap_observations``.
 
     :param policy: in eval mode
-    :param batch: with ``bootstrap_observations`` where the states that follow are to be valued
+    :param batch: the rollout
     :param with_values: whether to set ``values`` and ``bootstrap``
     :param value_scale: what the critic's values are multiplied by to give reward units
     :param known: log-probs and values of the valid steps, if they need no forward
@@ -102,32 +117,28 @@ def score_batch(
 
 
 def action_log_probs(policy: ActorCriticPolicy, buffer: TrajectoryRolloutBuffer, sampler: Sampler) -> th.Tensor:
-    """Return the log-probs of a finished buffer's actions under what drew them.
+    """Return the log-probs of a finished buffer's actions under the policy or behavior that drew them.
 
     :param policy: in eval mode
     :param buffer: finished
-    :param sampler: what drew the actions: it has kept log-probs, or has drawn from the policy
+    :param sampler: drew the actions, and has kept their log-probs if it did not draw from ``policy``
     :return: nats, ``(n_steps, n_envs)``
     """
     known = getattr(sampler, "log_probs", None)
     if known is not None:
-        return buffer.in_order(th.stack(known).to(buffer.device))
-    observations: Any = buffer.observations
-    parts = observations if isinstance(observations, dict) else {"": observations}
-    rows = {key: array.reshape(-1, *array.shape[2:]) for key, array in parts.items()}
-    actions = th.as_tensor(buffer.actions.reshape(-1, *buffer.actions.shape[2:]), device=buffer.device)
-    flat = obs_as_tensor(rows if isinstance(observations, dict) else rows[""], buffer.device)
-    scores = score_in_chunks(policy, flat, policy_actions(actions, buffer.action_space))
-    return scores.log_prob.view(buffer.rewards.shape)
+        return _kept(known, buffer)
+    observations = map_observations(lambda rows: rows.flatten(0, 1), obs_as_tensor(buffer.observations, buffer.device))
+    actions = policy_actions(th.as_tensor(buffer.actions, device=buffer.device).flatten(0, 1), buffer.action_space)
+    return score_in_chunks(policy, observations, actions).log_prob.view(buffer.rewards.shape)
 
 
 def fill_bootstrap(
     policy: ActorCriticPolicy, batch: RolloutBatch, value_scale: float = 1.0, values: th.Tensor | None = None
 ) -> None:
-    """Value the states that follow truncated and cut-off steps with the present critic.
+    """Set ``batch.bootstrap`` to the present critic's values of the states that follow truncated and cut-off steps.
 
     :param policy: the policy
-    :param batch: its ``bootstrap`` is set
+    :param batch: the rollout
     :param value_scale: what the critic's values are multiplied by to give reward units
     :param values: the critic's values of those states, if they are known
     """
@@ -148,26 +159,21 @@ def _bootstrap_observations(
         for (row, env), obs in buffer.final_observations.items()
         if of_truncated or not buffer.truncated[row, env]
     }
-    return (_stack(list(kept.values()), buffer), th.tensor(list(kept), device=buffer.device)) if kept else None
-
-
-def _stack(observations: list[Any], buffer: TrajectoryRolloutBuffer) -> Any:
-    """Stack single observations in the shape that the buffer stores them in."""
-    shapes: Any = buffer.obs_shape
-    if isinstance(shapes, dict):
-        stacked: Any = {
-            key: np.stack([np.asarray(obs[key]).reshape(shape) for obs in observations])
-            for key, shape in shapes.items()
-        }
-    else:
-        stacked = np.stack([np.asarray(obs).reshape(shapes) for obs in observations])
-    return obs_as_tensor(stacked, buffer.device)
+    if not kept:
+        return None
+    # Each is as the env returned it, whose shape may differ from the one that the buffer stores.
+    observations = map_observations(
+        lambda shape, *observations: np.stack([np.reshape(obs, shape) for obs in observations]),
+        buffer.obs_shape,
+        *kept.values(),
+    )
+    return obs_as_tensor(observations, buffer.device), th.tensor(list(kept), device=buffer.device)
 
 
 def batch_from_filled_buffer(buffer: RolloutBuffer) -> RolloutBatch:
-    """Make a batch of a buffer with its advantages, returns, values and log-probs, as SB3's algorithms use it.
+    """Make a batch of a buffer that has advantages, returns, values and log-probs already, as SB3's algorithms do.
 
-    :param buffer: filled by the user or by SB3's collector; a foreign one is read through its ``get``
+    :param buffer: filled by the user or by SB3's collector; a buffer of another class is read through its ``get``
     :raises ValueError: it is not full
     """
     if not buffer.full:
@@ -177,27 +183,14 @@ def batch_from_filled_buffer(buffer: RolloutBuffer) -> RolloutBatch:
             "collect_rollouts before train, or fill it by add and compute_returns_and_advantage"
         )
     if isinstance(buffer, TrajectoryRolloutBuffer) and not buffer.generator_ready:
-        return _batch_of_rows(buffer)
+        batch = _env_steps(buffer)
+        batch.log_probs = th.as_tensor(buffer.log_probs, device=buffer.device)
+        batch.values, batch.advantages, batch.returns = (
+            precise(th.as_tensor(array, device=buffer.device))
+            for array in (buffer.values, buffer.advantages, buffer.returns)
+        )
+        return batch
     return _batch_of_samples(buffer)
-
-
-def _batch_of_rows(buffer: TrajectoryRolloutBuffer) -> RolloutBatch:
-    def tensor(array: np.ndarray) -> th.Tensor:
-        return th.as_tensor(array, device=buffer.device)
-
-    return RolloutBatch(
-        observations=obs_as_tensor(buffer.observations, buffer.device),
-        actions=tensor(buffer.actions),
-        rewards=precise(tensor(buffer.rewards)),
-        terminated=tensor(buffer.dones & ~buffer.truncated),
-        truncated=tensor(buffer.truncated),
-        timesteps=tensor(buffer.timesteps),
-        mask=None if buffer.mask.all() else tensor(buffer.mask),
-        values=precise(tensor(buffer.values)),
-        log_probs=tensor(buffer.log_probs),
-        advantages=precise(tensor(buffer.advantages)),
-        returns=precise(tensor(buffer.returns)),
-    )
 
 
 def _batch_of_samples(buffer: RolloutBuffer) -> RolloutBatch:
@@ -207,14 +200,9 @@ def _batch_of_samples(buffer: RolloutBuffer) -> RolloutBatch:
     def one_env(x: th.Tensor) -> th.Tensor:
         return x[:, None]
 
-    observations: Any = data.observations
-    if isinstance(observations, dict):
-        observations = {key: one_env(value) for key, value in observations.items()}
-    else:
-        observations = one_env(observations)
     nothing = th.zeros_like(one_env(data.returns))
     return RolloutBatch(
-        observations=observations,
+        observations=map_observations(one_env, data.observations),
         actions=one_env(data.actions),
         rewards=nothing,
         terminated=nothing.bool(),

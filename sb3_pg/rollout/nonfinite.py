@@ -22,7 +22,7 @@ def _parts(name: str, observations: Any) -> list[tuple[str, Any]]:
 
 
 def _is_finite(array: Any) -> bool:
-    """Whether all numbers are finite, cheaply. False may be wrong: a sum of finite numbers may overflow."""
+    """Whether the sum of an array is finite. If it is, all numbers are; if not, it may have overflowed."""
     if not np.issubdtype(array.dtype, np.floating):
         return True
     with np.errstate(all="ignore"):
@@ -32,9 +32,9 @@ def _is_finite(array: Any) -> bool:
 def require_finite_step(
     name: str, values: Any, step: int, hint: str = _FROM_ENV, cause: Exception | None = None
 ) -> None:
-    """Check one step of all envs.
+    """Check numbers of one step of all envs.
 
-    :param name: what the values are
+    :param name: name of the values, for the error message
     :param values: ``(n_envs, ...)``, or a dict of those
     :param step: time step within the rollout
     :param hint: end of the error message
@@ -50,9 +50,9 @@ def require_finite_step(
 
 
 def require_finite_rollout(buffer: TrajectoryRolloutBuffer) -> None:
-    """Check a finished buffer.
+    """Check the rewards and observations of a finished buffer.
 
-    :raises NonFiniteError: naming the first reward or observation that is not finite
+    :raises NonFiniteError: naming the first that is not finite
     """
     for name, array in (("reward", buffer.rewards), *_parts("observation", buffer.observations)):
         if _is_finite(array):
@@ -74,7 +74,7 @@ def require_finite_rollout(buffer: TrajectoryRolloutBuffer) -> None:
 def require_finite_observation(name: str, observation: Any, env: int, step: int, hint: str = _FROM_ENV) -> None:
     """Check one observation of one env.
 
-    :param name: what it is
+    :param name: name of the observation, for the error message
     :param observation: an array, or a dict of those
     :param env: the env
     :param step: time step within the rollout
@@ -102,7 +102,7 @@ def require_finite_policy(policy: BasePolicy, cause: Exception | None = None, hi
 
 
 class NormalizationGuard:
-    """Checks the numbers before a VecNormalize, whose statistics spread one env's NaN over all envs.
+    """Checks rewards and observations before a VecNormalize, whose statistics would spread one env's NaN to all envs.
 
     :param env: the environments, with or without a VecNormalize among their wrappers
     """

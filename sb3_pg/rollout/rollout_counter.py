@@ -1,4 +1,4 @@
-"""Count the steps and episodes of a rollout: which envs still contribute, and when it is complete."""
+"""Count the steps and episodes of a rollout, to know which envs still contribute and when it is complete."""
 
 from typing import NamedTuple
 
@@ -38,7 +38,7 @@ class RolloutProgress:
         self._wanted_steps = n_steps
         self._remaining = np.full(n_envs, episodes_per_env or 0)
         self._limit = limit
-        #: row at which each env's current episode began, 0 if before the rollout
+        #: row at which each env's current episode began, 0 if it began before the rollout
         self.began = np.zeros(n_envs, dtype=np.int64)
         self._oldest = 0
         self._ages = np.zeros(n_envs, dtype=np.int64)
@@ -75,7 +75,7 @@ class RolloutProgress:
 
     @property
     def _beginnings(self) -> np.ndarray:
-        """Row at which each env's current episode began, negative if before the rollout."""
+        """Row at which each env's current episode began, negative if it began before the rollout."""
         return np.where(self.began > 0, self.began, -self._ages)
 
     def is_complete(self) -> bool:

@@ -1,4 +1,4 @@
-"""Trajectories, whole episodes of one env, and how to cut a rollout into them."""
+"""Trajectories, which are episodes of one env, and how to cut a rollout into them."""
 
 from dataclasses import dataclass, replace
 from typing import Any
@@ -8,23 +8,23 @@ from gymnasium import spaces
 from stable_baselines3.common.policies import BasePolicy
 from stable_baselines3.common.preprocessing import get_action_dim
 
-from sb3_pg.policies.actions import first_choice, from_env, require_choices
+from sb3_pg.policies import first_choice, from_env, map_observations, require_choices
 from sb3_pg.rollout.buffers import TrajectoryRolloutBuffer
 
 
 @dataclass(frozen=True)
 class Trajectory:
-    """An episode of T steps, or a piece of one, as the acting policy saw it.
+    """An episode of T steps, or a piece of one.
 
     :param observations: as acted upon (normalized, stacked, ...), ``(T, *obs_shape)``, or a dict of those
     :param actions: as sampled, before clipping or rescaling to the environment's bounds, ``(T, *action_shape)``.
-        Discrete and MultiDiscrete ones count from 0 in a buffer, and from the space's ``start`` in what
-        ``OffPolicyPG.add_trajectories`` takes
+        Discrete and MultiDiscrete actions count from 0 in a buffer. ``OffPolicyPG.add_trajectories`` takes actions that
+        count from the space's ``start``
     :param rewards: r_t, reward units, ``(T,)``
     :param log_probs: log mu(a_t|s_t) of the policy that acted, nats, ``(T,)``
     :param terminated: whether it ended in a terminal state
-    :param truncated: whether a time limit cut it, and it is not terminal; a piece that goes on is neither
-    :param final_observation: what followed the last step, ``obs_shape``; may be None unless it is truncated
+    :param truncated: whether a time limit cut it before a terminal state. Neither is set if the episode goes on
+    :param final_observation: observation after the last step, ``obs_shape``; may be None unless it is truncated
     """
 
     observations: Any
@@ -44,10 +44,10 @@ class Trajectory:
         return self.terminated or self.truncated
 
     def as_drawn_by(self, policy: BasePolicy) -> "Trajectory":
-        """Convert the env's numbers of the actions to the policy's, counted from 0.
+        """Return the trajectory with actions that count from 0, as the policy's do, instead of the space's ``start``.
 
         :param policy: policy that is to learn from the trajectory
-        :raises ValueError: an action that is not in the space, or that a squashed policy cannot draw
+        :raises ValueError: an action is not in the space, or a squashed policy cannot draw it
         """
         actions, space = np.asarray(self.actions), policy.action_space
         if isinstance(space, spaces.Box) and policy.squash_output:
@@ -62,22 +62,20 @@ class Trajectory:
         return replace(self, actions=from_env(actions, space))
 
     def followed_by(self, rest: "Trajectory") -> "Trajectory":
-        """Join a piece and the next one of the same episode."""
+        """Join this piece of an episode and the next one."""
+
+        def joined(first: np.ndarray, second: np.ndarray) -> np.ndarray:
+            return np.concatenate((first, second))
+
         return Trajectory(
-            _joined(self.observations, rest.observations),
-            np.concatenate((self.actions, rest.actions)),
-            np.concatenate((self.rewards, rest.rewards)),
-            np.concatenate((self.log_probs, rest.log_probs)),
+            map_observations(joined, self.observations, rest.observations),
+            joined(self.actions, rest.actions),
+            joined(self.rewards, rest.rewards),
+            joined(self.log_probs, rest.log_probs),
             rest.terminated,
             rest.truncated,
             rest.final_observation,
         )
-
-
-def _joined(first: Any, second: Any) -> Any:
-    if isinstance(first, dict):
-        return {key: np.concatenate((first[key], second[key])) for key in first}
-    return np.concatenate((first, second))
 
 
 class Pieces:
@@ -93,8 +91,8 @@ class Pieces:
         """Cut a finished rollout at the ends of its episodes.
 
         :param buffer: finished, with the log-probs of its actions
-        :return: the episodes that have ended, in the order of their ends, without those whose beginning is lost (after
-            an interrupted rollout or a reset)
+        :return: the episodes that have ended, in the order of their ends. Episodes whose beginning was lost in an
+            interrupted rollout or a reset are left out
         """
         finished: list[tuple[int, Trajectory]] = []
         for env in range(buffer.n_envs):
@@ -119,16 +117,15 @@ class Pieces:
 def _cut(buffer: TrajectoryRolloutBuffer, env: int, first: int, last: int) -> Trajectory:
     """Copy rows ``first`` to ``last`` of one env's column."""
 
-    def rows(array: Any) -> Any:
-        if isinstance(array, dict):
-            return {key: rows(value) for key, value in array.items()}
-        return array[first : last + 1, env].copy()
+    def rows(array: np.ndarray) -> np.ndarray:
+        copied: np.ndarray = array[first : last + 1, env].copy()
+        return copied
 
     final = buffer.final_observations.get((last, env))
-    # Without the observation that followed there is nothing to bootstrap from: the episode counts as terminated.
+    # Without the observation that followed there is no value to bootstrap from: the episode counts as terminated.
     done, truncated = bool(buffer.dones[last, env]), bool(buffer.truncated[last, env]) and final is not None
     return Trajectory(
-        rows(buffer.observations),
+        map_observations(rows, buffer.observations),
         rows(buffer.actions),
         rows(buffer.rewards),
         rows(buffer.log_probs),

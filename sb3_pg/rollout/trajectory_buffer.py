@@ -1,16 +1,16 @@
-"""SB3's replay buffer for whole trajectories, with the log-probs of the policies that acted."""
+"""A replay buffer of whole trajectories, with the log-probs of the policies that acted."""
 
 from collections.abc import Iterable
+from functools import partial
 from typing import Any, NamedTuple
 
 import numpy as np
 import torch as th
 from gymnasium import spaces
 from stable_baselines3.common.buffers import DictReplayBuffer, ReplayBuffer
-from stable_baselines3.common.utils import obs_as_tensor
 
 from sb3_pg.functional.precision import precise
-from sb3_pg.policies.actions import require_choices
+from sb3_pg.policies import map_observations, require_choices
 from sb3_pg.rollout.batch import RolloutBatch
 from sb3_pg.rollout.buffers import wide_enough
 from sb3_pg.rollout.trajectories import Trajectory
@@ -30,8 +30,8 @@ class Stored(NamedTuple):
 class TrajectoryReplayBuffer(ReplayBuffer):
     """Ring of transitions that stores one trajectory behind the other, whatever the number of envs.
 
-    Observations are stored as acted upon, since the log-probs belong to them, and rewards as collected: they are not
-    normalized anew when they are sampled. A trajectory that the ring has partly overwritten is forgotten.
+    Observations are stored as acted upon, since the log-probs belong to them, and rewards as collected. They are not
+    normalized again when they are sampled. A trajectory is dropped as soon as the ring overwrites a part of it.
 
     :param buffer_size: transitions
     :param observation_space: observation space
@@ -39,9 +39,9 @@ class TrajectoryReplayBuffer(ReplayBuffer):
     :param device: PyTorch device
     :param n_envs: has no effect
     :param optimize_memory_usage: must be False: one trajectory's end is not the next one's beginning
-    :param handle_timeout_termination: must be True: it matters which trajectories a time limit has cut
+    :param handle_timeout_termination: must be True: the buffer stores which trajectories a time limit has cut
     :param max_trajectories: number of trajectories to keep; None for as many as fit
-    :raises ValueError: ``optimize_memory_usage``, or no ``handle_timeout_termination``
+    :raises ValueError: ``optimize_memory_usage`` is True, or ``handle_timeout_termination`` is False
     """
 
     log_probs: np.ndarray
@@ -84,12 +84,12 @@ class TrajectoryReplayBuffer(ReplayBuffer):
         raise TypeError("TrajectoryReplayBuffer takes whole trajectories with their log-probs: call add_trajectories")
 
     def add_trajectories(self, trajectories: Iterable[Trajectory], collected: int = 0) -> None:
-        """Append whole episodes, in place of the oldest ones if the ring is full.
+        """Append whole episodes, which overwrite the oldest ones if the ring is full.
 
-        :param trajectories: one group; :meth:`drop_oldest` drops a whole group
+        :param trajectories: they form a group, which :meth:`drop_oldest` drops together
         :param collected: number of updates taken before they were collected
         :raises ValueError: a trajectory is empty, not complete, longer than the buffer, or has arrays with wrong shapes
-            or numbers that are not finite; none is added then
+            or numbers that are not finite. No trajectory is added then
         """
         trajectories = list(trajectories)
         for trajectory in trajectories:
@@ -103,7 +103,11 @@ class TrajectoryReplayBuffer(ReplayBuffer):
         rows = np.arange(self._n_written, self._n_written + length) % self.buffer_size
         self.observations = wide_enough(self.observations, trajectory.observations)
         self.next_observations = wide_enough(self.next_observations, trajectory.observations)
-        self._write_observations(rows, trajectory)
+        final = trajectory.final_observation
+        if final is None:
+            final = map_observations(lambda _, given: given[-1], self.observations, trajectory.observations)
+        write = partial(_write, rows)
+        map_observations(write, self.observations, self.next_observations, trajectory.observations, final)
         self.actions[rows, 0] = np.reshape(trajectory.actions, (length, self.action_dim))
         self.rewards[rows, 0] = trajectory.rewards
         self.log_probs[rows, 0] = trajectory.log_probs
@@ -128,9 +132,9 @@ class TrajectoryReplayBuffer(ReplayBuffer):
         return bool(newer)
 
     def choose(self, n: int | None) -> list[Stored]:
-        """Choose the group added last, or its newest trajectories if it has more than ``n``, and others at random.
+        """Choose trajectories: the group that was added last, and others at random.
 
-        :param n: number of trajectories, None for all
+        :param n: number of trajectories, None for all. If the last group has more, its newest are chosen
         """
         everything = self.trajectories
         if n is None or n >= len(everything):
@@ -161,8 +165,11 @@ class TrajectoryReplayBuffer(ReplayBuffer):
         def tensor(array: Any) -> th.Tensor:
             return th.as_tensor(array, device=self.device)
 
+        def observations_of(stored: Any, where: np.ndarray) -> Any:
+            return map_observations(lambda array: tensor(array[where, 0]), stored)
+
         batch = RolloutBatch(
-            observations=obs_as_tensor(self._rows_of(self.observations, rows), self.device),
+            observations=observations_of(self.observations, rows),
             actions=tensor(self.actions[rows, 0]),
             rewards=precise(tensor(self.rewards[rows, 0])),
             terminated=tensor(terminated),
@@ -173,9 +180,8 @@ class TrajectoryReplayBuffer(ReplayBuffer):
             n_episodes=len(chosen),
         )
         if bootstrap_truncated and truncated.any():
-            followers = self._rows_of(self.next_observations, rows[truncated])
-            places = tensor(np.flatnonzero(truncated))
-            batch.bootstrap_observations = obs_as_tensor(followers, self.device), places
+            followers = observations_of(self.next_observations, rows[truncated])
+            batch.bootstrap_observations = followers, tensor(np.flatnonzero(truncated))
         return batch
 
     def _check(self, trajectory: Trajectory) -> None:
@@ -213,25 +219,19 @@ class TrajectoryReplayBuffer(ReplayBuffer):
             shapes = (*rows, *(space[key].shape or ())), (*rows, *array.shape[2:])
             _check_array(f"{name}[{key!r}]", observations[key], *shapes)
 
-    def _write_observations(self, rows: np.ndarray, trajectory: Trajectory) -> None:
-        _write(self.observations, self.next_observations, rows, trajectory.observations, trajectory.final_observation)
-
-    def _rows_of(self, array: Any, rows: np.ndarray) -> Any:
-        return array[rows, 0]
-
     @staticmethod
     def _normalize_obs(obs: Any, _env: Any = None) -> Any:
-        """Return them unchanged: they are stored as acted upon."""
+        """Return the observations as they are stored."""
         return obs
 
     @staticmethod
     def _normalize_reward(reward: np.ndarray, _env: Any = None) -> np.ndarray:
-        """Return it unchanged: rewards are stored as collected."""
+        """Return the rewards as they are stored."""
         return reward
 
 
 def _check_array(name: str, values: Any, *shapes: tuple[int, ...], hint: str = "") -> None:
-    """Require one of these shapes and finite numbers."""
+    """Check that an array has one of these shapes and finite numbers."""
     values = np.asarray(values)
     if values.shape not in shapes:
         raise ValueError(f"{name} must have the shape {shapes[0]}, got {values.shape}")
@@ -240,12 +240,12 @@ def _check_array(name: str, values: Any, *shapes: tuple[int, ...], hint: str = "
         raise ValueError(f"{name} must be finite, got {values[tuple(bad[0])]} at {bad[0]}{hint}")
 
 
-def _write(array: np.ndarray, following: np.ndarray, rows: np.ndarray, values: Any, final: Any) -> None:
-    """Write observations, and beside each the one that followed."""
-    values = np.asarray(values).reshape(len(rows), *array.shape[2:])
-    array[rows, 0] = values
+def _write(rows: np.ndarray, observations: np.ndarray, following: np.ndarray, values: Any, final: Any) -> None:
+    """Write an episode's observations into these rows of a buffer, and the observation that followed each."""
+    values = np.asarray(values).reshape(len(rows), *observations.shape[2:])
+    observations[rows, 0] = values
     following[rows[:-1], 0] = values[1:]
-    following[rows[-1], 0] = values[-1] if final is None else np.asarray(final).reshape(array.shape[2:])
+    following[rows[-1], 0] = np.reshape(final, observations.shape[2:])
 
 
 class DictTrajectoryReplayBuffer(TrajectoryReplayBuffer, DictReplayBuffer):
@@ -253,12 +253,3 @@ class DictTrajectoryReplayBuffer(TrajectoryReplayBuffer, DictReplayBuffer):
 
     observations: dict[str, np.ndarray]
     next_observations: dict[str, np.ndarray]
-
-    def _write_observations(self, rows: np.ndarray, trajectory: Trajectory) -> None:
-        final = trajectory.final_observation
-        for key, array in self.observations.items():
-            following = self.next_observations[key]
-            _write(array, following, rows, trajectory.observations[key], None if final is None else final[key])
-
-    def _rows_of(self, array: Any, rows: np.ndarray) -> Any:
-        return {key: part[rows, 0] for key, part in array.items()}

@@ -7,7 +7,7 @@ import torch as th
 from gymnasium import spaces
 from stable_baselines3.common.buffers import DictReplayBuffer, NStepReplayBuffer, ReplayBuffer
 
-from sb3_pg.policies.actions import takes_other_numbers
+from sb3_pg.policies import takes_other_numbers
 
 
 def keep_what_is_drawn(buffer: ReplayBuffer) -> None:
