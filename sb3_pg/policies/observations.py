@@ -48,7 +48,14 @@ def zero_observation(policy: BasePolicy) -> Any:
 
 def example_observation(policy: BasePolicy) -> Any:
     """Return one observation that is not zero, always the same, on the policy's device."""
-    return _observation(policy, _example)
+
+    def example(space: spaces.Space[Any]) -> np.ndarray:
+        space = copy.deepcopy(space)  # leaves the random numbers of the policy's space alone
+        space.seed(0)
+        sample = np.asarray(space.sample())[None]
+        return np.clip(sample, -1, 1) if np.issubdtype(sample.dtype, np.floating) else sample
+
+    return _observation(policy, example)
 
 
 def _observation(policy: BasePolicy, make: Callable[[Any], np.ndarray]) -> Any:
@@ -56,10 +63,3 @@ def _observation(policy: BasePolicy, make: Callable[[Any], np.ndarray]) -> Any:
     space = policy.observation_space
     made = map_observations(make, space.spaces if isinstance(space, spaces.Dict) else space)
     return obs_as_tensor(made, policy.device)
-
-
-def _example(space: spaces.Space[Any]) -> np.ndarray:
-    space = copy.deepcopy(space)  # leaves the random numbers of the policy's space alone
-    space.seed(0)
-    sample = np.asarray(space.sample())[None]
-    return np.clip(sample, -1, 1) if np.issubdtype(sample.dtype, np.floating) else sample

@@ -203,8 +203,6 @@ class Collector:
     ) -> Sampler | None:
         """Fill and close a buffer. If this raises, ``state.last_obs`` is None: the next rollout resets the envs.
 
-        Exactly one of ``n_steps`` and ``episodes_per_env`` is given.
-
         :param buffer: an empty buffer
         :param n_steps: as in :meth:`collect`
         :param episodes_per_env: as in :meth:`collect`

@@ -1,5 +1,7 @@
 """Make a batch of a rollout, and score it with one batched forward."""
 
+from typing import Any
+
 import numpy as np
 import torch as th
 from stable_baselines3.common.buffers import RolloutBuffer
@@ -46,10 +48,12 @@ def make_batch(
     batch.n_episodes = n_episodes
     if with_values:
         batch.bootstrap_observations = _bootstrap_observations(buffer, bootstrap_truncated)
-    known: tuple[th.Tensor, th.Tensor] | None = None
     if isinstance(sampler, ForwardSampler):
-        known = batch.select(_kept(sampler.log_probs, buffer)), batch.select(_kept(sampler.values, buffer))
-    batch.log_probs = score_batch(policy, batch, with_values=with_values, value_scale=value_scale, known=known)
+        batch.log_probs = batch.restore(batch.select(_kept(sampler.log_probs, buffer)))
+        if with_values:
+            _fill_values(policy, batch, batch.select(_kept(sampler.values, buffer)), value_scale)
+    else:
+        batch.log_probs = score_batch(policy, batch, with_values=with_values, value_scale=value_scale)
     buffer.log_probs = batch.log_probs.cpu().numpy()
     if batch.bootstrap is not None and buffer.truncated.any():
         buffer.terminal_values = batch.bootstrap.where(batch.truncated, 0.0).float().cpu().numpy()
@@ -59,7 +63,7 @@ def make_batch(
 
 
 def _env_steps(buffer: TrajectoryRolloutBuffer) -> RolloutBatch:
-    """Return what a finished buffer holds of the envs and the actions, as tensors."""
+    """Return the env steps of a finished buffer as tensors, without values and log-probs."""
     device = buffer.device
     # Rewards in double precision: float32 gives equal returns a spread that normalization would blow up.
     return RolloutBatch(
@@ -79,12 +83,7 @@ def _kept(numbers: list[th.Tensor], buffer: TrajectoryRolloutBuffer) -> th.Tenso
 
 
 def score_batch(
-    policy: ActorCriticPolicy,
-    batch: RolloutBatch,
-    *,
-    with_values: bool,
-    value_scale: float = 1.0,
-    known: tuple[th.Tensor, th.Tensor] | None = None,
+    policy: ActorCriticPolicy, batch: RolloutBatch, *, with_values: bool, value_scale: float = 1.0
 ) -> th.Tensor:
     """Return the log-probs of a batch's actions under a policy, and set ``batch.distributions``.
 
@@ -94,26 +93,29 @@ def score_batch(
     :param batch: the rollout
     :param with_values: whether to set ``values`` and ``bootstrap``
     :param value_scale: what the critic's values are multiplied by to give reward units
-    :param known: log-probs and values of the valid steps, if they need no forward
     :return: log pi(a_t|s_t), nats, ``(n_steps, n_envs)``, 0 in the padding
     """
-    values: th.Tensor | None
-    other_values: th.Tensor | None = None
-    if known is not None:
-        log_probs, values = known
-    else:
-        actions = policy_actions(batch.select(batch.actions), policy.action_space)
-        others = batch.bootstrap_observations[0] if with_values and batch.bootstrap_observations is not None else None
-        scores = score_in_chunks(policy, batch.flat_observations, actions, with_values, others)
-        log_probs, values, other_values = scores.log_prob, scores.values, scores.other_values
-        batch.distributions = scores.distribution
-    if with_values:
-        assert values is not None
-        batch.values = precise(batch.restore(values))
-        if value_scale != 1:
-            batch.values *= value_scale
-        fill_bootstrap(policy, batch, value_scale, other_values)
-    return batch.restore(log_probs)
+    actions = policy_actions(batch.select(batch.actions), policy.action_space)
+    others = batch.bootstrap_observations[0] if with_values and batch.bootstrap_observations is not None else None
+    scores = score_in_chunks(policy, batch.flat_observations, actions, with_values, others)
+    batch.distributions = scores.distribution
+    if scores.values is not None:
+        _fill_values(policy, batch, scores.values, value_scale, scores.other_values)
+    return batch.restore(scores.log_prob)
+
+
+def _fill_values(
+    policy: ActorCriticPolicy,
+    batch: RolloutBatch,
+    values: th.Tensor,
+    value_scale: float,
+    other_values: th.Tensor | None = None,
+) -> None:
+    """Set ``values`` and ``bootstrap`` from the critic's values of the valid steps."""
+    batch.values = precise(batch.restore(values))
+    if value_scale != 1:
+        batch.values *= value_scale
+    fill_bootstrap(policy, batch, value_scale, other_values)
 
 
 def action_log_probs(policy: ActorCriticPolicy, buffer: TrajectoryRolloutBuffer, sampler: Sampler) -> th.Tensor:
@@ -161,12 +163,11 @@ def _bootstrap_observations(
     }
     if not kept:
         return None
-    # Each is as the env returned it, whose shape may differ from the one that the buffer stores.
-    observations = map_observations(
-        lambda shape, *observations: np.stack([np.reshape(obs, shape) for obs in observations]),
-        buffer.obs_shape,
-        *kept.values(),
-    )
+
+    def stacked(shape: tuple[int, ...], *arrays: Any) -> np.ndarray:
+        return np.stack([np.reshape(array, shape) for array in arrays])  # in the shape that the buffer stores
+
+    observations = map_observations(stacked, buffer.obs_shape, *kept.values())
     return obs_as_tensor(observations, buffer.device), th.tensor(list(kept), device=buffer.device)
 
 

@@ -250,6 +250,3 @@ def _write(rows: np.ndarray, observations: np.ndarray, following: np.ndarray, va
 
 class DictTrajectoryReplayBuffer(TrajectoryReplayBuffer, DictReplayBuffer):
     """:class:`TrajectoryReplayBuffer` for Dict observations."""
-
-    observations: dict[str, np.ndarray]
-    next_observations: dict[str, np.ndarray]
