@@ -28,7 +28,7 @@ def stored_dtype(space: spaces.Space[Any]) -> np.dtype[Any]:
 
 
 def first_choice(space: spaces.Space[Any]) -> Any:
-    """Return the env's number for the policy's action 0: an array for MultiDiscrete, 0 for a Box or MultiBinary."""
+    """Return the env's number for the policy's action 0: one per dimension of MultiDiscrete; 0 for Box, MultiBinary."""
     if isinstance(space, spaces.Discrete):
         return int(space.start)
     return space.start.astype(np.int64) if isinstance(space, spaces.MultiDiscrete) else 0
@@ -148,8 +148,7 @@ def _received(actions: np.ndarray, space: spaces.Box, squashed: bool) -> np.ndar
     numbers = np.rint(numbers)
     inside = (numbers > low) & (numbers < high)  # a bound as a double may not fit the dtype, such as 2^63
     integers = np.where(inside, numbers, 0).astype(space.dtype)
-    received: np.ndarray = np.where(inside, integers, np.where(numbers >= high, space.high, space.low))
-    return received
+    return np.where(inside, integers, np.where(numbers >= high, space.high, space.low))
 
 
 def _counts_otherwise(space: spaces.Space[Any]) -> bool:

@@ -24,8 +24,7 @@ class _LogProbModule(nn.Module):
     def forward(self, observations: Any, actions: th.Tensor) -> th.Tensor:
         if self._has_own_forward:
             return self.policy.evaluate_actions(observations, actions)[1]
-        log_prob: th.Tensor = self.policy.get_distribution(observations).log_prob(actions)
-        return log_prob
+        return self.policy.get_distribution(observations).log_prob(actions)
 
 
 @contextmanager

@@ -82,7 +82,7 @@ def mlp_fast_path(policy: ActorCriticPolicy, cache: PolicyCache) -> MlpFastPath 
 
 
 def value_function(policy: ActorCriticPolicy) -> Callable[[Observations], th.Tensor]:
-    """Return the fastest function that computes V(s) by the policy's critic and calls the policy's own methods.
+    """Return the fastest function that computes V(s) and respects the methods which the policy replaces.
 
     :param policy: the policy; its modules must stay the same while the function is in use
     :return: takes observations, one row per sample, and returns values ``(n_samples,)``

@@ -59,11 +59,6 @@ def has_own_forward(policy: BasePolicy) -> bool:
     return overrides(policy, "forward", "evaluate_actions", "extract_features", "get_distribution", compat.PREDICT)
 
 
-def has_own_head(policy: ActorCriticPolicy) -> bool:
-    """Whether the policy replaces SB3's method that makes the distribution, or a method of the distribution."""
-    return overrides(policy, compat.HEAD) or is_patched(policy.action_dist)
-
-
 def has_own_predict(policy: BasePolicy) -> bool:
     """Whether the policy replaces SB3's ``predict``, in its class or in the object."""
     module = original(policy)
@@ -219,8 +214,8 @@ class OwnMethods(NamedTuple):
     """Which of SB3's methods a policy replaces, and its cache.
 
     :param forward: see :func:`has_own_forward`
-    :param head: see :func:`has_own_head`
-    :param values: whether the policy replaces ``predict_values``
+    :param head: whether it replaces the method that makes the distribution, or a method of the distribution
+    :param values: whether it replaces ``predict_values``
     :param cache: see :func:`policy_cache`
     """
 
@@ -232,8 +227,9 @@ class OwnMethods(NamedTuple):
 
 def own_methods(policy: ActorCriticPolicy) -> OwnMethods:
     """Return which of SB3's methods the policy replaces at present, and its cache."""
+    head = overrides(policy, compat.HEAD) or is_patched(policy.action_dist)
     values = overrides(policy, "predict_values")
-    return OwnMethods(has_own_forward(policy), has_own_head(policy), values, policy_cache(policy))
+    return OwnMethods(has_own_forward(policy), head, values, policy_cache(policy))
 
 
 # ---------------------------------------------------------------- modes
@@ -301,7 +297,7 @@ def without_gradient(policy: ActorCriticPolicy) -> type[th.no_grad] | type[th.in
 
 @contextmanager
 def action_dist_kept(policy: ActorCriticPolicy) -> Iterator[None]:
-    """Replace the policy's distribution object by a copy within the ``with`` block, and do not check distributions.
+    """Give the policy a copy of its distribution object within the ``with`` block, and switch off torch's checks.
 
     The object keeps its latest results, graphs included, which can be neither copied nor used later. An object with
     replaced methods stays in place, since they may be bound to it.

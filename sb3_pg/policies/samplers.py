@@ -25,14 +25,7 @@ from stable_baselines3.common.utils import obs_as_tensor
 from torch import nn
 
 from sb3_pg.policies.mlp_fast_path import MlpFastPath, NumpyLayer, mlp_fast_path
-from sb3_pg.policies.policy_cache import (
-    has_own_forward,
-    has_own_head,
-    overrides,
-    policy_cache,
-    unvalidated_distributions,
-    without_gradient,
-)
+from sb3_pg.policies.policy_cache import overrides, own_methods, unvalidated_distributions, without_gradient
 
 
 class Sampler(Protocol):
@@ -47,7 +40,7 @@ class Sampler(Protocol):
 
 
 def make_sampler(policy: ActorCriticPolicy, device: th.device, n_envs: int) -> Sampler:
-    """Return the fastest sampler that calls the policy's own methods.
+    """Return the fastest sampler that respects the methods which the policy replaces.
 
     :param policy: in eval mode
     :param device: the policy's device
@@ -55,17 +48,16 @@ def make_sampler(policy: ActorCriticPolicy, device: th.device, n_envs: int) -> S
     """
     # A distribution of the policy's own, such as one with an action mask, may change from step to step: the log-probs
     # must be those of the step. Where predict_values differs from forward, the steps have forward's values, as in SB3.
-    own = has_own_forward(policy) or has_own_head(policy) or overrides(policy, "predict_values", "__call__")
-    if own or policy_cache(policy).calls_matter:
+    own = own_methods(policy)
+    if any(own[:3]) or own.cache.calls_matter or overrides(policy, "__call__"):
         return ForwardSampler(policy, device)
-    if type(policy.action_dist) in _OF_OUTPUTS:
-        layers = mlp_fast_path(policy, policy_cache(policy))
-        if layers is not None:
-            arrays = layers.numpy_actor() if type(policy.action_dist) in _DRAWN_IN_NUMPY else None
-            if arrays is not None and layers.n_classes is None:
-                return NumpySampler(policy, arrays, n_envs)
-            return MlpSampler(policy, layers, device, n_envs)
-    return DistributionSampler(policy, device)
+    layers = mlp_fast_path(policy, own.cache) if type(policy.action_dist) in _OF_OUTPUTS else None
+    if layers is None:
+        return DistributionSampler(policy, device)
+    arrays = layers.numpy_actor() if type(policy.action_dist) in _DRAWN_IN_NUMPY else None
+    if arrays is not None and layers.n_classes is None:
+        return NumpySampler(policy, arrays, n_envs)
+    return MlpSampler(policy, layers, device, n_envs)
 
 
 def _categorical(logits: th.Tensor, noise: th.Tensor) -> th.Tensor:
@@ -154,8 +146,7 @@ class MlpSampler:
     @th.inference_mode()
     def __call__(self, obs: Any) -> np.ndarray:
         """Draw actions."""
-        actions: np.ndarray = self._decide(self.outputs(obs)).cpu().numpy()
-        return actions
+        return self._decide(self.outputs(obs)).cpu().numpy()
 
 
 class DistributionSampler:
@@ -174,8 +165,7 @@ class DistributionSampler:
         """Draw actions."""
         with self._without_gradient(), unvalidated_distributions():
             actions = self.policy.get_distribution(obs_as_tensor(obs, self.device)).get_actions()
-        result: np.ndarray = actions.reshape(self.shape).cpu().numpy()
-        return result
+        return actions.reshape(self.shape).cpu().numpy()
 
 
 class ForwardSampler:

@@ -118,8 +118,7 @@ def _cut(buffer: TrajectoryRolloutBuffer, env: int, first: int, last: int) -> Tr
     """Copy rows ``first`` to ``last`` of one env's column."""
 
     def rows(array: np.ndarray) -> np.ndarray:
-        copied: np.ndarray = array[first : last + 1, env].copy()
-        return copied
+        return array[first : last + 1, env].copy()
 
     final = buffer.final_observations.get((last, env))
     # Without the observation that followed there is no value to bootstrap from: the episode counts as terminated.

@@ -1,7 +1,6 @@
 """A replay buffer of whole trajectories, with the log-probs of the policies that acted."""
 
 from collections.abc import Iterable
-from functools import partial
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -103,11 +102,7 @@ class TrajectoryReplayBuffer(ReplayBuffer):
         rows = np.arange(self._n_written, self._n_written + length) % self.buffer_size
         self.observations = wide_enough(self.observations, trajectory.observations)
         self.next_observations = wide_enough(self.next_observations, trajectory.observations)
-        final = trajectory.final_observation
-        if final is None:
-            final = map_observations(lambda _, given: given[-1], self.observations, trajectory.observations)
-        write = partial(_write, rows)
-        map_observations(write, self.observations, self.next_observations, trajectory.observations, final)
+        self._write_observations(rows, trajectory)
         self.actions[rows, 0] = np.reshape(trajectory.actions, (length, self.action_dim))
         self.rewards[rows, 0] = trajectory.rewards
         self.log_probs[rows, 0] = trajectory.log_probs
@@ -121,6 +116,20 @@ class TrajectoryReplayBuffer(ReplayBuffer):
         oldest = self._n_written - self.buffer_size
         kept = [*(t for t in self.trajectories if t.start >= oldest), stored]
         self.trajectories = kept if self.max_trajectories is None else kept[-self.max_trajectories :]
+
+    def _write_observations(self, rows: np.ndarray, trajectory: Trajectory) -> None:
+        """Write observations into these rows and, beside each, the one that followed."""
+
+        def write(array: np.ndarray, following: np.ndarray, values: Any, final: Any) -> None:
+            values = np.asarray(values).reshape(len(rows), *array.shape[2:])
+            array[rows, 0] = values
+            following[rows[:-1], 0] = values[1:]
+            following[rows[-1], 0] = np.reshape(final, array.shape[2:])
+
+        final = trajectory.final_observation
+        if final is None:
+            final = map_observations(lambda _, values: values[-1], self.observations, trajectory.observations)
+        map_observations(write, self.observations, self.next_observations, trajectory.observations, final)
 
     def drop_oldest(self) -> bool:
         """Forget the group that was added first, unless it is the only one.
@@ -238,14 +247,6 @@ def _check_array(name: str, values: Any, *shapes: tuple[int, ...], hint: str = "
     bad = np.argwhere(~np.isfinite(values)).tolist()
     if bad:
         raise ValueError(f"{name} must be finite, got {values[tuple(bad[0])]} at {bad[0]}{hint}")
-
-
-def _write(rows: np.ndarray, observations: np.ndarray, following: np.ndarray, values: Any, final: Any) -> None:
-    """Write an episode's observations into these rows of a buffer, and the observation that followed each."""
-    values = np.asarray(values).reshape(len(rows), *observations.shape[2:])
-    observations[rows, 0] = values
-    following[rows[:-1], 0] = values[1:]
-    following[rows[-1], 0] = np.reshape(final, observations.shape[2:])
 
 
 class DictTrajectoryReplayBuffer(TrajectoryReplayBuffer, DictReplayBuffer):
