@@ -85,7 +85,7 @@ class BehaviorSampler:
         legal = np.isfinite(actions) & ((np.abs(actions) <= 1) | (not self.squashed))
         bad = np.argwhere(~legal)
         if len(bad):
-            allowed = "in [-1, 1], where those of this squashed policy lie" if self.squashed else "that are finite"
+            allowed = "in [-1, 1], the range of this squashed policy" if self.squashed else "that are finite"
             value = actions[tuple(bad[0])]
             raise ValueError(f"behavior_policy must return actions {allowed}, got {value} for env {bad[0][0]}")
         space = self.action_space

@@ -1,7 +1,4 @@
-"""Find out which methods, hooks and modules a policy has, and keep the results.
-
-To walk through the modules of a small policy takes longer than to update it.
-"""
+"""Find and keep a policy's modules, methods and hooks: to walk through them takes longer than a small update."""
 
 import copy
 import functools

@@ -83,11 +83,9 @@ def _by_head(policy: ActorCriticPolicy, layers: MlpFastPath, features: th.Tensor
 
 
 def torch_distributions(distribution: SB3Distribution) -> Distributions | None:
-    """Return the torch distribution in an SB3 distribution, or a list with one per action dimension.
+    """Return the torch distribution in an SB3 distribution, or a list with one per action dimension; None if none.
 
     Squashing is left out, since it changes no divergence.
-
-    :return: None if it has no torch distribution
     """
     held = _held(distribution)
     return None if held is None else held()
@@ -230,10 +228,7 @@ def _entropy(compute: Callable[[], th.Tensor | None], use: EntropyUse) -> th.Ten
 
 
 def _held(distribution: Any) -> Callable[[], Distributions] | None:
-    """Return a function that returns the present torch distributions of an SB3 distribution; None if it has none.
-
-    The next use of the SB3 distribution replaces them.
-    """
+    """Keep an SB3 distribution's torch distributions, which its next use replaces; None if it has none."""
     held: Any = getattr(distribution, "distribution", None)
     parts = held if isinstance(held, list) else [held]
     return (lambda: held) if all(isinstance(part, Distribution) for part in parts) else None

@@ -13,11 +13,8 @@ from sb3_pg.policies import map_observations, stored_dtype
 #: Steps that a buffer without a fixed size has room for at first.
 INITIAL_CAPACITY = 512
 
-#: All arrays but the observations: those of SB3's buffer, then those of this one.
-_ARRAYS = (
-    *("actions", "rewards", "returns", "episode_starts", "values", "log_probs", "advantages"),
-    *("dones", "truncated", "mask"),
-)
+_SB3_ARRAYS = ("actions", "rewards", "returns", "episode_starts", "values", "log_probs", "advantages")
+_OWN_ARRAYS = ("dones", "truncated", "mask")
 
 
 def wide_enough(arrays: Any, values: Any) -> Any:
@@ -87,10 +84,7 @@ class TrajectoryRolloutBuffer(RolloutBuffer):
         self.valid_fraction = 1.0
 
     def add(self, obs: Any, *args: Any, **kwargs: Any) -> None:
-        """Add one step as SB3's buffer does, for users who fill the buffer themselves.
-
-        A buffer without a fixed size grows if it is full.
-        """
+        """Add one step as SB3's buffer does, for users who fill it themselves. Without a fixed size it grows."""
         if self.pos == self.buffer_size and self.fixed_size is None:
             self._grow()
         if self.pos == 0:
@@ -166,11 +160,7 @@ class TrajectoryRolloutBuffer(RolloutBuffer):
         self.full = True
 
     def in_order(self, rows: th.Tensor) -> th.Tensor:
-        """Reorder numbers as :meth:`finish` has reordered the steps.
-
-        :param rows: one number per step as it was taken, ``(n_steps, n_envs)``
-        :return: one number per row of the buffer
-        """
+        """Reorder numbers of the steps, ``(n_steps, n_envs)``, as :meth:`finish` has reordered the steps."""
         if self._order is None:
             return rows
         order = th.as_tensor(self._order, device=rows.device)
@@ -211,7 +201,7 @@ class TrajectoryRolloutBuffer(RolloutBuffer):
         self.mask[before:] = True
 
     def _change_arrays(self, change: Callable[[np.ndarray], np.ndarray]) -> None:
-        for name in _ARRAYS:
+        for name in (*_SB3_ARRAYS, *_OWN_ARRAYS):
             setattr(self, name, change(getattr(self, name)))
         self.observations = map_observations(change, self.observations)
 

@@ -203,13 +203,15 @@ class TrajectoryReplayBuffer(ReplayBuffer):
                 f"terminated={trajectory.terminated}, truncated={trajectory.truncated}"
             )
         if trajectory.truncated and trajectory.final_observation is None:
-            raise ValueError("final_observation is None: a truncated trajectory must have the one that followed it")
+            raise ValueError(
+                "final_observation is None: a truncated trajectory must have the observation after its last step"
+            )
         _check_array("rewards", trajectory.rewards, (length,))
         _check_array(
             "actions", trajectory.actions, (length, *(self.action_space.shape or ())), (length, self.action_dim)
         )
         require_choices(trajectory.actions, self.action_space, start=0, row="step")
-        behind = ": an importance ratio is undefined where the behavior policy has probability 0 for what it did"
+        behind = ": an importance ratio is undefined where the behavior policy gave its action the probability 0"
         _check_array("log_probs", trajectory.log_probs, (length,), hint=behind)
         self._check_observations("observations", trajectory.observations, (length,))
         if trajectory.final_observation is not None:
