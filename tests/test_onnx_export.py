@@ -36,7 +36,7 @@ class DeterministicActor(th.nn.Module):
         if self.is_box:
             self.register_buffer("low", th.as_tensor(policy.action_space.low))
             self.register_buffer("high", th.as_tensor(policy.action_space.high))
-        self.clip = 0.0
+        self.clip: float | None = None
         if normalization is not None:
             statistics: Any = normalization.obs_rms
             self.clip = normalization.clip_obs
@@ -44,14 +44,14 @@ class DeterministicActor(th.nn.Module):
             std = np.sqrt(statistics.var + normalization.epsilon)
             self.register_buffer("std", th.as_tensor(std, dtype=th.float32))
 
-    def forward(self, observations: th.Tensor) -> Any:
-        if self.clip:
-            observations = ((observations - self.mean) / self.std).clamp(-self.clip, self.clip)
+    def forward(self, observations: Any) -> Any:
+        own: Any = self
+        if self.clip is not None:
+            observations = ((observations - own.mean) / own.std).clamp(-self.clip, self.clip)
         actions = self.policy.get_distribution(observations).mode()
         if not self.is_box:
             return actions
-        low: Any = self.low
-        high: Any = self.high
+        low, high = own.low, own.high
         if self.policy.squash_output:
             actions = low + 0.5 * (actions + 1) * (high - low)
         return actions.clamp(low, high)
