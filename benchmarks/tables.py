@@ -251,8 +251,8 @@ def why_table(cells: Cells, speed: Sequence[Row], trust_region: Sequence[Row]) -
     scores = []
     for env, steps in README_TASKS:
         means = {algo: cell.mean for algo, cell in cells[env, steps].items()}
-        ours, peer = (max(means[algo] for algo in algos if algo in means) for algos in (OURS, PEERS))
-        scores.append(f"{env} {digits(ours)} (peers {digits(peer)})")
+        best = [max(means[algo] for algo in algos if algo in means) for algos in (OURS, PEERS)]
+        scores.append(f"{env} {digits(best[0])} (peers {digits(best[1])})")
     excess: dict[bool, list[float]] = {True: [], False: []}
     for row in trust_region:
         if row["dims"] == "17":

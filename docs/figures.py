@@ -12,6 +12,7 @@ from typing import Final
 
 import gymnasium
 from PIL import Image
+from stable_baselines3.common.vec_env import DummyVecEnv, VecNormalize
 
 from sb3_pg import KLPenaltyPG
 from sb3_pg.reporting.plots import draw
@@ -28,7 +29,8 @@ LABELS: Final = {
     "a2c": "SB3 A2C",
 }
 ENVS: Final = ("Hopper-v4", "HalfCheetah-v4", "Ant-v4")
-FRAME_EVERY: Final = 4  # env steps
+SOLVED_AT: Final = 200.0
+FRAME_EVERY: Final = 5  # env steps
 FRAMES_PER_SECOND: Final = 12.5
 
 
@@ -41,22 +43,28 @@ def curves(path: Path) -> None:
 
 
 def landing(run: Path, path: Path) -> None:
-    """Record one episode of a trained policy.
+    """Record one episode of a trained policy, the first of return 200 or more, which counts as solved.
 
     :param run: folder that ``sb3-pg train`` has written
     :param path: the GIF
     """
     env = gymnasium.make("LunarLander-v3", render_mode="rgb_array")
+    statistics = VecNormalize.load(str(run / "LunarLander-v3" / "vecnormalize.pkl"), DummyVecEnv([lambda: env]))
     model = KLPenaltyPG.load(run / "LunarLander-v3.zip", device="cpu")
-    obs, _ = env.reset(seed=1)
-    frames, done, n_steps = [], False, 0
-    while not done:
-        if n_steps % FRAME_EVERY == 0:
-            frame = Image.fromarray(env.render()).resize((300, 200))  # type: ignore[arg-type]
-            frames.append(frame.convert("P", palette=Image.Palette.ADAPTIVE, colors=32))
-        action, _ = model.predict(obs, deterministic=True)
-        obs, _, terminated, truncated, _ = env.step(action)
-        done, n_steps = terminated or truncated, n_steps + 1
+    frames: list[Image.Image] = []
+    total, seed = 0.0, 0
+    while total < SOLVED_AT:
+        obs, _ = env.reset(seed=seed)
+        frames, total, done, n_steps = [], 0.0, False, 0
+        while not done:
+            if n_steps % FRAME_EVERY == 0:
+                frame = Image.fromarray(env.render()).resize((300, 200))  # type: ignore[arg-type]
+                frames.append(frame.convert("P", palette=Image.Palette.ADAPTIVE, colors=32))
+            action, _ = model.predict(statistics.normalize_obs(obs), deterministic=True)
+            obs, reward, terminated, truncated, _ = env.step(action)
+            total, n_steps, done = total + float(reward), n_steps + 1, terminated or truncated
+        print(f"episode {seed}: return {total:.0f}")
+        seed += 1
     env.close()
     frames[0].save(path, save_all=True, append_images=frames[1:], duration=1000 / FRAMES_PER_SECOND, loop=0)
 

@@ -89,7 +89,7 @@ class FitPredict(Protocol):
             double precision, ``.float()`` to regress on observations
         """
 
-    def predict(self, batch: RolloutBatch) -> th.Tensor:
+    def predict(self, batch: RolloutBatch) -> th.Tensor | float:
         """Baseline of each step.
 
         :param batch: the rollout
