@@ -25,6 +25,7 @@ COMMANDS: Final = {
     ),
     "plot": _Command("draw learning curves with confidence bands", "sb3_pg.reporting.plots", "main"),
     "report": _Command("scores, curves and comparisons of several algorithms", "sb3_pg.reporting.report", "main"),
+    "watch": _Command("follow running trainings on a local page (TensorBoard)", "sb3_pg.reporting.watch", "main"),
     "demo": _Command("learn CartPole-v1 in under a minute", "sb3_pg.demo", "main"),
 }
 

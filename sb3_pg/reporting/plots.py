@@ -22,17 +22,22 @@ from sb3_pg.reporting.curves import (
     read_evaluations,
     read_training,
 )
+from sb3_pg.reporting.logged import read_logged
 
 Source = Literal["evaluation", "training"]
+#: What a figure shows: returns of episodes, or metrics from the log.
+Content = Source | Literal["log"]
 FEWEST_EVALUATIONS: Final = 10
 """If a run has fewer evaluations, training episodes are drawn, unless ``--source`` is given."""
 
-_X_LABELS: Final[dict[tuple[Source, Axis], str]] = {
+_X_LABELS: Final[dict[tuple[Content, Axis], str]] = {
+    ("log", "steps"): "Training time [env steps]",
     ("evaluation", "steps"): "Training time [env steps]",
     ("training", "steps"): "Training time [env steps in finished episodes]",
     ("training", "time"): "Training time [s]",
 }
-_Y_LABELS: Final[dict[Source, str]] = {
+_Y_LABELS: Final[dict[Content, str]] = {
+    "log": "",
     "evaluation": "Evaluation return [reward per episode]",
     "training": "Training return [reward per episode]",
 }
@@ -45,7 +50,7 @@ def styles(labels: Iterable[str]) -> dict[str, tuple[str, str]]:
 
 def draw(
     curves: Sequence[Curve],
-    source: Source = "evaluation",
+    source: Content = "evaluation",
     axis: Axis = "steps",
     title: str | None = None,
     labels: Iterable[str] | None = None,
@@ -53,7 +58,7 @@ def draw(
     """Draw curves, one panel for each environment. Save the figure with ``figure.savefig``.
 
     :param curves: at least one
-    :param source: kind of episodes that the returns are from, for the axis label
+    :param source: what is drawn, for the axis label
     :param axis: unit of x
     :param title: title of the figure
     :param labels: labels in the order of their colors; the same labels give figures the same colors (default: the
@@ -103,7 +108,7 @@ def main(arguments: Sequence[str]) -> int:
     parser = _parser()
     args = parser.parse_args(arguments)
     try:
-        source, runs = _read(args)
+        source, runs = _read_metrics(args) if args.metrics else _read(args)
         curves = group(runs)
         _report_short_runs(curves, runs)
         figure = draw(curves, source, args.x_axis, args.title)
@@ -136,11 +141,27 @@ def _parser() -> argparse.ArgumentParser:
     parser.add_argument(
         "--x-axis", choices=get_args(Axis), default="steps", help="env steps or wall-clock seconds (training only)"
     )
+    parser.add_argument(
+        "--metrics",
+        nargs="+",
+        help="draw what the runs have logged instead of returns, such as joint_kl,explained_variance,entropy",
+    )
     parser.add_argument("--window", type=int, default=100, help="training episodes per point (default: %(default)s)")
     return parser
 
 
-def _read(args: argparse.Namespace) -> tuple[Source, list[Run]]:
+def _read_metrics(args: argparse.Namespace) -> tuple[Content, list[Run]]:
+    if args.source or args.x_axis != "steps":
+        raise LogError("--metrics draws what was logged over env steps: it takes neither --source nor --x-axis")
+    names = [name for text in args.metrics for name in text.split(",") if name]
+    return "log", [run for folder, label in _choose(args) for run in read_logged(folder, names, label)]
+
+
+def _choose(args: argparse.Namespace) -> list[tuple[Path, str]]:
+    """Return folder and label of each run that the command line asks for.
+
+    :raises LogError: there are none
+    """
     # A run that several inputs contain counts once.
     found = dict.fromkeys(
         (run.resolve(), label) for root, label in map(split_label, args.inputs) for run in find_runs(root)
@@ -153,6 +174,11 @@ def _read(args: argparse.Namespace) -> tuple[Source, list[Run]]:
     ]
     if not chosen:
         raise LogError(f"no run in {', '.join(args.inputs)} matches --env and --label")
+    return chosen
+
+
+def _read(args: argparse.Namespace) -> tuple[Content, list[Run]]:
+    chosen = _choose(args)
     source: Source = args.source or _default_source(chosen, args.x_axis)
     if (source, args.x_axis) not in _X_LABELS:
         raise LogError("evaluations are logged without wall-clock time: use --source training with --x-axis time")

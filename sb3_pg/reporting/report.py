@@ -17,7 +17,8 @@ from matplotlib.figure import Figure
 from numpy.typing import NDArray
 
 from sb3_pg.extras import extra_hints
-from sb3_pg.reporting.curves import Curve, LogError, group
+from sb3_pg.reporting.curves import Curve, LogError, find_runs, group
+from sb3_pg.reporting.logged import FILE, overview
 from sb3_pg.reporting.plots import draw, split_label, styles
 from sb3_pg.reporting.scores import (
     Improvements,
@@ -184,6 +185,8 @@ def main(arguments: Sequence[str]) -> int:
         results = _read(args)
         with extra_hints():
             written = write_report(results, args.output, args.against)
+        if len(results) == 1:
+            written += write_overview(args.inputs, args.output)
     except ValueError as error:
         parser.error(str(error))
     print("\n".join(map(str, written)))
@@ -228,7 +231,7 @@ def write_report(results: Sequence[Result], folder: Path, peers: Sequence[str] =
         written.append(folder / f"curves_{family.lower().replace(' ', '_')}.png")
         draw(curves, title=family, labels=labels).savefig(written[-1])
     try:
-        profile = matrices(results, profiled(results, peers))
+        profile = matrices(results, profiled(results, peers)) if len(results) > 1 else None
     except LogError as error:
         print(f"no performance profile: {error}", file=sys.stderr)
         profile = None
@@ -236,6 +239,23 @@ def write_report(results: Sequence[Result], folder: Path, peers: Sequence[str] =
         written.append(folder / "summary.png")
         draw_summary(results, profile, better).savefig(written[-1])
     return written
+
+
+def write_overview(inputs: Sequence[str], folder: Path) -> list[Path]:
+    """Draw what the only run of a report has logged: training returns, KL, entropy, explained variance and the like.
+
+    :param inputs: the command line's sources; nothing is drawn for a CSV file
+    :param folder: folder of the figure
+    :return: path of the figure, if it was drawn
+    """
+    roots = [root for root, _ in map(split_label, inputs) if root.is_dir()]
+    runs = [run for root in roots for run in find_runs(root) if (run / FILE).is_file()]
+    curves = group(overview(runs[0])) if len(runs) == 1 else []
+    if not curves:
+        print(f"no overview of the run: it takes a single folder with a {FILE}", file=sys.stderr)
+        return []
+    draw(curves, "log").savefig(folder / "overview.png")
+    return [folder / "overview.png"]
 
 
 def _write_csv(path: Path, header: Sequence[str], lines: Iterable[Sequence[object]]) -> None:

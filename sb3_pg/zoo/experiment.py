@@ -23,7 +23,8 @@ from rl_zoo3.exp_manager import ExperimentManager
 from rl_zoo3.utils import ALGOS, get_class_by_name, get_wrapper_class
 from stable_baselines3.common import utils
 from stable_baselines3.common.base_class import BaseAlgorithm
-from stable_baselines3.common.callbacks import EvalCallback
+from stable_baselines3.common.callbacks import BaseCallback, EvalCallback
+from stable_baselines3.common.logger import CSVOutputFormat
 from stable_baselines3.common.monitor import Monitor
 from stable_baselines3.common.vec_env import DummyVecEnv, VecEnv, VecEnvWrapper, VecFrameStack, is_vecenv_wrapped
 
@@ -32,6 +33,7 @@ from sb3_pg.algorithms import ALGORITHMS
 from sb3_pg.algorithms.off_policy import OffPolicyShell
 from sb3_pg.algorithms.on_policy import OnPolicyPG
 from sb3_pg.envs import GymVectorAdapter, has_native_vector, make_vec_env
+from sb3_pg.reporting.logged import FILE as PROGRESS_FILE
 from sb3_pg.zoo.registry import config_path
 from sb3_pg.zoo.spaces import fit_to_observations
 
@@ -229,7 +231,10 @@ class Experiment(ExperimentManager):
         """Make callbacks as rl_zoo3 does, with an evaluation before the first step."""
         eval_freq, self.eval_freq = self.eval_freq, -1
         super().create_callbacks()  # type: ignore[no-untyped-call]
-        if eval_freq > 0 and not self.optimize_hyperparameters:
+        if self.optimize_hyperparameters:
+            return
+        self.callbacks.append(ProgressFile(Path(self.save_path) / PROGRESS_FILE))
+        if eval_freq > 0:
             self.eval_freq = max(eval_freq // self.n_envs, 1)
             if self.verbose > 0:
                 print("Creating test environment")
@@ -362,6 +367,29 @@ def from_functions(backend: str, env_fns: list[Callable[[], gym.Env[Any, Any]]])
     if limits:
         env_kwargs["max_episode_steps"] = min(limits)
     return make_vec_env(spec.id, len(env_fns), backend, env_kwargs=env_kwargs, monitor_dir=folder)
+
+
+class ProgressFile(BaseCallback):
+    """Writes what is logged into a CSV file too, which ``sb3-pg plot --metrics`` and ``sb3-pg watch`` read.
+
+    :param path: the file
+    """
+
+    def __init__(self, path: Path) -> None:
+        super().__init__()
+        self.path = path
+
+    def _on_training_start(self) -> None:
+        self._format = CSVOutputFormat(str(self.path))
+        self.logger.output_formats.append(self._format)
+
+    def _on_step(self) -> bool:
+        return True
+
+    def _on_training_end(self) -> None:
+        if self._format in self.logger.output_formats:  # an interrupted run ends twice
+            self.logger.output_formats.remove(self._format)
+            self._format.close()
 
 
 class Evaluation(EvalCallback):
