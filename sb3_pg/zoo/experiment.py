@@ -33,7 +33,6 @@ from sb3_pg.algorithms import ALGORITHMS
 from sb3_pg.algorithms.off_policy import OffPolicyShell
 from sb3_pg.algorithms.on_policy import OnPolicyPG
 from sb3_pg.envs import GymVectorAdapter, has_native_vector, make_vec_env
-from sb3_pg.reporting.logged import FILE as PROGRESS_FILE
 from sb3_pg.zoo.registry import config_path
 from sb3_pg.zoo.spaces import fit_to_observations
 
@@ -233,7 +232,7 @@ class Experiment(ExperimentManager):
         super().create_callbacks()  # type: ignore[no-untyped-call]
         if self.optimize_hyperparameters:
             return
-        self.callbacks.append(ProgressFile(Path(self.save_path) / PROGRESS_FILE))
+        self.callbacks.append(ProgressFile(Path(self.save_path) / "progress.csv"))
         if eval_freq > 0:
             self.eval_freq = max(eval_freq // self.n_envs, 1)
             if self.verbose > 0:

@@ -72,9 +72,7 @@ def test_report_on_one_run_draws_what_the_run_has_logged(run: Path, tmp_path: Pa
 
 
 def test_the_page_follows_runs(run: Path, tmp_path: Path) -> None:
-    pytest.importorskip("tensorboard")
-    from tensorboard.backend.event_processing.event_accumulator import EventAccumulator  # noqa: PLC0415
-
+    accumulator = pytest.importorskip("tensorboard.backend.event_processing.event_accumulator")
     follower = Follower(run.parents[1], tmp_path / "events")
     assert follower.update() == 3
     assert follower.update() == 0
@@ -82,7 +80,7 @@ def test_the_page_follows_runs(run: Path, tmp_path: Path) -> None:
         file.write((run / FILE).read_text().splitlines()[-1].replace("300", "400") + "\n")
     assert follower.update() == 1
     follower.close()
-    events = EventAccumulator(str(tmp_path / "events" / "npg" / "CartPole-v1_1"))
+    events = accumulator.EventAccumulator(str(tmp_path / "events" / "npg" / "CartPole-v1_1"))
     events.Reload()
     assert [event.step for event in events.Scalars("train/joint_kl")] == [200, 300, 400]
     assert "custom_scalars__config__" in events.Tags()["tensors"]
