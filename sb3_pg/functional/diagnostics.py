@@ -50,7 +50,10 @@ class GradientDiagnostics(NamedTuple):
 
     @property
     def signal_to_noise(self) -> th.Tensor:
-        r"""|G|^2 / (tr Sigma / n) of the batch gradient, a power ratio; negative where :attr:`squared_norm` is."""
+        r"""Squared signal over noise of the batch gradient; negative where :attr:`squared_norm` is.
+
+        .. math:: |G|^2 / (\operatorname{tr} \Sigma / n)
+        """
         return self.squared_norm / self.batch_variance
 
     @property

@@ -170,16 +170,16 @@ class OffPAC(Algorithm, OffPolicyAlgorithm):
 
     The actor follows one of four gradients of :math:`E_\pi[Q(s, a)] + c_{ent} H(\pi(\cdot|s))` at replayed states:
 
-    ================ ============================================================================ =====================
-    actor_gradient   estimate                                                                     actions, spaces
-    ================ ============================================================================ =====================
-    expected         :math:`\sum_a \nabla \pi(a|s) Q(s, a)`                                        all; Discrete
-    score            :math:`\nabla \log \pi(a_k|s) (Q(s, a_k) - \frac{1}{K-1} \sum_{j \ne k}       the policy's own
-                     Q(s, a_j))`                                                                  (fix 2); all
-    reparameterized  :math:`\nabla_\theta Q(s, a_\theta(s, \epsilon))`, SVG(0)                     the policy's own; Box
-    importance       :math:`\min(\rho, c) \nabla \log \pi(a|s) (Q(s, a) - V(s))`,                   the replayed; all
-                     :math:`\rho = \pi / \mu`
-    ================ ============================================================================ =====================
+    ================ ================================================================== ===============================
+    actor_gradient   estimate                                                           actions, spaces
+    ================ ================================================================== ===============================
+    expected         :math:`\sum_a \nabla \pi(a|s) Q(s, a)`                             all; Discrete
+    score            :math:`\nabla \log \pi(a_k|s) (Q(s, a_k) - \bar Q_k(s))`           the policy's own (fix 2); all
+    reparameterized  :math:`\nabla_\theta Q(s, a_\theta(s, \epsilon))`, SVG(0)          the policy's own; Box
+    importance       :math:`\min(\rho, c) \nabla \log \pi(a|s) (Q(s, a) - V(s))`        the replayed; all
+    ================ ================================================================== ===============================
+
+    Here :math:`\bar Q_k` is the mean of Q over the other K - 1 actions, and :math:`\rho = \pi / \mu`.
 
     Sources: Degris et al. (2012), eq. 4 and 5, for the objective and ``importance``; Heess et al. (2015) for SVG(0);
     the slides' "Off-Policy Actor-Critic" for ``score``. The states are those of the buffer, a broader distribution than
