@@ -14,7 +14,7 @@ STAMP := $(VENV)/.installed
 
 DOCS_STAMP := $(VENV)/.installed-docs
 
-.PHONY: demo test test-all check docs test-pythons test-lowest test-newest clean
+.PHONY: demo test test-all check docs test-wheel test-pythons test-lowest test-newest clean
 
 demo: $(STAMP)
 	$(BIN)/sb3-pg demo
@@ -35,6 +35,10 @@ check: $(STAMP)
 docs: $(DOCS_STAMP)
 	OMP_NUM_THREADS=1 $(BIN)/python -m sphinx -W --keep-going -q -b html docs docs/_build/html
 	@echo "open docs/_build/html/index.html"
+
+# The README's first lines, run with the built wheel in an empty environment.
+test-wheel: $(STAMP)
+	.ci/test-wheel
 
 # On each supported Python that is found; PYTHONS="3.10 3.13" chooses.
 test-pythons:

@@ -50,11 +50,24 @@ def test_blocks_of_the_readme_run_when_pasted(tmp_path: Path) -> None:
     assert (tmp_path / "cartpole.zip").is_file()
 
 
+#: Page -> what stands in for the command line that its block reads.
+COMMAND_LINES = {"rl_zoo3": "--algo reinforce --env CartPole-v1 -n 200 --eval-freq -1"}
+#: Export takes packages that need not be there; tests/test_onnx_export.py does the same.
+NEEDS = {"onnx": ("onnx", "onnxruntime", "onnxscript")}
+
+
 @pytest.mark.slow
-@pytest.mark.parametrize("page", ["start", "internals"])
-def test_blocks_of_a_page_run_when_pasted(page: str, tmp_path: Path) -> None:
-    for block in python_blocks((ROOT / "docs" / f"{page}.md").read_text()):
-        run(block.replace("50_000", "2_000").replace("range(100)", "range(3)"), tmp_path)
+@pytest.mark.parametrize(
+    "page", sorted(path for path in PAGES if python_blocks(path.read_text())), ids=lambda p: p.stem
+)
+def test_blocks_of_a_page_run_when_pasted(page: Path, tmp_path: Path) -> None:
+    """All of them in one session, in their order."""
+    for package in NEEDS.get(page.stem, ()):
+        pytest.importorskip(package)
+    code = "\n".join(python_blocks(page.read_text()))
+    code = re.sub(r"\.learn\(\d\d+_000", ".learn(2_000", code).replace("range(100)", "range(3)")
+    arguments = ["script", *COMMAND_LINES.get(page.stem, "").split()]
+    run(f"import sys\nsys.argv = {arguments}\n{code}", tmp_path)
 
 
 @pytest.mark.slow

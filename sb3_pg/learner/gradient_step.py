@@ -40,7 +40,7 @@ class GradientStep(Step):
     def take(self, learner: Learner, batch: RolloutBatch, inputs: StepInputs) -> Metrics:
         """Take the step."""
         policy, n_episodes, report = learner.policy, batch.n_episodes, learner.report
-        constants = learner.estimator.parameter_constants
+        constants = inputs.constants
         entropy_use: EntropyUse = "gradient" if self.ent_coef > 0 else "none" if report == "nothing" else "value"
         with uncompiled() if report == "step" or constants is not None else nullcontext():
             # the graph is differentiated twice then

@@ -74,7 +74,8 @@ class StepInputs(NamedTuple):
 
     ``actions`` are as the policy's distribution expects them. ``credit`` is w_t A_t, reward units. ``targets`` are the
     critic's; None where its loss is no part of the step. ``parameters`` are all of the policy's. ``trained`` are the
-    parameters to differentiate by, None for all. The gradient of ``untrained`` is dropped.
+    parameters to differentiate by, None for all. The gradient of ``untrained`` is dropped. ``constants`` are the
+    estimator's :attr:`~Estimator.parameter_constants`.
     """
 
     observations: Observations
@@ -84,6 +85,7 @@ class StepInputs(NamedTuple):
     parameters: list[th.nn.Parameter]
     trained: list[th.nn.Parameter] | None
     untrained: list[th.nn.Parameter]
+    constants: th.Tensor | None
 
 
 class Step(ABC):
@@ -371,6 +373,7 @@ class Learner:
             parameters,
             [parameter for parameter in critic_only if parameter.requires_grad] if self.warms_up else None,
             critic_only if self.fits_critic else [],
+            self.estimator.parameter_constants,
         )
 
     def fit_critic(self, batch: RolloutBatch) -> Metrics:
