@@ -56,6 +56,12 @@ unflatten: Callable[..., Any] = _unflatten_dense_tensors
 scale_all: Callable[..., Any] = th._foreach_mul_
 
 
+def version_of(tensor: th.Tensor) -> int:
+    """How often a tensor was changed in place."""
+    # Tensor._version: without it a graph cannot be kept from collecting to updating (policies/kept_scores.py).
+    return tensor._version
+
+
 #: Name of the attribute that says whether torch's distributions check their arguments. Without it the user's own
 #: ``set_default_validate_args`` cannot be put back.
 VALIDATE_ARGS = "_validate_args"

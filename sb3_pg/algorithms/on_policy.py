@@ -259,6 +259,7 @@ class OnPolicyPG(Algorithm, OnPolicyAlgorithm):
                     with_values=learner.estimator.requires_critic,
                     bootstrap_truncated=bootstraps_truncated(self),
                     value_scale=learner.value_scale,
+                    keep_graph=learner.reuses_scores,
                 )
             if batch is None:
                 return False

@@ -4,6 +4,7 @@ import math
 from collections.abc import Mapping
 from contextlib import nullcontext
 from dataclasses import dataclass
+from typing import ClassVar
 
 import torch as th
 from stable_baselines3.common.policies import ActorCriticPolicy
@@ -13,7 +14,7 @@ from sb3_pg.functional import policy_gradient_loss, reduce_actor, value_loss
 from sb3_pg.learner.learner import Learner, Step, StepInputs
 from sb3_pg.learner.metrics import Metrics, describe_policy, measure_step
 from sb3_pg.learner.rollback import nonfinite_gradient
-from sb3_pg.policies import EntropyUse, score_actions, uncompiled
+from sb3_pg.policies import ActionScores, score_actions, uncompiled
 from sb3_pg.rollout import RolloutBatch
 
 
@@ -36,16 +37,17 @@ class GradientStep(Step):
     ent_coef: float = 0.0
     vf_coef: float = 0.5
     max_grad_norm: float | None = 0.5
+    reuses_scores: ClassVar[bool] = True
 
     def take(self, learner: Learner, batch: RolloutBatch, inputs: StepInputs) -> Metrics:
         """Take the step."""
         policy, n_episodes, report = learner.policy, batch.n_episodes, learner.report
         constants = inputs.constants
-        entropy_use: EntropyUse = "gradient" if self.ent_coef > 0 else "none" if report == "nothing" else "value"
-        with uncompiled() if report == "step" or constants is not None else nullcontext():
-            # the graph is differentiated twice then
-            scores = score_actions(policy, inputs.observations, inputs.actions, inputs.targets is not None, entropy_use)
-        log_prob, entropy = scores.log_prob, scores.entropy
+        scores = self._scores(policy, batch, inputs, differentiated_twice=report == "step" or constants is not None)
+        log_prob, entropy = scores.log_prob, None
+        if self.ent_coef > 0 or report != "nothing":
+            with th.set_grad_enabled(self.ent_coef > 0):
+                entropy = scores.entropy()
         policy_loss = loss = policy_gradient_loss(log_prob, inputs.credit.to(log_prob.dtype), n_episodes=n_episodes)
         metrics: Metrics = {"policy_loss": policy_loss}
         if self.ent_coef > 0:
@@ -71,6 +73,17 @@ class GradientStep(Step):
             raise nonfinite_gradient(policy, batch)
         policy.optimizer.step()
         return metrics | {"grad_norm": norm}
+
+    def _scores(
+        self, policy: ActorCriticPolicy, batch: RolloutBatch, inputs: StepInputs, differentiated_twice: bool
+    ) -> ActionScores:
+        """Return the scores that the batch has kept, if the policy is still the same, or compute them."""
+        with_values = inputs.targets is not None
+        kept, batch.kept_scores = batch.kept_scores, None
+        if kept is not None and (scores := kept.of(policy, with_values)) is not None:
+            return scores
+        with uncompiled() if differentiated_twice else nullcontext():
+            return score_actions(policy, inputs.observations, inputs.actions, with_values)
 
     def measure(self, learner: Learner, batch: RolloutBatch, inputs: StepInputs) -> Metrics:
         """Compare the policy with the one before the step."""

@@ -16,7 +16,6 @@ from sb3_pg.learner.metrics import Metrics, describe_policy
 from sb3_pg.learner.rollback import nonfinite_gradient, require_finite_parameters
 from sb3_pg.learner.trust_region import SurrogateObjective, require_torch_distributions
 from sb3_pg.policies import (
-    EntropyUse,
     action_distribution,
     evaluation_mode,
     score_actions,
@@ -134,9 +133,8 @@ class KLPenaltyStep(Step):
     ) -> dict[str, th.Tensor]:
         """One step of gradient ascent."""
         observations, with_values = inputs.observations, inputs.targets is not None
-        entropy_use: EntropyUse = "gradient" if self.ent_coef > 0 else "none"
-        scores = score_actions(policy, observations, inputs.actions, with_values, entropy_use)
-        log_prob, entropy = scores.log_prob, scores.entropy
+        scores = score_actions(policy, observations, inputs.actions, with_values)
+        log_prob = scores.log_prob
         ratio = (log_prob - old_log_prob).exp()
         if scores.distribution is None:  # a policy with methods of its own
             new = require_torch_distributions(policy, action_distribution(policy, observations))
@@ -146,6 +144,7 @@ class KLPenaltyStep(Step):
         policy_loss = loss = self.kl_coef * kl - (ratio * inputs.credit).mean()
         metrics = {"kl": kl, "policy_loss": policy_loss}
         if self.ent_coef > 0:
+            entropy = scores.entropy()
             loss = loss - self.ent_coef * (ratio - 1 - ratio * log_prob if entropy is None else entropy).mean()
         if scores.values is not None and inputs.targets is not None:
             metrics["value_loss"] = value_loss(scores.values, inputs.targets)

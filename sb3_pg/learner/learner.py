@@ -93,6 +93,8 @@ class Step(ABC):
 
     #: whether a smaller gradient makes a smaller step; otherwise a gradient of rounding errors would make a full one
     length_follows_gradient: ClassVar[bool] = True
+    #: whether the step begins with the scores of the policy that collected the batch, see ``batch.kept_scores``
+    reuses_scores: ClassVar[bool] = False
 
     @abstractmethod
     def take(self, learner: "Learner", batch: RolloutBatch, inputs: StepInputs) -> Metrics:
@@ -253,6 +255,11 @@ class Learner:
     def critic_in_step(self) -> bool:
         """Whether the critic's loss is part of the actor's."""
         return self.estimator.requires_critic and (not self.critic.own_steps or self.shares_features)
+
+    @property
+    def reuses_scores(self) -> bool:
+        """Whether the actor's step can use scores from before the update."""
+        return self.step.reuses_scores and not self.warms_up and not (self.fits_critic and self.critic.before_actor)
 
     @property
     def warms_up(self) -> bool:

@@ -24,6 +24,7 @@ from sb3_pg.policies.behavior import (
     uniform_behavior,
 )
 from sb3_pg.policies.functional_policy import functional_log_prob
+from sb3_pg.policies.kept_scores import KeptScores, score_and_keep
 from sb3_pg.policies.mlp_fast_path import value_function
 from sb3_pg.policies.observations import Observations, example_observation, map_observations, split_observations
 from sb3_pg.policies.parameter_sets import ParameterSets, parameter_sets_of, reachable_parameters
@@ -46,8 +47,8 @@ from sb3_pg.policies.policy_cache import (
 from sb3_pg.policies.samplers import ForwardSampler, Sampler, make_sampler
 from sb3_pg.policies.score_actions import (
     CHUNK_SIZE,
+    ActionScores,
     Distributions,
-    EntropyUse,
     action_distribution,
     policy_actions,
     predict_values,
@@ -59,12 +60,13 @@ from sb3_pg.policies.score_actions import (
 __all__ = [
     "CHUNK_SIZE",
     "ActingCopy",
+    "ActionScores",
     "Behavior",
     "BehaviorPolicy",
     "BehaviorSampler",
     "Distributions",
-    "EntropyUse",
     "ForwardSampler",
+    "KeptScores",
     "Observations",
     "ParameterSets",
     "PolicyBehavior",
@@ -96,6 +98,7 @@ __all__ = [
     "require_choices",
     "scaled",
     "score_actions",
+    "score_and_keep",
     "score_in_chunks",
     "set_training_mode",
     "split_observations",

@@ -34,6 +34,10 @@ class MlpFastPath:
         self._arrays: tuple[list[int], list[NumpyLayer] | None] = [], None
         self._latent_pi, self._action_net = _bare(extractor.policy_net), _bare([policy.action_net])
         self._values = [*_bare(extractor.value_net), *_bare([policy.value_net])]
+        #: whether the layers compute the same in training and in evaluation mode
+        self.same_in_both_modes = {nn.Linear, *_FUNCTIONS} >= {
+            type(module) for module in (*extractor.policy_net, *extractor.value_net)
+        }
 
     def features(self, observations: Observations) -> th.Tensor:
         """Return the input of the first layer, ``(n_samples, n_features)``. Discrete observations are one-hot."""

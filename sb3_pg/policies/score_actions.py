@@ -2,7 +2,7 @@
 
 from collections.abc import Callable
 from functools import partial
-from typing import Any, Literal, NamedTuple
+from typing import Any, NamedTuple
 
 import torch as th
 from gymnasium import spaces
@@ -20,7 +20,6 @@ from sb3_pg.policies.policy_cache import OwnMethods, action_dist_kept, own_metho
 CHUNK_SIZE = 4096
 
 #: Whether entropies are differentiated, computed without gradient, or left out.
-EntropyUse = Literal["gradient", "value", "none"]
 #: One torch distribution, or one per action dimension. torch computes the divergences of these.
 Distributions = Distribution | list[Distribution]
 
@@ -37,7 +36,7 @@ class ActionScores(NamedTuple):
     """
 
     log_prob: th.Tensor
-    entropy: th.Tensor | None
+    entropy: Callable[[], th.Tensor | None]
     values: th.Tensor | None
     distribution: Any
     other_values: th.Tensor | None = None
@@ -96,16 +95,14 @@ def score_actions(
     observations: Observations,
     actions: th.Tensor,
     with_values: bool,
-    entropy: EntropyUse = "gradient",
     other_observations: Observations | None = None,
 ) -> ActionScores:
-    """Compute log-probs, entropies and, if asked for, values, with gradient.
+    """Compute log-probs and, if asked for, values, with gradient.
 
     :param policy: the policy
     :param observations: one row per sample
     :param actions: from :func:`policy_actions`
     :param with_values: whether to compute values
-    :param entropy: "gradient" to differentiate it, "value" to compute it without gradient, "none" to leave it out
     :param other_observations: more observations to value, without gradient; they are valued only if that takes no
         second forward
     """
@@ -114,12 +111,12 @@ def score_actions(
     with th.enable_grad():
         if layers is not None:
             others = None if own.values else other_observations
-            return _score_by_layers(policy, layers, own, observations, actions, with_values, entropy, others)
+            return _score_by_layers(policy, layers, own, observations, actions, with_values, others)
         if with_values or own.forward or own.cache.calls_matter:
             # evaluate_actions extracts shared features once for actor and critic.
             scores = _score_by_evaluate_actions(policy, own, observations, actions)
             return scores if with_values else scores._replace(values=None)
-        return _score_by_distribution(policy, policy.get_distribution, observations, actions, entropy)
+        return _score_by_distribution(policy, policy.get_distribution, observations, actions)
 
 
 def score_in_chunks(
@@ -166,7 +163,7 @@ def score_in_chunks(
         other_values = chunks[0].other_values.clone()
     elif other_observations is not None:
         other_values = predict_values(policy, other_observations)
-    return ActionScores(log_prob, None, values, [chunk.distribution for chunk in chunks], other_values)
+    return ActionScores(log_prob, lambda: None, values, [chunk.distribution for chunk in chunks], other_values)
 
 
 def _score_by_evaluate_actions(
@@ -175,7 +172,7 @@ def _score_by_evaluate_actions(
     with action_dist_kept(policy):
         values, log_prob, entropies = policy.evaluate_actions(observations, actions)
         distribution = None if own.forward else _held(policy.action_dist)
-    return ActionScores(log_prob, entropies, values.flatten(), distribution)
+    return ActionScores(log_prob, lambda: entropies, values.flatten(), distribution)
 
 
 def _score_by_distribution(
@@ -183,12 +180,11 @@ def _score_by_distribution(
     make: Callable[[Any], SB3Distribution],
     inputs: Any,
     actions: th.Tensor,
-    entropy: EntropyUse = "none",
 ) -> ActionScores:
     with action_dist_kept(policy):
         distribution = make(inputs)
         log_prob = distribution.log_prob(actions)
-        return ActionScores(log_prob, _entropy(distribution.entropy, entropy), None, _held(distribution))
+        return ActionScores(log_prob, distribution.entropy, None, _held(distribution))
 
 
 def _score_by_layers(
@@ -198,17 +194,16 @@ def _score_by_layers(
     observations: Observations,
     actions: th.Tensor,
     with_values: bool,
-    entropy: EntropyUse = "none",
     others: Observations | None = None,
 ) -> ActionScores:
     features = layers.features(observations)
     if type(policy.action_dist) is CategoricalDistribution and not own.head:
         log_probs = layers.action_outputs(features).log_softmax(1)
         log_prob = log_probs.gather(1, actions.unsqueeze(1)).squeeze(1)
-        entropies = _entropy(partial(_categorical_entropy, log_probs), entropy)
-        scores = ActionScores(log_prob, entropies, None, partial(Categorical, logits=log_probs, validate_args=False))
+        entropy = partial(_categorical_entropy, log_probs)
+        scores = ActionScores(log_prob, entropy, None, partial(Categorical, logits=log_probs, validate_args=False))
     else:
-        scores = _score_by_distribution(policy, partial(_by_head, policy, layers), features, actions, entropy)
+        scores = _score_by_distribution(policy, partial(_by_head, policy, layers), features, actions)
     if not with_values:
         return scores
     if others is None:
@@ -216,15 +211,6 @@ def _score_by_layers(
     rows = th.cat((features, layers.features(others)))
     values, other_values = layers.values(rows).split((len(features), len(rows) - len(features)))
     return scores._replace(values=values, other_values=other_values.detach())
-
-
-def _entropy(compute: Callable[[], th.Tensor | None], use: EntropyUse) -> th.Tensor | None:
-    if use == "none":
-        return None
-    if use == "gradient":
-        return compute()
-    with th.no_grad():
-        return compute()
 
 
 def _held(distribution: Any) -> Callable[[], Distributions] | None:

@@ -7,7 +7,7 @@ from typing import Any
 import torch as th
 
 from sb3_pg.functional.returns import episode_starts
-from sb3_pg.policies import Observations
+from sb3_pg.policies import KeptScores, Observations
 
 
 @dataclass
@@ -32,6 +32,7 @@ class RolloutBatch:
     :param returns: what the critic or baseline is fitted to, reward units, once estimated
     :param distributions: per chunk of valid steps, a function that returns the action distributions, or None if they
         are not known
+    :param kept_scores: scores of the valid steps with their graph, for an update that follows at once; None if unknown
     """
 
     observations: Observations
@@ -51,6 +52,7 @@ class RolloutBatch:
     advantages: th.Tensor | None = None
     returns: th.Tensor | None = None
     distributions: list[Any] | None = None
+    kept_scores: KeptScores | None = None
 
     @cached_property
     def ends(self) -> th.Tensor:

@@ -154,6 +154,7 @@ class Collector:
         with_values: bool = True,
         bootstrap_truncated: bool = True,
         value_scale: float = 1.0,
+        keep_graph: bool = False,
     ) -> RolloutBatch | None:
         """Collect one rollout and score it: :meth:`fill`, then :func:`~sb3_pg.rollout.make_batch`.
 
@@ -167,6 +168,7 @@ class Collector:
         :param with_values: whether to compute values
         :param bootstrap_truncated: whether to value the last states of truncated episodes
         :param value_scale: what the critic's values are multiplied by to give reward units
+        :param keep_graph: whether to set ``batch.kept_scores``, which saves an update that follows at once a forward
         :return: the batch, or None if the listener stopped the rollout
         :raises ValueError: both or neither of ``n_steps`` and ``episodes_per_env``
         :raises EndlessEpisodeError: an episode exceeds the limit
@@ -189,6 +191,7 @@ class Collector:
             bootstrap_truncated=bootstrap_truncated,
             n_episodes=None if episodes_per_env is None else episodes_per_env * n_envs,
             value_scale=value_scale,
+            keep_graph=keep_graph,
         )
 
     def fill(

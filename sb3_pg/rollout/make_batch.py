@@ -16,6 +16,7 @@ from sb3_pg.policies import (
     map_observations,
     policy_actions,
     predict_values,
+    score_and_keep,
     score_in_chunks,
 )
 from sb3_pg.rollout.batch import RolloutBatch
@@ -31,6 +32,7 @@ def make_batch(
     bootstrap_truncated: bool,
     n_episodes: int | None,
     value_scale: float = 1.0,
+    keep_graph: bool = False,
 ) -> RolloutBatch:
     """Return a finished buffer as tensors, with the log-probs and values of the policy that filled it.
 
@@ -43,6 +45,7 @@ def make_batch(
     :param bootstrap_truncated: whether to value the last states of truncated episodes
     :param n_episodes: number of complete episodes, or None
     :param value_scale: what the critic's values are multiplied by to give reward units
+    :param keep_graph: whether to set ``batch.kept_scores``, where that is possible
     """
     batch = _env_steps(buffer)
     batch.n_episodes = n_episodes
@@ -53,7 +56,9 @@ def make_batch(
         if with_values:
             _fill_values(policy, batch, batch.select(_kept(sampler.values, buffer)), value_scale)
     else:
-        batch.log_probs = score_batch(policy, batch, with_values=with_values, value_scale=value_scale)
+        batch.log_probs = score_batch(
+            policy, batch, with_values=with_values, value_scale=value_scale, keep_graph=keep_graph
+        )
     buffer.log_probs = batch.log_probs.cpu().numpy()
     if batch.bootstrap is not None and buffer.truncated.any():
         buffer.terminal_values = batch.bootstrap.where(batch.truncated, 0.0).float().cpu().numpy()
@@ -83,7 +88,12 @@ def _kept(numbers: list[th.Tensor], buffer: TrajectoryRolloutBuffer) -> th.Tenso
 
 
 def score_batch(
-    policy: ActorCriticPolicy, batch: RolloutBatch, *, with_values: bool, value_scale: float = 1.0
+    policy: ActorCriticPolicy,
+    batch: RolloutBatch,
+    *,
+    with_values: bool,
+    value_scale: float = 1.0,
+    keep_graph: bool = False,
 ) -> th.Tensor:
     """Return the log-probs of a batch's actions under a policy, and set ``batch.distributions``.
 
@@ -93,11 +103,14 @@ def score_batch(
     :param batch: the rollout
     :param with_values: whether to set ``values`` and ``bootstrap``
     :param value_scale: what the critic's values are multiplied by to give reward units
+    :param keep_graph: whether to set ``batch.kept_scores``, where that is possible
     :return: log pi(a_t|s_t), nats, ``(n_steps, n_envs)``, 0 in the padding
     """
     actions = policy_actions(batch.select(batch.actions), policy.action_space)
     others = batch.bootstrap_observations[0] if with_values and batch.bootstrap_observations is not None else None
-    scores = score_in_chunks(policy, batch.flat_observations, actions, with_values, others)
+    inputs = policy, batch.flat_observations, actions, with_values, others
+    batch.kept_scores = score_and_keep(*inputs) if keep_graph else None
+    scores = score_in_chunks(*inputs) if batch.kept_scores is None else batch.kept_scores.detached()
     batch.distributions = scores.distribution
     if scores.values is not None:
         _fill_values(policy, batch, scores.values, value_scale, scores.other_values)

@@ -58,7 +58,7 @@ def test_chunks_give_what_the_policy_gives(
     _, log_prob, _ = policy.evaluate_actions(observations, actions)
     assert th.allclose(scores.log_prob, log_prob, atol=1e-5)
     assert not scores.log_prob.requires_grad
-    assert scores.entropy is None
+    assert scores.entropy() is None
     assert len(scores.distribution) == (3 if chunk_size == 4 else 1)
     assert all((make is OwnScores) == (distribution is None) for distribution in scores.distribution)
     if with_values:
