@@ -6,6 +6,7 @@ here: ``import sb3_pg`` does without it.
 """
 
 from collections.abc import Callable, Iterable
+from operator import attrgetter
 from typing import Any
 
 import torch as th
@@ -56,10 +57,9 @@ unflatten: Callable[..., Any] = _unflatten_dense_tensors
 scale_all: Callable[..., Any] = th._foreach_mul_
 
 
-def version_of(tensor: th.Tensor) -> int:
-    """How often a tensor was changed in place."""
-    # Tensor._version: without it a graph cannot be kept from collecting to updating (policies/kept_scores.py).
-    return tensor._version
+#: How often a tensor was changed in place. Without it a graph cannot be kept from collecting to updating, see
+#: sb3_pg/policies/kept_scores.py.
+version_of: Callable[[th.Tensor], Any] = attrgetter("_version")
 
 
 #: Name of the attribute that says whether torch's distributions check their arguments. Without it the user's own
