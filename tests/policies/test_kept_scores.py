@@ -5,33 +5,19 @@ from typing import Any
 
 import pytest
 import torch as th
-from stable_baselines3.common.callbacks import BaseCallback
 from stable_baselines3.common.distributions import CategoricalDistribution
 
 from sb3_pg import ActorCritic, Reinforce, policies
 from sb3_pg.policies import kept_scores
+from tests.algorithms.steps import AtRolloutEnd
 from tests.helpers import parameters
 
 pytestmark = pytest.mark.usefixtures("one_thread")
 
 
-class AtTheEnd(BaseCallback):
-    """Does something to the model between collecting and updating."""
-
-    def __init__(self, action: Callable[[Any], object]) -> None:
-        super().__init__()
-        self.action = action
-
-    def _on_step(self) -> bool:
-        return True
-
-    def _on_rollout_end(self) -> None:
-        self.action(self.model)
-
-
 def train(cls: Any, env: str, action: Callable[[Any], object] = lambda _: None, **kwargs: Any) -> Any:
     model = cls("MlpPolicy", env, n_steps=16, seed=0, device="cpu", **kwargs)
-    return model.learn(80, callback=AtTheEnd(action), log_interval=2)
+    return model.learn(80, callback=AtRolloutEnd(action), log_interval=2)
 
 
 @pytest.fixture
