@@ -57,8 +57,8 @@ unflatten: Callable[..., Any] = _unflatten_dense_tensors
 scale_all: Callable[..., Any] = th._foreach_mul_
 
 
-#: How often a tensor was changed in place. Without it a graph cannot be kept from collecting to updating, see
-#: sb3_pg/policies/kept_scores.py.
+#: How often a tensor was changed in place. Without it training fails with an error of autograd where a callback writes
+#: the parameters' own values into them, see sb3_pg/policies/kept_scores.py.
 version_of: Callable[[th.Tensor], Any] = attrgetter("_version")
 
 

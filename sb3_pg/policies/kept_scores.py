@@ -11,7 +11,7 @@ from stable_baselines3.common.policies import ActorCriticPolicy
 from sb3_pg import compat
 from sb3_pg.policies.mlp_fast_path import mlp_fast_path
 from sb3_pg.policies.observations import Observations
-from sb3_pg.policies.policy_cache import own_methods
+from sb3_pg.policies.policy_cache import own_methods, policy_cache
 from sb3_pg.policies.score_actions import CHUNK_SIZE, ActionScores, score_actions
 
 
@@ -24,6 +24,7 @@ class KeptScores:
 
     def __init__(self, policy: ActorCriticPolicy, scores: ActionScores) -> None:
         self._scores, self._policy_then = scores, _identity(policy)
+        self._parameters_then = policy_cache(policy).snapshot()
 
     def detached(self) -> ActionScores:
         """Return the scores without gradient, in the form of :func:`score_in_chunks`."""
@@ -38,7 +39,9 @@ class KeptScores:
         :param with_values: whether values are needed
         """
         complete = self._scores.values is not None or not with_values
-        return self._scores if complete and _identity(policy) == self._policy_then else None
+        same = complete and _identity(policy) == self._policy_then
+        same = same and policy_cache(policy).snapshot().has_values_of(self._parameters_then)
+        return self._scores if same else None
 
 
 def score_and_keep(
@@ -59,13 +62,11 @@ def score_and_keep(
 
 
 def _identity(policy: ActorCriticPolicy) -> Any:
-    """Return what differs once parameters, layers, distribution or methods have changed; None if none can be kept."""
+    """Return what differs once layers, distribution or methods have changed; None if no graph can be kept."""
     own = own_methods(policy)
     layers = None if own.forward or own.head or own.values else mlp_fast_path(policy, own.cache)
     if layers is None or not layers.same_in_both_modes:
         return None
-    return (
-        layers,
-        policy.action_dist,
-        [(p.data_ptr(), compat.version_of(p), p.requires_grad) for p in own.cache.parameters],
-    )
+    # Autograd refuses a graph whose parameters were written to. Writes through ``.data`` escape it: hence the snapshot.
+    parameters = own.cache.parameters
+    return layers, policy.action_dist, [(compat.version_of(p), p.requires_grad) for p in parameters]

@@ -126,6 +126,10 @@ class Snapshot:
             for tensor, value in self.values().items():
                 tensor.copy_(value)
 
+    def has_values_of(self, other: "Snapshot") -> bool:
+        """Whether the parameters have the same values as in another snapshot of them."""
+        return all(th.equal(mine, theirs) for (_, mine), (_, theirs) in zip(self._flat, other._flat, strict=True))
+
     def is_finite(self) -> bool:
         """Whether all copied parameters are finite. It is False, too, if their sum overflows."""
         return all(math.isfinite(flat.sum()) for _, flat in self._flat)

@@ -65,6 +65,14 @@ def replace_data(model: Any) -> None:
     model.policy.action_net.weight.data = 2 * model.policy.action_net.weight.data
 
 
+def double_behind_autograd(model: Any) -> None:
+    model.policy.action_net.weight.data.mul_(2.0)
+
+
+def write_the_same_values(model: Any) -> None:
+    model.set_parameters(model.get_parameters())
+
+
 def freeze_the_bias(model: Any) -> None:
     model.policy.action_net.bias.requires_grad_(False)
 
@@ -82,7 +90,18 @@ def hook(model: Any) -> None:
     model.policy.action_net.register_forward_hook(lambda *_: None)
 
 
-@pytest.mark.parametrize("change", [double_the_actor, replace_data, freeze_the_bias, new_distribution, hook])
+@pytest.mark.parametrize(
+    "change",
+    [
+        double_the_actor,
+        double_behind_autograd,
+        replace_data,
+        write_the_same_values,
+        freeze_the_bias,
+        new_distribution,
+        hook,
+    ],
+)
 def test_a_policy_that_was_changed_after_the_rollout_is_scored_anew(
     change: Callable[[Any], None], monkeypatch: pytest.MonkeyPatch
 ) -> None:
