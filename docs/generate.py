@@ -19,6 +19,7 @@ import tables
 from bench_io import read_csv
 
 from sb3_pg.algorithms import ALGORITHMS
+from sb3_pg.algorithms.validation import split_doc
 from sb3_pg.reporting.plots import draw
 from sb3_pg.reporting.report import learning_curves
 from sb3_pg.reporting.scores import read_results
@@ -58,7 +59,7 @@ def algorithm_page(name: str) -> str:
     :raises ValueError: the text has not the sections that the template asks for
     """
     cls = ALGORITHMS[name]
-    before, arguments, _ = split_docstring(inspect.getdoc(cls) or "")
+    before, arguments, _ = split_doc(inspect.getdoc(cls) or "")
     text = sections((PAGES / "texts" / f"{name}.md").read_text())
     template = (PAGES / "template.md").read_text()
     parts = {
@@ -85,27 +86,6 @@ def sections(text: str) -> dict[str, str]:
     return {"intro": intro.strip(), **{heading.strip().lower(): body.strip() for heading, body in parts}}
 
 
-def split_docstring(doc: str) -> tuple[list[str], dict[str, str], list[str]]:
-    """Lines before the ``:param`` fields, text by argument, and the lines after the fields."""
-    before: list[str] = []
-    texts: dict[str, str] = {}
-    after: list[str] = []
-    name = None
-    for line in doc.splitlines():
-        field = re.match(r":(param|raises) ([\w -]+): ?(.*)", line)
-        if field:
-            name = field[2] if field[1] == "param" else ""
-            texts[name] = field[3]
-        elif name is not None and line.startswith("    "):
-            texts[name] += " " + line.strip()
-        elif name is None:
-            before.append(line)
-        else:
-            after.append(line)
-    texts.pop("", None)
-    return before, texts, after
-
-
 def argument_table(cls: type, texts: Mapping[str, str]) -> str:
     """A reStructuredText table of a class's arguments: name, default, meaning."""
     lines = [".. list-table::", "   :header-rows: 1", "   :widths: 22 18 60", ""]
@@ -114,7 +94,9 @@ def argument_table(cls: type, texts: Mapping[str, str]) -> str:
         if parameter.name.startswith("_") or parameter.kind is parameter.VAR_KEYWORD:
             continue
         default = "" if parameter.default is parameter.empty else f"``{parameter.default!r}``"
-        lines += [f"   * - ``{parameter.name}``", f"     - {default}", f"     - {texts[parameter.name]}"]
+        # ":param name: text" over several lines
+        meaning = " ".join(texts[parameter.name].partition(": ")[2].split())
+        lines += [f"   * - ``{parameter.name}``", f"     - {default}", f"     - {meaning}"]
     return "\n".join(lines)
 
 

@@ -310,7 +310,7 @@ def given(names: Mapping[str, Any]) -> dict[str, Any]:
 # -------------------------------------------------------------------- tables of arguments
 
 
-def _split_doc(doc: str) -> tuple[list[str], dict[str, str], list[str]]:
+def split_doc(doc: str) -> tuple[list[str], dict[str, str], list[str]]:
     """Return the lines before the arguments, the ``:param`` blocks by name, and the lines after them."""
     lines = doc.split("\n")
     first = next((i for i, line in enumerate(lines) if line.startswith((":param ", ":raises "))), len(lines))
@@ -350,7 +350,7 @@ class Group:
     refused: Mapping[str, tuple[Any, str]] = field(default_factory=dict)
 
     def __post_init__(self) -> None:
-        self.texts = _split_doc(inspect.cleandoc(self.doc))[1]
+        self.texts = split_doc(inspect.cleandoc(self.doc))[1]
 
 
 #: Arguments that every constructor lists in its signature.
@@ -431,7 +431,7 @@ def documented(cls: ClassT) -> ClassT:
                 keyword = inspect.Parameter.KEYWORD_ONLY
                 parameters[name] = inspect.Parameter(name, keyword, default=default, annotation=types[name])
     init.__signature__ = signature.replace(parameters=list(parameters.values()))
-    before, own_lines, after = _split_doc(inspect.cleandoc(cls.__doc__ or ""))
+    before, own_lines, after = split_doc(inspect.cleandoc(cls.__doc__ or ""))
     texts = {name: text for group in groups for name, text in group.texts.items()} | own_lines
     cls.__doc__ = "\n".join([*before, *(texts[name] for name in parameters if name in texts), *after])
     return cls

@@ -43,7 +43,7 @@ class GradientStep(Step):
         """Take the step."""
         policy, n_episodes, report = learner.policy, batch.n_episodes, learner.report
         constants = inputs.constants
-        scores = self._scores(policy, batch, inputs, differentiated_twice=report == "step" or constants is not None)
+        scores = self._scores(learner, batch, inputs, differentiated_twice=report == "step" or constants is not None)
         log_prob, entropy = scores.log_prob, None
         if self.ent_coef > 0 or report != "nothing":
             with th.set_grad_enabled(self.ent_coef > 0):
@@ -75,13 +75,15 @@ class GradientStep(Step):
         return metrics | {"grad_norm": norm}
 
     def _scores(
-        self, policy: ActorCriticPolicy, batch: RolloutBatch, inputs: StepInputs, differentiated_twice: bool
+        self, learner: Learner, batch: RolloutBatch, inputs: StepInputs, differentiated_twice: bool
     ) -> ActionScores:
         """Return the scores that the batch has kept, if the policy is still the same, or compute them."""
-        with_values = inputs.targets is not None
+        policy, with_values = learner.policy, inputs.targets is not None
         kept, batch.kept_scores = batch.kept_scores, None
-        if kept is not None and (scores := kept.of(policy, with_values)) is not None:
-            return scores
+        if kept is not None and learner.before is not None:
+            scores = kept.of(policy, learner.before, with_values)
+            if scores is not None:
+                return scores
         with uncompiled() if differentiated_twice else nullcontext():
             return score_actions(policy, inputs.observations, inputs.actions, with_values)
 

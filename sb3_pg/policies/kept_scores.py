@@ -11,20 +11,20 @@ from stable_baselines3.common.policies import ActorCriticPolicy
 from sb3_pg import compat
 from sb3_pg.policies.mlp_fast_path import mlp_fast_path
 from sb3_pg.policies.observations import Observations
-from sb3_pg.policies.policy_cache import own_methods, policy_cache
+from sb3_pg.policies.policy_cache import Snapshot, own_methods, policy_cache
 from sb3_pg.policies.score_actions import CHUNK_SIZE, ActionScores, score_actions
 
 
 class KeptScores:
     """Scores with gradient, valid as long as the policy stays as it is.
 
-    :param policy: the policy
-    :param scores: its scores of all samples of a batch
+    :param scores: of all samples of a batch
+    :param identity: what :func:`_identity` has returned of the policy
+    :param parameters: the policy's parameters
     """
 
-    def __init__(self, policy: ActorCriticPolicy, scores: ActionScores) -> None:
-        self._scores, self._policy_then = scores, _identity(policy)
-        self._parameters_then = policy_cache(policy).snapshot()
+    def __init__(self, scores: ActionScores, identity: Any, parameters: Snapshot) -> None:
+        self._scores, self._identity, self._parameters = scores, identity, parameters
 
     def detached(self) -> ActionScores:
         """Return the scores without gradient, in the form of :func:`score_in_chunks`."""
@@ -32,15 +32,15 @@ class KeptScores:
         values = None if values is None else values.detach()
         return ActionScores(log_prob.detach(), entropy, values, [distribution], other_values)
 
-    def of(self, policy: ActorCriticPolicy, with_values: bool) -> ActionScores | None:
+    def of(self, policy: ActorCriticPolicy, parameters: Snapshot, with_values: bool) -> ActionScores | None:
         """Return the scores; None if the policy has changed since, or if values are asked for and there are none.
 
         :param policy: the policy as it is now
+        :param parameters: its parameters now
         :param with_values: whether values are needed
         """
         complete = self._scores.values is not None or not with_values
-        same = complete and _identity(policy) == self._policy_then
-        same = same and policy_cache(policy).snapshot().has_values_of(self._parameters_then)
+        same = complete and _identity(policy) == self._identity and parameters.has_values_of(self._parameters)
         return self._scores if same else None
 
 
@@ -56,9 +56,11 @@ def score_and_keep(
     :return: None if the graph would not be that of the update: for a policy that is not one of SB3's standard MLPs, has
         layers that may differ between training and evaluation mode, hooks, or methods of its own, and for large batches
     """
-    if len(actions) > CHUNK_SIZE or _identity(policy) is None:
+    identity = _identity(policy)
+    if len(actions) > CHUNK_SIZE or identity is None:
         return None
-    return KeptScores(policy, score_actions(policy, observations, actions, with_values, other_observations))
+    scores = score_actions(policy, observations, actions, with_values, other_observations)
+    return KeptScores(scores, identity, policy_cache(policy).snapshot())
 
 
 def _identity(policy: ActorCriticPolicy) -> Any:

@@ -36,9 +36,13 @@ def n_forwards(monkeypatch: pytest.MonkeyPatch) -> list[int]:
 KINDS: dict[str, tuple[Any, str, dict[str, Any]]] = {
     "discrete": (ActorCritic, "CartPole-v1", {}),
     "box": (ActorCritic, "Pendulum-v1", {"ent_coef": 0.01, "normalize_advantage": True}),
-    "gsde": (ActorCritic, "Pendulum-v1", {"use_sde": True, "policy_kwargs": {"squash_output": False}}),
+    "gsde": (ActorCritic, "Pendulum-v1", {"use_sde": True}),
     "own critic": (Reinforce, "CartPole-v1", {}),
-    "no critic": (Reinforce, "Pendulum-v1", {"baseline": "value", "critic_learning_rate": None, "n_critic_updates": 1}),
+    "one optimizer": (
+        Reinforce,
+        "Pendulum-v1",
+        {"baseline": "value", "critic_learning_rate": None, "n_critic_updates": 1},
+    ),
 }
 
 
