@@ -5,7 +5,9 @@ Nothing else in the package uses a private name of another package, but for hook
 here: ``import sb3_pg`` does without it.
 """
 
-from collections.abc import Callable, Iterable
+import pickle
+from collections.abc import Callable, Iterable, Iterator
+from contextlib import contextmanager
 from operator import attrgetter
 from typing import Any
 
@@ -13,6 +15,13 @@ import torch as th
 from torch import nn
 from torch._utils import _flatten_dense_tensors, _unflatten_dense_tensors
 from torch.nn.modules.module import _has_any_global_hook
+
+# ---------------------------------------------------------------- Python: pickle
+
+
+#: The unpickler in Python. The one in C cannot check what an opcode does. Without it no pickle loads untrusted.
+PythonUnpickler: Any = pickle._Unpickler
+
 
 # ---------------------------------------------------------------- torch: modules
 
@@ -117,6 +126,22 @@ def time_limit(wrapper: Any) -> int:
     return int(wrapper._max_episode_steps)
 
 
+#: Names of attributes in which Gymnasium's wrappers and EzPickle keep the arguments of their constructor. Without them
+#: these arguments are saved with an env's state, and envs with arguments that cannot be pickled are not saved.
+CONSTRUCTOR_ARGUMENTS = ("_saved_kwargs", "_ezpickle_args", "_ezpickle_kwargs")
+
+
+def generator_of_space(space: Any) -> Any:
+    """A space's random generator; None if it has not drawn yet."""
+    # Space._np_random: Space.np_random would make a generator. Without it spaces' random states are not saved.
+    return space._np_random
+
+
+def set_generator_of_space(space: Any, generator: Any) -> None:
+    """Give a space a random generator, or None."""
+    space._np_random = generator
+
+
 # ---------------------------------------------------------------- rl_zoo3: ExperimentManager
 
 
@@ -130,3 +155,15 @@ def with_action_noise(manager: Any, hyperparams: dict[str, Any], env: Any) -> di
     """Hyperparameters in which a noise object stands for ``noise_type`` and ``noise_std``."""
     # ExperimentManager._preprocess_action_noise: without it `sb3-pg train` refuses hyperparameters with action noise.
     return manager._preprocess_action_noise(hyperparams, {}, env)  # type: ignore[no-any-return]
+
+
+@contextmanager
+def loaded_by(manager: Any, load: Callable[[dict[str, Any], Any], Any]) -> Iterator[None]:
+    """Context in which ``setup_experiment`` gets its model from this function of hyperparameters and env."""
+    # ExperimentManager._load_pretrained_agent, continue_training: without them `sb3-pg train --resume` starts anew.
+    manager._load_pretrained_agent, manager.continue_training = load, True
+    try:
+        yield
+    finally:
+        manager.continue_training = False
+        del manager._load_pretrained_agent

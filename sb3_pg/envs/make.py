@@ -2,16 +2,17 @@
 
 from collections.abc import Callable
 from functools import partial
-from typing import Any, Final
+from typing import Any, Final, cast
 
 import gymnasium as gym
 from gymnasium.vector import AutoresetMode
 from stable_baselines3.common import env_util
-from stable_baselines3.common.vec_env import DummyVecEnv, SubprocVecEnv, VecEnv
+from stable_baselines3.common.vec_env import DummyVecEnv, VecEnv
 
 from sb3_pg.envs.adapter import VectorAdapter
 from sb3_pg.envs.envpool_adapter import EnvPoolAdapter
 from sb3_pg.envs.gym_vector import GymVectorAdapter
+from sb3_pg.envs.state import subproc_vec_env, with_state
 from sb3_pg.extras import extra_hints
 
 BACKENDS: Final = ("auto", "dummy", "subproc", "vector", "envpool")
@@ -65,7 +66,7 @@ def make_vec_env(
                 n_envs,
                 seed,
                 env_kwargs=env_kwargs,
-                vec_env_cls=DummyVecEnv if backend == "dummy" else SubprocVecEnv,
+                vec_env_cls=DummyVecEnv if backend == "dummy" else cast(Any, subproc_vec_env),
                 vec_env_kwargs=backend_kwargs,
                 wrapper_class=wrapper_class,
                 monitor_dir=monitor_dir,
@@ -105,7 +106,9 @@ def _make_gym_vector(
         _refuse_wrapper(wrapper_class, f"the native vector env of {env_id}")
     else:
         vector_kwargs = {"autoreset_mode": AutoresetMode.SAME_STEP, **vector_kwargs}
-    wrappers = None if wrapper_class is None else [wrapper_class]
+    wrappers = [] if wrapper_class is None else [wrapper_class]
+    if vectorization_mode == "async":
+        wrappers.append(with_state)
     made = partial(gym.make_vec, env_id, n_envs, vectorization_mode, vector_kwargs, wrappers)
     try:  # as in SB3's make_vec_env: an env without render_mode raises TypeError
         return made(**{"render_mode": "rgb_array", **env_kwargs})
