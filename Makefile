@@ -14,7 +14,7 @@ STAMP := $(VENV)/.installed
 
 DOCS_STAMP := $(VENV)/.installed-docs
 
-.PHONY: demo test test-all check docs test-wheel test-pythons test-lowest test-newest clean
+.PHONY: demo test test-all fuzz check docs test-wheel test-pythons test-lowest test-newest clean
 
 demo: $(STAMP)
 	$(BIN)/sb3-pg demo
@@ -25,6 +25,12 @@ test: $(STAMP)
 
 test-all: $(STAMP)
 	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n $(WORKERS)
+
+# Random arguments, spaces and faulty envs: each case learns, or says what is wrong. SEED=1 runs other ones.
+CASES ?= 10000
+SEED ?= 0
+fuzz: $(STAMP)
+	OMP_NUM_THREADS=1 $(BIN)/python -m tests.fuzz --cases $(CASES) --seed $(SEED)
 
 check: $(STAMP)
 	$(BIN)/ruff check .

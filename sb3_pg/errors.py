@@ -8,6 +8,13 @@ class SingleStepError(ValueError, AssertionError):
     """
 
 
+class SpaceError(ValueError, AssertionError):
+    """An observation or action space is not supported.
+
+    It is also an AssertionError, since SB3 raises that.
+    """
+
+
 class NonFiniteError(FloatingPointError, ValueError):
     """A number is NaN or infinite. Nothing was updated with it.
 
@@ -27,3 +34,37 @@ class NonFiniteError(FloatingPointError, ValueError):
         when = "" if step is None else f" at step {step} of the rollout"
         super().__init__(f"{tensor} is {value}{where}{when}. {hint}".rstrip())
         self.tensor, self.value, self.env, self.step = tensor, value, env, step
+
+
+class UntrustedFileError(ValueError):
+    """A file asks for a class or function that may run code. Nothing of it was run.
+
+    :param what: the file, or the field of the file
+    :param name: the class or function, as ``module.name``
+    """
+
+    def __init__(self, what: str, name: str) -> None:
+        maker = name.startswith("cloudpickle.")
+        kind = "code of its own" if maker else name
+        advice = "" if maker else f"Name it in allow=[{name.rpartition('.')[2]}], or, if "
+        super().__init__(
+            f"{what} holds {kind}, which loading would run. {advice or 'If '}you trust whoever wrote the file, "
+            "give trusted=True, which runs all code in it."
+        )
+        self.what, self.name = what, name
+
+
+class DamagedFileError(ValueError):
+    """A file is truncated, changed, or not of the expected kind.
+
+    :param what: the file, or the field of the file
+    :param why: what is wrong with it
+    """
+
+    def __init__(self, what: str, why: object) -> None:
+        super().__init__(f"{what} cannot be read: {why}")
+        self.what = what
+
+
+class CheckpointError(ValueError):
+    """A checkpoint is damaged, or its folder belongs to another run."""

@@ -98,14 +98,15 @@ class ActorCritic(OnPolicyPG):
         given = arg.given(locals())
         arg.check_arguments(given, arg.checks_of([RMSPROP]))
         arg.instance(dict, optional=True)("policy_kwargs", policy_kwargs)
-        chosen = "optimizer_class" in (policy_kwargs or {})
-        if chosen or not use_rms_prop:
+        of_policy = given["policy_kwargs"] or {}
+        chosen = "optimizer_class" in of_policy
+        if chosen or not given["use_rms_prop"]:
             why = "an optimizer_class in policy_kwargs" if chosen else "use_rms_prop=False"
-            arg.check_effects(type(self), {"rms_prop_eps": rms_prop_eps}, {"rms_prop_eps": why}, {"rms_prop_eps"})
+            arg.check_effects(type(self), given, {"rms_prop_eps": why}, {"rms_prop_eps"})
         else:
-            rms_prop = {"alpha": 0.99, "eps": rms_prop_eps, "weight_decay": 0}
+            rms_prop = {"alpha": 0.99, "eps": given["rms_prop_eps"], "weight_decay": 0}
             optimizer = {"optimizer_class": th.optim.RMSprop, "optimizer_kwargs": rms_prop}
-            given["policy_kwargs"] = {**(policy_kwargs or {}), **optimizer}
+            given["policy_kwargs"] = {**of_policy, **optimizer}
         super().__init__(**given)
 
     def learn(

@@ -99,7 +99,7 @@ SHARED = Group(
     :param max_episode_steps: longest episode that is waited for, env steps; a longer one is an error. It counts where
         complete episodes are collected, and in :class:`~sb3_pg.OffPolicyPG`, which learns only from complete episodes
     :param on_nonfinite: what to do if a number is NaN or infinite: "raise" a :class:`~sb3_pg.NonFiniteError`, or "skip"
-        the update with a warning
+        the update with a warning. Then NaN from a reset leads to another reset, up to 10 times in a row
     :param act_device: device that computes actions, with a copy of the policy that is updated before each rollout; None
         for ``device``. With small networks and ``device="cuda"``, "cpu" acts faster. A policy with hooks or replaced
         methods is not copied: it acts on ``device``, with a warning

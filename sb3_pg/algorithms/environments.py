@@ -6,6 +6,8 @@ import numpy as np
 from gymnasium import spaces
 from stable_baselines3.common.vec_env import VecEnv, VecEnvWrapper, VecNormalize
 
+from sb3_pg.errors import SpaceError
+
 
 def check_observation_space(space: spaces.Space[Any]) -> None:
     """Require an observation space that SB3's policies and buffers support.
@@ -21,6 +23,27 @@ def check_observation_space(space: spaces.Space[Any]) -> None:
             _check_part(part, f"{name}[{key!r}]")
     else:
         _check_part(space, name)
+
+
+def check_action_space(space: spaces.Space[Any]) -> None:
+    """Require an action space that SB3's policies support.
+
+    :param space: the environment's action space
+    :raises SpaceError: the space is not supported. The message says what is
+    """
+    flatten = "gymnasium.wrappers.TransformAction(env, ...) changes it into one that is"
+    if not isinstance(space, spaces.Box | spaces.Discrete | spaces.MultiDiscrete | spaces.MultiBinary):
+        allowed = "a Box, Discrete, MultiDiscrete or MultiBinary space"
+        raise SpaceError(f"action_space must be {allowed}, got {space}: {flatten}")
+    if isinstance(space, spaces.Box) and not (np.isfinite(space.low).all() and np.isfinite(space.high).all()):
+        rescale = "gymnasium.wrappers.RescaleAction, or bounds that the env clips to, give it some"
+        raise SpaceError(f"action_space must have a finite lower and upper bound, got {space}: {rescale}")
+    if isinstance(space, spaces.MultiDiscrete | spaces.MultiBinary) and len(space.shape) != 1:
+        raise SpaceError(
+            f"Multi-dimensional {space} action space is not supported. action_space must have one dimension: {flatten}"
+        )
+    if 0 in (space.shape or ()):
+        raise SpaceError(f"action_space must hold at least one number, got {space}")
 
 
 def _check_part(space: spaces.Space[Any], name: str) -> None:

@@ -15,13 +15,14 @@ from os import PathLike
 from typing import Any, TypeVar, get_args, get_type_hints
 
 import gymnasium as gym
+import numpy as np
 import torch as th
 from gymnasium.vector import VectorEnv
 from sb3_contrib.common.recurrent.policies import RecurrentActorCriticPolicy
 from stable_baselines3.common.callbacks import BaseCallback
 from stable_baselines3.common.policies import ActorCriticPolicy
 from stable_baselines3.common.type_aliases import GymEnv, Schedule, TrainFrequencyUnit
-from stable_baselines3.common.utils import FloatSchedule, LinearSchedule
+from stable_baselines3.common.utils import FloatSchedule, LinearSchedule, get_device
 from stable_baselines3.common.vec_env import VecEnv
 
 from sb3_pg.algorithms.suggestions import REMOVED, suggestion
@@ -30,6 +31,36 @@ Check = Callable[[str, Any], None]
 #: An env, a vectorized env (of SB3 or Gymnasium), or the id of a registered env.
 EnvLike = GymEnv | VectorEnv | str
 ClassT = TypeVar("ClassT", bound=type)
+#: Largest number of PyTorch's single precision.
+LARGEST = float(th.finfo(th.float32).max)
+#: Largest number of PyTorch's integers.
+LARGEST_INTEGER = th.iinfo(th.int64).max
+
+
+def is_number(value: Any) -> bool:
+    """Whether a value is a real number, and not True or False, which Python counts as numbers."""
+    return isinstance(value, Real) and not isinstance(value, bool)
+
+
+def plain(value: Any) -> Any:
+    """Return numbers of NumPy, Fractions and the like as Python's int and float, also in lists, tuples and dicts.
+
+    :param value: any value; what is no number is returned as it is. A number that is too large for its type is infinite
+    """
+    if type(value) in (list, tuple):
+        return type(value)(map(plain, value))
+    if type(value) is dict:
+        return {key: plain(part) for key, part in value.items()}
+    if isinstance(value, np.bool_):
+        return bool(value)
+    if not is_number(value):
+        return value
+    if isinstance(value, Integral) and abs(int(value)) <= LARGEST_INTEGER:
+        return int(value)
+    try:
+        return float(value)
+    except OverflowError:
+        return math.inf if value > 0 else -math.inf
 
 
 def _checked(types: type | tuple[type, ...], accepts: Callable[[Any], bool], allowed: str, optional: bool) -> Check:
@@ -54,9 +85,10 @@ def _checked(types: type | tuple[type, ...], accepts: Callable[[Any], bool], all
 
 
 def real(low: float, high: float = math.inf, *, optional: bool = False) -> Check:
-    """Return a check for a finite number in [low, high]."""
+    """Return a check for a finite number in [low, high], of single precision."""
     allowed = f"a number in [{low}, {high}]" if math.isfinite(high) else f"a finite number of at least {low}"
-    return _checked(Real, lambda value: math.isfinite(value) and low <= float(value) <= high, allowed, optional)
+    in_range = _checked(Real, lambda value: low <= value <= high and value < math.inf, allowed, optional)
+    return _then_at_most(LARGEST, f"{LARGEST:.2g}", in_range)
 
 
 def positive(*, optional: bool = False) -> Check:
@@ -78,9 +110,26 @@ def fraction(name: str, value: Any) -> None:
         raise ValueError(_message(name, value, "a number in (0, 1)", False))
 
 
-def integer(low: int, *, optional: bool = False) -> Check:
-    """Return a check for a whole number of at least ``low``."""
-    return _checked(Integral, lambda value: int(value) >= low, f"a whole number of at least {low}", optional)
+def integer(low: int, high: int = LARGEST_INTEGER, *, optional: bool = False) -> Check:
+    """Return a check for a whole number of at least ``low``, and at most ``high``."""
+    in_range = _checked(Integral, lambda value: value >= low, f"a whole number of at least {low}", optional)
+    return _then_at_most(high, str(high), in_range)
+
+
+def _then_at_most(high: float, text: str, check: Check) -> Check:
+    """Return a check with an upper limit of its own, which is that of torch or NumPy.
+
+    :param high: the limit
+    :param text: the limit in the error message
+    :param check: check of everything else, which is called first
+    """
+
+    def check_both(name: str, value: Any) -> None:
+        check(name, value)
+        if value is not None and value > high:
+            raise ValueError(f"{name} must be at most {text}, got {value!r}")
+
+    return check_both
 
 
 def choice(*names: str, optional: bool = False) -> Check:
@@ -126,12 +175,14 @@ def policy(name: str, value: Any) -> None:
         raise ValueError(f"{name} must not be recurrent, there are no recurrent policies here; got {value!r}")
 
 
-def subclass(base: type) -> Check:
-    """Return a check for a subclass of ``base``, or None."""
+def subclass(base: type, *, optional: bool = True) -> Check:
+    """Return a check for a subclass of ``base``; None is allowed if ``optional``."""
 
     def check(name: str, value: Any) -> None:
-        if value is not None and not (inspect.isclass(value) and issubclass(value, base)):
-            raise TypeError(_message(name, value, f"a subclass of {base.__name__}", True))
+        if value is None and optional:
+            return
+        if not (inspect.isclass(value) and issubclass(value, base)):
+            raise TypeError(_message(name, value, f"a subclass of {base.__name__}", optional))
 
     return check
 
@@ -180,14 +231,16 @@ def train_freq(name: str, value: Any) -> None:
 
 
 def device(name: str, value: Any) -> None:
-    """Check that a value is a PyTorch device, or ``"auto"``."""
+    """Check that a value is a PyTorch device of this machine, or ``"auto"``. As in SB3, "cuda" may be the CPU."""
     if not isinstance(value, str | th.device):
         raise TypeError(_message(name, value, 'a torch.device, "auto", "cpu", "cuda", ...', False))
-    if value != "auto":
-        try:
-            th.device(value)
-        except RuntimeError as error:
-            raise ValueError(_message(name, value, '"auto", "cpu", "cuda", "cuda:0", ...', False)) from error
+    try:
+        chosen = get_device(value)
+        if chosen.type != "cpu":
+            th.zeros(1, device=chosen).item()
+    except Exception as error:  # its class depends on the device
+        here = 'a device of this machine: "auto", "cpu", "cuda", "cuda:0", ...'
+        raise ValueError(f"{_message(name, value, here, False)}: {error}") from error
 
 
 def check_arguments(values: Mapping[str, Any], checks: Mapping[str, Check]) -> None:
@@ -274,21 +327,60 @@ def to_schedule(value: Any, name: str = "learning_rate") -> Schedule:
     """
     allowed = 'a number of at least 0, "lin_<number>", or a function of the remaining progress (1 to 0)'
     if callable(value):
-        return FloatSchedule(value)
+        return CheckedSchedule(name, value)
+    value = plain(value)
     if isinstance(value, str):
         kind, _, start = value.partition("_")
         try:
             rate = float(start)
         except ValueError:
             rate = math.nan
-        if kind != "lin" or not (math.isfinite(rate) and rate >= 0):
+        if kind != "lin" or not 0 <= rate <= LARGEST:
             raise ValueError(_message(name, value, allowed, False))
         return LinearSchedule(rate, 0.0, 1.0)
-    if isinstance(value, bool) or not isinstance(value, Real):
+    if not is_number(value):
         raise TypeError(_message(name, value, allowed, False))
-    if not (math.isfinite(value) and float(value) >= 0):
+    if not 0 <= value <= LARGEST:
         raise ValueError(_message(name, value, allowed, False))
     return FloatSchedule(float(value))
+
+
+class CheckedSchedule:
+    """A schedule that checks what the user's function returns.
+
+    :param name: the argument's name, for errors
+    :param function: function of the remaining progress, 1 to 0
+    :raises TypeError: the function cannot be called with one value
+    """
+
+    def __init__(self, name: str, function: Callable[[float], Any]) -> None:
+        self.name, self.function = name, function
+        try:
+            inspect.signature(function).bind(1.0)
+        except TypeError as error:
+            raise TypeError(_message(name, function, "a function of the remaining progress (1 to 0)", False)) from error
+        except ValueError:  # a function of C has no signature
+            pass
+
+    def __call__(self, progress_remaining: float) -> float:
+        """Return the function's value.
+
+        :raises ValueError: it is negative or not finite
+        :raises TypeError: it is no number
+        """
+        value = plain(self.function(progress_remaining))
+        if isinstance(value, th.Tensor | np.ndarray) and math.prod(value.shape) == 1:
+            value = value.item()
+        allowed = f"a function whose values are numbers of at least 0 and at most {LARGEST:.2g}"
+        message = f"{self.name} must be {allowed}, got {value!r} at the remaining progress {progress_remaining:g}"
+        if not is_number(value):
+            raise TypeError(message)
+        if not 0 <= value <= LARGEST:
+            raise ValueError(message)
+        return float(value)
+
+    def __repr__(self) -> str:
+        return f"CheckedSchedule({self.name}={self.function!r})"
 
 
 def _message(name: str, value: Any, allowed: str, optional: bool) -> str:
@@ -298,13 +390,15 @@ def _message(name: str, value: Any, allowed: str, optional: bool) -> str:
 def given(names: Mapping[str, Any]) -> dict[str, Any]:
     """Return a constructor's arguments from its ``locals()``, including those in ``**kwargs`` or ``**unknown``.
 
+    NumPy's numbers become Python's own, see :func:`plain`.
+
     :param names: ``locals()`` at the constructor's first line
     """
     catch_all = ("kwargs", "unknown")
     arguments = {name: value for name, value in names.items() if name not in ("self", "__class__", *catch_all)}
     for name in catch_all:
         arguments |= names.get(name, {})
-    return arguments
+    return {name: plain(value) for name, value in arguments.items()}
 
 
 # -------------------------------------------------------------------- tables of arguments
@@ -390,7 +484,7 @@ SB3 = Group(
         "tensorboard_log": (None, instance(str, PathLike, optional=True)),
         "policy_kwargs": (None, instance(dict, optional=True)),
         "verbose": (0, unless(True, False, check=integer(0))),
-        "seed": (None, integer(0, optional=True)),
+        "seed": (None, integer(0, 2**32 - 1, optional=True)),
         "device": ("auto", device),
         "_init_setup_model": (True, instance(bool)),
     },

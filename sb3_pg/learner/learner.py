@@ -13,7 +13,7 @@ from sb3_pg.errors import NonFiniteError
 from sb3_pg.functional import normalize, rounding
 from sb3_pg.learner.critic import CriticFit, ReturnScale, fit_critic
 from sb3_pg.learner.metrics import Metrics, describe_batch
-from sb3_pg.learner.rollback import forget_nonfinite, require_finite_parameters
+from sb3_pg.learner.rollback import OptimizerSnapshot, require_finite_parameters
 from sb3_pg.policies import (
     Observations,
     ParameterSets,
@@ -171,7 +171,7 @@ class Learner:
     2. ``step``: moves the actor along :math:`\hat E[w_t \nabla_\theta \log \pi_\theta(a_t|s_t) \hat A_t]`
     3. ``critic``: regresses :math:`V_\phi` on the returns, in the actor's step or by steps of its own
 
-    Parameters, buffers and the return scale stay as they were if an update fails.
+    Parameters, buffers, optimizers and the return scale stay as they were if an update fails or is interrupted.
 
     :param policy: the policy; its ``optimizer`` takes the actor's steps
     :param estimator: from :mod:`sb3_pg.learner.estimators`
@@ -324,6 +324,7 @@ class Learner:
         set_training_mode(self.policy, True)
         cache = policy_cache(self.policy)
         self.before = before = cache.snapshot()
+        statistics = OptimizerSnapshot(self.policy.optimizer, self.critic.optimizer)
         try:
             if self.critic.normalize_targets:
                 assert batch.returns is not None
@@ -332,13 +333,13 @@ class Learner:
             inputs = self._update(batch, metrics, cache.parameters)
             if not cache.snapshot().is_finite():
                 require_finite_parameters(self.policy)
+            cache.note_finite()
             if report == "step" and inputs is not None:
                 metrics |= self.estimator.describe(batch) | self.step.measure(self, batch, inputs)
         except BaseException as error:
             before.restore()
             self.state.return_scale = scale
-            for optimizer in (self.policy.optimizer, self.critic.optimizer):
-                forget_nonfinite(optimizer)
+            statistics.restore()
             if isinstance(error, NonFiniteError):
                 self.outcome = "nonfinite"
                 self.step.conclude(self)

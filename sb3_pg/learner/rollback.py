@@ -1,8 +1,11 @@
 """Checks of an update, and what undoes it: a number that is not finite goes no further."""
 
+from collections import defaultdict
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
-from typing import Any
+from operator import is_
+from typing import Any, NamedTuple
+from weakref import WeakKeyDictionary
 
 import torch as th
 from stable_baselines3.common.policies import ActorCriticPolicy, BasePolicy
@@ -17,21 +20,20 @@ _LARGEST_LOG_STD = 20.0
 
 
 @contextmanager
-def unchanged_if_nonfinite(policy: BasePolicy, *optimizers: th.optim.Optimizer) -> Iterator[None]:
-    """Put parameters and buffers back as they were, to the bit, if the body raises, or leaves one of them not finite.
+def undone_on_failure(policy: BasePolicy, *optimizers: th.optim.Optimizer) -> Iterator[None]:
+    """Context that puts a policy and its optimizers back as they were if it fails, or leaves a parameter not finite.
 
     :param policy: one of SB3's, its cache brought up to date by ``set_training_mode``
-    :param optimizers: what the body steps with
+    :param optimizers: all optimizers that take steps in the context
     :raises NonFiniteError: naming the first parameter that is not finite
     """
-    before = policy_cache(policy).snapshot()
+    before, statistics = policy_cache(policy).snapshot(), OptimizerSnapshot(*optimizers)
     try:
         yield
         require_finite_parameters(policy)
     except BaseException as error:
         before.restore()
-        for optimizer in optimizers:
-            forget_nonfinite(optimizer)
+        statistics.restore()
         if isinstance(error, NonFiniteError):
             require_finite_policy(policy, error)  # the parameters may have been wrong before
         raise
@@ -109,10 +111,59 @@ def require_finite_parameters(policy: BasePolicy) -> None:
         require_finite_policy(policy, hint=f"It was finite before the step. {_SMALLER_STEP}")
 
 
-def forget_nonfinite(optimizer: th.optim.Optimizer | None) -> None:
-    """Reset an optimizer's statistics of the parameters for which a failed update has made them inf or NaN."""
-    if optimizer is None:
-        return
-    for parameter, state in list(optimizer.state.items()):
-        if not all(value.isfinite().all() for value in state.values() if isinstance(value, th.Tensor)):
-            del optimizer.state[parameter]
+class OptimizerSnapshot:
+    """A copy of what optimizers remember of earlier gradients, such as Adam's averages.
+
+    :param optimizers: optimizers; None is left out
+    """
+
+    def __init__(self, *optimizers: th.optim.Optimizer | None) -> None:
+        self._copies = [
+            (optimizer, statistics, [th.cat(group) for group in statistics.groups])
+            for optimizer in optimizers
+            if optimizer is not None
+            for statistics in [_statistics(optimizer)]
+        ]
+
+    def restore(self) -> None:
+        """Put the statistics back; those of a parameter that are not finite are forgotten."""
+        for optimizer, (_, states, groups), copies in self._copies:
+            for group, copy in zip(groups, copies, strict=True):
+                for tensor, value in zip(group, copy.split([len(tensor) for tensor in group]), strict=True):
+                    tensor.copy_(value)
+            optimizer.state.clear()
+            optimizer.state.update({parameter: dict(state) for parameter, state in states.items() if _is_finite(state)})
+
+
+class _Statistics(NamedTuple):
+    """What an optimizer remembers.
+
+    :param values: all values, to notice when one is replaced
+    :param states: parameter -> name -> value
+    :param groups: the tensors as vectors of the same memory, one list for each dtype and device
+    """
+
+    values: list[Any]
+    states: dict[th.Tensor, dict[str, Any]]
+    groups: list[list[th.Tensor]]
+
+
+#: Steps change the tensors in place, so they are looked for once: this takes longer than to copy them.
+_KNOWN: WeakKeyDictionary[th.optim.Optimizer, _Statistics] = WeakKeyDictionary()
+
+
+def _statistics(optimizer: th.optim.Optimizer) -> _Statistics:
+    values = [value for state in optimizer.state.values() for value in state.values()]
+    known = _KNOWN.get(optimizer)
+    if known is None or len(values) != len(known.values) or not all(map(is_, values, known.values)):
+        groups = defaultdict(list)
+        for tensor in values:
+            if isinstance(tensor, th.Tensor):
+                groups[tensor.dtype, tensor.device].append(tensor.detach().as_strided((tensor.numel(),), (1,)))
+        states = {parameter: dict(state) for parameter, state in optimizer.state.items()}
+        known = _KNOWN[optimizer] = _Statistics(values, states, list(groups.values()))
+    return known
+
+
+def _is_finite(state: Mapping[str, Any]) -> bool:
+    return all(value.isfinite().all() for value in state.values() if isinstance(value, th.Tensor))

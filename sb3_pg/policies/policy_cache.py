@@ -170,6 +170,7 @@ class PolicyCache:
         self._tables = [table.values() for table in tables if table]
         self._empty = [table for table in tables if not table]
         self._ids = self._identify()
+        self._finite_versions: list[int] | None = None
 
     def _identify(self) -> list[tuple[Any, ...]]:
         return [tuple(map(type, self.parts)), *(tuple(map(id, values)) for values in self._tables)]
@@ -181,6 +182,17 @@ class PolicyCache:
     def snapshot(self) -> Snapshot:
         """Copy the values of parameters and buffers."""
         return Snapshot(self.parameters, self.buffers)
+
+    def note_finite(self) -> None:
+        """Note that all parameters are finite now."""
+        self._finite_versions = self._versions()
+
+    def is_known_finite(self) -> bool:
+        """Whether no parameter was changed since all were finite. A write through ``.data`` is not noticed."""
+        return self._finite_versions == self._versions()
+
+    def _versions(self) -> list[int]:
+        return [-1 if parameter.is_inference() else compat.version_of(parameter) for parameter in self.parameters]
 
     def look_at_calls(self) -> None:
         """Update :attr:`calls_matter`."""

@@ -3,6 +3,7 @@
 from sb3_pg.rollout.batch import RolloutBatch
 from sb3_pg.rollout.buffers import DictTrajectoryRolloutBuffer, TrajectoryRolloutBuffer
 from sb3_pg.rollout.collector import Collector, CollectorState, RolloutListener, skip_reset_steps
+from sb3_pg.rollout.env_errors import EnvWorkerError, naming_env_errors
 from sb3_pg.rollout.make_batch import (
     action_log_probs,
     batch_from_filled_buffer,
@@ -15,6 +16,7 @@ from sb3_pg.rollout.nonfinite import (
     require_finite_observation,
     require_finite_policy,
     require_finite_step,
+    require_usable_policy,
 )
 from sb3_pg.rollout.rollout_counter import EndlessEpisodeError, EpisodeLimit
 from sb3_pg.rollout.trajectories import Pieces, Trajectory
@@ -36,6 +38,7 @@ __all__ = [
     "DictTrajectoryReplayBuffer",
     "DictTrajectoryRolloutBuffer",
     "EndlessEpisodeError",
+    "EnvWorkerError",
     "EpisodeLimit",
     "NStepBehaviorReplayBuffer",
     "NormalizationGuard",
@@ -50,9 +53,11 @@ __all__ = [
     "fill_bootstrap",
     "keep_what_is_drawn",
     "make_batch",
+    "naming_env_errors",
     "require_finite_observation",
     "require_finite_policy",
     "require_finite_step",
+    "require_usable_policy",
     "score_batch",
     "skip_reset_steps",
 ]

@@ -29,12 +29,14 @@ from sb3_pg.policies import (
 )
 from sb3_pg.rollout.batch import RolloutBatch
 from sb3_pg.rollout.buffers import DictTrajectoryRolloutBuffer, TrajectoryRolloutBuffer
+from sb3_pg.rollout.env_errors import naming_env_errors
 from sb3_pg.rollout.make_batch import make_batch
 from sb3_pg.rollout.nonfinite import (
     NormalizationGuard,
     require_finite_policy,
     require_finite_rollout,
     require_finite_step,
+    require_usable_policy,
 )
 from sb3_pg.rollout.rollout_counter import EpisodeLimit, RolloutProgress
 
@@ -215,7 +217,8 @@ class Collector:
         :return: the sampler that was used, or None if the listener stopped the rollout
         :raises ValueError: both or neither of ``n_steps`` and ``episodes_per_env``
         :raises EndlessEpisodeError: an episode exceeds the limit
-        :raises NonFiniteError: a reward or an observation is not finite
+        :raises NonFiniteError: a reward, an observation or a parameter of the policy is not finite
+        :raises EnvWorkerError: a worker of a SubprocVecEnv has died
         """
         if (n_steps is None) == (episodes_per_env is None):
             raise ValueError(
@@ -228,6 +231,7 @@ class Collector:
         before = visible_changes(policy)
         self.acting, device = (policy, policy.device) if self._copy is None else self._copy.of(policy)
         try:
+            require_usable_policy(policy)
             if policy.use_sde:
                 self.acting.reset_noise(n_envs)
             if sampler is None:
@@ -235,7 +239,8 @@ class Collector:
             listener = listener or _NoListener()
             listener.start(policy, sampler)
             progress = RolloutProgress(n_envs, n_steps, episodes_per_env, limit)
-            with self._normalization.statistics_kept(), skip_reset_steps(self.env) as resetting:
+            named, kept = naming_env_errors(self.env), self._normalization.statistics_kept()
+            with named, kept, skip_reset_steps(self.env) as resetting:
                 self._reset_if_needed(complete=episodes_per_env is not None)
                 finished = self._loop(buffer, sampler, listener, progress, resetting)
         except BaseException:
@@ -258,7 +263,7 @@ class Collector:
         if state.last_obs is None or (complete and not np.all(state.episode_starts)):
             state.last_obs = self.env.reset()
             state.episode_starts = np.ones(n_envs, dtype=bool)
-            self._normalization.check_reset()
+            self._normalization.check_reset(state.last_obs)
 
     def _loop(
         self,

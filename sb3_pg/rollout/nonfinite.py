@@ -10,6 +10,7 @@ from stable_baselines3.common.policies import BasePolicy
 from stable_baselines3.common.vec_env import VecEnv, VecNormalize, unwrap_vec_normalize
 
 from sb3_pg.errors import NonFiniteError
+from sb3_pg.policies import policy_cache
 from sb3_pg.rollout.buffers import TrajectoryRolloutBuffer
 
 _FROM_ENV = "The env returned it."
@@ -101,6 +102,19 @@ def require_finite_policy(policy: BasePolicy, cause: Exception | None = None, hi
             raise NonFiniteError(f"parameter {name}", float(bad[0]), hint=hint) from cause
 
 
+def require_usable_policy(policy: BasePolicy) -> None:
+    """Check the parameters of a policy that is about to act. They are not read if nothing has changed them since.
+
+    :param policy: its cache must be up to date, see ``set_training_mode``
+    :raises NonFiniteError: naming the first parameter that is not finite
+    """
+    cache = policy_cache(policy)
+    if not cache.is_known_finite():
+        if not cache.snapshot().is_finite():
+            require_finite_policy(policy)
+        cache.note_finite()
+
+
 class NormalizationGuard:
     """Checks rewards and observations before a VecNormalize, whose statistics would spread one env's NaN to all envs.
 
@@ -120,13 +134,16 @@ class NormalizationGuard:
             require_finite_step("reward", self.wrapper.old_reward, step)
             require_finite_step("observation", self.wrapper.old_obs, step)
 
-    def check_reset(self) -> None:
-        """Check the observations of a reset as they were before normalization.
+    def check_reset(self, obs: Any) -> None:
+        """Check the observations of a reset, as they were before normalization if there is one.
 
+        :param obs: what the reset has returned
         :raises NonFiniteError: naming the first env whose numbers are not finite
         """
+        hint = "The env's reset returned it."
         if self.wrapper is not None:
-            require_finite_step("observation", self.wrapper.old_obs, 0, "The env's reset returned it.")
+            require_finite_step("observation", self.wrapper.old_obs, 0, hint)
+        require_finite_step("observation", obs, 0, hint)
 
     @contextmanager
     def statistics_kept(self) -> Iterator[None]:

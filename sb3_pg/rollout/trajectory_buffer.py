@@ -140,6 +140,22 @@ class TrajectoryReplayBuffer(ReplayBuffer):
         self.trajectories = newer or self.trajectories
         return bool(newer)
 
+    def discard(self, trajectories: Iterable[Stored]) -> None:
+        """Forget these trajectories.
+
+        :param trajectories: some of ``trajectories``
+        """
+        gone = set(trajectories)
+        self.trajectories = [t for t in self.trajectories if t not in gone]
+
+    def size_of_rewards(self, trajectory: Stored) -> float:
+        """Return the sum of a trajectory's absolute rewards.
+
+        :param trajectory: one of ``trajectories``
+        """
+        rows = np.arange(trajectory.start, trajectory.start + trajectory.length) % self.buffer_size
+        return float(np.abs(self.rewards[rows, 0].astype(np.float64)).sum())
+
     def choose(self, n: int | None) -> list[Stored]:
         """Choose trajectories: the group that was added last, and others at random.
 

@@ -3,7 +3,7 @@
 from collections.abc import Callable
 from typing import Any
 
-from sb3_pg import NPG, TRPO, ActorCritic, KLPenaltyPG, OffPolicyPG, Reinforce
+from sb3_pg import NPG, TRPO, ActorCritic, KLPenaltyPG, OffPAC, OffPolicyPG, Reinforce
 
 #: Actor and critic in one step, as in A2C.
 JOINT: dict[str, Any] = {"critic_learning_rate": None, "n_critic_updates": 1}
@@ -13,6 +13,18 @@ Make = Callable[..., Any]
 
 
 CLASSES = (Reinforce, ActorCritic, NPG, TRPO, KLPenaltyPG)
+
+_IN_SEGMENTS: dict[str, Any] = {"n_steps": 8, "batch_size": 8}
+#: What makes each class learn from a few steps.
+FEW_STEPS: dict[Any, dict[str, Any]] = {
+    Reinforce: {"n_steps": 8},
+    ActorCritic: {"n_steps": 8},
+    NPG: _IN_SEGMENTS,
+    TRPO: _IN_SEGMENTS,
+    KLPenaltyPG: _IN_SEGMENTS,
+    OffPolicyPG: {"train_freq": (4, "episode")},
+    OffPAC: {"learning_starts": 4, "batch_size": 8, "buffer_size": 100},
+}
 
 
 #: name -> model on an env; later algorithms add their line.

@@ -14,25 +14,15 @@ from stable_baselines3.common.vec_env import VecFrameStack, VecNormalize, VecTra
 
 from sb3_pg import NPG, TRPO, ActorCritic, KLPenaltyPG, OffPAC, OffPolicyPG, Reinforce
 from sb3_pg.envs import GymVectorAdapter
+from tests.algorithms.every_algorithm import FEW_STEPS
 from tests.helpers import OBSERVATION_SPACES, ScriptedEnv, policy_for, vec
 
-IN_SEGMENTS: dict[str, Any] = {"n_steps": 8, "batch_size": 8}
-#: What makes each class learn from a few steps.
-CLASSES: dict[Any, dict[str, Any]] = {
-    Reinforce: {"n_steps": 8},
-    ActorCritic: {"n_steps": 8},
-    NPG: IN_SEGMENTS,
-    TRPO: IN_SEGMENTS,
-    KLPenaltyPG: IN_SEGMENTS,
-    OffPolicyPG: {"train_freq": (4, "episode")},
-    OffPAC: {"learning_starts": 4, "batch_size": 8, "buffer_size": 100},
-}
-each_class = pytest.mark.parametrize("cls", CLASSES)
+each_class = pytest.mark.parametrize("cls", FEW_STEPS)
 CPU: dict[str, Any] = {"device": "cpu", "seed": 0}
 
 
 def make(cls: Any, env: Any, policy: str = "MlpPolicy", **kwargs: Any) -> Any:
-    return cls(policy, env, **{**CLASSES[cls], **CPU, **kwargs})
+    return cls(policy, env, **{**FEW_STEPS[cls], **CPU, **kwargs})
 
 
 class Unsteppable(ScriptedEnv):
@@ -207,7 +197,7 @@ BOX = spaces.Box(-1, 1, (2,))
 
 
 @pytest.mark.parametrize("log_std_init", [-60, -21, 60, float("nan")])
-@pytest.mark.parametrize("cls", [cls for cls in CLASSES if cls is not OffPAC])
+@pytest.mark.parametrize("cls", [cls for cls in FEW_STEPS if cls is not OffPAC])
 def test_a_standard_deviation_that_no_density_has_is_named(cls: Any, log_std_init: float) -> None:
     message = rf"policy_kwargs\['log_std_init'\] must be in \[-20, 20\], got {log_std_init}"
     with pytest.raises(ValueError, match=message):
@@ -222,7 +212,7 @@ def test_gsde_has_no_lowest_standard_deviation(cls: Any) -> None:
         make(cls, env, use_sde=True, policy_kwargs={"log_std_init": 60})
 
 
-@pytest.mark.parametrize("cls", [cls for cls in CLASSES if cls is not OffPAC])
+@pytest.mark.parametrize("cls", [cls for cls in FEW_STEPS if cls is not OffPAC])
 @pytest.mark.parametrize("log_std_init", [-5, 2])
 def test_the_standard_deviations_that_are_allowed_work(cls: Any, log_std_init: float) -> None:
     model = make(cls, ScriptedEnv(action_space=BOX), policy_kwargs={"log_std_init": log_std_init})
@@ -284,18 +274,18 @@ def test_the_issues_own_line_learns() -> None:
     [
         ((Reinforce, ActorCritic, NPG, TRPO, OffPolicyPG), "n_epochs", "n_critic_updates"),
         ((OffPAC,), "n_epochs", "gradient_steps"),
-        (CLASSES, "lr", "learning_rate"),
-        (CLASSES, "learning_rate_critic", "critic_learning_rate"),
+        (FEW_STEPS, "lr", "learning_rate"),
+        (FEW_STEPS, "learning_rate_critic", "critic_learning_rate"),
         ((Reinforce, ActorCritic, NPG, TRPO, KLPenaltyPG), "num_steps", "n_steps"),
         ((OffPolicyPG,), "n_steps", "train_freq"),
         ((Reinforce, ActorCritic, NPG, TRPO, KLPenaltyPG), "lam", "gae_lambda"),
-        (CLASSES, "entropy_coef", "ent_coef"),
+        (FEW_STEPS, "entropy_coef", "ent_coef"),
         ((Reinforce, ActorCritic, KLPenaltyPG, OffPolicyPG), "value_coef", "vf_coef"),
         ((NPG, TRPO, KLPenaltyPG), "clip_range", "target_kl"),
         ((OffPolicyPG, OffPAC), "clip_range", "max_ratio"),
         ((Reinforce, ActorCritic), "batch_size", "critic_batch_size"),
-        (CLASSES, "gama", "gamma"),
-        (CLASSES, "learning_rte", "learning_rate"),
+        (FEW_STEPS, "gama", "gamma"),
+        (FEW_STEPS, "learning_rte", "learning_rate"),
     ],
 )
 def test_another_word_for_an_argument_names_ours(classes: Any, word: str, ours: str) -> None:

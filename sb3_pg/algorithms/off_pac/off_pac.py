@@ -29,11 +29,12 @@ from sb3_pg.algorithms.off_pac.losses import (
 )
 from sb3_pg.algorithms.off_pac.policies import OffPACCnnPolicy, OffPACMultiInputPolicy, OffPACPolicy, act, move_target
 from sb3_pg.algorithms.off_policy import REPLAY
-from sb3_pg.algorithms.shell import Algorithm, LogInterval, load_replay_buffer, waits_for_learning_starts
+from sb3_pg.algorithms.saved_files import load_replay_buffer, save_replay_buffer
+from sb3_pg.algorithms.shell import Algorithm, LogInterval, waits_for_learning_starts
 from sb3_pg.algorithms.validation import SB3, EnvLike, Group, documented
 from sb3_pg.learner.metrics import Metrics
 from sb3_pg.learner.optimizers import with_fewer_operations
-from sb3_pg.learner.rollback import frozen, require_usable_std, unchanged_if_nonfinite
+from sb3_pg.learner.rollback import frozen, require_usable_std, undone_on_failure
 from sb3_pg.policies import from_env, set_training_mode, to_env, uniform_behavior, unvalidated_distributions
 from sb3_pg.rollout import (
     BehaviorReplayBuffer,
@@ -41,6 +42,7 @@ from sb3_pg.rollout import (
     NormalizationGuard,
     NStepBehaviorReplayBuffer,
     keep_what_is_drawn,
+    naming_env_errors,
     require_finite_observation,
     require_finite_step,
 )
@@ -196,6 +198,7 @@ class OffPAC(Algorithm, OffPolicyAlgorithm):
     }
     groups: ClassVar[tuple[Group, ...]] = (SB3, OFF_PAC)
     load_replay_buffer = load_replay_buffer
+    save_replay_buffer = save_replay_buffer
     policy: OffPACPolicy
     actor_gradient: ActorGradient | None
     n_actions: int
@@ -268,7 +271,7 @@ class OffPAC(Algorithm, OffPolicyAlgorithm):
         update_learning_rate(critic.optimizer, critic_rate)
         ent_coef = arg.to_schedule(self.ent_coef, "ent_coef")(progress)
         steps: list[Metrics] = []
-        with unchanged_if_nonfinite(policy, actor.optimizer, critic.optimizer), unvalidated_distributions():
+        with undone_on_failure(policy, actor.optimizer, critic.optimizer), unvalidated_distributions():
             for _ in range(gradient_steps):
                 samples: Any = buffer.sample(batch_size, env=self._vec_normalize_env)
                 loss, metrics = critic_loss(policy, samples, self.gamma)
@@ -324,12 +327,13 @@ class OffPAC(Algorithm, OffPolicyAlgorithm):
         :raises NonFiniteError: a reward or an observation is not finite
         """
         assert self.env is not None
+        self._at_boundary()
         self._n_collected = 0
         auto = self._log_steps > 0 and kwargs.get("log_interval") is not None
         if auto:
             kwargs["log_interval"] = None  # otherwise SB3 would log by the number of episodes
         try:
-            with NormalizationGuard(self.env).statistics_kept():
+            with NormalizationGuard(self.env).statistics_kept(), naming_env_errors(self.env):
                 result = super().collect_rollouts(*args, **kwargs)
         except BaseException:
             self._last_obs = None  # the env may be in any state, so the next rollout resets it
@@ -366,7 +370,14 @@ class OffPAC(Algorithm, OffPolicyAlgorithm):
             final = infos[i].get("terminal_observation")
             require_finite_observation("observation at the end", final, int(i), step, hint)
         self._n_collected += 1
-        super()._store_transition(replay_buffer, buffer_action, new_obs, reward, dones, infos)
+        normalize = self._vec_normalize_env
+        if normalize is not None and isinstance(self.observation_space, spaces.Discrete):
+            # Nothing normalizes such observations, and SB3 takes them for arrays.
+            self._vec_normalize_env, reward = None, normalize.get_original_reward()
+        try:
+            super()._store_transition(replay_buffer, buffer_action, new_obs, reward, dones, infos)
+        finally:
+            self._vec_normalize_env = normalize
         if isinstance(replay_buffer, BehaviorReplayBuffer):
             assert self._log_probs is not None
             replay_buffer.record_log_probs(self._log_probs)

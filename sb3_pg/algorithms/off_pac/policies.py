@@ -211,15 +211,19 @@ class OffPACPolicy(SACPolicy):
 class OffPACCnnPolicy(OffPACPolicy):
     """:class:`OffPACPolicy` for images."""
 
-    def __init__(self, *args: Any, **kwargs: Any) -> None:
-        super().__init__(*args, **{"features_extractor_class": NatureCNN, **kwargs})
+    def __init__(
+        self, *args: Any, features_extractor_class: type[BaseFeaturesExtractor] = NatureCNN, **kwargs: Any
+    ) -> None:
+        super().__init__(*args, **kwargs | {"features_extractor_class": features_extractor_class})
 
 
 class OffPACMultiInputPolicy(OffPACPolicy):
     """:class:`OffPACPolicy` for Dict observations."""
 
-    def __init__(self, *args: Any, **kwargs: Any) -> None:
-        super().__init__(*args, **{"features_extractor_class": CombinedExtractor, **kwargs})
+    def __init__(
+        self, *args: Any, features_extractor_class: type[BaseFeaturesExtractor] = CombinedExtractor, **kwargs: Any
+    ) -> None:
+        super().__init__(*args, **kwargs | {"features_extractor_class": features_extractor_class})
 
 
 def act(policy: OffPACPolicy, obs: Any, step: int) -> tuple[np.ndarray, np.ndarray]:
