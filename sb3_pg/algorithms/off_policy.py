@@ -1,8 +1,10 @@
 """Base class of algorithms that replay trajectories: it collects episodes, and takes several updates from a buffer."""
 
+import math
 import time
 from abc import abstractmethod
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator
+from contextlib import contextmanager
 from types import SimpleNamespace
 from typing import Any, ClassVar, Literal, TypeVar
 
@@ -20,12 +22,12 @@ from stable_baselines3.common.vec_env import VecEnv
 from sb3_pg.algorithms import validation as arg
 from sb3_pg.algorithms.arguments import SHARED, CommonArguments
 from sb3_pg.algorithms.callback_locals import OffPolicyListener, collecting
+from sb3_pg.algorithms.saved_files import load_replay_buffer, save_replay_buffer
 from sb3_pg.algorithms.shell import (
     Algorithm,
     CriticRule,
     LogInterval,
     bootstraps_truncated,
-    load_replay_buffer,
     refresh_learner,
     set_up_learner,
     take_update,
@@ -59,10 +61,22 @@ from sb3_pg.rollout import (
     action_log_probs,
     score_batch,
 )
+from sb3_pg.rollout.trajectory_buffer import Stored
 
 #: Advice for envs whose episodes have no end.
 OTHER_ALGORITHM = "use ActorCritic, which learns from pieces of episodes too"
 SelfOffPolicy = TypeVar("SelfOffPolicy", bound="OffPolicyShell")
+#: Sum of the absolute rewards of a trajectory, above which the squares of a gradient may overflow single precision.
+_HUGE_REWARDS = 1e12
+
+
+@contextmanager
+def _overflow_named() -> Iterator[None]:
+    """Turn the error of an importance weight that is too large for a number into a NonFiniteError."""
+    try:
+        yield
+    except OverflowError as error:
+        raise NonFiniteError("importance weight", math.inf, hint=str(error)) from error
 
 
 class ReplayArguments(CommonArguments, total=False):
@@ -149,6 +163,7 @@ class OffPolicyShell(Algorithm, OffPolicyAlgorithm):
     critic_rule: ClassVar[CriticRule] = CriticRule()
     policy_aliases: ClassVar[dict[str, type[BasePolicy]]] = A2C.policy_aliases
     load_replay_buffer = load_replay_buffer
+    save_replay_buffer = save_replay_buffer
     value_scale = property(value_scale)
     policy: ActorCriticPolicy
     replay_buffer: TrajectoryReplayBuffer | None
@@ -304,9 +319,10 @@ class OffPolicyShell(Algorithm, OffPolicyAlgorithm):
         :return: steps of all envs, episodes, and whether to go on
         :raises NonFiniteError: a reward or an observation is not finite
         """
+        self._at_boundary()
         names = {name: value for name, value in locals().items() if name not in ("__class__", "callback")}
         began, steps_before = time.perf_counter(), self.num_timesteps
-        if self._collector is None or self._collector.env is not env:
+        if self._collector is not None and self._collector.env is not env:
             self._pieces = None
         pieces, self._pieces = self._pieces or Pieces(env.num_envs), None  # None if the rollout is interrupted
         per_env = self._episodes_per_env(train_freq)
@@ -336,9 +352,7 @@ class OffPolicyShell(Algorithm, OffPolicyAlgorithm):
             self._pieces = pieces
             replay_buffer.add_trajectories(found, self._n_updates)
         except NonFiniteError as error:
-            if self.num_timesteps == steps_before:
-                raise  # skipping would repeat the same error forever
-            self._skip_or_raise(error)
+            self._skip_or_raise(error, has_stepped=self.num_timesteps > steps_before)
         self.logger.record("rollout/valid_fraction", rollout.valid_fraction)
         self._update_current_progress_remaining(self.num_timesteps, self._total_timesteps)
         callback.on_rollout_end()
@@ -367,6 +381,8 @@ class OffPolicyShell(Algorithm, OffPolicyAlgorithm):
     def train(self, gradient_steps: int, batch_size: int | None) -> None:
         """Take gradient steps from trajectories of the replay buffer. If one fails, parameters stay as they were.
 
+        Trajectories with rewards that no step can use leave the buffer then.
+
         :param gradient_steps: number of steps
         :param batch_size: trajectories per step, None for all
         :raises NonFiniteError: a gradient or a parameter would not be finite
@@ -374,23 +390,40 @@ class OffPolicyShell(Algorithm, OffPolicyAlgorithm):
         for n in range(gradient_steps):
             is_last = n == gradient_steps - 1 and self._log_interval is not None
             report: Report = "step" if is_last else "batch" if self._has_callbacks else "nothing"
+            chosen: list[Stored] = []
             try:
-                batch = self._next_batch(batch_size)
+                with _overflow_named():
+                    batch = self._next_batch(batch_size, chosen)
+                    if batch is None:
+                        return
+                    if not take_update(self, batch, report):
+                        self._forget(chosen)
             except NonFiniteError as error:
+                self._forget(chosen)
                 self._skip_or_raise(error)
                 return
-            if batch is None:
-                return
-            take_update(self, batch, report)
 
-    def _next_batch(self, batch_size: int | None) -> RolloutBatch | None:
-        """Return trajectories with weights and estimates for the present policy; None if ``min_ess`` refuses all."""
+    def _forget(self, failed: list[Stored]) -> None:
+        """Take trajectories with huge rewards out of the buffer after a failed step, or the next ones would fail too.
+
+        :param failed: trajectories of the step
+        """
+        buffer = self.replay_buffer
+        assert buffer is not None
+        buffer.discard(t for t in failed if buffer.size_of_rewards(t) > _HUGE_REWARDS)
+
+    def _next_batch(self, batch_size: int | None, chosen: list[Stored]) -> RolloutBatch | None:
+        """Return trajectories with weights and estimates for the present policy; None if ``min_ess`` refuses all.
+
+        :param batch_size: number of trajectories, None for all
+        :param chosen: is changed to the places of the batch's trajectories
+        """
         buffer, learner = self.replay_buffer, refresh_learner(self)
         assert buffer is not None
         estimator = self.make_estimator()
         with_values = estimator.requires_critic
         while buffer.trajectories:
-            chosen = buffer.choose(batch_size)
+            chosen[:] = buffer.choose(batch_size)
             batch = buffer.batch(chosen, with_values and bootstraps_truncated(self))
             with evaluation_mode(self.policy):
                 log_prob = score_batch(self.policy, batch, with_values=with_values, value_scale=learner.value_scale)

@@ -38,6 +38,8 @@ from sb3_pg.rollout import (
     RolloutBatch,
     TrajectoryRolloutBuffer,
     batch_from_filled_buffer,
+    naming_env_errors,
+    require_usable_policy,
 )
 
 SelfOnPolicy = TypeVar("SelfOnPolicy", bound="OnPolicyPG")
@@ -197,6 +199,32 @@ class OnPolicyPG(Algorithm, OnPolicyAlgorithm):
         self._decided_in, self._next_is_logged = -1, False
         return self._learn(total_timesteps, callback, log_interval, tb_log_name, reset_num_timesteps, progress_bar)
 
+    def _run(
+        self,
+        total_timesteps: int,
+        callback: MaybeCallback,
+        log_interval: int | None,
+        tb_log_name: str,
+        reset_num_timesteps: bool,
+        progress_bar: bool,
+    ) -> None:
+        """Collect, log and update in turn, as SB3's ``learn``, but with a count of iterations that can be resumed."""
+        total_timesteps, callback = self._setup_learn(
+            total_timesteps, callback, reset_num_timesteps, tb_log_name, progress_bar
+        )
+        iteration = self._iteration
+        callback.on_training_start(locals(), globals())
+        assert self.env is not None
+        while self.num_timesteps < total_timesteps:
+            if not self.collect_rollouts(self.env, callback, self.rollout_buffer, self.n_steps):
+                break
+            iteration = self._iteration
+            self._update_current_progress_remaining(self.num_timesteps, total_timesteps)
+            if log_interval is not None and iteration % log_interval == 0:
+                self.dump_logs(iteration)
+            self.train()
+        callback.on_training_end()
+
     def collect_rollouts(
         self, env: VecEnv, callback: BaseCallback, rollout_buffer: RolloutBuffer, n_rollout_steps: int | None
     ) -> bool:
@@ -210,6 +238,7 @@ class OnPolicyPG(Algorithm, OnPolicyAlgorithm):
         :raises NonFiniteError: a reward or an observation is not finite
         :raises ValueError: ``n_rollout_steps`` is not positive, or the algorithm has no critic
         """
+        self._at_boundary()
         began = time.perf_counter()
         n_steps = self.n_steps if n_rollout_steps is None else n_rollout_steps
         if n_steps != self.n_steps:
@@ -223,7 +252,9 @@ class OnPolicyPG(Algorithm, OnPolicyAlgorithm):
             go_on = self._collect(env, callback, rollout_buffer, n_steps)
         else:
             assert n_steps is not None  # the check of rollout_buffer_class requires it
-            go_on = super().collect_rollouts(env, callback, rollout_buffer, n_steps)
+            require_usable_policy(self.policy)
+            with naming_env_errors(env):
+                go_on = super().collect_rollouts(env, callback, rollout_buffer, n_steps)
         if go_on:
             seconds = time.perf_counter() - began - self._estimate_seconds
             self.logger.record("time/collect_seconds", seconds, self._detail)
@@ -270,9 +301,7 @@ class OnPolicyPG(Algorithm, OnPolicyAlgorithm):
             self._estimate_seconds = time.perf_counter() - estimating
             self.rollout_batch = batch
         except NonFiniteError as error:
-            if self.num_timesteps == steps_before:
-                raise  # skipping would repeat the same error forever
-            self._skip_or_raise(error)
+            self._skip_or_raise(error, has_stepped=self.num_timesteps > steps_before)
         self.logger.record("rollout/valid_fraction", buffer.valid_fraction)
         callback.on_rollout_end()
         return True

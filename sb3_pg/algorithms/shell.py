@@ -5,9 +5,12 @@ import math
 import pathlib
 import time
 import warnings
-from collections.abc import Callable, Collection, Mapping
+from collections.abc import Callable, Collection, Iterable, Mapping
+from contextlib import nullcontext
 from contextvars import ContextVar
+from copy import deepcopy
 from dataclasses import fields
+from functools import partial
 from operator import attrgetter
 from typing import Any, ClassVar, Final, Literal, NamedTuple, TypeVar
 
@@ -19,18 +22,32 @@ from stable_baselines3.common.base_class import BaseAlgorithm, maybe_make_env
 from stable_baselines3.common.callbacks import BaseCallback
 from stable_baselines3.common.off_policy_algorithm import OffPolicyAlgorithm
 from stable_baselines3.common.policies import BasePolicy
-from stable_baselines3.common.save_util import load_from_zip_file
+from stable_baselines3.common.save_util import recursive_getattr
 from stable_baselines3.common.type_aliases import MaybeCallback, Schedule, TensorDict
-from stable_baselines3.common.utils import update_learning_rate
+from stable_baselines3.common.utils import get_device, update_learning_rate
 from stable_baselines3.common.vec_env import VecEnv
+from typing_extensions import Self
 
 from sb3_pg.algorithms import validation as arg
-from sb3_pg.algorithms.environments import check_observation_space
+from sb3_pg.algorithms.environments import check_action_space, check_observation_space
+from sb3_pg.algorithms.policy_arguments import check_policy_kwargs
+from sb3_pg.algorithms.saved_files import (
+    as_zip,
+    require_attributes,
+    require_finite_states,
+    require_like_optimizers,
+    set_variables,
+    why_not_loaded,
+)
 from sb3_pg.algorithms.suggestions import REMOVED
 from sb3_pg.algorithms.validation import ALWAYS, SB3, EnvLike, Group, defaults_of
-from sb3_pg.checkpoints import renamed_modules
+from sb3_pg.checkpoints import read_model, unchanged_random_state, write_model
+from sb3_pg.checkpoints.folder import CheckpointFolder
+from sb3_pg.checkpoints.model_file import RECOMPUTED, NamedBytes, name_of
+from sb3_pg.checkpoints.resume import ResumeCallback, Resumption
+from sb3_pg.checkpoints.safe_pickle import loads
 from sb3_pg.envs import GymVectorAdapter
-from sb3_pg.errors import NonFiniteError
+from sb3_pg.errors import DamagedFileError, NonFiniteError
 from sb3_pg.extras import extra_hints
 from sb3_pg.learner import (
     CriticFit,
@@ -45,7 +62,7 @@ from sb3_pg.learner import (
 from sb3_pg.learner.optimizers import with_fewer_operations
 from sb3_pg.learner.rollback import require_usable_std
 from sb3_pg.policies import predict
-from sb3_pg.rollout import NormalizationGuard, RolloutBatch, require_finite_step
+from sb3_pg.rollout import NormalizationGuard, RolloutBatch, naming_env_errors
 
 BuiltT = TypeVar("BuiltT")
 SelfAlgorithm = TypeVar("SelfAlgorithm", bound="Algorithm")
@@ -53,10 +70,21 @@ SelfAlgorithm = TypeVar("SelfAlgorithm", bound="Algorithm")
 LogInterval = int | Literal["auto"] | None
 #: Steps of each env between two logs with "auto". A2C logs as often: every 100 updates of 5 steps.
 AUTO_LOG_STEPS: Final = 500
-#: While ``load`` runs, the names of the attributes that it was given; otherwise None.
-_LOADING: ContextVar[Collection[str] | None] = ContextVar("loading", default=None)
+#: Resets in a row whose observations may be NaN with ``on_nonfinite="skip"``.
+MAX_FAILED_RESETS: Final = 10
+
+
+class _Load(NamedTuple):
+    """A call of ``load``: the names of the attributes that it was given, and the file."""
+
+    given: Collection[str]
+    file: str
+
+
+#: The call of ``load`` that runs, None if none does.
+_LOADING: ContextVar[_Load | None] = ContextVar("loading", default=None)
 #: Attributes that belong to one rollout, or that are made from the policy. They are neither saved nor copied.
-TRANSIENT_ATTRS = ("learner", "rollout_batch", "_collected", "_collector", "_pieces")
+TRANSIENT_ATTRS = (*("learner", "rollout_batch", "_collected", "_collector", "_pieces", "checkpointer", "_resumption"),)
 #: Metrics that are printed only with ``verbose=2``. TensorBoard and CSV files have all metrics.
 _DETAILS: Final = frozenset(
     {
@@ -85,12 +113,18 @@ class Algorithm(BaseAlgorithm):
     #: name of an argument -> its check
     checks: ClassVar[Mapping[str, arg.Check]]
     critic_optimizer: th.optim.Optimizer | None = None
-    on_nonfinite: str
+    on_nonfinite: str = "raise"
     _n_skipped = 0
+    #: how often collecting has failed before its first step, and ``num_timesteps`` then
+    _failed_resets = 0, 0
     #: with ``log_interval="auto"``, the smallest number of env steps between two logs; otherwise 0
     _log_steps = 0
     #: ``num_timesteps`` at the last log of ``log_interval="auto"``
     _logged_at = 0
+    #: saves the run that ``learn`` is in
+    checkpointer: ResumeCallback | None = None
+    #: what the next ``learn`` goes on from
+    _resumption: Resumption | None = None
 
     # ---------------------------------------------------------------- arguments
 
@@ -117,12 +151,17 @@ class Algorithm(BaseAlgorithm):
         of_base["policy_kwargs"] = dict(of_base["policy_kwargs"] or {})  # SB3 writes into it
         for name, value in values.items():
             setattr(self, name, value)
-        with extra_hints():
-            super().__init__(
-                **of_base,
-                **fixed,
-                supported_action_spaces=(spaces.Box, spaces.Discrete, spaces.MultiDiscrete, spaces.MultiBinary),
-            )
+        try:
+            with extra_hints():
+                super().__init__(
+                    **of_base,
+                    **fixed,
+                    supported_action_spaces=(spaces.Box, spaces.Discrete, spaces.MultiDiscrete, spaces.MultiBinary),
+                )
+        except ValueError as error:
+            if "gSDE" in str(error):
+                raise ValueError(f"use_sde must be False for actions of this env, got True: {error}") from error
+            raise
         if init_setup_model:
             self._setup_model()
 
@@ -168,6 +207,7 @@ class Algorithm(BaseAlgorithm):
         """
         if not hasattr(self, "observation_space"):
             raise ValueError("env must be an environment or the id of a registered one, got None")
+        self._make_plain()
         values = {name: value for name, value in vars(self).items() if name not in ("policy", "env")}
         arg.check_arguments(values, self.checks)
         for_dict = self.policy_class is self.policy_aliases["MultiInputPolicy"]
@@ -177,6 +217,13 @@ class Algorithm(BaseAlgorithm):
                 "policy='MultiInputPolicy' is for Dict observations: use 'MlpPolicy', or 'CnnPolicy' for images, with "
                 f"{self.observation_space}"
             )
+        check_policy_kwargs(self.policy_class, self.policy_kwargs, self.observation_space, self.use_sde)
+
+    def _make_plain(self) -> None:
+        """Turn NumPy's numbers among the arguments into Python's own. Users and ``load`` set attributes at any time."""
+        attributes = vars(self)
+        for name in self.checks.keys() & attributes.keys() - {"policy", "env"}:
+            attributes[name] = arg.plain(attributes[name])
 
     # ---------------------------------------------------------------- saving and loading
 
@@ -189,6 +236,8 @@ class Algorithm(BaseAlgorithm):
         custom_objects: dict[str, Any] | None = None,
         print_system_info: bool = False,
         force_reset: bool = True,
+        trusted: bool = False,
+        allow: Collection[Any] = (),
         **kwargs: Any,
     ) -> SelfAlgorithm:
         """Load a model as SB3's ``load`` does. ``kwargs`` replace attributes, and are checked as in the constructor.
@@ -197,18 +246,36 @@ class Algorithm(BaseAlgorithm):
         an optimizer of the critic that was not saved, it starts afresh. If they no longer ask for one that was saved,
         it is dropped. ``policy_kwargs`` need not name the optimizer that ``use_rms_prop`` added to the saved ones.
 
+        Random generators stay as they are, unless ``seed`` is given.
+
+        :param trusted: run the code in the file, as SB3 does. Otherwise only classes and functions load that are known
+            to be harmless
+        :param allow: further classes and functions that the file may name, such as a policy class of your own
+        :raises UntrustedFileError: the file asks for code that is not known to be harmless
+        :raises DamagedFileError: the file is no model, or it was changed
         :raises TypeError: the name of an argument is misspelled
         """
         arg.require_arguments(cls, kwargs, others=True)
         if "stats_window_size" in kwargs:  # SB3 keeps it under another name
             kwargs["_stats_window_size"] = kwargs.pop("stats_window_size")
-        token = _LOADING.set(tuple(kwargs))
+        given = {name: value for name, value in kwargs.items() if name != "policy_kwargs"}
+        saved = read_model(path, replaced=given | (custom_objects or {}), device=device, trusted=trusted, allow=allow)
+        if not trusted:
+            require_attributes(cls, saved.data, custom_objects or (), name_of(path))
+        if isinstance(kwargs.get("policy_kwargs"), dict):
+            kwargs["policy_kwargs"] = _with_saved_optimizer(kwargs["policy_kwargs"], saved.data)
+        keeps_random_state = nullcontext() if "seed" in kwargs else unchanged_random_state(get_device(device))
+        token = _LOADING.set(_Load(tuple(kwargs), name_of(path)))
         try:
-            with renamed_modules():
-                if isinstance(kwargs.get("policy_kwargs"), dict):
-                    kwargs["policy_kwargs"] = _with_saved_optimizer(kwargs["policy_kwargs"], path, custom_objects)
-                given: Any = env  # see _wrap_env
-                model = super().load(path, given, device, custom_objects, print_system_info, force_reset, **kwargs)
+            with keeps_random_state:
+                others: Any = (env, device, saved.data, print_system_info, force_reset)  # env: see _wrap_env
+                model = super().load(as_zip(saved), *others, **kwargs)
+                set_variables(model, saved.variables, name_of(path))
+        except Exception as error:
+            why = why_not_loaded(error, name_of(path), () if kwargs or custom_objects else saved.data)
+            if why is error:
+                raise
+            raise why from error
         finally:
             _LOADING.reset(token)
         for name in REMOVED:  # zips of earlier versions hold them
@@ -224,6 +291,76 @@ class Algorithm(BaseAlgorithm):
             warnings.warn("rms_prop_eps has no effect: the model was saved with its optimizer", stacklevel=2)
         return model
 
+    @classmethod
+    def resume(
+        cls,
+        folder: str | pathlib.Path,
+        env: EnvLike,
+        device: th.device | str = "auto",
+        custom_objects: dict[str, Any] | None = None,
+        trusted: bool = False,
+        allow: Collection[type] = (),
+    ) -> Self:
+        """Load the newest valid checkpoint of a :class:`~sb3_pg.callbacks.ResumeCallback`, to go on with its run.
+
+        The first ``learn`` continues the interrupted call. It takes the same ``total_timesteps`` and callbacks;
+        ``reset_num_timesteps`` has no effect. If that call had ended, it returns at once.
+
+        :param folder: folder of the checkpoints
+        :param env: the env, made as for the constructor
+        :param device: PyTorch device
+        :param custom_objects: as in :meth:`load`
+        :param trusted: as in :meth:`load`
+        :param allow: as in :meth:`load`
+        :raises FileNotFoundError: the folder has no valid checkpoint
+        :raises ValueError: the checkpoint is one of another algorithm, or was made with other envs
+        """
+        checkpoint = CheckpointFolder(folder).newest()
+        if checkpoint is None:
+            raise FileNotFoundError(f"there is no valid checkpoint in {str(folder)!r}")
+        if checkpoint.manifest.algorithm != cls.__name__:
+            name = checkpoint.manifest.algorithm
+            raise ValueError(f"{str(folder)!r} has checkpoints of {name}: use {name}.resume")
+        unpickle = partial(loads, what=str(checkpoint.path), allow=allow, trusted=trusted)
+        resumption = Resumption(checkpoint, unpickle)
+        file = NamedBytes(checkpoint.files["model.zip"], checkpoint.path / "model.zip")
+        model = cls.load(file, env, device, custom_objects, trusted=trusted, allow=allow)
+        resumption.prepare(model)
+        model._resumption = resumption
+        return model
+
+    def save(
+        self,
+        path: str | pathlib.Path | io.BufferedIOBase,
+        exclude: Iterable[str] | None = None,
+        include: Iterable[str] | None = None,
+    ) -> None:
+        """Save the model in a zip with SB3's layout, whole or not at all.
+
+        The zip holds JSON and tensors. A value that JSON cannot say, such as a lambda, is a pickle, which ``load``
+        reads with ``trusted=True`` only.
+
+        :param path: path, or an open file
+        :param exclude: names of attributes to leave out, besides those that are always left out
+        :param include: names of attributes to save that would be left out otherwise
+        :raises OSError: the disk is full, or the path cannot be written. The old file stays
+        """
+        write_model(path, *self.saved_parts(exclude or (), include or ()))
+
+    def saved_parts(
+        self, exclude: Iterable[str] = (), include: Iterable[str] = ()
+    ) -> tuple[dict[str, Any], dict[str, dict[str, Any]], dict[str, Any]]:
+        """Return what :meth:`save` writes: attributes, state dicts of modules and optimizers, and tensors.
+
+        :param exclude: as in :meth:`save`
+        :param include: as in :meth:`save`
+        """
+        modules, tensors = self._get_torch_save_params()
+        left_out = {*exclude, *self._excluded_save_params(), *RECOMPUTED} - set(include)
+        left_out |= {name.split(".")[0] for name in (*modules, *tensors)}
+        data = {name: value for name, value in vars(self).items() if name not in left_out}
+        return data, self.get_parameters(), {name: recursive_getattr(self, name) for name in tensors}
+
     @staticmethod
     def _is_loading() -> bool:
         return _LOADING.get() is not None
@@ -231,7 +368,8 @@ class Algorithm(BaseAlgorithm):
     @staticmethod
     def _is_given_to_load(name: str) -> bool:
         """Return whether ``load`` is running and was given a value for this attribute."""
-        return name in (_LOADING.get() or ())
+        loading = _LOADING.get()
+        return loading is not None and name in loading.given
 
     @classmethod
     def _is_kept_by_load(cls, name: str) -> bool:
@@ -257,20 +395,56 @@ class Algorithm(BaseAlgorithm):
     def set_parameters(
         self, load_path_or_dict: str | TensorDict, exact_match: bool = True, device: th.device | str = "auto"
     ) -> None:
-        """Set parameters as SB3's method does. Names from before ``torch.compile`` wrapped a module are valid too."""
-        params: Any = load_path_or_dict
-        if not isinstance(params, dict):
-            _, params, _ = load_from_zip_file(params, device=device, load_data=False)
+        """Set parameters as SB3's method does. If that fails, all of them stay as they were.
+
+        Names from before ``torch.compile`` wrapped a module are valid too.
+
+        :param load_path_or_dict: path of a zip, an open file, or what :meth:`get_parameters` returns
+        :param exact_match: whether all parameters must be given
+        :param device: where to put tensors that are read from a file
+        :raises NonFiniteError: a parameter is NaN or infinite
+        :raises DamagedFileError: the file is no model, or its parameters do not fit
+        :raises ValueError: the names or shapes do not fit
+        """
+        given: Any = load_path_or_dict
+        is_file = not isinstance(given, dict)
+        loading = _LOADING.get()
+        file = name_of(given) if is_file else loading.file if loading is not None else ""
+        where = f" in {file}" if file else ""
+        params: Any = read_model(given, device=device, with_data=False).params if is_file else given
         params = dict(params)
         wrapped = {_of_original(name): name for name in self.policy.state_dict()}
-        if "policy" in params:
+        if isinstance(params.get("policy"), dict):
             named = {wrapped.get(_of_original(name), name): value for name, value in params["policy"].items()}
             params["policy"] = named
         if self._is_loading():  # the arguments of load may add or remove the critic's optimizer
             saved = params.pop("critic_optimizer", None)
             if self.critic_optimizer is not None:
                 params["critic_optimizer"] = saved or self.critic_optimizer.state_dict()
-        super().set_parameters(params, exact_match, device)
+        if file:
+            known = self._get_torch_save_params()[0]
+            if unknown := sorted(params.keys() - set(known)):
+                raise ValueError(f"parameters{where} must be of {known}, got {unknown}")
+        require_finite_states(params, {name for name, _ in self.policy.named_parameters()}, where)
+        before: Any = deepcopy(self.get_parameters())
+        if file:
+            require_like_optimizers(self, params, before, file)
+        try:
+            super().set_parameters(params, exact_match, device)
+        except BaseException as error:
+            super().set_parameters(before, device=device)
+            # SB3's load handles RuntimeErrors of files of its old releases itself.
+            if (file and isinstance(error, ValueError)) or (is_file and isinstance(error, Exception)):
+                raise DamagedFileError(file, error) from error
+            raise
+
+    def set_random_seed(self, seed: int | None = None) -> None:
+        """Seed all random generators as SB3's method does; but ``load`` only does so with the argument ``seed``.
+
+        :param seed: the seed
+        """
+        if not self._is_kept_by_load("seed"):
+            super().set_random_seed(seed)
 
     # ---------------------------------------------------------------- the env
 
@@ -292,6 +466,7 @@ class Algorithm(BaseAlgorithm):
                 print("Wrapping the env in a GymVectorAdapter.")
             env = GymVectorAdapter(env)
         check_observation_space(env.observation_space)
+        check_action_space(env.action_space)
         wrapped = super()._wrap_env(env, verbose, monitor_wrapper)
         cls._check_env(wrapped)
         return wrapped
@@ -319,8 +494,10 @@ class Algorithm(BaseAlgorithm):
         :raises ValueError: an argument is out of range, or the model has no env
         :raises TypeError: an argument is of the wrong type
         """
+        total_timesteps, log_interval, arguments = arg.plain((total_timesteps, log_interval, arguments))
         given = (total_timesteps, callback, log_interval, tb_log_name, *arguments)
         arg.check_arguments(dict(zip(LEARN_CHECKS, given, strict=True)), LEARN_CHECKS)
+        self._make_plain()
         self._log_steps = self._logged_at = 0
         if log_interval == "auto":
             log_interval = 1
@@ -328,34 +505,82 @@ class Algorithm(BaseAlgorithm):
             self._log_steps = max(1, min(AUTO_LOG_STEPS * self.n_envs, int(total_timesteps) // 5))
         if self.env is None:
             raise ValueError("learn() needs an environment: call set_env(env), or load(path, env=env)")
+        if getattr(self, "policy", None) is None:
+            raise ValueError("learn() needs a policy, which _init_setup_model=False has left out: give True")
         updates_before = self._n_updates
-        with extra_hints():
-            learn: Any = super().learn  # type: ignore[safe-super]  # a method of SB3's on- or off-policy base
-            learn(total_timesteps, callback, log_interval, tb_log_name or type(self).__name__, *arguments)
+        if self._resumption is not None:
+            self._resumption.require_same_total(total_timesteps)
+        try:
+            with extra_hints():
+                self._run(total_timesteps, callback, log_interval, tb_log_name or type(self).__name__, *arguments)
+            if self._resumption is not None:  # the run had ended: there was no rollout
+                self._resumption.finish(self)
+            if self.checkpointer is not None:
+                self.checkpointer.finish()
+        finally:
+            self._resumption = None
+            if self.checkpointer is not None:
+                self.checkpointer.close()
         was_stopped = self.num_timesteps < self._total_timesteps  # by a callback
         if total_timesteps and self._n_updates == updates_before and not was_stopped and (why := self._why_no_update()):
             warnings.warn(f"learn() has taken no update: {why}", stacklevel=3)
         return self
 
+    def _run(self, *arguments: Any) -> None:
+        """Train as SB3's ``learn`` does.
+
+        :param arguments: of SB3's ``learn``
+        """
+        learn: Any = super().learn  # type: ignore[safe-super]  # a method of SB3's on- or off-policy base
+        learn(*arguments)
+
+    def _at_boundary(self) -> None:
+        """Do what is to be done between an update and the next rollout: resume, or save a checkpoint."""
+        if self._resumption is not None:
+            self._resumption.finish(self)
+            self._resumption = None
+        if self.checkpointer is not None:
+            self.checkpointer.at_boundary()
+
     def _why_no_update(self) -> str:
         """Return why ``learn`` took no update, for a warning. Empty if none was expected, or if the user knows why."""
         return ""
 
-    def _setup_learn(self, *args: Any, **kwargs: Any) -> tuple[int, BaseCallback]:
+    def _setup_learn(
+        self,
+        total_timesteps: int,
+        callback: MaybeCallback = None,
+        reset_num_timesteps: bool = True,
+        tb_log_name: str = "run",
+        progress_bar: bool = False,
+    ) -> tuple[int, BaseCallback]:
         """Prepare training and reset the env as SB3's method does. A NaN does not enter a VecNormalize's statistics.
 
-        :raises NonFiniteError: the first observation is not finite
+        The first call after ``resume`` goes on where the run was interrupted.
+
+        :raises NonFiniteError: the first observation is not finite, and ``on_nonfinite`` is "raise"
         """
         assert self.env is not None
         guard = NormalizationGuard(self.env)
-        with guard.statistics_kept():
-            result = super()._setup_learn(*args, **kwargs)
-            try:
-                guard.check_reset()
-                require_finite_step("observation", self._last_obs, 0, "The env's reset returned it.")
-            except NonFiniteError:
-                self._last_obs = None
+        result: tuple[int, BaseCallback] | None = None
+        try:
+            with guard.statistics_kept(), naming_env_errors(self.env):
+                if self._resumption is not None:
+                    result = self._resumption.begin(self, super()._setup_learn, callback, progress_bar)
+                else:
+                    arguments = (total_timesteps, callback, reset_num_timesteps, tb_log_name, progress_bar)
+                    result = super()._setup_learn(*arguments)
+                guard.check_reset(self._last_obs)
+        except NonFiniteError as error:
+            self._last_obs = None  # the first rollout resets the envs again
+            if result is None:
                 raise
+            self._skip_or_raise(error, has_stepped=False)
+        if self.checkpointer is not None:
+            of = None if self._resumption is None else self._resumption.checkpoint
+            self.checkpointer.begin(result[1], total_timesteps, of)
+        if self._resumption is not None:
+            self._resumption.set_callbacks(result[1])
         return result
 
     def _update_current_progress_remaining(self, num_timesteps: int, total_timesteps: int) -> None:
@@ -387,8 +612,19 @@ class Algorithm(BaseAlgorithm):
         self._logged_at = self.num_timesteps
         return True
 
-    def _skip_or_raise(self, error: NonFiniteError) -> None:
-        if self.on_nonfinite == "raise":
+    def _skip_or_raise(self, error: NonFiniteError, has_stepped: bool = True) -> None:
+        """Raise an error, or count it and give a warning, as ``on_nonfinite`` says.
+
+        :param error: the error
+        :param has_stepped: whether the envs were stepped before it. Otherwise the next rollout repeats it, unless an
+            env's reset returned the number. This is skipped, but not for ever
+        """
+        hopeless = not has_stepped and error.env is None
+        if not has_stepped:
+            n, when = self._failed_resets
+            self._failed_resets = (n + 1 if when == self.num_timesteps else 1), self.num_timesteps
+            hopeless |= self._failed_resets[0] >= MAX_FAILED_RESETS
+        if self.on_nonfinite == "raise" or hopeless:
             raise error
         self._n_skipped += 1
         warnings.warn(f"Update skipped: {error}", stacklevel=2)
@@ -411,30 +647,18 @@ def _of_original(name: str) -> str:
     return name.replace("_orig_mod.", "")
 
 
-def _with_saved_optimizer(
-    policy_kwargs: dict[str, Any], path: Any, custom_objects: dict[str, Any] | None
-) -> dict[str, Any]:
+def _with_saved_optimizer(policy_kwargs: dict[str, Any], saved_data: Mapping[str, Any]) -> dict[str, Any]:
     """Return ``policy_kwargs`` with the RMSprop that A2C's ``use_rms_prop`` added to the saved ones.
 
     :param policy_kwargs: argument of ``load``
-    :param path: path of the zip
-    :param custom_objects: argument of ``load``
+    :param saved_data: attributes in the zip
     """
     if "optimizer_class" in policy_kwargs:
         return policy_kwargs
-    data, _, _ = load_from_zip_file(path, device="cpu", custom_objects=custom_objects)
-    saved = (data or {}).get("policy_kwargs", {})
+    saved = saved_data.get("policy_kwargs", {})
     if not issubclass(saved.get("optimizer_class", object), th.optim.RMSprop):
         return policy_kwargs
     return policy_kwargs | {name: saved[name] for name in ("optimizer_class", "optimizer_kwargs") if name in saved}
-
-
-def load_replay_buffer(
-    self: Any, path: str | pathlib.Path | io.BufferedIOBase, truncate_last_traj: bool = True
-) -> None:
-    """Load a replay buffer as SB3's method does. Files of earlier versions, with other module names, load too."""
-    with renamed_modules():
-        OffPolicyAlgorithm.load_replay_buffer(self, path, truncate_last_traj)
 
 
 def waits_for_learning_starts(model: OffPolicyAlgorithm) -> str:

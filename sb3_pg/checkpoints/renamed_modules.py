@@ -3,14 +3,6 @@
 A pickle stores a class as the name of its module and its own name. The tables below say where the class is now.
 """
 
-import sys
-from collections.abc import Iterator
-from contextlib import contextmanager
-from importlib import import_module
-from threading import Lock
-from types import ModuleType
-from typing import Any
-
 #: Old module -> the module that has its classes now.
 MODULES: dict[str, str] = {
     "sb3_pg.algorithms.actor_gradients": "sb3_pg.algorithms.off_pac.losses",
@@ -39,73 +31,18 @@ MODULES: dict[str, str] = {
 }
 #: Old "module:name" -> new "module:name", for classes that MODULES does not place correctly, or that have a new name.
 #: The old module may still exist.
-NAMES: dict[str, str] = {"sb3_pg.algorithms.flat_step:FlatRMSprop": "torch.optim:RMSprop"}
-
-_lock = Lock()
-_n_active = 0
-_replaced: dict[str, ModuleType | None] = {}
+NAMES: dict[str, str] = {"sb3_pg.algorithms.flat_step:FlatRMSprop": "torch.optim.rmsprop:RMSprop"}
 
 
-class _OldModule(ModuleType):
-    """Stands in for an old module, and imports the new one when a name is looked up."""
+def current_name(module: str, name: str) -> tuple[str, str]:
+    """Return where a class is now that a file names.
 
-    def __init__(self, name: str, existing: ModuleType | None) -> None:
-        super().__init__(name)
-        self._existing = existing
+    >>> current_name("sb3_pg.rollout.replay", "TrajectoryReplayBuffer")
+    ('sb3_pg.rollout.trajectory_buffer', 'TrajectoryReplayBuffer')
 
-    def __getattr__(self, name: str) -> Any:
-        if name.startswith("__"):  # for code that inspects all of sys.modules
-            raise AttributeError(name)
-        old = self.__name__
-        if f"{old}:{name}" in NAMES:
-            module, name = NAMES[f"{old}:{name}"].split(":")
-        elif self._existing is not None:
-            return getattr(self._existing, name)
-        elif old in MODULES:
-            module = MODULES[old]
-        else:
-            raise AttributeError(name)
-        return getattr(import_module(module), name)
-
-
-@contextmanager
-def renamed_modules() -> Iterator[None]:
-    r"""Let ``pickle`` find the package's classes under the module names of earlier layouts.
-
-    ``sys.modules`` holds the old names inside the ``with`` block. If several blocks overlap, it is restored after the
-    last one.
-
-    >>> import pickle
-    >>> with renamed_modules():
-    ...     pickle.loads(b"csb3_pg.rollout.replay\nTrajectoryReplayBuffer\n.").__module__
-    'sb3_pg.rollout.trajectory_buffer'
+    :param module: its module when the file was saved
+    :param name: its name then
+    :return: its module and its name
     """
-    global _n_active  # noqa: PLW0603 (sys.modules is global too)
-    with _lock:
-        if _n_active == 0:
-            moved_classes = {key.split(":")[0] for key in NAMES}
-            existing = {name: _existing_module(name) for name in moved_classes if name not in MODULES}
-            _replaced.update({name: sys.modules.get(name) for name in MODULES} | existing)
-            sys.modules.update({name: _OldModule(name, module) for name, module in _replaced.items()})
-        _n_active += 1
-    try:
-        yield
-    finally:
-        with _lock:
-            _n_active -= 1
-            if _n_active == 0:
-                for name, module in _replaced.items():
-                    if module is None:
-                        del sys.modules[name]
-                    else:
-                        sys.modules[name] = module
-                _replaced.clear()
-
-
-def _existing_module(name: str) -> ModuleType | None:
-    try:
-        return import_module(name)
-    except ModuleNotFoundError as error:
-        if error.name is not None and f"{name}.".startswith(f"{error.name}."):
-            return None
-        raise
+    new_module, _, new_name = NAMES.get(f"{module}:{name}", f"{MODULES.get(module, module)}:{name}").partition(":")
+    return new_module, new_name

@@ -87,6 +87,17 @@ class Pieces:
     def __init__(self, n_envs: int) -> None:
         self._open: list[Trajectory | None] = [None] * n_envs
 
+    def state_dict(self) -> dict[str, Any]:
+        """Return the pieces as plain dicts of arrays."""
+        return {"pieces": [None if piece is None else dict(vars(piece)) for piece in self._open]}
+
+    @classmethod
+    def from_state_dict(cls, state: dict[str, Any]) -> "Pieces":
+        """Return the pieces that :meth:`state_dict` has returned."""
+        pieces = cls(len(state["pieces"]))
+        pieces._open = [None if piece is None else Trajectory(**piece) for piece in state["pieces"]]
+        return pieces
+
     def complete(self, buffer: TrajectoryRolloutBuffer) -> list[Trajectory]:
         """Cut a finished rollout at the ends of its episodes.
 

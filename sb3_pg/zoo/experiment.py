@@ -2,7 +2,8 @@
 
 import inspect
 import io
-import random
+import shlex
+import shutil
 import warnings
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager, nullcontext, redirect_stdout, suppress
@@ -12,8 +13,6 @@ from pathlib import Path
 from typing import Any, Final
 
 import gymnasium as gym
-import numpy as np
-import torch as th
 import yaml  # type: ignore[import-untyped]
 from gymnasium import spaces
 from gymnasium.vector import AutoresetMode, SyncVectorEnv
@@ -26,14 +25,24 @@ from stable_baselines3.common.base_class import BaseAlgorithm
 from stable_baselines3.common.callbacks import BaseCallback, EvalCallback
 from stable_baselines3.common.logger import CSVOutputFormat
 from stable_baselines3.common.monitor import Monitor
-from stable_baselines3.common.vec_env import DummyVecEnv, VecEnv, VecEnvWrapper, VecFrameStack, is_vecenv_wrapped
+from stable_baselines3.common.vec_env import (
+    DummyVecEnv,
+    SubprocVecEnv,
+    VecEnv,
+    VecEnvWrapper,
+    VecFrameStack,
+    is_vecenv_wrapped,
+)
 
 from sb3_pg import compat
 from sb3_pg.algorithms import ALGORITHMS
 from sb3_pg.algorithms.off_policy import OffPolicyShell
 from sb3_pg.algorithms.on_policy import OnPolicyPG
-from sb3_pg.envs import GymVectorAdapter, has_native_vector, make_vec_env
+from sb3_pg.checkpoints import ResumeCallback, latest_checkpoint, unchanged_random_state
+from sb3_pg.envs import GymVectorAdapter, has_native_vector, make_vec_env, subproc_vec_env
+from sb3_pg.zoo.command_errors import CommandError
 from sb3_pg.zoo.registry import config_path
+from sb3_pg.zoo.safe_files import Loading, forget_trust
 from sb3_pg.zoo.spaces import fit_to_observations
 
 VECTOR_BACKENDS: Final = ("vector", "envpool")
@@ -41,12 +50,10 @@ VECTOR_BACKENDS: Final = ("vector", "envpool")
 N_EVALUATIONS: Final = 20
 """Default number of evaluations in a run, without the one of the untrained policy."""
 _LEAST_EVAL_FREQ: Final = 1000
+CHECKPOINTS: Final = "checkpoints"
+"""Folder of the checkpoints in the folder of a run. A run that has ended has none."""
 #: Wrappers that Gymnasium puts around every env; vectorized envs do the same themselves.
 _USUAL_WRAPPERS: Final = (OrderEnforcing, PassiveEnvChecker)
-
-
-class CommandError(ValueError):
-    """The command line or a config file asks for something that is not possible. Nothing was written."""
 
 
 class Experiment(ExperimentManager):
@@ -74,6 +81,16 @@ class Experiment(ExperimentManager):
         else:
             self._backend = None
         super().__init__(*args, **kwargs)
+        #: folder of the run that is resumed, None for a new run
+        self.resumed: str | None = getattr(self.args, "resume", None) or None
+        if self.resumed is not None:
+            self.save_path = self.resumed
+            self.params_path = f"{self.save_path}/{self.env_name}"
+
+    @property
+    def checkpoints(self) -> Path:
+        """Folder of the run's checkpoints."""
+        return Path(self.save_path) / CHECKPOINTS
 
     # ---------------------------------------------------------------- hyperparameters
 
@@ -157,8 +174,8 @@ class Experiment(ExperimentManager):
         self.args.eval_freq, self.args.n_eval_envs = self.eval_freq, self.n_eval_envs
         if self.tensorboard_log is not None and utils.SummaryWriter is None:  # type: ignore[attr-defined]
             raise ImportError("tensorboard is not installed")
-        with _unchanged_random_state(utils.get_device(self.device)):
-            n_steps_before = self._try_out()
+        with unchanged_random_state(utils.get_device(self.device)):
+            n_steps_before = None if self.resumed else self._try_out()
         if n_steps_before is not None:
             self.args.num_timesteps_before = n_steps_before
             after = n_steps_before + self.n_timesteps
@@ -194,13 +211,32 @@ class Experiment(ExperimentManager):
                     for name in ("policy", "policy_kwargs"):  # the saved model has its own
                         hyperparams.pop(name, None)
                     with refusing(*errors, prefix=prefix):
-                        return ALGOS[self.algo].load(self.trained_agent, **kwargs, **hyperparams).num_timesteps
+                        loading = Loading(ALGOS[self.algo], self.args.trusted)
+                        return int(loading.load(self.trained_agent, **kwargs, **hyperparams).num_timesteps)
                 if not self.optimize_hyperparameters:  # a search replaces some of the hyperparameters
                     with refusing(AssertionError, TypeError, ValueError):
                         ALGOS[self.algo](**kwargs, **hyperparams)
             finally:
                 env.close()
         return None
+
+    def setup_experiment(self) -> Any:
+        """Make callbacks, envs and model as rl_zoo3 does. A run that is resumed loads its newest checkpoint instead.
+
+        :return: the model, and the hyperparameters as they are saved; None for a search
+        """
+        with nullcontext() if self.resumed is None else compat.loaded_by(self, self._resume):
+            made = super().setup_experiment()
+        if made is not None:
+            forget_trust(made[0])
+        return made
+
+    def _resume(self, _hyperparams: dict[str, Any], env: VecEnv) -> BaseAlgorithm:
+        with refusing(ValueError, FileNotFoundError):
+            cls: Any = ALGORITHMS[self.algo]
+            model: BaseAlgorithm = cls.resume(self.checkpoints, env, self.device, trusted=self.args.trusted)
+        print(f"Resuming {self.save_path} at {model.num_timesteps:,} of {self.n_timesteps:,} steps.")
+        return model
 
     # ---------------------------------------------------------------- envs, callbacks
 
@@ -211,6 +247,8 @@ class Experiment(ExperimentManager):
         """
         no_log = no_log or self.optimize_hyperparameters
         if self._backend is None:
+            if self.vec_env_class is SubprocVecEnv:
+                self.vec_env_class = subproc_vec_env
             return super().create_envs(n_envs, eval_env, no_log)
         # Evaluation needs envs that reset in the step that ends an episode.
         self.vec_env_class = DummyVecEnv if eval_env else partial(from_functions, self._backend)
@@ -232,6 +270,9 @@ class Experiment(ExperimentManager):
         super().create_callbacks()  # type: ignore[no-untyped-call]
         if self.optimize_hyperparameters:
             return
+        every = getattr(self.args, "checkpoint_every", 0)
+        if every > 0 and self.algo in ALGORITHMS:
+            self.callbacks.append(ResumeCallback(self.checkpoints, every=every))
         self.callbacks.append(ProgressFile(Path(self.save_path) / "progress.csv"))
         if eval_freq > 0:
             self.eval_freq = max(eval_freq // self.n_envs, 1)
@@ -269,8 +310,11 @@ class Experiment(ExperimentManager):
         try:
             with _refilled_buffer(model) if self.continue_training else nullcontext():
                 model.learn(self.n_timesteps, callback=self.callbacks or None, **kwargs)
-        except KeyboardInterrupt:
-            pass  # the model is saved as it is
+            shutil.rmtree(self.checkpoints, ignore_errors=True)
+        except KeyboardInterrupt:  # the model is saved as it is
+            if latest_checkpoint(self.checkpoints) is not None:
+                where = f"--env {self.env_name.gym_id} -f {shlex.quote(str(self.log_folder))}"
+                print(f"Interrupted. Go on with: sb3-pg train --algo {self.algo} {where} --resume")
         finally:
             if self.callbacks and self.callbacks[0].locals:  # training has begun
                 self.callbacks[0].on_training_end()  # removes the progress bar
@@ -400,7 +444,8 @@ class Evaluation(EvalCallback):
             super()._init_callback()
 
     def _on_training_start(self) -> None:
-        self._on_step()  # n_calls is 0, a multiple of every eval_freq
+        if not self.evaluations_timesteps:  # a resumed run has evaluated already
+            self._on_step()  # n_calls is 0, a multiple of every eval_freq
 
     def _on_step(self) -> bool:
         if self.eval_freq <= 0 or self.n_calls % self.eval_freq:
@@ -410,23 +455,11 @@ class Evaluation(EvalCallback):
         kept = [dict(table) for table in tables]
         for table in tables:
             table.clear()
-        with _unchanged_random_state(self.model.device):
+        with unchanged_random_state(self.model.device):
             goes_on = super()._on_step()
         for table, values in zip(tables, kept, strict=True):
             table.update(values)  # training logs these itself
         return goes_on
-
-
-@contextmanager
-def _unchanged_random_state(device: th.device) -> Iterator[None]:
-    """Context that leaves all random generators as they were."""
-    states = random.getstate(), np.random.get_state()  # noqa: NPY002 (the generator that SB3 seeds)
-    try:
-        with th.random.fork_rng([device] if device.type == "cuda" else []):
-            yield
-    finally:
-        random.setstate(states[0])
-        np.random.set_state(states[1])  # noqa: NPY002
 
 
 @contextmanager

@@ -10,7 +10,7 @@ import importlib
 import runpy
 import sys
 from collections.abc import Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any, Final
@@ -19,13 +19,33 @@ import gymnasium as gym
 import rl_zoo3.enjoy
 import rl_zoo3.train
 import rl_zoo3.utils
+import yaml  # type: ignore[import-untyped]
+from huggingface_sb3 import EnvironmentName  # type: ignore[import-untyped]
 from rl_zoo3.utils import StoreDict, create_test_env, get_model_path
 
+from sb3_pg.checkpoints import latest_checkpoint
 from sb3_pg.extras import extra_hints
-from sb3_pg.zoo.experiment import VECTOR_BACKENDS, CommandError, Experiment, refusing, refusing_env
+from sb3_pg.zoo.command_errors import CommandError
+from sb3_pg.zoo.experiment import CHECKPOINTS, VECTOR_BACKENDS, Experiment, refusing, refusing_env
+from sb3_pg.zoo.safe_files import SettingsLoader, replaced, safe_files
 
 # Comes before the user's arguments, which override it. By default, rl_zoo3 looks for agents of its own hub.
 _TRAINED_HERE: Final = ("--folder", "logs")
+#: Default of ``--checkpoint-every``, env steps.
+CHECKPOINT_EVERY: Final = 50_000
+#: Option of all scripts.
+_TRUSTED: Final = "--trusted"
+#: Options whose values rl_zoo3 imports or evaluates, or which name files with such values.
+_RUNS_CODE: Final = ("gym_packages", "conf_file", "storage", "study_name")
+#: Hyperparameters of the same kind.
+_CODE_PARAMETERS: Final = frozenset(
+    {"policy_kwargs", "replay_buffer_class", "replay_buffer_kwargs", "normalize"}
+    | {"env_wrapper", "vec_env_wrapper", "callback"}
+)
+_TRUSTED_HELP: Final = (
+    "Run the code in saved agents, replay buffers, statistics and settings. Without it, a file may name only what is "
+    "known to be harmless"
+)
 #: Options of ``rl_zoo3.train`` that differ here.
 _CHANGED: Final[dict[str, dict[str, Any]]] = {
     "--vec-env": {
@@ -58,6 +78,31 @@ _CHANGED: Final[dict[str, dict[str, Any]]] = {
 }
 
 
+def unfinished_run(log_folder: str | Path, algo: str, env: str) -> Path | None:
+    """Return the folder of the newest run that was interrupted and has a valid checkpoint; None if there is none.
+
+    :param log_folder: the folder of all runs, ``--log-folder``
+    :param algo: name of the algorithm
+    :param env: id of the env
+    """
+    found = (Path(log_folder) / algo).glob(f"{EnvironmentName(env)}_*/{CHECKPOINTS}")
+    newest_first = sorted(found, key=lambda path: path.stat().st_mtime, reverse=True)
+    return next((path.parent for path in newest_first if latest_checkpoint(path)), None)
+
+
+def saved_options(run: Path, env: str) -> dict[str, Any]:
+    """Return the options that a run was started with.
+
+    :param run: folder of the run
+    :param env: id of the env
+    :raises CommandError: the file is missing or damaged
+    """
+    path = run / EnvironmentName(env) / "args.yml"
+    with refusing(OSError, yaml.YAMLError, TypeError, prefix="--resume: "), path.open() as file:
+        saved = dict(yaml.load(file, Loader=SettingsLoader))
+    return {name: value for name, value in saved.items() if name not in ("resume", "log_folder", "trusted")}
+
+
 def train(arguments: Sequence[str]) -> None:
     """Train an agent, or optimize hyperparameters, by ``rl_zoo3.train`` with :class:`Experiment`.
 
@@ -78,13 +123,16 @@ def enjoy(arguments: Sequence[str]) -> None:
     :raises SystemExit: the arguments are wrong, or are ``--help``
     :raises MissingExtraError: rendering or the environment needs an optional dependency
     """
-    with _script("enjoy", (*_TRAINED_HERE, *arguments), rl_zoo3.enjoy, _FOR_TRAINED_AGENTS):
+    members = {**_FOR_TRAINED_AGENTS, "argparse": SimpleNamespace(ArgumentParser=_AgentParser)}
+    with _script("enjoy", (*_TRAINED_HERE, *arguments), rl_zoo3.enjoy, members):
         _import_gym_packages()
         rl_zoo3.enjoy.enjoy()
 
 
 def record_video(arguments: Sequence[str]) -> None:
     """Record a video of a trained agent by ``rl_zoo3.record_video``. The default folder is ``logs``.
+
+    It takes ``--trusted`` too, as :func:`enjoy` does.
 
     :param arguments: its command line, without the program's name
     :raises SystemExit: the arguments are wrong, or are ``--help``
@@ -93,6 +141,7 @@ def record_video(arguments: Sequence[str]) -> None:
     # The script has no function to call: its code is under `if __name__ == "__main__"`, and imports from utils.
     with _script("record-video", (*_TRAINED_HERE, *arguments), rl_zoo3.utils, _FOR_TRAINED_AGENTS):
         _import_gym_packages()
+        sys.argv = [argument for argument in sys.argv if argument != _TRUSTED]
         runpy.run_module("rl_zoo3.record_video", run_name="__main__")
 
 
@@ -108,22 +157,15 @@ def _script(command: str, arguments: Sequence[str], module: Any, members: Mappin
     """
     name = f"sb3-pg {command}"
     try:
-        with _replaced(sys, {"argv": [name, *arguments]}), _replaced(module, members), extra_hints():
+        with ExitStack() as stack:
+            stack.enter_context(replaced(sys, {"argv": [name, *arguments]}))
+            stack.enter_context(safe_files(_TRUSTED in arguments))
+            stack.enter_context(replaced(module, members))
+            stack.enter_context(extra_hints())
             yield
     except CommandError as error:
         print(f"{name}: error: {error}", file=sys.stderr)
         raise SystemExit(2) from error
-
-
-@contextmanager
-def _replaced(module: Any, members: Mapping[str, Any]) -> Iterator[None]:
-    """Context in which members of a module are replaced."""
-    before = {name: getattr(module, name) for name in members}
-    vars(module).update(members)
-    try:
-        yield
-    finally:
-        vars(module).update(before)
 
 
 class _PythonValues(StoreDict):
@@ -145,12 +187,60 @@ class _TrainParser(argparse.ArgumentParser):
         changed = next((_CHANGED[name] for name in names if name in _CHANGED), {})
         return super().add_argument(*names, **options | changed)
 
+    def _add_options(self) -> None:
+        """Add the options that rl_zoo3's script does not have."""
+        self.add_argument(_TRUSTED, action="store_true", help=_TRUSTED_HELP)
+        self.add_argument(
+            "--checkpoint-every",
+            type=int,
+            default=CHECKPOINT_EVERY,
+            metavar="N",
+            help="env steps between two checkpoints, from which --resume goes on (default: %(default)s; 0 for none). "
+            "They are deleted when the run has ended",
+        )
+        self.add_argument(
+            "--resume",
+            action="store_true",
+            help="go on with the newest unfinished run of --algo on --env in --log-folder, as if it had not been "
+            "interrupted. All other options are those of that run",
+        )
+
+    def _take_saved_options(self, parsed: argparse.Namespace) -> None:
+        """Replace the options by those of the run that is resumed.
+
+        :raises SystemExit: there is no such run, or an option was given another value
+        """
+        run = unfinished_run(parsed.log_folder, parsed.algo, parsed.env)
+        if run is None:
+            self.error(
+                f"argument --resume: {parsed.log_folder} has no unfinished run of {parsed.algo} on {parsed.env} with a "
+                "checkpoint"
+            )
+        saved = saved_options(run, parsed.env)
+        for name in () if parsed.trusted else (*_RUNS_CODE, "hyperparams"):
+            is_code = name != "hyperparams" or not _CODE_PARAMETERS.isdisjoint(saved.get(name) or ())
+            if is_code and saved.get(name) not in (None, self.get_default(name), vars(parsed)[name]):
+                self.error(
+                    f"argument --resume: the run in {run} was started with {name}={saved[name]!r}, which runs code. "
+                    f"Give this option again, or, if you trust whoever wrote the folder, {_TRUSTED}"
+                )
+        for name, value in vars(parsed).items():
+            if name in saved and value not in (saved[name], self.get_default(name)):
+                self.error(
+                    f"argument --resume: the run in {run} has {name}={saved[name]!r}, got {value!r}. Leave the option "
+                    "out, or start a new run"
+                )
+        vars(parsed).update(saved, resume=str(run), log_folder=parsed.log_folder)
+
     def parse_args(self, *args: Any, **kwargs: Any) -> Any:
         """Parse the command line, and check what would fail later.
 
         :raises SystemExit: it cannot be parsed, a number is out of range, or an env, file or module does not exist
         """
+        self._add_options()
         parsed = super().parse_args(*args, **kwargs)
+        if parsed.resume:
+            self._take_saved_options(parsed)
         for name in ("eval_episodes", "n_eval_envs"):
             value = getattr(parsed, name)
             if value is not None and value < 1:
@@ -163,6 +253,14 @@ class _TrainParser(argparse.ArgumentParser):
             close = difflib.get_close_matches(parsed.env, gym.registry, n=1)
             hint = f"; did you mean {close[0]!r}?" if close else ""
             self.error(f"argument --env: no environment is registered as {parsed.env!r}{hint}")
+        self._check_files(parsed)
+        return parsed
+
+    def _check_files(self, parsed: argparse.Namespace) -> None:
+        """Check that the files that options name exist.
+
+        :raises SystemExit: one does not
+        """
         agent, config = Path(parsed.trained_agent), parsed.conf_file
         if parsed.trained_agent and not (agent.suffix == ".zip" and agent.is_file()):
             self.error(f"argument -i/--trained-agent: must be the path of a .zip file, got {str(agent)!r}")
@@ -171,7 +269,18 @@ class _TrainParser(argparse.ArgumentParser):
                 self.error(f"argument -conf/--conf-file: there is no file {config!r}")
         elif config and not hasattr(_import(self, "-conf/--conf-file", config), "hyperparams"):
             self.error(f"argument -conf/--conf-file: module {config!r} has no dict 'hyperparams'")
-        return parsed
+
+
+class _AgentParser(argparse.ArgumentParser):
+    """Builds the command line of a script for trained agents."""
+
+    def parse_args(self, *args: Any, **kwargs: Any) -> Any:
+        """Parse the command line.
+
+        :raises SystemExit: it cannot be parsed
+        """
+        self.add_argument(_TRUSTED, action="store_true", help=_TRUSTED_HELP)
+        return super().parse_args(*args, **kwargs)
 
 
 def _import(parser: argparse.ArgumentParser, option: str, name: str) -> Any:

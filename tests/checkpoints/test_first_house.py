@@ -2,7 +2,6 @@
 
 import json
 import pickle
-import sys
 import warnings
 from pathlib import Path
 from typing import Any
@@ -16,8 +15,9 @@ from stable_baselines3.common.env_util import make_vec_env
 from stable_baselines3.common.vec_env import VecEnv
 
 import sb3_pg
-from sb3_pg.checkpoints import renamed_modules
-from sb3_pg.checkpoints.renamed_modules import MODULES, NAMES
+from sb3_pg.checkpoints import safe_pickle
+from sb3_pg.checkpoints.renamed_modules import MODULES, NAMES, current_name
+from sb3_pg.checkpoints.vetted import resolve
 
 FOLDER = Path(__file__).parent / "first_house"
 EXPECTED: dict[str, dict[str, Any]] = json.loads((FOLDER / "expected.json").read_text())
@@ -113,56 +113,33 @@ def test_policy_kwargs_of_a_zip_may_be_replaced() -> None:
 # -------------------------------------------------------------------- the tables
 
 
-def old_pickle(name: str) -> bytes:
-    module, _, attribute = name.partition(":")
-    return f"c{module}\n{attribute}\n.".encode()
-
-
-def test_old_names_are_there_inside_the_block_only() -> None:
-    before = dict(sys.modules)
-    with renamed_modules(), renamed_modules():
-        assert MODULES.keys() <= sys.modules.keys()
-    after = dict(sys.modules)
-    assert {name: module for name, module in after.items() if name in before} == before
-    assert not MODULES.keys() & after.keys()
-    with pytest.raises(ModuleNotFoundError):
-        pickle.loads(old_pickle("sb3_pg.rollout.replay:TrajectoryReplayBuffer"))
-
-
-def test_old_names_are_taken_away_after_an_error_and_by_the_last_block() -> None:
-    outer, inner = renamed_modules(), renamed_modules()
-    outer.__enter__()
-    inner.__enter__()
-    outer.__exit__(None, None, None)
-    assert "sb3_pg.rollout.replay" in sys.modules
-    inner.__exit__(None, None, None)
-    assert "sb3_pg.rollout.replay" not in sys.modules
-    with pytest.raises(ValueError, match="inside"), renamed_modules():
-        raise ValueError("inside")
-    assert "sb3_pg.rollout.replay" not in sys.modules
+def found(module: str, name: str) -> Any:
+    return resolve(":".join(current_name(module, name)))
 
 
 def test_every_entry_leads_somewhere() -> None:
     for module in MODULES.values():
         __import__(module)
-    with renamed_modules():
-        for old in NAMES:
-            pickle.loads(old_pickle(old))
+    for old in NAMES:
+        assert isinstance(found(*old.split(":")), type)
 
 
 def test_a_class_may_leave_a_module_that_stays(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setitem(NAMES, "sb3_pg.rollout.buffers:FormerBuffer", "sb3_pg.rollout:TrajectoryRolloutBuffer")
     monkeypatch.setitem(NAMES, "sb3_pg.rollout.replay:Renamed", "sb3_pg.rollout:TrajectoryReplayBuffer")
     monkeypatch.setitem(NAMES, "sb3_pg.no.more:Former", "sb3_pg.baselines:LinearBaseline")
-    with renamed_modules():
-        former = pickle.loads(old_pickle("sb3_pg.rollout.buffers:FormerBuffer"))
-        kept = pickle.loads(old_pickle("sb3_pg.rollout.buffers:TrajectoryRolloutBuffer"))
-        renamed = pickle.loads(old_pickle("sb3_pg.rollout.replay:Renamed"))
-        gone = pickle.loads(old_pickle("sb3_pg.no.more:Former"))
-        with pytest.raises(AttributeError, match="Other"):
-            pickle.loads(old_pickle("sb3_pg.no.more:Other"))
-    assert former is kept is sb3_pg.rollout.TrajectoryRolloutBuffer
-    assert renamed is sb3_pg.rollout.TrajectoryReplayBuffer
-    assert gone is sb3_pg.baselines.LinearBaseline
-    assert "sb3_pg.no.more" not in sys.modules
+    kept = found("sb3_pg.rollout.buffers", "TrajectoryRolloutBuffer")
+    assert found("sb3_pg.rollout.buffers", "FormerBuffer") is kept is sb3_pg.rollout.TrajectoryRolloutBuffer
+    assert found("sb3_pg.rollout.replay", "Renamed") is sb3_pg.rollout.TrajectoryReplayBuffer
+    assert found("sb3_pg.no.more", "Former") is sb3_pg.baselines.LinearBaseline
+    with pytest.raises(ModuleNotFoundError, match="No module"):
+        found("sb3_pg.no.more", "Other")
     assert not hasattr(sb3_pg.rollout.buffers, "FormerBuffer")
+
+
+@pytest.mark.parametrize("trusted", [False, True])
+def test_pickles_find_classes_under_their_old_names(trusted: bool) -> None:
+    old = b"csb3_pg.rollout.replay\nTrajectoryReplayBuffer\n."
+    assert safe_pickle.loads(old, "old", trusted=trusted) is sb3_pg.rollout.TrajectoryReplayBuffer
+    with pytest.raises(ModuleNotFoundError):
+        pickle.loads(old)

@@ -1,5 +1,6 @@
 """rl_zoo3's scripts do for our algorithms what they do for its own."""
 
+import json
 import shutil
 from pathlib import Path
 from typing import Any, ClassVar
@@ -330,3 +331,21 @@ def test_what_enjoy_and_record_video_cannot_find_is_said(
     error = capsys.readouterr().err
     assert "error: " in error
     assert message in error
+
+
+@pytest.mark.parametrize(
+    "saved", [{"conf_file": "evil.py"}, {"hyperparams": {"policy_kwargs": "open('touched', 'w')"}}]
+)
+def test_resume_runs_nothing_that_the_folder_names(
+    saved: dict[str, Any], tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "evil.py").write_text("open('touched', 'w')")
+    run = tmp_path / "CartPole-v1_1"
+    (run / "CartPole-v1").mkdir(parents=True)
+    (run / "CartPole-v1/args.yml").write_text(json.dumps(saved))
+    monkeypatch.setattr(scripts, "unfinished_run", lambda *_: run)
+    with pytest.raises(SystemExit):
+        scripts.train(["--algo", "reinforce", "--env", "CartPole-v1", "--resume"])
+    assert f"was started with {next(iter(saved))}=" in capsys.readouterr().err
+    assert not (tmp_path / "touched").exists()

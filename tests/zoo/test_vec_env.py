@@ -6,9 +6,9 @@ from typing import Any
 import pytest
 from rl_zoo3.exp_manager import ExperimentManager
 from stable_baselines3.common.monitor import load_results
-from stable_baselines3.common.vec_env import DummyVecEnv, VecEnv
+from stable_baselines3.common.vec_env import DummyVecEnv, SubprocVecEnv, VecEnv
 
-from sb3_pg.envs import EnvPoolAdapter, GymVectorAdapter
+from sb3_pg.envs import EnvPoolAdapter, GymVectorAdapter, get_env_state
 from sb3_pg.zoo import scripts
 
 SHORT = ["--verbose", "0", "--num-threads", "1", "--device", "cpu", "--eval-freq", "300", "--eval-episodes", "2"]
@@ -68,6 +68,22 @@ def test_training_envs_are_of_the_backend(
         assert results["l"].tolist() == [200] * 4
     else:
         assert len(results) > 10
+
+
+def test_envs_in_processes_give_their_state(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(tmp_path)
+    made: list[tuple[type, str]] = []
+    create = ExperimentManager.create_envs
+
+    def noted(self: Any, *args: Any, **kwargs: Any) -> VecEnv:
+        self.vec_env_kwargs = {"start_method": "fork"} if self.vec_env_class is not DummyVecEnv else {}
+        env = create(self, *args, **kwargs)
+        made.append((type(env.unwrapped), get_env_state(env).inexact))
+        return env
+
+    monkeypatch.setattr(ExperimentManager, "create_envs", noted)
+    train("actor_critic", "CartPole-v1", "--vec-env", "subproc", "--eval-freq", "-1")
+    assert made == [(SubprocVecEnv, "")] * 2
 
 
 @pytest.mark.usefixtures("made")
