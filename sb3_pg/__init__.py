@@ -3,9 +3,10 @@
 from sb3_pg import algorithms, functional
 from sb3_pg.algorithms import *  # noqa: F403 (its __all__, which every new algorithm is added to)
 from sb3_pg.callbacks import GradientDiagnosticsCallback
+from sb3_pg.checkpoints import ResumeCallback
 from sb3_pg.errors import NonFiniteError
 
 __version__ = "0.1.0"
 
-__all__ = ["GradientDiagnosticsCallback", "NonFiniteError", "__version__", "functional"]
+__all__ = ["GradientDiagnosticsCallback", "NonFiniteError", "ResumeCallback", "__version__", "functional"]
 __all__ += algorithms.__all__

@@ -18,7 +18,8 @@ from stable_baselines3.common.evaluation import evaluate_policy
 from sb3_pg.reporting.curves import group, read_evaluations
 from sb3_pg.reporting.plots import draw
 from sb3_pg.zoo import ALGORITHMS
-from sb3_pg.zoo.scripts import train
+from sb3_pg.zoo.experiment import CHECKPOINTS
+from sb3_pg.zoo.scripts import saved_options, train, unfinished_run
 
 ALGO: Final = "reinforce"
 ENV: Final = "CartPole-v1"
@@ -41,6 +42,7 @@ def main(arguments: Sequence[str]) -> int:
     args = parser.parse_args(arguments)
 
     start = time.perf_counter()
+    interrupted = _interrupted_run(args)
     options = {
         "--algo": ALGO,
         "--env": ENV,
@@ -52,11 +54,18 @@ def main(arguments: Sequence[str]) -> int:
         "--eval-freq": 5000,
         "--eval-episodes": N_EPISODES,
         "--n-eval-envs": 5,
+        "--checkpoint-every": 10_000,
     }
-    train(["--progress", *(str(word) for option in options.items() for word in option)])
+    if interrupted is not None:
+        options = {name: options[name] for name in ("--algo", "--env", "--log-folder")}
+    command = ["--resume"] if interrupted else ["--progress"]
+    train([*command, *(str(word) for option in options.items() for word in option)])
     seconds = time.perf_counter() - start
 
-    run = _latest_run(args.output)
+    run = interrupted or _latest_run(args.output)
+    if (run / CHECKPOINTS).exists():
+        print("sb3-pg demo: interrupted. Start it again to go on.", file=sys.stderr)
+        return 130
     model = args.output / f"{ENV}.zip"
     curve = args.output / "learning_curve.png"
     shutil.copyfile(run / f"{ENV}.zip", model)
@@ -65,8 +74,11 @@ def main(arguments: Sequence[str]) -> int:
 
     table = Table("", "", title=f"{ALGO} on {ENV}", show_header=False)
     table.add_row("env steps", f"{n_steps:,}")
-    table.add_row("training", f"{seconds:.1f} s")
-    table.add_row("speed", f"{n_steps / seconds:,.0f} env steps/s")
+    if interrupted is None:
+        table.add_row("training", f"{seconds:.1f} s")
+        table.add_row("speed", f"{n_steps / seconds:,.0f} env steps/s")
+    else:
+        table.add_row("training", f"{seconds:.1f} s since it was resumed")
     table.add_row("evaluation", f"{mean:.1f} ± {std:.1f} reward per episode ({N_EPISODES} episodes, deterministic)")
     table.add_row("model", str(model))
     table.add_row("learning curve", str(curve))
@@ -99,6 +111,15 @@ def _is_found(program: Path) -> bool:
     """Whether the shell finds this program by its name alone."""
     found = shutil.which(program.name)
     return found is not None and Path(found).parent.resolve() == program.parent.resolve()
+
+
+def _interrupted_run(args: argparse.Namespace) -> Path | None:
+    """Return the folder of a demo with the same options that was interrupted, None if there is none."""
+    run = unfinished_run(args.output, ALGO, ENV)
+    if run is None:
+        return None
+    saved = saved_options(run, ENV)
+    return run if (saved["seed"], saved["n_timesteps"]) == (args.seed, args.n_timesteps) else None
 
 
 def _latest_run(folder: Path) -> Path:
