@@ -513,12 +513,10 @@ class Algorithm(BaseAlgorithm):
         try:
             with extra_hints():
                 self._run(total_timesteps, callback, log_interval, tb_log_name or type(self).__name__, *arguments)
-            if self._resumption is not None:  # the run had ended: there was no rollout
-                self._resumption.finish(self)
+            self._finish_resuming()  # if the run had ended, there was no rollout
             if self.checkpointer is not None:
                 self.checkpointer.finish()
         finally:
-            self._resumption = None
             if self.checkpointer is not None:
                 self.checkpointer.close()
         was_stopped = self.num_timesteps < self._total_timesteps  # by a callback
@@ -536,11 +534,15 @@ class Algorithm(BaseAlgorithm):
 
     def _at_boundary(self) -> None:
         """Do what is to be done between an update and the next rollout: resume, or save a checkpoint."""
+        self._finish_resuming()
+        if self.checkpointer is not None:
+            self.checkpointer.at_boundary()
+
+    def _finish_resuming(self) -> None:
+        """Complete a resumption. If it fails before this, the next ``learn`` tries again."""
         if self._resumption is not None:
             self._resumption.finish(self)
             self._resumption = None
-        if self.checkpointer is not None:
-            self.checkpointer.at_boundary()
 
     def _why_no_update(self) -> str:
         """Return why ``learn`` took no update, for a warning. Empty if none was expected, or if the user knows why."""

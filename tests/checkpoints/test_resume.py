@@ -253,6 +253,9 @@ def test_refuses_what_it_cannot_resume(tmp_path: Path, as_path: Any) -> None:
     model = ActorCritic.resume(as_path(tmp_path), make_env(normalized=True), device="cpu")
     with pytest.raises(ValueError, match="VecNormalize > DummyVecEnv"):
         model.learn(STEPS)
+    model.set_env(make_env())  # the next call goes on
+    train(model, tmp_path)
+    assert same(model.get_parameters(), actor_critic().learn(STEPS).get_parameters())
 
 
 def test_one_run_at_a_time_uses_a_folder(tmp_path: Path) -> None:
