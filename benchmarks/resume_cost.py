@@ -40,9 +40,9 @@ COLUMNS: Final = (
 )
 #: case -> env steps, steps between two checkpoints
 CASES: Final = {
-    "cartpole-8": (250_000, 50_000),
-    "hopper-8": (250_000, 50_000),
-    "offpac-1M": (6_000, 2_000),
+    "cartpole-8": (150_000, 50_000),
+    "hopper-8": (150_000, 50_000),
+    "offpac-1M": (4_000, 1_000),
 }
 
 
