@@ -138,6 +138,11 @@ def _plain(value: Any) -> Any:
     return [_plain(item) for item in value] if isinstance(value, list | tuple) else value
 
 
+def is_possible(name: str, env_id: str, backend: str) -> bool:
+    """Return whether an algorithm takes these envs: OffPAC does not take CartPole's own vector env."""
+    return (name, env_id, backend) != ("OffPAC", "CartPole-v1", "vector")
+
+
 def main() -> None:
     """Run what the command line says."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
@@ -155,6 +160,8 @@ def main() -> None:
     warnings.filterwarnings("ignore", "Training and eval env are not of the same type")
     for name in args.names.split(","):
         for env_id in args.env_ids.split(","):
+            if not is_possible(name, env_id, args.backend):
+                continue
             folder = args.folder / f"{name}-{env_id}"
             folder.mkdir(parents=True, exist_ok=True)
             run(name, env_id, args.backend, folder, args.every, args.steps, args.stop_at)

@@ -40,7 +40,8 @@ def check_action_space(space: spaces.Space[Any]) -> None:
         raise SpaceError(f"action_space must have a finite lower and upper bound, got {space}: {rescale}")
     if isinstance(space, spaces.MultiDiscrete | spaces.MultiBinary) and len(space.shape) != 1:
         raise SpaceError(
-            f"Multi-dimensional {space} action space is not supported. action_space must have one dimension: {flatten}"
+            f"action_space must have one dimension, got {space}. Multi-dimensional {space} action space is not "
+            f"supported: {flatten}"
         )
     if 0 in (space.shape or ()):
         raise SpaceError(f"action_space must hold at least one number, got {space}")

@@ -301,7 +301,7 @@ class Algorithm(BaseAlgorithm):
         trusted: bool = False,
         allow: Collection[type] = (),
     ) -> Self:
-        """Load the newest valid checkpoint of a :class:`~sb3_pg.callbacks.ResumeCallback`, to go on with its run.
+        """Load the newest valid checkpoint of a :class:`~sb3_pg.ResumeCallback`, to go on with its run.
 
         The first ``learn`` continues the interrupted call. It takes the same ``total_timesteps`` and callbacks;
         ``reset_num_timesteps`` has no effect. If that call had ended, it returns at once.

@@ -324,7 +324,7 @@ def latest_checkpoint(folder: str | Path) -> Path | None:
     >>> latest_checkpoint("no/such/folder") is None
     True
 
-    :param folder: the folder that was given to a :class:`~sb3_pg.callbacks.ResumeCallback`
+    :param folder: the folder that was given to a :class:`~sb3_pg.ResumeCallback`
     """
     newest = CheckpointFolder(folder).newest()
     return None if newest is None else newest.path

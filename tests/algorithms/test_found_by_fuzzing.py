@@ -354,7 +354,7 @@ def test_nan_from_a_reset_is_skipped_but_not_for_ever(cls: Any, wrap: Callable[[
 @pytest.mark.parametrize("shape", [[2, 3], [1, 2, 2]])
 def test_action_spaces_of_several_dimensions_are_refused_as_in_sb3(shape: list[int]) -> None:
     space = spaces.MultiBinary(shape)
-    match = r"Multi-dimensional MultiBinary\(.*\) action space is not supported.*action_space must have one dimension"
+    match = r"Multi-dimensional MultiBinary\(.*\) action space is not supported"
     for error in (ValueError, AssertionError):  # SB3's is the second
         with pytest.raises(error, match=match):
             ActorCritic("MlpPolicy", ScriptedEnv(action_space=space))

@@ -34,6 +34,8 @@ def test_resumed_in_a_fresh_process_all_is_the_same(backend: str, tmp_path: Path
     run(backend, tmp_path / "cut")
     for name in resume_run.ARGUMENTS:
         for env_id in ENVS:
+            if not resume_run.is_possible(name, env_id, backend):
+                continue
             whole, cut = (tmp_path / part / f"{name}-{env_id}" for part in ("whole", "cut"))
             digests = [json.loads((folder / "digest.json").read_text()) for folder in (whole, cut)]
             assert digests[0] == digests[1], f"{name} on {env_id}"
