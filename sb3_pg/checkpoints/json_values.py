@@ -20,7 +20,7 @@ from sb3_pg.checkpoints.vetted import CALLS, CLASSES, brief, require, resolve
 
 _WORDS: Final = {":tuple:": tuple, ":set:": set, ":frozenset:": frozenset}
 _WORD_OF: Final[dict[type, str]] = {kind: word for word, kind in _WORDS.items()}
-#: Objects of which a file may hold one twice. Of others it would make two.
+#: A value of these types may occur twice in a file. Any other value that occurs twice would become two objects.
 _IMMUTABLE: Final = (tuple, frozenset, bytes, np.generic, np.dtype, Enum, th.device)
 
 
