@@ -78,7 +78,9 @@ class _Phase(BaseCallback):
 def make_model(name: str, env_id: str, backend: str, folder: Path) -> Any:
     """Return a new model, or the one of the newest checkpoint, with VecNormalize around continuous observations."""
     cls = getattr(sb3_pg, name)
-    env: Any = make_vec_env(env_id, N_ENVS, backend, seed=1, monitor_dir=str(folder / "monitor"))
+    quick = {"start_method": "fork"} if backend == "subproc" else None  # other processes would import torch anew
+    monitors = str(folder / "monitor")
+    env: Any = make_vec_env(env_id, N_ENVS, backend, seed=1, backend_kwargs=quick, monitor_dir=monitors)
     if env_id != "CartPole-v1":
         env = VecNormalize(env, gamma=0.99)
     if latest_checkpoint(folder / "checkpoints"):
@@ -157,6 +159,7 @@ def main() -> None:
     th.set_num_threads(1)
     warnings.simplefilter("error")
     warnings.simplefilter("ignore", ResourceWarning)
+    warnings.filterwarnings("ignore", ".*multi-threaded", DeprecationWarning)  # fork, on Python 3.12 and later
     warnings.filterwarnings("ignore", "Training and eval env are not of the same type")
     for name in args.names.split(","):
         for env_id in args.env_ids.split(","):
