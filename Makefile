@@ -21,10 +21,10 @@ demo: $(STAMP)
 
 # The tests that take less than some seconds each; test-all adds the slow ones.
 test: $(STAMP)
-	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n $(WORKERS) -m "not slow"
+	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n $(WORKERS) --dist worksteal -m "not slow"
 
 test-all: $(STAMP)
-	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n $(WORKERS)
+	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n $(WORKERS) --dist worksteal
 
 # Random arguments, spaces and faulty envs: each case learns, or says what is wrong. SEED=1 runs other ones.
 CASES ?= 10000

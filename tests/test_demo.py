@@ -23,6 +23,7 @@ def test_demo_that_stops_early_is_not_solved(tmp_path: Path, capsys: pytest.Capt
     assert image.imread(tmp_path / "learning_curve.png").size > 0
 
 
+@pytest.mark.slow
 def test_an_interrupted_demo_goes_on(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:

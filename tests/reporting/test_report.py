@@ -33,6 +33,7 @@ def test_table_is_markdown() -> None:
     assert line.startswith("| CartPole-v1 | 100 | npg | 3 | 3.0 | 2.6 | 1.0, 6.0 | ")
 
 
+@pytest.mark.slow
 def test_summary_says_what_it_shows() -> None:
     found = [*results("ours", 2.0, 4.0), *results("peer", 1.0, 3.0)]
     profile, better = matrices(found, ["ours", "peer"]), improvements(found, "peer")
@@ -76,6 +77,7 @@ def test_runs_of_different_lengths_are_different_curves() -> None:
     ]
 
 
+@pytest.mark.slow
 def test_report_of_a_table(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     runs = [("ours", 0, 10.0), ("ours", 1, 20.0), ("peer", 0, 5.0), ("peer", 1, 15.0)]
     source = write_table(tmp_path / "learning.csv", runs)
@@ -98,6 +100,7 @@ def test_report_of_a_table(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -
         assert image.imread(tmp_path / "report" / name).std() > 0.01
 
 
+@pytest.mark.slow
 def test_several_peers_each_have_a_table_and_a_panel(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     runs = [(label, seed, value) for label, value in (("ours", 2.0), ("a", 1.0), ("b", 3.0)) for seed in (0, 1)]
     source = write_table(tmp_path / "learning.csv", runs)
@@ -113,6 +116,7 @@ def test_several_peers_each_have_a_table_and_a_panel(tmp_path: Path, capsys: pyt
     assert titles == ["Improvement on a", "Improvement on b"]
 
 
+@pytest.mark.slow
 def test_inputs_have_labels_and_are_chosen_from(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     source = write_table(tmp_path / "learning.csv", [("ours", 0, 10.0), ("other", 0, 20.0)])
     peers = write_table(tmp_path / "peers.csv", [("ours", 0, 5.0)])
@@ -145,6 +149,7 @@ def test_envs_and_labels_come_in_the_order_asked_for(tmp_path: Path, monkeypatch
     ]
 
 
+@pytest.mark.slow
 def test_labels_without_a_common_env_have_no_profile(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     source = write_table(tmp_path / "learning.csv", [("ours", 0, 10.0), ("ours", 1, 10.0), ("peer", 0, 5.0)])
     text = source.read_text().replace("peer,CartPole-v1", "peer,Acrobot-v1")

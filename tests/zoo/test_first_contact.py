@@ -442,6 +442,7 @@ def test_evaluations_that_cannot_be_read_are_left_out(capsys: pytest.CaptureFixt
     assert "evaluations.npz cannot be read as evaluations of EvalCallback" in capsys.readouterr().err
 
 
+@pytest.mark.slow
 def test_demo_ends_with_commands_that_work_as_printed(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     assert main(["demo", "-n", "300"]) == 1  # not solved
     enjoy, compare = (line for line in capsys.readouterr().out.splitlines() if line.startswith("  ") and "sb3" in line)

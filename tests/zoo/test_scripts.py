@@ -157,6 +157,7 @@ def test_foreign_algorithms_keep_their_config(
     ALGOS["a2c"].load(tmp_path / "logs/a2c/CartPole-v1_1/CartPole-v1.zip")
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("algo", ALGORITHMS)
 def test_optimize_then_train_a_trial(
     algo: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
