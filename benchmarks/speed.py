@@ -29,6 +29,9 @@ Protocol
   Both fit the critic by 10 passes of minibatches of 128.
 - ``trpo-cartpole-8``, ``trpo-hopper-8``: sb3-contrib's defaults on both sides, converted in the same way.
 - ``kl_penalty-8``: as many steps with as many samples as PPO's defaults, actor and critic in one; for information.
+- ``lstm-8``: 64 units, actor and critic with layers of their own; against sb3-contrib's RecurrentPPO with one epoch,
+  the same layers and its default minibatches. ``lstm-shared-8`` and ``lstm-256-shared-8`` (256 units): the critic sees
+  the actor's layers; against the same algorithm without memory, whose episodes are longer there.
 - ``off_pac-box-1``, ``off_pac-discrete-1``: one gradient step per env step on both sides, over a tenth of the steps;
   OffPAC has SAC's networks there, and DQN's here, with an actor besides, of which DQN has none.
 - ``vector-*``, ``envpool-*``: ours on a native vector env, or EnvPool's with two threads; the peer, with as many envs,

@@ -22,7 +22,7 @@ from stable_baselines3.common.distributions import kl_divergence
 from stable_baselines3.common.env_util import make_vec_env
 from stable_baselines3.common.vec_env import VecEnv
 
-from sb3_pg import TRPO, ActorCritic, KLPenaltyPG, Reinforce
+from sb3_pg import TRPO, ActorCritic, KLPenaltyPG, Memory, Reinforce
 from sb3_pg.functional import FisherVectorProduct, gae, joint_kl
 from sb3_pg.policies import action_distribution, torch_distributions
 
@@ -168,6 +168,19 @@ def actor_critic(env: VecEnv, n_steps: int, seed: int) -> BaseAlgorithm:
     return ActorCritic("MlpPolicy", env, n_steps=n_steps, seed=seed, device="cpu")
 
 
+def lstm_actor_critic(env: VecEnv, n_steps: int, seed: int, **memory: Any) -> BaseAlgorithm:
+    """ActorCritic with an LSTM of 64 units."""
+    return ActorCritic("MlpPolicy", env, n_steps=n_steps, memory=Memory("lstm", **memory), seed=seed, device="cpu")
+
+
+def recurrent_ppo(env: VecEnv, n_steps: int, seed: int) -> BaseAlgorithm:
+    """sb3-contrib's RecurrentPPO with one epoch and the same layers; minibatches are its default."""
+    policy = {"lstm_hidden_size": 64, "net_arch": {"pi": [64, 64], "vf": [64, 64]}}
+    return sb3_contrib.RecurrentPPO(
+        "MlpLstmPolicy", env, n_steps=n_steps, n_epochs=1, policy_kwargs=policy, seed=seed, device="cpu"
+    )
+
+
 def a2c(env: VecEnv, n_steps: int, seed: int) -> BaseAlgorithm:
     """SB3's A2C with its defaults."""
     return A2C("MlpPolicy", env, n_steps=n_steps, seed=seed, device="cpu")
@@ -269,6 +282,9 @@ def fisher_case(hidden: int, n_samples: int) -> KernelCase:
     return KernelCase(f"fisher-{hidden}-{n_samples}", "FisherVectorProduct", "contrib TRPO", build, n_samples)
 
 
+LSTM = "ActorCritic, LSTM"
+lstm_shared = partial(lstm_actor_critic, critic="shared")
+lstm_256 = partial(lstm_actor_critic, critic="shared", hidden_size=256)
 CASES: tuple[Case, ...] = (
     TrainingCase("cartpole-1", "Reinforce", reinforce, "A2C", a2c, "CartPole-v1", 1),
     TrainingCase("cartpole-8", "Reinforce", reinforce, "A2C", a2c, "CartPole-v1", 8),
@@ -282,6 +298,9 @@ CASES: tuple[Case, ...] = (
     TrainingCase("trpo-hopper-8", "TRPO", trpo, "contrib TRPO", contrib_trpo, HOPPER, 8),
     UpdateCase("trpo-update-8", 8),
     TrainingCase("kl_penalty-8", "KLPenaltyPG", kl_penalty, "PPO", ppo, "CartPole-v1", 8),
+    TrainingCase("lstm-8", LSTM, lstm_actor_critic, "RecurrentPPO", recurrent_ppo, "CartPole-v1", 8, n_steps=128),
+    TrainingCase("lstm-shared-8", LSTM, lstm_shared, "ActorCritic", actor_critic, "CartPole-v1", 8, n_steps=128),
+    TrainingCase("lstm-256-shared-8", LSTM, lstm_256, "ActorCritic", actor_critic, "CartPole-v1", 8, n_steps=128),
     gae_case(1),
     gae_case(8),
     gae_case(64),

@@ -5,8 +5,9 @@ from sb3_pg.algorithms import *  # noqa: F403 (its __all__, which every new algo
 from sb3_pg.callbacks import GradientDiagnosticsCallback
 from sb3_pg.checkpoints import ResumeCallback
 from sb3_pg.errors import NonFiniteError
+from sb3_pg.policies import Memory
 
 __version__ = "0.1.0"
 
-__all__ = ["GradientDiagnosticsCallback", "NonFiniteError", "ResumeCallback", "__version__", "functional"]
+__all__ = ["GradientDiagnosticsCallback", "Memory", "NonFiniteError", "ResumeCallback", "__version__", "functional"]
 __all__ += algorithms.__all__

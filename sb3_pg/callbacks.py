@@ -14,6 +14,7 @@ from sb3_pg.functional import GradientDiagnostics, episode_gradients, gradient_d
 from sb3_pg.learner import GradientStep
 from sb3_pg.policies import (
     functional_log_prob,
+    has_memory,
     has_own_forward,
     original,
     policy_actions,
@@ -75,6 +76,8 @@ class GradientDiagnosticsCallback(BaseCallback):
         if not isinstance(model, OnPolicyAlgorithm):
             raise TypeError(f"{name}: it is not an on-policy algorithm")
         self._require_known_log_prob()
+        if self.unit == "sample" and has_memory(model.policy):
+            raise ValueError(f"{name} with unit='sample' and memory, through which steps depend on each other")
         if getattr(getattr(model, "fitted_baseline", None), "per_parameter", False):
             raise ValueError(f"{name} with a component-wise baseline, which has no single advantage per step")
 

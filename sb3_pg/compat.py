@@ -111,6 +111,12 @@ def clear_seeds_and_options(env: Any) -> None:
     env._reset_options()
 
 
+def set_seeds_and_options(env: Any, seeds: list[int | None], options: list[dict[str, Any]]) -> None:
+    """Set seeds and options for the next reset of a VecEnv."""
+    # VecEnv._seeds, _options: without them a reset that looks for action masks in infos uses up the user's seeds.
+    env._seeds, env._options = seeds, options
+
+
 def env_indices(env: Any, indices: Any) -> Iterable[int]:
     """The envs that ``indices`` of a VecEnv's method means: None is all of them."""
     # VecEnv._get_indices: without it `get_attr`, `set_attr`, `env_method` of our vectorized envs fail.

@@ -15,7 +15,7 @@ PACKAGE = Path(sb3_pg.__file__).parent
 #: From the bottom up; a module imports from its own level or those below. Siblings share a level where they stand
 #: in one set, and do not import each other.
 LEVELS: list[set[str]] = [
-    {"compat", "errors", "functional"},
+    {"action_masks", "compat", "errors", "functional"},
     {"extras"},
     {"policies"},
     {"envs", "rollout"},

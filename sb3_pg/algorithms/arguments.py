@@ -9,7 +9,7 @@ from stable_baselines3.common.buffers import RolloutBuffer
 from sb3_pg.algorithms import validation as arg
 from sb3_pg.algorithms.shell import critic_fit, uses_critic
 from sb3_pg.algorithms.validation import Group
-from sb3_pg.policies import takes_other_numbers
+from sb3_pg.policies import Memory, takes_other_numbers, to_memory
 
 # -------------------------------------------------------------------- arguments of every policy gradient
 
@@ -26,6 +26,8 @@ class NewSharedArguments(TypedDict, total=False):
     max_episode_steps: int
     on_nonfinite: Literal["raise", "skip"]
     act_device: th.device | str | None
+    memory: Memory | Literal["lstm", "gru"] | dict[str, Any] | None
+    use_action_masks: bool | None
 
 
 class SB3Arguments(TypedDict, total=False):
@@ -50,6 +52,10 @@ class CommonArguments(NewSharedArguments, SB3Arguments, total=False):
     vf_coef: float
     max_grad_norm: float | None
     normalize_advantage: bool
+
+
+def _check_memory(_name: str, value: Any) -> None:
+    to_memory(value)
 
 
 def _check_shared(model: Any) -> None:
@@ -103,6 +109,13 @@ SHARED = Group(
     :param act_device: device that computes actions, with a copy of the policy that is updated before each rollout; None
         for ``device``. With small networks and ``device="cuda"``, "cpu" acts faster. A policy with hooks or replaced
         methods is not copied: it acts on ``device``, with a warning
+    :param memory: recurrent layers between features and networks, so that actions depend on all observations of the
+        episode: "lstm", "gru", a :class:`~sb3_pg.Memory`, or a dict of its arguments; None for no memory
+    :param use_action_masks: whether the env says which actions are allowed, so that others get probability 0. None uses
+        masks where the env has a method ``action_masks()`` (as in sb3-contrib), Dict observations with a key
+        "action_mask", or "action_mask" in its infos. (Infos are seen if the env is given by its id, has been reset
+        before, or has an attribute ``action_mask``; otherwise give True.) True requires masks, False ignores them. The
+        networks see the mask with ``policy_kwargs={"observe_masks": True}`` and "MultiInputPolicy" only
     """,
     {
         "gamma": (0.99, arg.real(0, 1)),
@@ -121,6 +134,8 @@ SHARED = Group(
         "max_episode_steps": (100_000, arg.integer(1)),
         "on_nonfinite": ("raise", arg.choice("raise", "skip")),
         "act_device": (None, arg.unless(None, check=arg.device)),
+        "memory": (None, _check_memory),
+        "use_action_masks": (None, arg.instance(bool, optional=True)),
     },
     check=_check_shared,
     without_effect=_shared_without_effect,
@@ -158,6 +173,8 @@ def _check_on_policy(model: Any) -> None:
         )
     if model.n_steps is None:
         raise ValueError(f"{name} is filled by SB3's own contract, which has segments only: give n_steps=")
+    if model.memory is not None:
+        raise ValueError(f"{name} holds single steps, not the sequences that memory={model.memory!r} is run over")
     if model.critic_fit == "before" or model.truncation == "terminal":
         raise ValueError(
             f"{name} computes advantages itself, once, and bootstraps truncated episodes: it takes neither "

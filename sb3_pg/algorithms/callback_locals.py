@@ -17,7 +17,16 @@ from stable_baselines3.common.utils import obs_as_tensor
 from stable_baselines3.common.vec_env import VecEnv
 
 from sb3_pg.errors import NonFiniteError
-from sb3_pg.policies import ForwardSampler, Sampler, action_dist_kept, policy_actions
+from sb3_pg.policies import (
+    ForwardSampler,
+    History,
+    Sampler,
+    Sequences,
+    action_dist_kept,
+    has_memory,
+    map_observations,
+    policy_actions,
+)
 from sb3_pg.rollout import Collector
 
 
@@ -30,28 +39,37 @@ class StepOutputs:
     _sampler: Sampler
     _actions: np.ndarray | None = None
 
-    def begin(self, policy: ActorCriticPolicy, sampler: Sampler, value_scale: float) -> None:
+    def begin(self, policy: ActorCriticPolicy, sampler: Sampler, value_scale: float, buffer: Any) -> None:
         """Begin a rollout.
 
         :param policy: the policy that is trained, in eval mode during the rollout
         :param sampler: sampler that draws the actions; a :class:`ForwardSampler` has values and log-probs already
         :param value_scale: factor that turns the critic's output into reward units
+        :param buffer: holds the earlier steps of the rollout
         """
-        self.policy, self.value_scale, self._sampler = policy, value_scale, sampler
+        self.policy, self.value_scale, self._sampler, self._buffer = policy, value_scale, sampler, buffer
         self._obs: Any = None
         self._actions = None
+        self._starts: list[np.ndarray] | None = [] if has_memory(policy) else None
+        #: of a policy with memory, at the end: the rollout's observations, and which envs' episodes ended in its last
+        #: step, before the buffer is put in order
+        self._at_end: tuple[Any, np.ndarray] | None = None
         self._last_obs: Any = None
         self._known: dict[str, Any] = {}
 
-    def step(self, obs: Any, actions: np.ndarray) -> None:
+    def step(self, obs: Any, actions: np.ndarray, starts: np.ndarray) -> None:
         """Keep the latest step's observations, as the policy got them, and actions, as it drew them."""
         self._obs, self._actions = obs, actions
+        if self._starts is not None:
+            self._starts.append(starts.copy())
         if self._known:
             self._known = {}
 
     def end(self, last_obs: Any) -> None:
         """Keep the observations that follow the rollout. At its end, SB3's ``values`` are theirs."""
         self._last_obs = last_obs
+        if self._starts is not None:
+            self._at_end = self._buffer.observations, self._buffer.dones[len(self._starts) - 1].copy()
         self._known.pop("values", None)
 
     def __contains__(self, name: object) -> bool:
@@ -70,11 +88,13 @@ class StepOutputs:
 
     def _values(self) -> th.Tensor:
         if self._last_obs is not None:
-            values = self.policy.predict_values(obs_as_tensor(self._last_obs, self.policy.device))
+            values = self.policy.predict_values(self._seen(self._last_obs))
         elif isinstance(self._sampler, ForwardSampler):
             values = self._sampler.values[-1].reshape(-1, 1)
         else:
-            values = self.policy.predict_values(self["obs_tensor"])
+            values = self.policy.predict_values(self._seen(self._obs))
+        assert self._actions is not None
+        values = values[-len(self._actions) :]
         return values if self.value_scale == 1 else values * self.value_scale
 
     def _log_probs(self) -> th.Tensor:
@@ -82,8 +102,36 @@ class StepOutputs:
             return self._sampler.log_probs[-1]
         rows = th.as_tensor(self._actions, device=self.policy.device)
         actions = policy_actions(rows.reshape(len(rows), -1), self.policy.action_space)
-        log_probs: th.Tensor = self.policy.get_distribution(self["obs_tensor"]).log_prob(actions)
-        return log_probs
+        seen = self._seen(self._obs)
+        if isinstance(seen, History):  # the actions of the earlier steps do not matter
+            actions = actions.repeat(len(seen.sequences) // len(rows), *[1] * (actions.dim() - 1))
+        log_probs: th.Tensor = self.policy.get_distribution(seen).log_prob(actions)
+        return log_probs[-len(rows) :]
+
+    def _seen(self, obs: Any) -> Any:
+        """Return observations as the policy takes them; for a policy with memory, all steps of the rollout up to them.
+
+        :param obs: of all envs, at the latest step or after it
+        """
+        device = self.policy.device
+        if self._starts is None:
+            return obs_as_tensor(obs, device)
+        n_envs = len(self._starts[0])
+        n_before = len(self._starts) - (obs is self._obs)
+        starts = np.stack([*self._starts, np.zeros(n_envs, dtype=bool)])[: n_before + 1]
+
+        def rows(stored: np.ndarray, latest: np.ndarray) -> np.ndarray:
+            return np.concatenate((stored[:n_before].reshape(n_before * n_envs, *latest.shape[1:]), latest))
+
+        ends = np.zeros_like(starts)
+        ends[:-1] = starts[1:]
+        stored = self._buffer.observations
+        if self._at_end is not None:
+            stored, ended = self._at_end
+            if obs is self._last_obs:
+                ends[-2] |= ended
+        sequences = Sequences.of_rollout(ends, np.ones_like(ends), device, ~starts[0], self._buffer.memory)
+        return History(obs_as_tensor(map_observations(rows, stored, obs), device), sequences)
 
 
 class LazyLocals(dict[str, Any]):
@@ -144,7 +192,7 @@ def offer(callback: BaseCallback, outputs: StepOutputs) -> None:
     :param outputs: outputs of the rollout that begins
     """
     replaced: dict[int, LazyLocals] = {}
-    for one in _tree(callback, set()):
+    for one in callback_tree(callback, set()):
         given = one.locals
         if isinstance(given, LazyLocals):
             given.outputs = outputs
@@ -152,7 +200,7 @@ def offer(callback: BaseCallback, outputs: StepOutputs) -> None:
             one.locals = replaced.setdefault(id(given), LazyLocals(given, outputs))
 
 
-def _tree(callback: BaseCallback, seen: set[int]) -> Iterator[BaseCallback]:
+def callback_tree(callback: BaseCallback, seen: set[int]) -> Iterator[BaseCallback]:
     """Yield a callback and the callbacks in its attributes, such as those of a CallbackList."""
     if id(callback) in seen:
         return
@@ -161,7 +209,7 @@ def _tree(callback: BaseCallback, seen: set[int]) -> Iterator[BaseCallback]:
     for value in list(vars(callback).values()):
         for one in value if isinstance(value, list | tuple) else (value,):
             if isinstance(one, BaseCallback):
-                yield from _tree(one, seen)
+                yield from callback_tree(one, seen)
 
 
 class _Listener:
@@ -207,13 +255,14 @@ class OnPolicyListener(_Listener):
 
     def start(self, policy: ActorCriticPolicy, sampler: Sampler) -> None:
         """Offer the policy's outputs to the callbacks, and write the items that do not change."""
-        self._outputs.begin(policy, sampler, getattr(self._model, "value_scale", 1.0))
+        scale = getattr(self._model, "value_scale", 1.0)
+        self._outputs.begin(policy, sampler, scale, self._names.get("rollout_buffer"))
         offer(self._callback, self._outputs)
         super().start(policy, sampler)
 
     def step(self, obs: Any, starts: np.ndarray, names: dict[str, Any]) -> bool:
         """Count the step and call ``on_step``."""
-        self._outputs.step(obs, names["actions"])
+        self._outputs.step(obs, names["actions"], starts)
         return super().step(obs, starts, names)
 
     def end(self, last_obs: Any) -> None:
@@ -259,7 +308,7 @@ def collecting(model: Any, env: VecEnv) -> Iterator[Collector]:
     steps_before, state = model.num_timesteps, collector.state
     collector.policy, collector.sde_sample_freq = model.policy, model.sde_sample_freq
     state.last_obs, state.episode_starts = model._last_obs, model._last_episode_starts
-    state.timesteps = vars(model).get("_timesteps")
+    state.timesteps, state.memory = vars(model).get("_timesteps"), model._memory or {}
     try:
         yield collector
     except NonFiniteError:
@@ -267,4 +316,4 @@ def collecting(model: Any, env: VecEnv) -> Iterator[Collector]:
         raise
     finally:
         model._last_obs, model._last_episode_starts = state.last_obs, state.episode_starts
-        model._timesteps = state.timesteps
+        model._timesteps, model._memory = state.timesteps, state.memory

@@ -46,6 +46,7 @@ from sb3_pg.policies import (
     adopted,
     behavior_source,
     evaluation_mode,
+    masked_uniform_behavior,
     uniform_behavior,
 )
 from sb3_pg.rollout import (
@@ -232,7 +233,8 @@ class OffPolicyShell(Algorithm, OffPolicyAlgorithm):
             is_dict = isinstance(self.observation_space, spaces.Dict)
             self.replay_buffer_class = DictTrajectoryReplayBuffer if is_dict else TrajectoryReplayBuffer
         self.replay_buffer_kwargs = {**self.replay_buffer_kwargs, "max_trajectories": self.buffer_trajectories}
-        super()._setup_model()
+        with self._extended_policy():
+            super()._setup_model()
         set_up_learner(self)
         self._adopt_behavior()
         self._check_effects()
@@ -366,10 +368,11 @@ class OffPolicyShell(Algorithm, OffPolicyAlgorithm):
 
     def _behavior(self, learning_starts: int) -> Sampler | None:
         """Return the sampler that acts in the next rollout; None for the policy's own."""
-        behavior, squashed = self._adopt_behavior(), self.policy.squash_output
+        behavior, squashed, masks = self._adopt_behavior(), self.policy.squash_output, self.uses_masks
         if behavior is None and self.num_timesteps < learning_starts:
-            behavior = uniform_behavior(self.action_space, squashed)
-        return None if behavior is None else BehaviorSampler(behavior, self.action_space, squashed)
+            space = self.action_space
+            behavior = masked_uniform_behavior(space) if masks else uniform_behavior(space, squashed)
+        return None if behavior is None else BehaviorSampler(behavior, self.action_space, squashed, masks)
 
     @property
     def actor(self) -> Any:  # type: ignore[override]

@@ -165,7 +165,8 @@ class OnPolicyPG(Algorithm, OnPolicyAlgorithm):
     def _setup_model(self) -> None:
         self._check_again()
         self._prepare()
-        super()._setup_model()
+        with self._extended_policy():
+            super()._setup_model()
         set_up_learner(self)
         self._check_effects()
 
@@ -317,7 +318,7 @@ class OnPolicyPG(Algorithm, OnPolicyAlgorithm):
         """
         if not self._was_collected:
             self.check_given_estimates()
-            self.rollout_batch = batch_from_filled_buffer(self.rollout_buffer)
+            self.rollout_batch = batch_from_filled_buffer(self.rollout_buffer, self.policy)
         elif self.rollout_batch is not None:  # None: the rollout was skipped
             assert self._collected is not None
             _take_back(self.rollout_batch, *self._collected)

@@ -33,11 +33,11 @@ _MOST_EPISODES: Final = 10**9
 #: Options of an optimizer that say how it computes, and not what.
 _IMPLEMENTATIONS: Final = ("foreach", "fused")
 #: Tables that belong to the class of an algorithm.
-_OF_CLASSES: Final = frozenset({"policy_aliases", "checks", "groups", "critic_rule"})
+_OF_CLASSES: Final = frozenset({"policy_aliases", "checks", "groups", "critic_rule", "no_masks_because"})
 #: Attributes that each process makes itself.
 _NOT_IN_FILES: Final = frozenset(
-    {"learner", "rollout_batch", "checkpointer", "policy", "device", "logger"}
-    | {"_collected", "_collector", "_pieces", "_resumption", "_logger", "_custom_logger", "_vec_normalize_env"}
+    {"learner", "rollout_batch", "checkpointer", "policy", "device", "logger", "_memory", "_vec_normalize_env"}
+    | {"_collected", "_collector", "_pieces", "_resumption", "_logger", "_custom_logger"}
 )
 #: Attributes that no argument's check covers -> their types.
 _KINDS: Final[Mapping[str, tuple[type, ...]]] = {

@@ -1,12 +1,13 @@
 """What all algorithms share: arguments, env, ``learn``, log, saving and loading; and the use of a learner."""
 
+import inspect
 import io
 import math
 import pathlib
 import time
 import warnings
-from collections.abc import Callable, Collection, Iterable, Mapping
-from contextlib import nullcontext
+from collections.abc import Callable, Collection, Iterable, Iterator, Mapping
+from contextlib import contextmanager, nullcontext
 from contextvars import ContextVar
 from copy import deepcopy
 from dataclasses import fields
@@ -23,13 +24,16 @@ from stable_baselines3.common.callbacks import BaseCallback
 from stable_baselines3.common.off_policy_algorithm import OffPolicyAlgorithm
 from stable_baselines3.common.policies import BasePolicy
 from stable_baselines3.common.save_util import recursive_getattr
+from stable_baselines3.common.torch_layers import FlattenExtractor
 from stable_baselines3.common.type_aliases import MaybeCallback, Schedule, TensorDict
 from stable_baselines3.common.utils import get_device, update_learning_rate
 from stable_baselines3.common.vec_env import VecEnv
 from typing_extensions import Self
 
+from sb3_pg.action_masks import has_mask_key
 from sb3_pg.algorithms import validation as arg
 from sb3_pg.algorithms.environments import check_action_space, check_observation_space
+from sb3_pg.algorithms.masks import fit_evaluations, masks_of, used_masks, using_masks, with_masks
 from sb3_pg.algorithms.policy_arguments import check_policy_kwargs
 from sb3_pg.algorithms.saved_files import (
     as_zip,
@@ -46,7 +50,7 @@ from sb3_pg.checkpoints.folder import CheckpointFolder
 from sb3_pg.checkpoints.model_file import RECOMPUTED, NamedBytes, name_of
 from sb3_pg.checkpoints.resume import ResumeCallback, Resumption
 from sb3_pg.checkpoints.safe_pickle import loads
-from sb3_pg.envs import GymVectorAdapter
+from sb3_pg.envs import GymVectorAdapter, infos_have_masks
 from sb3_pg.errors import DamagedFileError, NonFiniteError
 from sb3_pg.extras import extra_hints
 from sb3_pg.learner import (
@@ -61,7 +65,7 @@ from sb3_pg.learner import (
 )
 from sb3_pg.learner.optimizers import with_fewer_operations
 from sb3_pg.learner.rollback import require_usable_std
-from sb3_pg.policies import predict
+from sb3_pg.policies import Memory, States, extended, predict, seen_space, to_memory
 from sb3_pg.rollout import NormalizationGuard, RolloutBatch, naming_env_errors
 
 BuiltT = TypeVar("BuiltT")
@@ -84,7 +88,10 @@ class _Load(NamedTuple):
 #: The call of ``load`` that runs, None if none does.
 _LOADING: ContextVar[_Load | None] = ContextVar("loading", default=None)
 #: Attributes that belong to one rollout, or that are made from the policy. They are neither saved nor copied.
-TRANSIENT_ATTRS = (*("learner", "rollout_batch", "_collected", "_collector", "_pieces", "checkpointer", "_resumption"),)
+TRANSIENT_ATTRS = (
+    *("learner", "rollout_batch", "_collected", "_collector", "_pieces", "checkpointer", "_resumption"),
+    "_memory",
+)
 #: Metrics that are printed only with ``verbose=2``. TensorBoard and CSV files have all metrics.
 _DETAILS: Final = frozenset(
     {
@@ -121,6 +128,12 @@ class Algorithm(BaseAlgorithm):
     _log_steps = 0
     #: ``num_timesteps`` at the last log of ``log_interval="auto"``
     _logged_at = 0
+    memory: Memory | Literal["lstm", "gru"] | dict[str, Any] | None = None
+    use_action_masks: bool | None = None
+    #: why the algorithm takes no action masks; empty if it does
+    no_masks_because: ClassVar[str] = ""
+    #: what a policy with memory remembers of each env; None for nothing
+    _memory: States | None = None
     #: saves the run that ``learn`` is in
     checkpointer: ResumeCallback | None = None
     #: what the next ``learn`` goes on from
@@ -147,12 +160,16 @@ class Algorithm(BaseAlgorithm):
         values |= given
         arg.check_arguments(values, self.checks)
         init_setup_model = values.pop("_init_setup_model")
+        name, was_name = values["policy"], False
+        if name in ("MlpPolicy", "CnnPolicy"):  # SB3 refuses these names with a Dict, which may be that of the masks
+            values["policy"], was_name = self._get_policy_from_name(name), True
         of_base = {name: values.pop(name) for name in (*ALWAYS.arguments, *SB3.arguments, *of_sb3) if name in values}
         of_base["policy_kwargs"] = dict(of_base["policy_kwargs"] or {})  # SB3 writes into it
         for name, value in values.items():
             setattr(self, name, value)
+        use_masks = used_masks() if self._is_loading() else self.use_action_masks
         try:
-            with extra_hints():
+            with extra_hints(), using_masks(use_masks, isinstance(given.get("env"), str)):
                 super().__init__(
                     **of_base,
                     **fixed,
@@ -162,6 +179,9 @@ class Algorithm(BaseAlgorithm):
             if "gSDE" in str(error):
                 raise ValueError(f"use_sde must be False for actions of this env, got True: {error}") from error
             raise
+        is_dict = isinstance(getattr(self, "observation_space", None), spaces.Dict)
+        if was_name and is_dict and not self.uses_masks:
+            raise ValueError(f"You must use `MultiInputPolicy` when working with dict observation space, not {name}")
         if init_setup_model:
             self._setup_model()
 
@@ -173,7 +193,9 @@ class Algorithm(BaseAlgorithm):
             return self.policy_aliases[policy_name]
         hint = ""
         if "lstm" in policy_name.lower() or "recurrent" in policy_name.lower():
-            hint = f"; {type(self).__name__} has no recurrent policies"
+            hint = "; give memory='lstm' with policy='MlpPolicy', 'CnnPolicy' or 'MultiInputPolicy' instead"
+            if "memory" not in self.checks:
+                hint = f"; {type(self).__name__} has no recurrent policies"
         raise ValueError(f"policy must be one of {list(self.policy_aliases)} or a class, got {policy_name!r}{hint}")
 
     def _check_combinations(self) -> None:
@@ -210,14 +232,52 @@ class Algorithm(BaseAlgorithm):
         self._make_plain()
         values = {name: value for name, value in vars(self).items() if name not in ("policy", "env")}
         arg.check_arguments(values, self.checks)
+        space, policy_kwargs = self._seen_by_policy()
         for_dict = self.policy_class is self.policy_aliases["MultiInputPolicy"]
-        for_dict = for_dict and "features_extractor_class" not in self.policy_kwargs
-        if for_dict and not isinstance(self.observation_space, spaces.Dict):
+        for_dict = for_dict and "features_extractor_class" not in policy_kwargs
+        if for_dict and not isinstance(space, spaces.Dict):
             raise ValueError(
                 "policy='MultiInputPolicy' is for Dict observations: use 'MlpPolicy', or 'CnnPolicy' for images, with "
                 f"{self.observation_space}"
             )
-        check_policy_kwargs(self.policy_class, self.policy_kwargs, self.observation_space, self.use_sde)
+        check_policy_kwargs(self.policy_class, policy_kwargs, space, self.use_sde)
+
+    @property
+    def uses_masks(self) -> bool:
+        """Whether observations have action masks, which the policy keeps to."""
+        if self.use_action_masks is False or self.no_masks_because or not hasattr(self, "observation_space"):
+            return False
+        return has_mask_key(self.observation_space, self.action_space)
+
+    def _seen_by_policy(self) -> tuple[spaces.Space[Any], dict[str, Any]]:
+        """Return the space that the policy's networks see, and ``policy_kwargs`` without the name for masks."""
+        if not self.uses_masks:
+            return self.observation_space, self.policy_kwargs
+        others = {name: value for name, value in self.policy_kwargs.items() if name != "observe_masks"}
+        observe: Any = self.policy_kwargs.get("observe_masks", False)
+        arg.instance(bool)("policy_kwargs['observe_masks']", observe)
+        default = inspect.signature(self.policy_class).parameters.get("features_extractor_class")
+        extractor = others.get("features_extractor_class", FlattenExtractor if default is None else default.default)
+        if not inspect.isclass(extractor):  # check_policy_kwargs says what is wrong
+            extractor = FlattenExtractor
+        policy_class: Any = self.policy_class
+        return seen_space(self.observation_space, policy_class, extractor, observe), others
+
+    @contextmanager
+    def _extended_policy(self) -> Iterator[None]:
+        """Let SB3 make a policy with the memory that is asked for, and with masks, within the ``with`` block."""
+        self.memory = memory = to_memory(getattr(self, "memory", None))
+        masks = self.uses_masks
+        if memory is None and not masks:
+            yield
+            return
+        given = self.policy_class, self.policy_kwargs
+        own = {"memory": memory, "masks": masks}
+        self.policy_class, self.policy_kwargs = extended(self.policy_class), self.policy_kwargs | own
+        try:
+            yield
+        finally:
+            self.policy_class, self.policy_kwargs = given
 
     def _make_plain(self) -> None:
         """Turn NumPy's numbers among the arguments into Python's own. Users and ``load`` set attributes at any time."""
@@ -259,15 +319,21 @@ class Algorithm(BaseAlgorithm):
         if "stats_window_size" in kwargs:  # SB3 keeps it under another name
             kwargs["_stats_window_size"] = kwargs.pop("stats_window_size")
         given = {name: value for name, value in kwargs.items() if name != "policy_kwargs"}
-        saved = read_model(path, replaced=given | (custom_objects or {}), device=device, trusted=trusted, allow=allow)
+        of_policy = ("memory", "use_action_masks")
+        replaced = {name: value for name, value in given.items() if name not in of_policy} | (custom_objects or {})
+        saved = read_model(path, replaced=replaced, device=device, trusted=trusted, allow=allow)
         if not trusted:
             require_attributes(cls, saved.data, custom_objects or (), name_of(path))
+        if "memory" in kwargs:
+            _require_layers_of(kwargs["memory"], saved.data.get("memory"))
+        saved.data.setdefault("use_action_masks", False)  # as in zips of earlier versions and of SB3
+        use_masks = masks_of(saved.data, kwargs.get("use_action_masks"))
         if isinstance(kwargs.get("policy_kwargs"), dict):
             kwargs["policy_kwargs"] = _with_saved_optimizer(kwargs["policy_kwargs"], saved.data)
         keeps_random_state = nullcontext() if "seed" in kwargs else unchanged_random_state(get_device(device))
         token = _LOADING.set(_Load(tuple(kwargs), name_of(path)))
         try:
-            with keeps_random_state:
+            with keeps_random_state, using_masks(use_masks):
                 others: Any = (env, device, saved.data, print_system_info, force_reset)  # env: see _wrap_env
                 model = super().load(as_zip(saved), *others, **kwargs)
                 set_variables(model, saved.variables, name_of(path))
@@ -460,6 +526,7 @@ class Algorithm(BaseAlgorithm):
         cls.checks["env"]("env", env)
         if env is None:
             raise TypeError("env must be an environment or the id of a registered one, got None")
+        is_new = isinstance(env, str)
         env = maybe_make_env(env, verbose)
         if isinstance(env, VectorEnv):
             if verbose >= 1:
@@ -469,7 +536,17 @@ class Algorithm(BaseAlgorithm):
         check_action_space(env.action_space)
         wrapped = super()._wrap_env(env, verbose, monitor_wrapper)
         cls._check_env(wrapped)
-        return wrapped
+        return with_masks(wrapped, cls.no_masks_because, is_new)
+
+    def set_env(self, env: EnvLike, force_reset: bool = True) -> None:
+        """Set the env as SB3's method does. Where the model was trained with action masks, the env must have them.
+
+        :param env: as in the constructor
+        :param force_reset: as in SB3
+        """
+        given: Any = env
+        with using_masks(masks_of(vars(self), None)):
+            super().set_env(given, force_reset)
 
     @classmethod
     def _check_env(cls, env: VecEnv) -> None:
@@ -507,6 +584,7 @@ class Algorithm(BaseAlgorithm):
             raise ValueError("learn() needs an environment: call set_env(env), or load(path, env=env)")
         if getattr(self, "policy", None) is None:
             raise ValueError("learn() needs a policy, which _init_setup_model=False has left out: give True")
+        fit_evaluations(callback, self.uses_masks)
         updates_before = self._n_updates
         if self._resumption is not None:
             self._resumption.require_same_total(total_timesteps)
@@ -573,6 +651,12 @@ class Algorithm(BaseAlgorithm):
                     arguments = (total_timesteps, callback, reset_num_timesteps, tb_log_name, progress_bar)
                     result = super()._setup_learn(*arguments)
                 guard.check_reset(self._last_obs)
+            if self.use_action_masks is None and not self.uses_masks and infos_have_masks(self.env):
+                warnings.warn(
+                    "the env's infos have action masks, which were not seen before the first reset, and are ignored: "
+                    "give use_action_masks=True to use them, or False to ignore them",
+                    stacklevel=4,
+                )
         except NonFiniteError as error:
             self._last_obs = None  # the first rollout resets the envs again
             if result is None:
@@ -595,14 +679,18 @@ class Algorithm(BaseAlgorithm):
         state: tuple[np.ndarray, ...] | None = None,
         episode_start: np.ndarray | None = None,
         deterministic: bool = False,
+        action_masks: np.ndarray | None = None,
     ) -> tuple[np.ndarray, tuple[np.ndarray, ...] | None]:
         """Return actions as SB3's method does, in the form that the env takes.
 
         They are integers for a Box of integers, and count from ``start`` for a Discrete or MultiDiscrete space.
 
+        :param action_masks: which actions are allowed, ``(n_masks,)`` or ``(n_envs, n_masks)``, for a policy that was
+            trained with masks; None if the observation has them under the key "action_mask"
         :return: actions, and the next state of a recurrent policy
+        :raises ValueError: masks are missing, or are not expected
         """
-        actions, state = predict(self.policy, observation, state, episode_start, deterministic)
+        actions, state = predict(self.policy, observation, state, episode_start, deterministic, action_masks)
         return actions, state
 
     # ---------------------------------------------------------------- log
@@ -647,6 +735,18 @@ class Algorithm(BaseAlgorithm):
 def _of_original(name: str) -> str:
     """Return a parameter's name without the prefix that ``torch.compile`` adds."""
     return name.replace("_orig_mod.", "")
+
+
+def _require_layers_of(given: Any, saved: Any) -> None:
+    """Require a memory with the parameters of a saved one.
+
+    :param given: argument of ``load``
+    :param saved: the attribute in the zip
+    :raises ValueError: it has others
+    """
+    memory = to_memory(given)
+    if memory != saved and not (memory is not None and memory.has_layers_of(to_memory(saved))):
+        raise ValueError(f"memory must be that of the saved policy but for backprop_steps, {saved!r}, got {given!r}")
 
 
 def _with_saved_optimizer(policy_kwargs: dict[str, Any], saved_data: Mapping[str, Any]) -> dict[str, Any]:

@@ -172,7 +172,10 @@ def policy(name: str, value: Any) -> None:
     if not (inspect.isclass(value) and issubclass(value, ActorCriticPolicy)):
         raise TypeError(_message(name, value, "a name or a subclass of SB3's ActorCriticPolicy", False))
     if issubclass(value, RecurrentActorCriticPolicy):
-        raise ValueError(f"{name} must not be recurrent, there are no recurrent policies here; got {value!r}")
+        raise ValueError(
+            f"{name} must not be recurrent, got {value!r}: give memory='lstm' with policy='MlpPolicy', 'CnnPolicy' or "
+            "'MultiInputPolicy' instead"
+        )
 
 
 def subclass(base: type, *, optional: bool = True) -> Check:

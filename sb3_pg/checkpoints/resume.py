@@ -40,7 +40,7 @@ from sb3_pg.errors import CheckpointError, UntrustedFileError
 from sb3_pg.rollout import Pieces
 
 #: Attributes of a model that belong to its envs.
-_OF_ENVS: Final = ("_last_obs", "_last_original_obs", "_last_episode_starts", "_timesteps")
+_OF_ENVS: Final = ("_last_obs", "_last_original_obs", "_last_episode_starts", "_timesteps", "_memory")
 
 #: Share of the training time that copies of the state, which signals need, may take.
 SHARE_OF_TIME: Final = 0.005

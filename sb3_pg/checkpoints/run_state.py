@@ -52,7 +52,7 @@ Unpickle = Callable[[bytes], Any]
 RUN_ATTRIBUTES: Final = (
     *("num_timesteps", "_total_timesteps", "_num_timesteps_at_start", "_episode_num", "_n_updates", "_n_calls"),
     *("_current_progress_remaining", "ep_info_buffer", "ep_success_buffer"),
-    *("_last_obs", "_last_original_obs", "_last_episode_starts", "_timesteps"),
+    *("_last_obs", "_last_original_obs", "_last_episode_starts", "_timesteps", "_memory"),
     *("_iteration", "_logged_at", "_decided_in", "_next_is_logged", "_n_skipped", "_n_refused", "_n_collected"),
 )
 #: Those of them that the model's file need not hold.
@@ -150,6 +150,15 @@ def _is_observation(value: Any, model: Any, _old: Any) -> bool:
     return _is_of_envs(value, model, None) and not isinstance(model.observation_space, spaces.Dict)
 
 
+def _is_original_observation(value: Any, model: Any, _old: Any) -> bool:
+    """Whether a value is None, or observations as they were before a VecNormalize, which has no action masks."""
+    if isinstance(value, dict):
+        known = getattr(model.observation_space, "spaces", {}).keys()
+        return value.keys() <= known and all(_is_of_envs(array, model, None) for array in value.values())
+    is_part = value is None or getattr(model, "uses_masks", False)
+    return _is_of_envs(value, model, None) and (is_part or not isinstance(model.observation_space, spaces.Dict))
+
+
 def _is_latest_observation(value: Any, model: Any, _old: Any) -> bool:
     space = model.observation_space
     pairs = [(value[key], space[key]) for key in value] if isinstance(value, dict) else [(value, space)]
@@ -164,14 +173,30 @@ def _is_of_envs(value: Any, model: Any, _old: Any) -> bool:
     )
 
 
+def _is_memory(value: Any, model: Any, _old: Any) -> bool:
+    if value is None or value == {}:
+        return True
+    memory = getattr(model, "memory", None)
+    if memory is None or not (isinstance(value, dict) and value.keys() <= {"actor", "critic"}):
+        return False
+    shape = (memory.n_layers, model.n_envs, memory.hidden_size)
+    return all(
+        isinstance(state, tuple)
+        and len(state) == memory.n_parts
+        and all(isinstance(part, th.Tensor) and part.is_floating_point() and part.shape == shape for part in state)
+        for state in value.values()
+    )
+
+
 _KINDS: Final[dict[str, Callable[[Any, Any, Any], bool]]] = {
     "_current_progress_remaining": _is_progress,
     "ep_info_buffer": _is_episodes,
     "ep_success_buffer": _is_episodes,
     "_last_obs": _is_latest_observation,
-    "_last_original_obs": _is_observation,
+    "_last_original_obs": _is_original_observation,
     "_last_episode_starts": _is_of_envs,
     "_timesteps": _is_of_envs,
+    "_memory": _is_memory,
 }
 
 

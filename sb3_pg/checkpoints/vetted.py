@@ -42,6 +42,7 @@ _CLASSES: Final = {
     "sb3_pg.learner.critic": "ReturnScale",
     "sb3_pg.learner.learner": "LearnerState",
     "sb3_pg.policies.behavior": "PolicyBehavior",
+    "sb3_pg.policies.memory": "Memory",
     "sb3_pg.rollout.buffers": "DictTrajectoryRolloutBuffer TrajectoryRolloutBuffer",
     "sb3_pg.rollout.trajectories": "Pieces Trajectory",
     "sb3_pg.rollout.trajectory_buffer": "DictTrajectoryReplayBuffer Stored TrajectoryReplayBuffer",

@@ -1,20 +1,32 @@
 """Vectorized environments that SB3 does not support by itself, as SB3 ``VecEnv`` objects."""
 
+from gymnasium.envs.registration import register, registry
+
+from sb3_pg.envs.action_masks import ActionMaskVecEnv, MasksInInfos, infos_have_masks, with_action_masks
 from sb3_pg.envs.adapter import VectorAdapter
 from sb3_pg.envs.envpool_adapter import EnvPoolAdapter
 from sb3_pg.envs.gym_vector import GymVectorAdapter
 from sb3_pg.envs.make import BACKENDS, has_native_vector, make_vec_env
+from sb3_pg.envs.masked_grid import MaskedGrid
 from sb3_pg.envs.state import EnvState, get_env_state, set_env_state, subproc_vec_env
 
 __all__ = [
     "BACKENDS",
+    "ActionMaskVecEnv",
     "EnvPoolAdapter",
     "EnvState",
     "GymVectorAdapter",
+    "MaskedGrid",
+    "MasksInInfos",
     "VectorAdapter",
     "get_env_state",
     "has_native_vector",
+    "infos_have_masks",
     "make_vec_env",
     "set_env_state",
     "subproc_vec_env",
+    "with_action_masks",
 ]
+
+if (_GRID := "MaskedGrid-v0") not in registry:
+    register(_GRID, "sb3_pg.envs.masked_grid:MaskedGrid", max_episode_steps=100)

@@ -9,6 +9,7 @@ from gymnasium.vector import AutoresetMode
 from stable_baselines3.common import env_util
 from stable_baselines3.common.vec_env import DummyVecEnv, VecEnv
 
+from sb3_pg.envs.action_masks import masks_in_infos, with_action_masks
 from sb3_pg.envs.adapter import VectorAdapter
 from sb3_pg.envs.envpool_adapter import EnvPoolAdapter
 from sb3_pg.envs.gym_vector import GymVectorAdapter
@@ -27,8 +28,13 @@ def make_vec_env(
     env_kwargs: dict[str, Any] | None = None,
     backend_kwargs: dict[str, Any] | None = None,
     monitor_dir: str | None = None,
+    use_action_masks: bool | None = None,
 ) -> VecEnv:
     """Make vectorized envs, which report ended episodes in ``infos`` as SB3's Monitor does.
+
+    Where the envs say which actions are allowed, observations have a key "action_mask", see
+    :class:`~sb3_pg.envs.ActionMaskVecEnv`. To put a VecNormalize or VecFrameStack around the envs, give
+    ``use_action_masks=False``: the algorithm adds the key around it.
 
     ========= ========================================================================================================
     backend   vectorized env
@@ -49,7 +55,8 @@ def make_vec_env(
     :param env_kwargs: arguments of the env
     :param backend_kwargs: arguments of the backend, e.g. ``{"num_threads": 2}`` for "envpool"
     :param monitor_dir: folder in which the results of all episodes are written, in the format of SB3's Monitor
-    :raises ValueError: an unknown backend, or arguments that the backend does not take
+    :param use_action_masks: None to look for masks; True to require them; False to leave them out of observations
+    :raises ValueError: an unknown backend, arguments that the backend does not take, or masks are required and missing
     :raises MissingExtraError: an optional dependency is missing
     """
     if backend not in BACKENDS:
@@ -61,7 +68,7 @@ def make_vec_env(
         if backend == "auto":
             backend = "vector" if wrapper_class is None and has_native_vector(env_id) else "dummy"
         if backend in ("dummy", "subproc"):
-            return env_util.make_vec_env(
+            made = env_util.make_vec_env(
                 env_id,
                 n_envs,
                 seed,
@@ -71,6 +78,7 @@ def make_vec_env(
                 wrapper_class=wrapper_class,
                 monitor_dir=monitor_dir,
             )
+            return with_action_masks(made, use_action_masks, probe=True)
         env: VectorAdapter
         if backend == "vector":
             env = GymVectorAdapter(_make_gym_vector(env_id, n_envs, wrapper_class, env_kwargs, **backend_kwargs))
@@ -80,7 +88,7 @@ def make_vec_env(
     if monitor_dir is not None:
         env.write_results(monitor_dir, env_id)
     env.seed(seed)
-    return env
+    return with_action_masks(env, use_action_masks, probe=backend == "vector")
 
 
 def has_native_vector(env_id: str) -> bool:
@@ -108,7 +116,7 @@ def _make_gym_vector(
         vector_kwargs = {"autoreset_mode": AutoresetMode.SAME_STEP, **vector_kwargs}
     wrappers = [] if wrapper_class is None else [wrapper_class]
     if vectorization_mode == "async":
-        wrappers.append(with_state)
+        wrappers += [masks_in_infos, with_state]
     made = partial(gym.make_vec, env_id, n_envs, vectorization_mode, vector_kwargs, wrappers)
     try:  # as in SB3's make_vec_env: an env without render_mode raises TypeError
         return made(**{"render_mode": "rgb_array", **env_kwargs})

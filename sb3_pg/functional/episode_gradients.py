@@ -13,7 +13,7 @@ LogProb = Callable[[dict[str, th.Tensor], Any, th.Tensor], th.Tensor]
 def episode_gradients(
     log_prob: LogProb,
     parameters: dict[str, th.Tensor],
-    observations: th.Tensor | dict[str, th.Tensor],
+    observations: Any,
     actions: th.Tensor,
     weights: th.Tensor,
     episodes: th.Tensor,
@@ -28,7 +28,8 @@ def episode_gradients(
 
     :param log_prob: the policy as a function of its parameters
     :param parameters: theta, name -> tensor
-    :param observations: one row per sample, ``(n_samples, ...)``, or a dict of those
+    :param observations: one row per sample, ``(n_samples, ...)``, or a dict of those. Observations of another type are
+        indexed by rows ``(n_episodes, longest)``, then by an episode, and differentiated in a loop
     :param actions: one row per sample
     :param weights: w_{k,t}, shape ``(n_weights, n_samples)``
     :param episodes: the episode each sample belongs to, long, 0 to n_episodes - 1, shape ``(n_samples,)``
@@ -48,7 +49,7 @@ def episode_gradients(
     # Long episodes first, so that a chunk's padding is small.
     order = lengths.argsort(descending=True)
     sorted_lengths = lengths[order].tolist()
-    start, vectorized = 0, True
+    start, vectorized = 0, isinstance(observations, th.Tensor | dict)
     while start < len(order):
         longest = sorted_lengths[start]
         size = max(1, min(max_floats // max(1, len(weights) * n_parameters), max_floats // (64 * longest)))

@@ -1,6 +1,7 @@
 """Training of the critic by steps of its own, and the scale of its values."""
 
 from dataclasses import dataclass
+from typing import Any
 
 import numpy as np
 import torch as th
@@ -10,7 +11,7 @@ from torch.nn.functional import mse_loss
 
 from sb3_pg.functional.precision import precise
 from sb3_pg.learner.optimizers import with_fewer_operations
-from sb3_pg.policies import Observations, split_observations, value_function
+from sb3_pg.policies import minibatches, value_function
 
 
 @dataclass
@@ -59,7 +60,7 @@ def fit_critic(
     policy: ActorCriticPolicy,
     optimizer: th.optim.Optimizer,
     parameters: list[th.nn.Parameter],
-    observations: Observations,
+    observations: Any,
     targets: th.Tensor,
     n_updates: int,
     batch_size: int | None,
@@ -71,7 +72,7 @@ def fit_critic(
     :param policy: in train mode
     :param optimizer: its other parameters get no gradient
     :param parameters: those of the critic
-    :param observations: one row per sample
+    :param observations: one row per sample, or their history
     :param targets: y_t, reward units, ``(n_samples,)``
     :param n_updates: passes over the samples
     :param batch_size: samples per step, None for all of them
@@ -85,12 +86,8 @@ def fit_critic(
     predict = value_function(policy)
     losses: list[th.Tensor] = []
     for _ in range(n_updates):
-        shuffled, y_shuffled = [observations], targets
-        if size < len(targets):
-            order = th.randperm(len(targets), device=targets.device)  # one gather per pass; minibatches are views
-            shuffled, y_shuffled = split_observations(observations, size, order), targets[order]
         losses = []
-        for minibatch, y in zip(shuffled, y_shuffled.split(size), strict=True):
+        for minibatch, (y,) in minibatches(observations, [targets], size, shuffle=size < len(targets)):
             loss = mse_loss(predict(minibatch), y)
             gradients = th.autograd.grad(loss, parameters, materialize_grads=True)
             for parameter, gradient in zip(parameters, gradients, strict=True):

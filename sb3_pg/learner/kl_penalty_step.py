@@ -18,8 +18,8 @@ from sb3_pg.learner.trust_region import SurrogateObjective, require_torch_distri
 from sb3_pg.policies import (
     action_distribution,
     evaluation_mode,
+    minibatches,
     score_actions,
-    split_observations,
 )
 from sb3_pg.rollout import RolloutBatch
 
@@ -107,11 +107,9 @@ class KLPenaltyStep(Step):
         columns = (inputs.actions, inputs.credit.float(), objective.old_log_prob, targets, *old)
         steps = []
         for _ in range(self.n_epochs):
-            order = th.randperm(len(targets), device=targets.device)  # one gather per pass; minibatches are views
-            observations = split_observations(inputs.observations, self.batch_size, order)
-            rows = zip(*[column[order].split(self.batch_size) for column in columns], strict=True)
             epoch = []
-            for obs, (action, credit, log_prob, target, *parameters) in zip(observations, rows, strict=True):
+            for obs, rows in minibatches(inputs.observations, columns, self.batch_size, shuffle=True):
+                action, credit, log_prob, target, *parameters = rows
                 y = None if inputs.targets is None else target
                 minibatch = inputs._replace(observations=obs, actions=action, credit=credit, targets=y)
                 epoch.append(self._minibatch_step(policy, minibatch, log_prob, with_parameters(kind, parameters)))

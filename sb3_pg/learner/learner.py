@@ -23,10 +23,9 @@ from sb3_pg.policies import (
     parameter_sets_of,
     policy_actions,
     policy_cache,
-    predict_values,
     set_training_mode,
 )
-from sb3_pg.rollout import RolloutBatch, fill_bootstrap
+from sb3_pg.rollout import RolloutBatch, value_again
 
 #: What an update measures beyond what it needs: nothing, the batch and the policy, or the step's effect as well.
 Report = Literal["nothing", "batch", "step"]
@@ -404,7 +403,5 @@ class Learner:
     def _value_again(self, batch: RolloutBatch) -> None:
         """Give the batch the values of the critic as it is now, and estimate anew."""
         with evaluation_mode(self.policy):
-            values = batch.restore(predict_values(self.policy, batch.flat_observations))
-            batch.values = values.to(batch.rewards) * self.value_scale
-            fill_bootstrap(self.policy, batch, self.value_scale)
+            value_again(self.policy, batch, self.value_scale)
             batch.returns, batch.advantages = self.estimator.estimate(batch, self.policy)

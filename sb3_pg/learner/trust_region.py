@@ -6,7 +6,7 @@ from collections.abc import Callable, Sequence
 from contextlib import nullcontext
 from dataclasses import dataclass
 from functools import partial
-from typing import ClassVar, NamedTuple
+from typing import Any, ClassVar, NamedTuple
 
 import torch as th
 from stable_baselines3.common.distributions import Distribution as SB3Distribution
@@ -34,7 +34,8 @@ from sb3_pg.policies import (
     action_distribution,
     evaluation_mode,
     example_observation,
-    split_observations,
+    minibatches,
+    one_in,
     torch_distributions,
     uncompiled,
     unvalidated_distributions,
@@ -93,7 +94,7 @@ class SurrogateObjective:
     function.
 
     :param policy: in evaluation mode whenever a method is called: the policy that acts
-    :param observations: the states that it was in, one row per sample
+    :param observations: the states that it was in, one row per sample, or their history
     :param actions: what it did there, as its distribution expects them
     :param credit: w_t A_t, reward units, ``(n_samples,)``
     :param ent_coef: c_ent
@@ -103,17 +104,19 @@ class SurrogateObjective:
     def __init__(
         self,
         policy: ActorCriticPolicy,
-        observations: Observations,
+        observations: Any,
         actions: th.Tensor,
         credit: th.Tensor,
         ent_coef: float = 0.0,
         chunk_size: int = CHUNK_SIZE,
     ) -> None:
         self._policy, self._ent_coef, self._chunk_size = policy, ent_coef, chunk_size
-        single = len(credit) <= chunk_size
-        chunks = [observations] if single else split_observations(observations, chunk_size)
         self._n_samples = len(credit)
-        self._chunks = list(zip(chunks, actions.split(chunk_size), credit.split(chunk_size), strict=True))
+        samples = th.arange(len(credit), device=credit.device)
+        chunks = list(minibatches(observations, [actions, credit, samples], chunk_size, shuffle=False))
+        self._chunks = [(chunk, actions, credit) for chunk, (actions, credit, _) in chunks]
+        #: place of each sample in the chunks
+        self._places = th.cat([rows for _, (_, _, rows) in chunks]).argsort()
         self._old: list[_Old] = []
         #: of a single chunk: the distribution with its graph, once the gradient is known
         self.distribution: Distributions | None = None
@@ -121,7 +124,7 @@ class SurrogateObjective:
     @property
     def old_log_prob(self) -> th.Tensor:
         """Log-probs of the actions before the step, nats, ``(n_samples,)``."""
-        return th.cat([old.log_prob for old in self._old])
+        return th.cat([old.log_prob for old in self._old])[self._places]
 
     @property
     def entropy(self) -> th.Tensor:
@@ -132,7 +135,7 @@ class SurrogateObjective:
     def old_distribution(self) -> tuple[Sequence[th.distributions.Distribution], list[th.Tensor]]:
         """The policy's distribution before the step: an object of its kind, and its parameters at all states."""
         chunks = [distribution_parameters(old.distribution) for old in self._old]
-        return self._old[0].distribution, [th.cat(parts) for parts in zip(*chunks, strict=True)]
+        return self._old[0].distribution, [th.cat(parts)[self._places] for parts in zip(*chunks, strict=True)]
 
     def remember(self) -> None:
         """Remember the policy as it is now as the one before the step."""
@@ -169,12 +172,13 @@ class SurrogateObjective:
             parts.append(th.cat([gradient.flatten() for gradient in gradients]))
         return th.stack(parts).sum(0) / self._n_samples
 
-    def distributions_at(self, observations: Observations) -> list[Callable[[], Distributions]]:
+    def distributions_at(self, observations: Any) -> list[Callable[[], Distributions]]:
         """Return one function per chunk of states, which computes the policy's distributions there, with graph.
 
-        :param observations: one row per state
+        :param observations: one row per state, or their history
         """
-        return [partial(self._distributions_at, chunk) for chunk in split_observations(observations, self._chunk_size)]
+        chunks = minibatches(observations, [], self._chunk_size, shuffle=False)
+        return [partial(self._distributions_at, chunk) for chunk, _ in chunks]
 
     def _distributions_at(self, chunk: Observations) -> Distributions:
         with uncompiled():  # the graph is differentiated twice
@@ -394,8 +398,6 @@ class NaturalStep(Step):
         if self.subsample == 1 and kept is not None:
             return FisherVectorProduct([lambda: kept], parameters, self.cg_damping)
         if self.subsample > 1:
-            n_samples = int(batch.valid.sum())
-            chosen = th.randperm(n_samples, device=batch.rewards.device)[: -(-n_samples // self.subsample)]
-            (observations,) = split_observations(observations, len(chosen), chosen)
+            observations = one_in(self.subsample, observations)
         chunks = objective.distributions_at(observations)
         return FisherVectorProduct(chunks, parameters, self.cg_damping)

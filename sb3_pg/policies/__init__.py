@@ -21,12 +21,23 @@ from sb3_pg.policies.behavior import (
     PolicyBehavior,
     adopted,
     behavior_source,
+    masked_uniform_behavior,
     uniform_behavior,
 )
+from sb3_pg.policies.extended_policy import ExtendedPolicy, extended, has_masks, has_memory, seen_space
 from sb3_pg.policies.functional_policy import functional_log_prob
 from sb3_pg.policies.kept_scores import KeptScores, score_and_keep
+from sb3_pg.policies.masked_distributions import MaskedBernoulli, MaskedCategorical
+from sb3_pg.policies.memory import Followers, History, Memory, Sequences, State, States, to_memory
+from sb3_pg.policies.minibatches import minibatches, one_in
 from sb3_pg.policies.mlp_fast_path import value_function
-from sb3_pg.policies.observations import Observations, example_observation, map_observations, split_observations
+from sb3_pg.policies.observations import (
+    CHUNK_SIZE,
+    Observations,
+    example_observation,
+    map_observations,
+    split_observations,
+)
 from sb3_pg.policies.parameter_sets import ParameterSets, parameter_sets_of, reachable_parameters
 from sb3_pg.policies.policy_cache import (
     PolicyCache,
@@ -44,13 +55,13 @@ from sb3_pg.policies.policy_cache import (
     unvalidated_distributions,
     visible_changes,
 )
-from sb3_pg.policies.samplers import ForwardSampler, Sampler, make_sampler
+from sb3_pg.policies.samplers import ForwardSampler, MemorySampler, NumpyMemorySampler, Sampler, make_sampler
 from sb3_pg.policies.score_actions import (
-    CHUNK_SIZE,
     ActionScores,
     Distributions,
     action_distribution,
     policy_actions,
+    predict_all_values,
     predict_values,
     score_actions,
     score_in_chunks,
@@ -65,34 +76,52 @@ __all__ = [
     "BehaviorPolicy",
     "BehaviorSampler",
     "Distributions",
+    "ExtendedPolicy",
+    "Followers",
     "ForwardSampler",
+    "History",
     "KeptScores",
+    "MaskedBernoulli",
+    "MaskedCategorical",
+    "Memory",
+    "MemorySampler",
+    "NumpyMemorySampler",
     "Observations",
     "ParameterSets",
     "PolicyBehavior",
     "PolicyCache",
     "Sampler",
+    "Sequences",
     "Snapshot",
+    "State",
+    "States",
     "action_dist_kept",
     "action_distribution",
     "adopted",
     "behavior_source",
     "evaluation_mode",
     "example_observation",
+    "extended",
     "first_choice",
     "from_env",
     "functional_log_prob",
+    "has_masks",
+    "has_memory",
     "has_own_forward",
     "has_own_predict",
     "is_listened_to",
     "is_patched",
     "make_sampler",
     "map_observations",
+    "masked_uniform_behavior",
+    "minibatches",
+    "one_in",
     "original",
     "parameter_sets_of",
     "policy_actions",
     "policy_cache",
     "predict",
+    "predict_all_values",
     "predict_values",
     "reachable_parameters",
     "require_choices",
@@ -100,11 +129,13 @@ __all__ = [
     "score_actions",
     "score_and_keep",
     "score_in_chunks",
+    "seen_space",
     "set_training_mode",
     "split_observations",
     "stored_dtype",
     "takes_other_numbers",
     "to_env",
+    "to_memory",
     "torch_distributions",
     "uncompiled",
     "uniform_behavior",

@@ -70,7 +70,14 @@ def from_env(actions: Any, space: spaces.Space[Any]) -> Any:
     return np.asarray(actions).astype(np.int64) - start if np.any(start) else actions
 
 
-def predict(policy: BasePolicy, observation: Any, state: Any, episode_start: Any, deterministic: bool) -> Any:
+def predict(
+    policy: BasePolicy,
+    observation: Any,
+    state: Any,
+    episode_start: Any,
+    deterministic: bool,
+    action_masks: Any = None,
+) -> Any:
     """Call the policy's ``predict``, and convert its actions to those that the env takes.
 
     :param policy: the policy
@@ -78,8 +85,15 @@ def predict(policy: BasePolicy, observation: Any, state: Any, episode_start: Any
     :param state: state of a recurrent policy
     :param episode_start: where episodes of a recurrent policy begin
     :param deterministic: whether to return the distribution's mode instead of a sample
+    :param action_masks: for a policy that was trained with masks
     :return: actions and the next state, as ``predict`` returns them
+    :raises ValueError: masks were given, and the policy was trained without
     """
+    with_masks = {} if action_masks is None else {"action_masks": action_masks}
+    if with_masks and not getattr(policy, "masks", False):
+        raise ValueError(
+            f"action_masks must be None, since this policy was trained without masks, got {action_masks!r}"
+        )
     space: Any = policy.action_space
     is_wide = isinstance(space, spaces.Box) and takes_other_numbers(space)
     if is_wide and policy.squash_output and not has_own_predict(policy):
@@ -90,7 +104,7 @@ def predict(policy: BasePolicy, observation: Any, state: Any, episode_start: Any
             drawn = predicted(policy, obs, deterministic)
         actions = to_env(policy)(drawn.cpu().numpy().reshape(-1, *space.shape))
         return actions if is_vectorized else actions.squeeze(axis=0), state
-    actions, state = policy.predict(observation, state, episode_start, deterministic)
+    actions, state = policy.predict(observation, state, episode_start, deterministic, **with_masks)
     if is_wide:
         actions = _received(actions, space=space, squashed=False)
     elif _counts_otherwise(space):

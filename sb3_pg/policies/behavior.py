@@ -18,7 +18,9 @@ from stable_baselines3.common.policies import ActorCriticPolicy, BasePolicy
 from stable_baselines3.common.utils import obs_as_tensor
 from stable_baselines3.common.vec_env import VecEnv, VecNormalize, unwrap_vec_normalize
 
+from sb3_pg.action_masks import MASK_KEY, mask_starts
 from sb3_pg.policies.actions import first_choice, from_env, require_choices, stored_dtype, takes_other_numbers, unscaled
+from sb3_pg.policies.extended_policy import has_memory
 from sb3_pg.policies.policy_cache import evaluation_mode
 
 #: A function from the observations of all envs, ``(n_envs, ...)`` or a dict of those, to actions
@@ -50,21 +52,26 @@ class BehaviorSampler:
     :param behavior: from observations to actions and log-probs
     :param action_space: action space
     :param squashed: whether the trained policy's actions lie in [-1, 1]
+    :param masks: whether observations have an action mask, which the actions must keep to
     """
 
-    def __init__(self, behavior: BehaviorPolicy, action_space: spaces.Space[Any], squashed: bool = False) -> None:
+    def __init__(
+        self, behavior: BehaviorPolicy, action_space: spaces.Space[Any], squashed: bool = False, masks: bool = False
+    ) -> None:
         self.behavior = behavior
         self.action_space = action_space
         self.squashed = squashed and isinstance(action_space, spaces.Box)
         self.shape = action_space.shape or ()
         self.dtype = stored_dtype(action_space)
+        self._starts = mask_starts(action_space) if masks else None
         self.log_probs: list[th.Tensor] = []
 
-    def __call__(self, obs: Any) -> np.ndarray:
+    def __call__(self, obs: Any, starts: np.ndarray | None = None) -> np.ndarray:
         """Draw actions, in the numbers and the dtype that buffers store.
 
         :raises TypeError: the callable did not return two arrays of numbers
-        :raises ValueError: wrong shapes, an action that is not in the space, or a log-prob that is not finite
+        :raises ValueError: wrong shapes, an action that is not in the space or that the mask forbids, or a log-prob
+            that is not finite
         """
         n_envs = _n_envs(obs)
         expected = f"actions of shape {(n_envs, *self.shape)} and log-probs of shape {(n_envs,)}"
@@ -79,7 +86,20 @@ class BehaviorSampler:
             )
         self._check_actions(actions)
         self.log_probs.append(th.as_tensor(log_probs, dtype=th.float32))
-        return np.asarray(from_env(actions, self.action_space)).astype(self.dtype, copy=False)
+        drawn: np.ndarray = np.asarray(from_env(actions, self.action_space)).astype(self.dtype, copy=False)
+        if self._starts is not None:
+            self._require_allowed(drawn, obs[MASK_KEY], self._starts)
+        return drawn
+
+    @staticmethod
+    def _require_allowed(actions: np.ndarray, masks: np.ndarray, starts: np.ndarray) -> None:
+        places = starts + actions.reshape(len(actions), -1).astype(np.int64)
+        forbidden = np.argwhere(~np.take_along_axis(masks.astype(bool, copy=False), places, axis=1))
+        if len(forbidden):
+            env = int(forbidden[0][0])
+            raise ValueError(
+                f"behavior_policy must return actions that action_mask allows, got {actions[env]} for env {env}"
+            )
 
     def _check_actions(self, actions: np.ndarray) -> None:
         legal = np.isfinite(actions) & ((np.abs(actions) <= 1) | (not self.squashed))
@@ -138,7 +158,8 @@ def behavior_source(given: Any) -> Any:
         raise TypeError(f"behavior_policy must be {_ACCEPTED}, or None, got the class {given.__name__}: give an object")
     is_model = not callable(given) and isinstance(getattr(given, "policy", None), th.nn.Module)
     policy = given.policy if is_model else given
-    if isinstance(policy, RecurrentActorCriticPolicy | MaskableActorCriticPolicy):
+    remembers = isinstance(policy, BasePolicy) and has_memory(policy)
+    if remembers or isinstance(policy, RecurrentActorCriticPolicy | MaskableActorCriticPolicy):
         raise TypeError(
             f"behavior_policy must be {_ACCEPTED}, got {type(given).__name__}, whose policy takes more than "
             "observations: give a callable that keeps its states or masks"
@@ -268,6 +289,24 @@ def uniform_behavior(space: spaces.Space[Any], squashed: bool) -> BehaviorPolicy
         if squashed:
             actions = 2 * ((actions - low) / (high - low)) - 1
         return actions, np.full(n_envs, log_prob)
+
+    return behavior
+
+
+def masked_uniform_behavior(space: spaces.Space[Any]) -> BehaviorPolicy:
+    """Return a behavior that draws uniformly among the actions that the mask in the observations allows.
+
+    :param space: Discrete, MultiDiscrete or MultiBinary
+    """
+    starts = mask_starts(space)
+    start, shape = first_choice(space), (-1, *(space.shape or ()))
+
+    def behavior(obs: Any) -> tuple[np.ndarray, np.ndarray]:
+        masks = np.asarray(obs[MASK_KEY], dtype=bool)
+        noise = np.where(masks, space.np_random.random(masks.shape), -1.0)
+        drawn = [part.argmax(1) for part in np.split(noise, starts[1:], axis=1)]
+        n_allowed = np.add.reduceat(masks, starts, axis=1, dtype=np.int64)
+        return np.stack(drawn, 1).reshape(shape) + start, -np.log(n_allowed).sum(1)
 
     return behavior
 

@@ -9,10 +9,12 @@ import torch as th
 from stable_baselines3.common.policies import ActorCriticPolicy
 
 from sb3_pg import compat
+from sb3_pg.policies.extended_policy import ExtendedPolicy
 from sb3_pg.policies.mlp_fast_path import mlp_fast_path
-from sb3_pg.policies.observations import Observations
-from sb3_pg.policies.policy_cache import Snapshot, own_methods, policy_cache
-from sb3_pg.policies.score_actions import CHUNK_SIZE, ActionScores, score_actions
+from sb3_pg.policies.numpy_memory import bare_actor
+from sb3_pg.policies.observations import CHUNK_SIZE, Observations
+from sb3_pg.policies.policy_cache import OwnMethods, Snapshot, own_methods, policy_cache
+from sb3_pg.policies.score_actions import ActionScores, score_actions
 
 
 class KeptScores:
@@ -28,9 +30,9 @@ class KeptScores:
 
     def detached(self) -> ActionScores:
         """Return the scores without gradient, in the form of :func:`score_in_chunks`."""
-        log_prob, entropy, values, distribution, other_values = self._scores
-        values = None if values is None else values.detach()
-        return ActionScores(log_prob.detach(), entropy, values, [distribution], other_values)
+        scores = self._scores
+        values = None if scores.values is None else scores.values.detach()
+        return scores._replace(log_prob=scores.log_prob.detach(), values=values, distribution=[scores.distribution])
 
     def of(self, policy: ActorCriticPolicy, parameters: Snapshot, with_values: bool) -> ActionScores | None:
         """Return the scores; None if the policy has changed since, or if values are asked for and there are none.
@@ -63,11 +65,25 @@ def score_and_keep(
     return KeptScores(scores, identity, policy_cache(policy).snapshot())
 
 
+def _memory_layers(policy: ExtendedPolicy, own: OwnMethods) -> Any:
+    """Return the layers of a policy with memory; None if training and evaluation differ.
+
+    On the GPU, cuDNN differentiates in training mode only.
+    """
+    same = policy.device.type == "cpu" and not (any(own[:3]) or own.cache.calls_matter)
+    return policy.mlp_extractor if same and bare_actor(policy) is not None else None
+
+
 def _identity(policy: ActorCriticPolicy) -> Any:
     """Return what differs once layers, distribution or methods have changed; None if no graph can be kept."""
     own = own_methods(policy)
-    layers = None if own.forward or own.head or own.values else mlp_fast_path(policy, own.cache)
-    if layers is None or not layers.same_in_both_modes:
+    layers: Any = None
+    if isinstance(policy, ExtendedPolicy):
+        layers = _memory_layers(policy, own)
+    elif not (own.forward or own.head or own.values):
+        layers = mlp_fast_path(policy, own.cache)
+        layers = layers if layers is not None and layers.same_in_both_modes else None
+    if layers is None:
         return None
     # Autograd refuses a graph whose parameters were written to. Writes through ``.data`` escape it: hence the snapshot.
     parameters = own.cache.parameters

@@ -67,10 +67,7 @@ class MlpFastPath:
         """
         addresses = [parameter.data_ptr() for parameter in self._parameters]
         if addresses != self._arrays[0]:
-            known = {nn.Linear, nn.Tanh, nn.ReLU} >= {type(module) for module in self._actor}
-            known &= all(getattr(module, "bias", module) is not None for module in self._actor)
-            known &= all(p.device.type == "cpu" and p.dtype == th.float32 for p in self._parameters)
-            self._arrays = addresses, [_numpy_layer(module) for module in self._actor] if known else None
+            self._arrays = addresses, numpy_layers(self._actor)
         return self._arrays[1]
 
 
@@ -132,6 +129,19 @@ def _apply(layers: list[Layer], x: th.Tensor) -> th.Tensor:
     for layer in layers:
         x = layer(x)
     return x
+
+
+def numpy_layers(modules: list[nn.Module]) -> list[NumpyLayer] | None:
+    """Return layers in NumPy that use the parameters' present memory.
+
+    :param modules: one after the other
+    :return: None if a layer is of another kind, or if a parameter is not on the CPU or not in single precision
+    """
+    parameters = [parameter for module in modules for parameter in module.parameters()]
+    known = {nn.Linear, nn.Tanh, nn.ReLU} >= {type(module) for module in modules}
+    known &= all(getattr(module, "bias", module) is not None for module in modules)
+    known &= all(p.device.type == "cpu" and p.dtype == th.float32 for p in parameters)
+    return [_numpy_layer(module) for module in modules] if known else None
 
 
 def _numpy_layer(module: nn.Module) -> NumpyLayer:

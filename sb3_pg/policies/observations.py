@@ -10,6 +10,10 @@ from gymnasium import spaces
 from stable_baselines3.common.policies import BasePolicy
 from stable_baselines3.common.utils import obs_as_tensor
 
+from sb3_pg.action_masks import MASK_KEY
+
+#: Samples per forward without gradient. It bounds the memory that image policies take.
+CHUNK_SIZE = 4096
 #: One row per sample, or a dict of such tensors.
 Observations = th.Tensor | dict[str, th.Tensor]
 
@@ -25,6 +29,14 @@ def map_observations(function: Callable[..., Any], observations: Any, *others: A
     if isinstance(observations, dict):
         return {key: function(array, *(other[key] for other in others)) for key, array in observations.items()}
     return function(observations, *others)
+
+
+def n_rows(observations: Any) -> int:
+    """Return the number of samples.
+
+    :param observations: one row per sample, or a dict of those
+    """
+    return len(next(iter(observations.values())) if isinstance(observations, dict) else observations)
 
 
 def split_observations(observations: Observations, size: int, order: th.Tensor | None = None) -> list[Any]:
@@ -62,4 +74,6 @@ def _observation(policy: BasePolicy, make: Callable[[Any], np.ndarray]) -> Any:
     """Make an observation as a tensor, from the observation space or from each space of a Dict."""
     space = policy.observation_space
     made = map_observations(make, space.spaces if isinstance(space, spaces.Dict) else space)
+    if getattr(policy, "masks", False):
+        made[MASK_KEY] = np.ones_like(made[MASK_KEY])
     return obs_as_tensor(made, policy.device)

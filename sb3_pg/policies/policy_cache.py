@@ -17,8 +17,8 @@ from torch.distributions import Distribution
 from sb3_pg import compat
 
 PolicyT = TypeVar("PolicyT", bound=BasePolicy)
-#: SB3's own methods, as they were when this module was imported.
-_OF_SB3 = dict(inspect.getmembers(ActorCriticPolicy))
+#: SB3's own methods, as they were when this module was imported, and those that do the same in classes of this package.
+_STANDARD: dict[str, tuple[Any, ...]] = {name: (method,) for name, method in inspect.getmembers(ActorCriticPolicy)}
 
 
 # ---------------------------------------------------------------- methods
@@ -43,9 +43,19 @@ def overrides(policy: BasePolicy, *methods: str) -> bool:
     """
     cls, own = type(policy), vars(policy)
     for name in methods:  # noqa: SIM110 (a generator takes twice the time, several times in every small update)
-        if name in own or getattr(cls, name, None) is not _OF_SB3[name]:
+        if name in own or getattr(cls, name, None) not in _STANDARD[name]:
             return True
     return False
+
+
+def count_as_standard(cls: type[ActorCriticPolicy]) -> None:
+    """Let methods of a class count as SB3's: they sample, score and value observations in the same way.
+
+    :param cls: a class of this package
+    """
+    for name, known in _STANDARD.items():
+        if name in vars(cls):
+            _STANDARD[name] = (*known, vars(cls)[name])
 
 
 def has_own_forward(policy: BasePolicy) -> bool:
@@ -163,7 +173,9 @@ class PolicyCache:
         self._hooks = [hooks for part in (policy, *self.parts) for hooks in compat.hooks_of(part)]
         self._n_attributes: list[int] = []
         # If a weight is a plain attribute instead of a parameter, its replacement is not noticed.
-        constants = not all(names.isdisjoint(("weight", "bias")) for names, _ in self._methods)
+        constants = any(
+            isinstance(attributes.get(name), th.Tensor) for attributes in self.attributes for name in ("weight", "bias")
+        )
         self._is_irregular = constants or "log_std" in vars(policy) or _splits_features(policy)
         self.look_at_calls()
         tables = [table for part in (policy, *self.parts) for table in compat.contents_of(part)]

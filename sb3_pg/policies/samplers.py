@@ -2,11 +2,12 @@
 
 :func:`make_sampler` chooses one of these samplers per rollout. From the same seed, all draw the same actions as SB3:
 
-* :class:`NumpySampler` for SB3's standard MLP policies on the CPU, with Discrete or Box actions;
+* :class:`NumpySampler` for SB3's standard MLP policies on the CPU, with Discrete or Box actions, also with masks;
 * :class:`MlpSampler` for those policies on other devices, or with other actions, through the bare layers;
 * :class:`DistributionSampler` for policies that keep SB3's ``get_distribution``: images, dicts, gSDE, own extractors;
 * :class:`ForwardSampler` for policies with a ``forward`` of their own, or with hooks: it calls ``forward`` as SB3
-  does, and keeps values and log-probs.
+  does, and keeps values and log-probs;
+* :class:`NumpyMemorySampler` and :class:`MemorySampler` for policies with memory.
 """
 
 from collections.abc import Callable
@@ -14,6 +15,7 @@ from typing import Any, Protocol, cast
 
 import numpy as np
 import torch as th
+from gymnasium import spaces
 from stable_baselines3.common.distributions import (
     BernoulliDistribution,
     CategoricalDistribution,
@@ -24,33 +26,45 @@ from stable_baselines3.common.policies import ActorCriticPolicy
 from stable_baselines3.common.utils import obs_as_tensor
 from torch import nn
 
+from sb3_pg.action_masks import MASK_KEY
+from sb3_pg.policies.extended_policy import ExtendedPolicy, has_masks, has_memory
+from sb3_pg.policies.memory import State
 from sb3_pg.policies.mlp_fast_path import MlpFastPath, NumpyLayer, mlp_fast_path
-from sb3_pg.policies.policy_cache import overrides, own_methods, unvalidated_distributions, without_gradient
+from sb3_pg.policies.numpy_memory import NumpyMemory, bare_actor
+from sb3_pg.policies.policy_cache import original, overrides, own_methods, unvalidated_distributions, without_gradient
 
 
 class Sampler(Protocol):
     """Draws actions for one step of all envs."""
 
-    def __call__(self, obs: Any) -> np.ndarray:
+    def __call__(self, obs: Any, starts: np.ndarray | None = None) -> np.ndarray:
         """Draw actions.
 
         :param obs: the envs' observations, ``(n_envs, ...)`` or a dict of those
+        :param starts: ``(n_envs,)``, True where ``obs`` begins an episode, which clears a memory; None for nowhere
         :return: unclipped actions, ``(n_envs, *action_shape)``
         """
 
 
-def make_sampler(policy: ActorCriticPolicy, device: th.device, n_envs: int) -> Sampler:
+def make_sampler(policy: ActorCriticPolicy, device: th.device, n_envs: int, state: State | None = None) -> Sampler:
     """Return the fastest sampler that respects the methods which the policy replaces.
 
     :param policy: in eval mode
     :param device: the policy's device
     :param n_envs: number of parallel environments
+    :param state: what a policy with memory remembers, one sequence per env; None for 0
     """
+    if has_memory(policy):
+        remembering: Any = original(policy)
+        return _make_memory_sampler(remembering, device, n_envs, state)
     # A distribution of the policy's own, such as one with an action mask, may change from step to step: the log-probs
     # must be those of the step. Where predict_values differs from forward, the steps have forward's values, as in SB3.
     own = own_methods(policy)
     if any(own[:3]) or own.cache.calls_matter or overrides(policy, "__call__"):
         return ForwardSampler(policy, device)
+    if isinstance(policy, ExtendedPolicy):
+        bare = bare_actor(policy) if device.type == "cpu" and type(policy.action_dist) in _DRAWN_IN_NUMPY else None
+        return DistributionSampler(policy, device) if bare is None else NumpySampler(policy, bare, n_envs)
     layers = mlp_fast_path(policy, own.cache) if type(policy.action_dist) in _OF_OUTPUTS else None
     if layers is None:
         return DistributionSampler(policy, device)
@@ -58,6 +72,15 @@ def make_sampler(policy: ActorCriticPolicy, device: th.device, n_envs: int) -> S
     if arrays is not None and layers.n_classes is None:
         return NumpySampler(policy, arrays, n_envs)
     return MlpSampler(policy, layers, device, n_envs)
+
+
+def _make_memory_sampler(policy: ExtendedPolicy, device: th.device, n_envs: int, state: State | None) -> Sampler:
+    own = own_methods(policy)
+    fast = device.type == "cpu" and not (any(own[:3]) or own.cache.calls_matter)
+    layers = bare_actor(policy) if fast and type(policy.action_dist) in _DRAWN_IN_NUMPY else None
+    if layers is None:
+        return MemorySampler(policy, device, state)
+    return NumpyMemorySampler(policy, layers, n_envs, state)
 
 
 def _categorical(logits: th.Tensor, noise: th.Tensor) -> th.Tensor:
@@ -73,6 +96,8 @@ _DRAWN_IN_NUMPY = (CategoricalDistribution, DiagGaussianDistribution)
 class NumpySampler:
     """Draws through the bare layers in NumPy, with torch's random numbers.
 
+    With action masks it makes training on a cheap env 1.6 times as fast as :class:`DistributionSampler` does.
+
     :param policy: the policy
     :param layers: its actor, from :meth:`MlpFastPath.numpy_actor`
     :param n_envs: number of parallel environments
@@ -86,25 +111,88 @@ class NumpySampler:
         if isinstance(policy.action_dist, DiagGaussianDistribution):
             self._log_std = cast(th.Tensor, policy.log_std).detach().numpy()
         self._shape = (-1, *cast(tuple[int, ...], policy.action_space.shape))
+        #: key of the observations that the layers see; None if observations are no Dict
+        self._key: str | None = None
+        if has_masks(policy):
+            (self._key,) = cast(spaces.Dict, policy.observation_space).spaces.keys() - {MASK_KEY}
+
+    def _flat(self, obs: Any) -> np.ndarray:
+        """Return what the first layer sees, ``(n_envs, n_features)``."""
+        seen: np.ndarray = obs if self._key is None else obs[self._key]
+        return seen.reshape(len(seen), -1).astype(np.float32, copy=False)
 
     def outputs(self, obs: Any) -> np.ndarray:
         """Return the actor's output: logits or means, ``(n_envs, n_outputs)``."""
-        x: np.ndarray = obs.reshape(len(obs), -1).astype(np.float32, copy=False)
+        x = self._flat(obs)
         for layer in self.layers:
             x = layer(x)
         return x
 
-    def __call__(self, obs: Any) -> np.ndarray:
+    def __call__(self, obs: Any, starts: np.ndarray | None = None) -> np.ndarray:
         """Draw actions."""
-        outputs = self.outputs(obs)
+        return self.draw(self.outputs(obs), obs)
+
+    def draw(self, outputs: np.ndarray, obs: Any) -> np.ndarray:
+        """Draw actions from the actor's output, among those that a mask in the observations allows."""
         if self._log_std is not None:
             self._noise.normal_()
             actions: np.ndarray = outputs + np.exp(self._log_std) * self._numbers
             return actions.reshape(self._shape)
         self._noise.exponential_()
+        if self._key is not None:
+            outputs = np.where(obs[MASK_KEY], outputs, -np.inf)
         weights: np.ndarray = np.exp(outputs - outputs.max(1, keepdims=True))  # proportional to the softmax
         choices: np.ndarray = (weights / self._numbers).argmax(1)
         return choices
+
+
+class NumpyMemorySampler(NumpySampler):
+    """Draws from a policy with memory through its bare layers in NumPy.
+
+    :param policy: the policy
+    :param layers: the actor's layers after the memory
+    :param n_envs: number of parallel environments
+    :param state: what the policy remembers, None for 0
+    """
+
+    def __init__(self, policy: ExtendedPolicy, layers: list[NumpyLayer], n_envs: int, state: State | None) -> None:
+        super().__init__(policy, layers, n_envs)
+        self._memory = NumpyMemory(policy.mlp_extractor.actor.layers, n_envs, state)
+
+    @property
+    def state(self) -> State:
+        """What the policy remembers now."""
+        return self._memory.state
+
+    def __call__(self, obs: Any, starts: np.ndarray | None = None) -> np.ndarray:
+        """Draw actions."""
+        x = self._memory(self._flat(obs), starts)
+        for layer in self.layers:
+            x = layer(x)
+        return self.draw(x, obs)
+
+
+class MemorySampler:
+    """Draws from a policy with memory through its own modules.
+
+    :param policy: the policy
+    :param device: the policy's device
+    :param state: what it remembers, None for 0
+    """
+
+    def __init__(self, policy: ExtendedPolicy, device: th.device, state: State | None) -> None:
+        self.policy, self.device = policy, device
+        self.state = None if state is None else tuple(part.to(device) for part in state)
+        self.shape = (-1, *cast(tuple[int, ...], policy.action_space.shape))
+        self._without_gradient = without_gradient(policy)
+
+    def __call__(self, obs: Any, starts: np.ndarray | None = None) -> np.ndarray:
+        """Draw actions."""
+        with self._without_gradient(), unvalidated_distributions():
+            begun = th.as_tensor(starts, device=self.device) if starts is not None and starts.any() else None
+            distribution, self.state = self.policy.next_distribution(obs_as_tensor(obs, self.device), self.state, begun)
+            actions = distribution.get_actions()
+        return actions.reshape(self.shape).cpu().numpy()
 
 
 class MlpSampler:
@@ -144,7 +232,7 @@ class MlpSampler:
         return self.layers.action_outputs(self.layers.features(th.from_numpy(obs).to(self.device)))
 
     @th.inference_mode()
-    def __call__(self, obs: Any) -> np.ndarray:
+    def __call__(self, obs: Any, starts: np.ndarray | None = None) -> np.ndarray:
         """Draw actions."""
         return self._decide(self.outputs(obs)).cpu().numpy()
 
@@ -161,7 +249,7 @@ class DistributionSampler:
         self.shape = (-1, *cast(tuple[int, ...], policy.action_space.shape))
         self._without_gradient = without_gradient(policy)
 
-    def __call__(self, obs: Any) -> np.ndarray:
+    def __call__(self, obs: Any, starts: np.ndarray | None = None) -> np.ndarray:
         """Draw actions."""
         with self._without_gradient(), unvalidated_distributions():
             actions = self.policy.get_distribution(obs_as_tensor(obs, self.device)).get_actions()
@@ -181,7 +269,7 @@ class ForwardSampler:
         self.log_probs: list[th.Tensor] = []
 
     @th.no_grad()
-    def __call__(self, obs: Any) -> np.ndarray:
+    def __call__(self, obs: Any, starts: np.ndarray | None = None) -> np.ndarray:
         """Draw actions."""
         actions, values, log_probs = self.policy(obs_as_tensor(obs, self.device))
         self.values.append(values.flatten())

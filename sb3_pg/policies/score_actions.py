@@ -12,12 +12,10 @@ from stable_baselines3.common.policies import ActorCriticPolicy
 from torch.distributions import Categorical, Distribution
 
 from sb3_pg import compat
+from sb3_pg.policies.memory import Followers, History, State
 from sb3_pg.policies.mlp_fast_path import MlpFastPath, mlp_fast_path, value_function
-from sb3_pg.policies.observations import Observations, split_observations
+from sb3_pg.policies.observations import CHUNK_SIZE, Observations, split_observations
 from sb3_pg.policies.policy_cache import OwnMethods, action_dist_kept, own_methods, without_gradient
-
-#: Samples per forward without gradient. It bounds the memory that image policies take.
-CHUNK_SIZE = 4096
 
 #: Whether entropies are differentiated, computed without gradient, or left out.
 #: One torch distribution, or one per action dimension. torch computes the divergences of these.
@@ -33,6 +31,7 @@ class ActionScores(NamedTuple):
     :param distribution: a function that returns the torch distributions, or None if they are not known;
         :func:`score_in_chunks` returns a list with one of these per chunk
     :param other_values: V(s) of the other observations; None if none were given or they were not valued
+    :param critic_state: what a critic with a memory of its own remembers before each of the other observations
     """
 
     log_prob: th.Tensor
@@ -40,6 +39,7 @@ class ActionScores(NamedTuple):
     values: th.Tensor | None
     distribution: Any
     other_values: th.Tensor | None = None
+    critic_state: State | None = None
 
 
 def policy_actions(actions: th.Tensor, space: spaces.Space[Any]) -> th.Tensor:
@@ -58,6 +58,24 @@ def predict_values(policy: ActorCriticPolicy, observations: Observations) -> th.
     with without_gradient(policy)():
         values = [predict(chunk) for chunk in split_observations(observations, CHUNK_SIZE)]
     return th.cat(values)  # concatenated outside, so that autograd may use the result as a constant
+
+
+def predict_all_values(
+    policy: ActorCriticPolicy, observations: Any, other_observations: Any
+) -> tuple[th.Tensor, th.Tensor | None]:
+    """Compute V(s) of a batch's samples and of the states that follow some of them, without gradient.
+
+    :param policy: the policy
+    :param observations: one row per sample, or their history
+    :param other_observations: the states that follow; :class:`Followers` if ``observations`` are a history; may be None
+    """
+    if isinstance(observations, History):
+        extended: Any = policy
+        with without_gradient(policy)():
+            values, others, _ = extended.values_over(observations, other_observations)
+        return values.clone(), None if others is None else others.clone()
+    others = None if other_observations is None else predict_values(policy, other_observations)
+    return predict_values(policy, observations), others
 
 
 def action_distribution(policy: ActorCriticPolicy, observations: Observations) -> SB3Distribution:
@@ -92,23 +110,25 @@ def torch_distributions(distribution: SB3Distribution) -> Distributions | None:
 
 def score_actions(
     policy: ActorCriticPolicy,
-    observations: Observations,
+    observations: Observations | History,
     actions: th.Tensor,
     with_values: bool,
-    other_observations: Observations | None = None,
+    other_observations: Any = None,
 ) -> ActionScores:
     """Compute log-probs and, if asked for, values, with gradient.
 
     :param policy: the policy
-    :param observations: one row per sample
+    :param observations: one row per sample, or their history
     :param actions: from :func:`policy_actions`
     :param with_values: whether to compute values
     :param other_observations: more observations to value, without gradient; they are valued only if that takes no
-        second forward
+        second forward. They are :class:`Followers` of a history
     """
     own = own_methods(policy)
     layers = None if own.forward else mlp_fast_path(policy, own.cache)
     with th.enable_grad():
+        if isinstance(observations, History):
+            return _score_history(policy, observations, actions, with_values, other_observations)
         if layers is not None:
             others = None if own.values else other_observations
             return _score_by_layers(policy, layers, own, observations, actions, with_values, others)
@@ -121,10 +141,10 @@ def score_actions(
 
 def score_in_chunks(
     policy: ActorCriticPolicy,
-    observations: Observations,
+    observations: Any,
     actions: th.Tensor,
     with_values: bool = False,
-    other_observations: Observations | None = None,
+    other_observations: Any = None,
 ) -> ActionScores:
     """Compute log-probs and, if asked for, values, without gradient and in chunks; entropies are left out.
 
@@ -132,8 +152,12 @@ def score_in_chunks(
     :param observations: one row per sample
     :param actions: from :func:`policy_actions`
     :param with_values: whether to compute values
-    :param other_observations: more observations to value
+    :param other_observations: more observations to value; :class:`Followers` if ``observations`` are a history
     """
+    if isinstance(observations, History):
+        with without_gradient(policy)():
+            scores = _score_history(policy, observations, actions, with_values, other_observations)
+        return _copied(scores)  # outside, so that autograd may use the results as constants
     own = own_methods(policy)
     layers = None if own.forward else mlp_fast_path(policy, own.cache)
     is_single, values_along = len(actions) <= CHUNK_SIZE, with_values and not own.values
@@ -164,6 +188,24 @@ def score_in_chunks(
     elif other_observations is not None:
         other_values = predict_values(policy, other_observations)
     return ActionScores(log_prob, lambda: None, values, [chunk.distribution for chunk in chunks], other_values)
+
+
+def _copied(scores: ActionScores) -> ActionScores:
+    values, others = (None if x is None else x.clone() for x in (scores.values, scores.other_values))
+    state = None if scores.critic_state is None else tuple(part.clone() for part in scores.critic_state)
+    return ActionScores(scores.log_prob.clone(), lambda: None, values, [scores.distribution], others, state)
+
+
+def _score_history(
+    policy: Any, history: History, actions: th.Tensor, with_values: bool, followers: Followers | None
+) -> ActionScores:
+    """Score the actions of whole sequences, and value the observations that follow them."""
+    if not with_values:
+        return _score_by_distribution(policy, policy.get_distribution, history, actions)
+    with action_dist_kept(policy):
+        distribution, values, *others = policy.outputs_over(history, followers)
+        log_prob = distribution.log_prob(actions)
+        return ActionScores(log_prob, distribution.entropy, values, _held(distribution), *others)
 
 
 def _score_by_evaluate_actions(

@@ -7,9 +7,9 @@ from sb3_pg.rollout.env_errors import EnvWorkerError, naming_env_errors
 from sb3_pg.rollout.make_batch import (
     action_log_probs,
     batch_from_filled_buffer,
-    fill_bootstrap,
     make_batch,
     score_batch,
+    value_again,
 )
 from sb3_pg.rollout.nonfinite import (
     NormalizationGuard,
@@ -50,7 +50,6 @@ __all__ = [
     "TrajectoryRolloutBuffer",
     "action_log_probs",
     "batch_from_filled_buffer",
-    "fill_bootstrap",
     "keep_what_is_drawn",
     "make_batch",
     "naming_env_errors",
@@ -60,4 +59,5 @@ __all__ = [
     "require_usable_policy",
     "score_batch",
     "skip_reset_steps",
+    "value_again",
 ]

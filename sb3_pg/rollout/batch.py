@@ -7,7 +7,7 @@ from typing import Any
 import torch as th
 
 from sb3_pg.functional.returns import episode_starts
-from sb3_pg.policies import KeptScores, Observations
+from sb3_pg.policies import Followers, History, KeptScores, Observations, Sequences, State
 
 
 @dataclass
@@ -28,10 +28,12 @@ class RolloutBatch:
     :param log_weights: logarithms of the importance weights; None on-policy
     :param n_episodes: number of complete episodes in the batch, None for segments of fixed length
     :param bootstrap_observations: the states whose values ``bootstrap`` holds, and their places: step * n_envs + env
+    :param sequences: of a policy with memory: which valid steps follow each other; None for other policies
     :param advantages: what actions are credited with, reward units, once estimated
     :param returns: what the critic or baseline is fitted to, reward units, once estimated
     :param distributions: per chunk of valid steps, a function that returns the action distributions, or None if they
         are not known
+    :param critic_state: what a critic with a memory of its own remembers before each of ``bootstrap_observations``
     :param kept_scores: scores of the valid steps with their graph, for an update that follows at once; None if unknown
     """
 
@@ -49,9 +51,11 @@ class RolloutBatch:
     log_weights: th.Tensor | None = None
     n_episodes: int | None = None
     bootstrap_observations: tuple[Observations, th.Tensor] | None = None
+    sequences: Sequences | None = None
     advantages: th.Tensor | None = None
     returns: th.Tensor | None = None
     distributions: list[Any] | None = None
+    critic_state: State | None = None
     kept_scores: KeptScores | None = None
 
     @cached_property
@@ -66,8 +70,17 @@ class RolloutBatch:
 
     @cached_property
     def flat_observations(self) -> Any:
-        """The valid observations, one row per sample."""
-        return self.select(self.observations)
+        """The valid observations, one row per sample; of a policy with memory, their history."""
+        observations = self.select(self.observations)
+        return observations if self.sequences is None else History(observations, self.sequences)
+
+    @cached_property
+    def followers(self) -> Any:
+        """The states whose values ``bootstrap`` holds, or None; of a policy with memory, with their sequences."""
+        if self.bootstrap_observations is None or self.sequences is None:
+            return None if self.bootstrap_observations is None else self.bootstrap_observations[0]
+        observations, places = self.bootstrap_observations
+        return Followers(observations, self.episodes.reshape(-1)[places])
 
     @cached_property
     def episodes(self) -> th.Tensor:

@@ -8,7 +8,7 @@ import torch as th
 from gymnasium import spaces
 from stable_baselines3.common.buffers import DictRolloutBuffer, RolloutBuffer
 
-from sb3_pg.policies import map_observations, stored_dtype
+from sb3_pg.policies import States, map_observations, stored_dtype
 
 #: Steps that a buffer without a fixed size has room for at first.
 INITIAL_CAPACITY = 512
@@ -74,6 +74,8 @@ class TrajectoryRolloutBuffer(RolloutBuffer):
         self.mask = np.ones(shape, dtype=bool)
         #: whether :meth:`add` has been called, which the collector does not do
         self.filled_by_hand = False
+        #: what a policy with memory remembered before the first row
+        self.memory: States = {}
         #: value of the observation that followed a truncated step, if it is used; 0 elsewhere, reward units
         self.terminal_values: np.ndarray | float = 0.0
         #: (step, env) -> the observation that followed a truncated or cut-off step

@@ -7,7 +7,7 @@ The loop over steps does nothing else. Log-probs and values come from one batche
 import warnings
 from collections.abc import Callable
 from contextlib import AbstractContextManager, nullcontext
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from operator import itemgetter
 from typing import Any, Protocol
 
@@ -18,9 +18,15 @@ from stable_baselines3.common.policies import ActorCriticPolicy
 from stable_baselines3.common.utils import get_device
 from stable_baselines3.common.vec_env import VecEnv, VecEnvWrapper, VecFrameStack, VecMonitor, is_vecenv_wrapped
 
+from sb3_pg.action_masks import MASK_KEY, first_without_choice, mask_starts, nothing_allowed
 from sb3_pg.policies import (
     ActingCopy,
+    MemorySampler,
+    NumpyMemorySampler,
     Sampler,
+    State,
+    States,
+    has_masks,
     make_sampler,
     map_observations,
     set_training_mode,
@@ -94,11 +100,14 @@ class CollectorState:
     :param last_obs: the envs' latest observations; None if the envs are to be reset
     :param episode_starts: ``(n_envs,)``, True where ``last_obs`` begins an episode
     :param timesteps: ``(n_envs,)``, steps since each env's episode began
+    :param memory: what the policy's actor, and its critic, remember of each env; empty for a policy without memory, and
+        for one that remembers nothing yet
     """
 
     last_obs: Any = None
     episode_starts: np.ndarray | None = None
     timesteps: np.ndarray | None = None
+    memory: States = field(default_factory=dict)
 
 
 class Collector:
@@ -185,7 +194,7 @@ class Collector:
         sampler = self.fill(buffer, n_steps=n_steps, episodes_per_env=episodes_per_env, limit=limit, listener=listener)
         if sampler is None:
             return None
-        return make_batch(
+        batch = make_batch(
             policy,
             buffer,
             sampler,
@@ -195,6 +204,9 @@ class Collector:
             value_scale=value_scale,
             keep_graph=keep_graph,
         )
+        if batch.critic_state is not None:
+            self.state.memory = {**self.state.memory, "critic": _of_envs(batch.critic_state, batch)}
+        return batch
 
     def fill(
         self,
@@ -235,17 +247,22 @@ class Collector:
             if policy.use_sde:
                 self.acting.reset_noise(n_envs)
             if sampler is None:
-                sampler = make_sampler(self.acting, device, n_envs)
+                sampler = make_sampler(self.acting, device, n_envs, self._remembered())
             listener = listener or _NoListener()
             listener.start(policy, sampler)
             progress = RolloutProgress(n_envs, n_steps, episodes_per_env, limit)
             named, kept = naming_env_errors(self.env), self._normalization.statistics_kept()
             with named, kept, skip_reset_steps(self.env) as resetting:
                 self._reset_if_needed(complete=episodes_per_env is not None)
+                buffer.memory = self.state.memory
                 finished = self._loop(buffer, sampler, listener, progress, resetting)
         except BaseException:
             self.state.last_obs = None  # the envs are in an unknown state
             raise
+        if isinstance(sampler, MemorySampler | NumpyMemorySampler) and sampler.state is not None:
+            self.state.memory = {"actor": sampler.state}  # that of the critic follows, if it is computed
+        else:
+            self.state.memory = {}
         if visible_changes(policy) != before:
             warnings.warn(
                 "The policy's methods or hooks were changed within a rollout. Actions follow the change from the next "
@@ -254,6 +271,13 @@ class Collector:
                 stacklevel=2,
             )
         return sampler if finished else None
+
+    def _remembered(self) -> State | None:
+        """Return what the actor remembers of each env; None if it remembers nothing, or is not for these envs."""
+        state = self.state.memory.get("actor")
+        if state is not None and state[0].shape[1] != self.env.num_envs:
+            self.state.memory, state = {}, None
+        return state
 
     def _reset_if_needed(self, complete: bool) -> None:
         """Reset the envs if no observation is known, or if a rollout of complete episodes would start within one."""
@@ -281,12 +305,15 @@ class Collector:
         timesteps = np.where(first_starts, 0, state.timesteps)
         progress.start(timesteps)
         complete, go_on, starts = False, True, first_starts
+        dimensions = mask_starts(self.policy.action_space) if has_masks(self.policy) else None
         while not complete and go_on:
             if sde_sample_freq > 0 and progress.n_steps % sde_sample_freq == 0:
                 self.acting.reset_noise(env.num_envs)
             resetting = None if resets_next is None else resets_next.copy()
+            if dimensions is not None:
+                obs = _with_choices(obs, dimensions, progress.n_steps, resetting)
             try:
-                actions = sampler(obs)
+                actions = sampler(obs, starts)
                 clipped_actions = in_env(actions)
                 new_obs, rewards, at_start, infos = env.step(clipped_actions)
             except Exception as error:
@@ -330,6 +357,39 @@ class Collector:
         state.last_obs, state.episode_starts = obs, starts
         state.timesteps = np.where(progress.began > 0, progress.n_steps - progress.began, timesteps + progress.n_steps)
         return complete
+
+
+def _with_choices(obs: Any, dimensions: np.ndarray, step: int, ignored: np.ndarray | None) -> Any:
+    """Return observations whose masks allow an action. A mask whose action the env ignores is made to allow all.
+
+    :param obs: a dict with masks
+    :param dimensions: from :func:`~sb3_pg.action_masks.mask_starts`
+    :param step: time step within the rollout
+    :param ignored: ``(n_envs,)``, True where the next step only resets the env; None for nowhere
+    :raises ValueError: naming the first env whose mask allows nothing
+    """
+    bad = first_without_choice(obs[MASK_KEY], dimensions)
+    if bad is not None and ignored is not None:
+        masks = obs[MASK_KEY].copy()
+        masks[ignored] = 1
+        obs, bad = {**obs, MASK_KEY: masks}, first_without_choice(masks, dimensions)
+    if bad is not None:
+        raise nothing_allowed(*bad, len(dimensions), f"at step {step} of the rollout")
+    return obs
+
+
+def _of_envs(state: State, batch: RolloutBatch) -> State:
+    """Return what is remembered of each env whose episode goes on, 0 for the others.
+
+    :param state: what is remembered before each of ``batch.bootstrap_observations``
+    :param batch: the rollout
+    """
+    assert batch.bootstrap_observations is not None
+    places, n_envs = batch.bootstrap_observations[1], batch.rewards.shape[1]
+    goes_on = ~batch.ends.reshape(-1)[places]
+    envs = places[goes_on] % n_envs
+    blank = (part.new_zeros(len(part), n_envs, part.shape[2]) for part in state)
+    return tuple(zeros.index_copy_(1, envs, part[:, goes_on]) for zeros, part in zip(blank, state, strict=True))
 
 
 def _keep_endings(buffer: TrajectoryRolloutBuffer, ended: np.ndarray, infos: list[dict[str, Any]]) -> None:

@@ -13,8 +13,11 @@ from sb3_pg.policies import (
     ForwardSampler,
     Observations,
     Sampler,
+    Sequences,
+    has_memory,
     map_observations,
     policy_actions,
+    predict_all_values,
     predict_values,
     score_and_keep,
     score_in_chunks,
@@ -49,12 +52,14 @@ def make_batch(
     """
     batch = _env_steps(buffer)
     batch.n_episodes = n_episodes
+    if has_memory(policy):
+        batch.sequences = _sequences(buffer)
     if with_values:
         batch.bootstrap_observations = _bootstrap_observations(buffer, bootstrap_truncated)
     if isinstance(sampler, ForwardSampler):
         batch.log_probs = batch.restore(batch.select(_kept(sampler.log_probs, buffer)))
         if with_values:
-            _fill_values(policy, batch, batch.select(_kept(sampler.values, buffer)), value_scale)
+            _fill_values(policy, batch, batch.select(_kept(sampler.values, buffer)), None, value_scale)
     else:
         batch.log_probs = score_batch(
             policy, batch, with_values=with_values, value_scale=value_scale, keep_graph=keep_graph
@@ -82,6 +87,12 @@ def _env_steps(buffer: TrajectoryRolloutBuffer) -> RolloutBatch:
     )
 
 
+def _sequences(buffer: TrajectoryRolloutBuffer) -> Sequences:
+    """Return the sequences of a finished buffer's steps. They begin with the memory that the buffer holds."""
+    continued = (buffer.episode_starts[0] == 0) & buffer.mask[0]
+    return Sequences.of_rollout(buffer.dones, buffer.mask, buffer.device, continued, buffer.memory)
+
+
 def _kept(numbers: list[th.Tensor], buffer: TrajectoryRolloutBuffer) -> th.Tensor:
     """Stack the numbers that a sampler has kept of each step, in the order of a finished buffer's rows."""
     return buffer.in_order(th.stack(numbers).to(buffer.device))
@@ -98,6 +109,7 @@ def score_batch(
     """Return the log-probs of a batch's actions under a policy, and set ``batch.distributions``.
 
     If asked for, also set ``batch.values`` and ``batch.bootstrap``, of the states in ``batch.bootstrap_observations``.
+    Without ``batch.sequences``, a policy with memory remembers nothing before the batch.
 
     :param policy: in eval mode
     :param batch: the rollout
@@ -106,14 +118,16 @@ def score_batch(
     :param keep_graph: whether to set ``batch.kept_scores``, where that is possible
     :return: log pi(a_t|s_t), nats, ``(n_steps, n_envs)``, 0 in the padding
     """
+    if batch.sequences is None and has_memory(policy):
+        ends, valid = batch.ends.cpu().numpy(), batch.valid.cpu().numpy()
+        batch.sequences = Sequences.of_rollout(ends, valid, batch.rewards.device)
     actions = policy_actions(batch.select(batch.actions), policy.action_space)
-    others = batch.bootstrap_observations[0] if with_values and batch.bootstrap_observations is not None else None
-    inputs = policy, batch.flat_observations, actions, with_values, others
+    inputs = policy, batch.flat_observations, actions, with_values, batch.followers if with_values else None
     batch.kept_scores = score_and_keep(*inputs) if keep_graph else None
     scores = score_in_chunks(*inputs) if batch.kept_scores is None else batch.kept_scores.detached()
-    batch.distributions = scores.distribution
+    batch.distributions, batch.critic_state = scores.distribution, scores.critic_state
     if scores.values is not None:
-        _fill_values(policy, batch, scores.values, value_scale, scores.other_values)
+        _fill_values(policy, batch, scores.values, scores.other_values, value_scale)
     return batch.restore(scores.log_prob)
 
 
@@ -121,14 +135,29 @@ def _fill_values(
     policy: ActorCriticPolicy,
     batch: RolloutBatch,
     values: th.Tensor,
+    other_values: th.Tensor | None,
     value_scale: float,
-    other_values: th.Tensor | None = None,
 ) -> None:
-    """Set ``values`` and ``bootstrap`` from the critic's values of the valid steps."""
+    """Set ``values`` and ``bootstrap`` from the critic's values of the valid steps, and of the states that follow."""
     batch.values = precise(batch.restore(values))
     if value_scale != 1:
         batch.values *= value_scale
-    fill_bootstrap(policy, batch, value_scale, other_values)
+    bootstrap = th.zeros_like(batch.rewards)
+    if batch.bootstrap_observations is not None:
+        observations, places = batch.bootstrap_observations
+        others = predict_values(policy, observations) if other_values is None else other_values
+        bootstrap.view(-1).index_copy_(0, places, others.to(bootstrap.dtype) * value_scale)
+    batch.bootstrap = bootstrap
+
+
+def value_again(policy: ActorCriticPolicy, batch: RolloutBatch, value_scale: float = 1.0) -> None:
+    """Set ``values`` and ``bootstrap`` to those of the critic as it is now.
+
+    :param policy: in eval mode
+    :param batch: the rollout
+    :param value_scale: what the critic's values are multiplied by to give reward units
+    """
+    _fill_values(policy, batch, *predict_all_values(policy, batch.flat_observations, batch.followers), value_scale)
 
 
 def action_log_probs(policy: ActorCriticPolicy, buffer: TrajectoryRolloutBuffer, sampler: Sampler) -> th.Tensor:
@@ -142,27 +171,11 @@ def action_log_probs(policy: ActorCriticPolicy, buffer: TrajectoryRolloutBuffer,
     known = getattr(sampler, "log_probs", None)
     if known is not None:
         return _kept(known, buffer)
-    observations = map_observations(lambda rows: rows.flatten(0, 1), obs_as_tensor(buffer.observations, buffer.device))
-    actions = policy_actions(th.as_tensor(buffer.actions, device=buffer.device).flatten(0, 1), buffer.action_space)
-    return score_in_chunks(policy, observations, actions).log_prob.view(buffer.rewards.shape)
-
-
-def fill_bootstrap(
-    policy: ActorCriticPolicy, batch: RolloutBatch, value_scale: float = 1.0, values: th.Tensor | None = None
-) -> None:
-    """Set ``batch.bootstrap`` to the present critic's values of the states that follow truncated and cut-off steps.
-
-    :param policy: the policy
-    :param batch: the rollout
-    :param value_scale: what the critic's values are multiplied by to give reward units
-    :param values: the critic's values of those states, if they are known
-    """
-    bootstrap = th.zeros_like(batch.rewards)
-    if batch.bootstrap_observations is not None:
-        observations, places = batch.bootstrap_observations
-        values = predict_values(policy, observations) if values is None else values
-        bootstrap.view(-1).index_copy_(0, places, values.to(bootstrap.dtype) * value_scale)
-    batch.bootstrap = bootstrap
+    batch = _env_steps(buffer)
+    if has_memory(policy):
+        batch.sequences = _sequences(buffer)
+    actions = policy_actions(batch.select(batch.actions), buffer.action_space)
+    return batch.restore(score_in_chunks(policy, batch.flat_observations, actions).log_prob)
 
 
 def _bootstrap_observations(
@@ -184,11 +197,12 @@ def _bootstrap_observations(
     return obs_as_tensor(observations, buffer.device), th.tensor(list(kept), device=buffer.device)
 
 
-def batch_from_filled_buffer(buffer: RolloutBuffer) -> RolloutBatch:
+def batch_from_filled_buffer(buffer: RolloutBuffer, policy: ActorCriticPolicy) -> RolloutBatch:
     """Make a batch of a buffer that has advantages, returns, values and log-probs already, as SB3's algorithms do.
 
     :param buffer: filled by the user or by SB3's collector; a buffer of another class is read through its ``get``
-    :raises ValueError: it is not full
+    :param policy: if it has memory, it remembers ``buffer.memory`` before the first row
+    :raises ValueError: it is not full, or its ``get`` has lost the order of the steps, which a policy with memory needs
     """
     if not buffer.full:
         kind = type(buffer).__name__
@@ -198,12 +212,19 @@ def batch_from_filled_buffer(buffer: RolloutBuffer) -> RolloutBatch:
         )
     if isinstance(buffer, TrajectoryRolloutBuffer) and not buffer.generator_ready:
         batch = _env_steps(buffer)
+        if has_memory(policy):
+            batch.sequences = _sequences(buffer)
         batch.log_probs = th.as_tensor(buffer.log_probs, device=buffer.device)
         batch.values, batch.advantages, batch.returns = (
             precise(th.as_tensor(array, device=buffer.device))
             for array in (buffer.values, buffer.advantages, buffer.returns)
         )
         return batch
+    if has_memory(policy):
+        raise ValueError(
+            f"rollout_buffer ({type(buffer).__name__}) has been read by its get, which loses the order of the steps. A "
+            "policy with memory needs it: fill the buffer anew"
+        )
     return _batch_of_samples(buffer)
 
 

@@ -23,7 +23,9 @@ import yaml  # type: ignore[import-untyped]
 from huggingface_sb3 import EnvironmentName  # type: ignore[import-untyped]
 from rl_zoo3.utils import StoreDict, create_test_env, get_model_path
 
+from sb3_pg.algorithms import ALGORITHMS
 from sb3_pg.checkpoints import latest_checkpoint
+from sb3_pg.envs import with_action_masks
 from sb3_pg.extras import extra_hints
 from sb3_pg.zoo.command_errors import CommandError
 from sb3_pg.zoo.experiment import CHECKPOINTS, VECTOR_BACKENDS, Experiment, refusing, refusing_env
@@ -304,9 +306,22 @@ def _import_gym_packages() -> None:
         _import(parser, "--gym-packages", package)
 
 
+def _test_env(*args: Any, **kwargs: Any) -> Any:
+    """Make envs as rl_zoo3 does, with the action masks that an agent of ours was trained with in their observations."""
+    given: Mapping[str, Any] = kwargs.get("hyperparams") or {}
+    use = False if given.get("use_action_masks") is False else None
+    env = create_test_env(*args, **kwargs)
+    parser = argparse.ArgumentParser(add_help=False)
+    parser.add_argument("--algo", default="ppo")  # rl_zoo3's default
+    cls: Any = ALGORITHMS.get(parser.parse_known_args()[0].algo)
+    if cls is None or cls.no_masks_because:
+        return env
+    return with_action_masks(env, use, probe=True)
+
+
 #: Members of rl_zoo3's scripts for trained agents, with errors of the command line.
 _FOR_TRAINED_AGENTS: Final = {
     "StoreDict": _PythonValues,
     "get_model_path": refusing(AssertionError, OSError, ValueError)(get_model_path),
-    "create_test_env": refusing_env()(create_test_env),
+    "create_test_env": refusing_env()(_test_env),
 }

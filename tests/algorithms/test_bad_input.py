@@ -257,7 +257,7 @@ def test_total_with_state_discount_is_fine_without_discount() -> None:
 @pytest.mark.parametrize("policy", ["MlpLstmPolicy", RecurrentActorCriticPolicy])
 @each_class
 def test_recurrent_policies_are_refused(cls: Any, policy: Any) -> None:
-    with pytest.raises(ValueError, match="no recurrent policies"):
+    with pytest.raises(ValueError, match="give memory='lstm' with policy='MlpPolicy'"):
         cls(policy, vec(Unsteppable()))
 
 

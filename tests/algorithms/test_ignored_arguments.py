@@ -89,6 +89,14 @@ class WhoSees(FlattenExtractor):
         return result
 
 
+class OnlyTheFirst(ScriptedEnv):
+    """Allows the first action alone."""
+
+    def action_masks(self) -> np.ndarray:
+        masks: np.ndarray = np.arange(int(getattr(self.action_space, "n", 0))) == 0
+        return masks
+
+
 def first_action(obs: Any) -> tuple[np.ndarray, np.ndarray]:
     return np.zeros(len(obs), dtype=int), np.full(len(obs), -0.1)
 
@@ -102,6 +110,7 @@ SHARED_STEP: Arguments = {"critic_learning_rate": None, "n_critic_updates": 1}
 OWN_STEP: Arguments = {"critic_learning_rate": 0.01}
 REJECTED: Arguments = {"target_kl": 5.0, "line_search_accept_ratio": 0.9, "normalize_advantage": True}
 FAULT: Arguments = {"env": lambda: vec(*(FaultyEnv("reward", 6, lengths=(9,)) for _ in range(2)))}
+MASKED: Arguments = {"env": lambda: vec(*(OnlyTheFirst((3, 5)) for _ in range(2)))}
 WATCHED: Arguments = {"policy_kwargs": {"features_extractor_class": WhoSees}}
 
 #: Argument -> another value, and the other arguments beside which it has its effect.
@@ -125,6 +134,8 @@ CHANGES: dict[str, tuple[Any, Arguments]] = {
     "max_episode_steps": (2, {"n_steps": None}),
     "on_nonfinite": ("skip", FAULT),
     "act_device": ("cpu:0", WATCHED),
+    "memory": ("gru", {}),
+    "use_action_masks": (False, MASKED),
     "use_sde": (True, BOX),
     "sde_sample_freq": (1, {**BOX, "use_sde": True}),
     "stats_window_size": (3, {}),

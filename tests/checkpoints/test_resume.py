@@ -19,9 +19,10 @@ from stable_baselines3.common.env_util import make_vec_env
 from stable_baselines3.common.logger import KVWriter, Logger, configure
 from stable_baselines3.common.vec_env import VecFrameStack, VecNormalize
 
-from sb3_pg import TRPO, ActorCritic, NonFiniteError, OffPAC, OffPolicyPG, Reinforce, ResumeCallback
+from sb3_pg import TRPO, ActorCritic, Memory, NonFiniteError, OffPAC, OffPolicyPG, Reinforce, ResumeCallback
 from sb3_pg.checkpoints import latest_checkpoint
 from sb3_pg.checkpoints.folder import CheckpointFolder, Manifest
+from sb3_pg.checkpoints.run_state import require_run_attributes
 from sb3_pg.errors import CheckpointError, UntrustedFileError
 from tests.algorithms.every_algorithm import ALGORITHMS, Make
 
@@ -35,6 +36,13 @@ MAKE: dict[str, Make] = {
         "MlpPolicy", env, **{"learning_starts": 40, "train_freq": 8, "n_steps": 3, "batch_size": 16, **k}
     ),
     "off-policy-pg-steps": lambda env, **k: OffPolicyPG("MlpPolicy", env, **{"train_freq": (24, "step"), **k}),
+    "actor-critic-memory": lambda env, **k: ActorCritic("MlpPolicy", env, **{"memory": "lstm", "n_steps": 7, **k}),
+    "trpo-memory": lambda env, **k: TRPO(
+        "MlpPolicy", env, **{"memory": Memory("gru", 8, 2, "shared"), "n_steps": 16, "batch_size": 32, **k}
+    ),
+    "off-policy-pg-memory": lambda env, **k: OffPolicyPG(
+        "MlpPolicy", env, **{"memory": Memory("gru", 8), "train_freq": (24, "step"), **k}
+    ),
     "actor-critic-sde": lambda env, **k: ActorCritic("MlpPolicy", env, **{"use_sde": True, "n_steps": 16, **k}),
 }
 
@@ -671,3 +679,50 @@ def test_reinforce_with_a_fitted_baseline_object(tmp_path: Path) -> None:
     again = Reinforce.resume(tmp_path / "cut", make_env(), device="cpu")
     train(again, tmp_path / "cut")
     assert same(state_of(again), state_of(whole))
+
+
+def test_the_memory_is_part_of_a_checkpoint(tmp_path: Path) -> None:
+    def make() -> Any:
+        return MAKE["actor-critic-memory"](make_env(), seed=0, device="cpu")
+
+    first = make()
+    interrupted(first, tmp_path, at=150, every=14)
+    again = ActorCritic.resume(tmp_path, make_env(), device="cpu")
+    assert again._memory is None  # until learn has put the envs where they were
+    seen: list[Any] = []
+
+    def look() -> None:
+        buffer: Any = again.rollout_buffer
+        seen.append(buffer.memory)
+        interrupt()
+
+    with pytest.raises(KilledError):
+        again.learn(STEPS, At(1, look))
+    (memory,) = seen
+    assert memory.keys() == {"actor", "critic"}
+    assert all(part.shape == (1, 2, 64) and part.abs().max() > 0 for state in memory.values() for part in state)
+
+
+@pytest.mark.parametrize(
+    "value",
+    [
+        {"actor": (th.zeros(1, 2, 64),)},
+        {"actor": (th.zeros(1, 3, 64),) * 2},
+        {"actor": (th.zeros(1, 2, 64).long(),) * 2},
+        {"actor": [th.zeros(1, 2, 64)] * 2},
+        {"other": (th.zeros(1, 2, 64),) * 2},
+        {"actor": 3},
+        7,
+    ],
+    ids=str,
+)
+def test_a_memory_of_other_layers_or_envs_is_refused(value: Any) -> None:
+    model = MAKE["actor-critic-memory"](make_env(), seed=0, device="cpu")
+    require_run_attributes(model, {"_memory": {"actor": (th.zeros(1, 2, 64),) * 2}})
+    require_run_attributes(model, {"_memory": None})
+    with pytest.raises(ValueError, match="the attribute _memory is"):
+        require_run_attributes(model, {"_memory": value})
+    plain = actor_critic()
+    require_run_attributes(plain, {"_memory": {}})
+    with pytest.raises(ValueError, match="the attribute _memory is"):
+        require_run_attributes(plain, {"_memory": {"actor": (th.zeros(1, 2, 64),) * 2}})

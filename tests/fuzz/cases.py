@@ -24,7 +24,7 @@ from stable_baselines3.common.torch_layers import NatureCNN
 from stable_baselines3.common.utils import set_random_seed
 from stable_baselines3.common.vec_env import DummyVecEnv, VecEnv, VecFrameStack, VecMonitor, VecNormalize
 
-from sb3_pg import NPG, TRPO, ActorCritic, KLPenaltyPG, OffPAC, OffPolicyPG, Reinforce
+from sb3_pg import NPG, TRPO, ActorCritic, KLPenaltyPG, Memory, OffPAC, OffPolicyPG, Reinforce
 from sb3_pg.algorithms.shell import LEARN_CHECKS
 from sb3_pg.rollout import EndlessEpisodeError
 from tests.helpers import ACTION_SPACES, OBSERVATION_SPACES, BatchNormExtractor, policy_for
@@ -259,6 +259,8 @@ VALID: dict[str, list[Any]] = {
     "critic_batch_size": [None, 4],
     "on_nonfinite": ["raise", "skip"],
     "act_device": [None, "cpu", th.device("cpu")],
+    "memory": [None, "lstm", {"kind": "gru", "hidden_size": np.int64(3)}, Memory("gru", 2, 2, "none", 2)],
+    "use_action_masks": [None, False],
     "device": ["cpu", "auto", th.device("cpu")],
     "max_episode_steps": [30, np.int64(40), 10**9],
     "n_steps": [None, 4, 1, np.int64(6)],
@@ -330,6 +332,8 @@ WRONG: dict[str, list[Any]] = {
     "policy": ["CnnPolicy", "MultiInputPolicy", "MlpLstmPolicy", "mlp", dict, BatchNormExtractor],
     "device": DEVICES,
     "act_device": DEVICES,
+    "use_action_masks": [True],
+    "memory": ["rnn", {"kind": "rnn"}, {"foo": 1}, Memory, {"n_layers": 0}, {1: 2}],
     "rollout_buffer_kwargs": [{"foo": 1}, {"n_envs": 9}, {1: 2}],
     "replay_buffer_kwargs": [{"foo": 1}, {"n_envs": 9}, {1: 2}],
     "baseline_kwargs": [{"foo": 1}, {"component_wise": True}],

@@ -138,6 +138,8 @@ OFF_PAC = Group(
         changes of the policy since. More than 1 does not support Dict observations. It is ignored with a warning beside
         a ``replay_buffer_class``, as in SB3: use ``replay_buffer_kwargs={"n_steps": 3}`` there
     :param action_noise: must be None, because the log-prob of a noisy action would be unknown
+    :param use_action_masks: must be False for an env that says which actions are allowed: replayed transitions do not
+        hold the masks of next states, over which the critic's target is an expectation. False ignores masks
     :param policy_kwargs: arguments of the policy, e.g. ``{"n_critics": 1}``
     """,
     {
@@ -153,10 +155,17 @@ OFF_PAC = Group(
         "gamma": (0.99, arg.real(0, 1)),
         "replay_buffer_class": (None, arg.subclass(ReplayBuffer)),
         "n_steps": (1, arg.integer(1)),
+        "use_action_masks": (None, arg.instance(bool, optional=True)),
     },
     check=_check,
     without_effect=_without_effect,
     tolerated=frozenset({"n_actions", "max_ratio"}),
+    refused={
+        "memory": (
+            None,
+            "it replays single transitions, which do not say what came before. Use OffPolicyPG: it replays episodes",
+        )
+    },
 )
 
 
@@ -197,6 +206,9 @@ class OffPAC(Algorithm, OffPolicyAlgorithm):
         "MultiInputPolicy": OffPACMultiInputPolicy,
     }
     groups: ClassVar[tuple[Group, ...]] = (SB3, OFF_PAC)
+    no_masks_because: ClassVar[str] = (
+        "OffPAC draws actions at replayed states and sums over all of them in Expected SARSA's target, without masks"
+    )
     load_replay_buffer = load_replay_buffer
     save_replay_buffer = save_replay_buffer
     policy: OffPACPolicy
@@ -235,6 +247,7 @@ class OffPAC(Algorithm, OffPolicyAlgorithm):
         optimize_memory_usage: bool = False,
         n_steps: int = 1,
         action_noise: ActionNoise | None = None,
+        use_action_masks: bool | None = None,
         use_sde: bool = False,
         sde_sample_freq: int = -1,
         stats_window_size: int = 100,

@@ -14,6 +14,7 @@ from stable_baselines3.common.monitor import Monitor
 from stable_baselines3.common.vec_env import CloudpickleWrapper, DummyVecEnv, SubprocVecEnv, VecEnv, VecEnvWrapper
 
 from sb3_pg import compat
+from sb3_pg.envs.action_masks import masks_in_infos
 from sb3_pg.envs.adapter import VectorAdapter
 from sb3_pg.envs.envpool_adapter import EnvPoolAdapter
 from sb3_pg.envs.gym_vector import GymVectorAdapter
@@ -124,7 +125,9 @@ def with_state(env: EnvT) -> EnvT:
 
 
 def subproc_vec_env(env_fns: list[Callable[[], gym.Env[Any, Any]]], **kwargs: Any) -> SubprocVecEnv:
-    """Make a SubprocVecEnv whose state can be saved. It serves as ``vec_env_cls`` of SB3.
+    """Make a SubprocVecEnv whose state can be saved, and whose infos have the masks of envs with ``action_masks()``.
+
+    It serves as ``vec_env_cls`` of SB3.
 
     :param env_fns: functions that make one env each
     :param kwargs: arguments of ``SubprocVecEnv``
@@ -133,7 +136,7 @@ def subproc_vec_env(env_fns: list[Callable[[], gym.Env[Any, Any]]], **kwargs: An
 
 
 def _made_with_state(env_fn: Callable[[], gym.Env[Any, Any]]) -> gym.Env[Any, Any]:
-    return with_state(env_fn())
+    return with_state(masks_in_infos(env_fn()))
 
 
 # ---------------------------------------------------------------- one process

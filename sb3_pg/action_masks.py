@@ -1,0 +1,99 @@
+"""Action masks: which actions an env allows. Their layout, and the names under which envs give them.
+
+A mask has one entry per choice, True where it is allowed, as in sb3-contrib: n entries for Discrete, the sum of
+``nvec`` for MultiDiscrete, and 2 n for MultiBinary: of each bit whether 0, and whether 1 is allowed.
+"""
+
+from typing import Any, Final
+
+import numpy as np
+from gymnasium import spaces
+
+#: Key of the mask in Dict observations and in infos.
+MASK_KEY: Final = "action_mask"
+#: Method of an env that returns its present mask.
+MASK_METHOD: Final = "action_masks"
+
+
+def mask_sizes(action_space: spaces.Space[Any]) -> list[int]:
+    """Return the number of choices in each action dimension; empty for a Box, which has no masks.
+
+    :param action_space: action space
+    """
+    if isinstance(action_space, spaces.Discrete):
+        return [int(action_space.n)]
+    if isinstance(action_space, spaces.MultiDiscrete):
+        return [int(n) for n in action_space.nvec.flatten()]
+    if isinstance(action_space, spaces.MultiBinary):
+        return [2] * int(np.prod(action_space.shape))
+    return []
+
+
+def mask_starts(action_space: spaces.Space[Any]) -> np.ndarray:
+    """Return the index of each action dimension's first entry in a mask, ``(n_dimensions,)``."""
+    sizes = mask_sizes(action_space)
+    return np.cumsum([0, *sizes])[:-1]
+
+
+def has_mask_key(observation_space: spaces.Space[Any], action_space: spaces.Space[Any]) -> bool:
+    """Whether observations are a Dict with the key "action_mask", whose space fits the actions.
+
+    :param observation_space: observation space
+    :param action_space: action space
+    """
+    if not isinstance(observation_space, spaces.Dict) or MASK_KEY not in observation_space.spaces:
+        return False
+    space, n_masks = observation_space[MASK_KEY], sum(mask_sizes(action_space))
+    return isinstance(space, spaces.MultiBinary | spaces.Box) and n_masks > 0 and space.shape == (n_masks,)
+
+
+def require_masks(name: str, masks: Any, action_space: spaces.Space[Any], n_rows: int | None = None) -> np.ndarray:
+    """Return masks as an array of bool.
+
+    :param name: what they are, for the error message
+    :param masks: the masks
+    :param action_space: action space
+    :param n_rows: number of masks; None for one, or for any number
+    :return: ``(n_rows, n_masks)``, or ``(n_masks,)`` if one was given and ``n_rows`` is None
+    :raises ValueError: they have another shape, or hold other values than 0 and 1
+    """
+    n_masks = sum(mask_sizes(action_space))
+    allowed = f"({n_masks},) or (n_envs, {n_masks})" if n_rows is None else f"{(n_rows, n_masks)}"
+    wanted = f"{name} must be an array of shape {allowed}, True where {action_space} allows a choice"
+    try:
+        array = np.asarray(masks)
+        fits = array.shape == (n_rows, n_masks) if n_rows is not None else array.shape[-1:] == (n_masks,)
+    except ValueError:  # rows of different lengths
+        raise ValueError(f"{wanted}, got {masks!r}") from None
+    if not fits or array.ndim > 2:
+        raise ValueError(f"{wanted}, got shape {array.shape}")
+    if array.dtype != bool and (array.dtype.kind not in "iufO" or not np.isin(array, (0, 1)).all()):
+        raise ValueError(f"{wanted}, got values other than 0 and 1: {array!r}")
+    return array.astype(bool, copy=False)
+
+
+def first_without_choice(masks: np.ndarray, starts: np.ndarray) -> tuple[int, int] | None:
+    """Return row and action dimension of the first mask that allows nothing; None if there is none.
+
+    :param masks: ``(n_rows, n_masks)``
+    :param starts: from :func:`mask_starts`
+    """
+    some = np.logical_or.reduceat(masks, starts, axis=1)
+    if some.all():
+        return None
+    row, dimension = np.argwhere(~some)[0]
+    return int(row), int(dimension)
+
+
+def nothing_allowed(env: int, dimension: int, n_dimensions: int, when: str) -> ValueError:
+    """Return the error that an env allows no action.
+
+    :param env: number of the env
+    :param dimension: action dimension in which no choice is allowed
+    :param n_dimensions: number of action dimensions
+    :param when: when it was, such as "at step 3 of the rollout"
+    """
+    where = f" in action dimension {dimension}" if n_dimensions > 1 else ""
+    return ValueError(
+        f"action_mask must allow at least one action, got one of env {env} that allows none{where}, {when}"
+    )

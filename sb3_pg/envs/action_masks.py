@@ -1,0 +1,228 @@
+"""Find the action masks that envs give, and put them into the observations."""
+
+from collections.abc import Iterator
+from contextlib import contextmanager
+from typing import Any
+
+import gymnasium as gym
+import numpy as np
+from gymnasium import spaces
+from stable_baselines3.common.vec_env import VecEnv, VecEnvWrapper
+from stable_baselines3.common.vec_env.base_vec_env import VecEnvStepReturn
+
+from sb3_pg import compat
+from sb3_pg.action_masks import MASK_KEY, MASK_METHOD, has_mask_key, mask_sizes, require_masks
+
+#: Key of observations that are no Dict, once the mask is beside them.
+OBSERVATION_KEY = "observation"
+
+
+class ActionMaskVecEnv(VecEnvWrapper):
+    """Adds the key "action_mask" to the observations of envs that say which actions are allowed.
+
+    Observations that are no Dict become ``{"observation": ..., "action_mask": ...}``. The mask of each env is
+    ``infos[i]["action_mask"]`` or, where an env's infos have none, what its method ``action_masks()`` returns: one call
+    of ``env_method`` per step. For the first observation of an episode, infos are those of the reset. The mask of a
+    ``terminal_observation`` is that of its infos, or allows all: no action is drawn there.
+
+    It goes around other wrappers: a VecNormalize or VecFrameStack would take the mask for numbers.
+
+    :param venv: the envs
+    :raises ValueError: actions of this space have no masks, or the observations have the key already
+    """
+
+    def __init__(self, venv: VecEnv) -> None:
+        sizes, space = mask_sizes(venv.action_space), venv.observation_space
+        if not sizes:
+            raise ValueError(f"masks are for Discrete, MultiDiscrete and MultiBinary actions, got {venv.action_space}")
+        parts = dict(space.spaces) if isinstance(space, spaces.Dict) else {OBSERVATION_KEY: space}
+        if MASK_KEY in parts:
+            raise ValueError(f"observations have the key {MASK_KEY!r} already, got {space}")
+        self._is_dict = isinstance(space, spaces.Dict)
+        self._n_masks = sum(sizes)
+        self._has_method: bool | None = None
+        self._next_step = bool(getattr(venv, "next_step_autoreset", False))
+        #: where the next step only resets the env
+        self._resets = np.zeros(venv.num_envs, dtype=bool)
+        super().__init__(venv, spaces.Dict({**parts, MASK_KEY: spaces.MultiBinary(self._n_masks)}))
+
+    def reset(self) -> Any:
+        """Reset the envs.
+
+        :return: observations
+        :raises ValueError: an env gives no mask, or one of another shape
+        """
+        observations = self.venv.reset()
+        self.reset_infos = _innermost(self.venv).reset_infos
+        self._resets[:] = False
+        return self._with_masks(observations, self._masks(list(self.reset_infos)))
+
+    def step_wait(self) -> VecEnvStepReturn:
+        """Step the envs.
+
+        :return: observations, rewards, True where an episode has ended, infos
+        :raises ValueError: an env gives no mask, or one of another shape
+        """
+        observations, rewards, dones, infos = self.venv.step_wait()
+        of_reset = self._resets if self._next_step else dones
+        present = list(infos)
+        everything = np.ones(self._n_masks, dtype=np.int8)
+        if of_reset.any():
+            self.reset_infos = _innermost(self.venv).reset_infos
+            for i in np.flatnonzero(of_reset).tolist():
+                present[i] = self.reset_infos[i]
+        for i in np.flatnonzero(dones).tolist():
+            mask = infos[i].get(MASK_KEY)
+            mask = everything if mask is None else self._checked(i, mask).astype(np.int8)
+            if self._next_step:  # no action is drawn for this observation
+                present[i] = {MASK_KEY: mask if mask.any() else everything}
+            if infos[i].get("terminal_observation") is not None:
+                infos[i]["terminal_observation"] = self._with_masks(infos[i]["terminal_observation"], mask)
+        if self._next_step:
+            self._resets = dones.copy()
+        return self._with_masks(observations, self._masks(present)), rewards, dones, infos
+
+    def _with_masks(self, observations: Any, masks: np.ndarray) -> dict[str, Any]:
+        parts = observations if self._is_dict else {OBSERVATION_KEY: observations}
+        return {**parts, MASK_KEY: masks}
+
+    def _masks(self, infos: list[dict[str, Any]]) -> np.ndarray:
+        """Return the masks of all envs, ``(n_envs, n_masks)``.
+
+        :param infos: those that came with the present observations
+        """
+        given: list[Any] = [info.get(MASK_KEY) for info in infos]
+        missing = [i for i, mask in enumerate(given) if mask is None]
+        if missing:
+            if self._has_method is None:
+                self._has_method = _has(self.venv, MASK_METHOD)
+            if not self._has_method:
+                raise ValueError(
+                    f"env {missing[0]} gives no action mask: its infos have no {MASK_KEY!r}, and it has no method "
+                    f"{MASK_METHOD}(). Give masks at every step, or set use_action_masks=False"
+                )
+            asked = self.venv.env_method(MASK_METHOD)
+            for i in missing:
+                # a vector env that steps as one may return the masks of all its envs at once
+                given[i] = asked[i][i] if np.ndim(asked[i]) == 2 else asked[i]
+        try:
+            masks = np.stack(given)
+        except (TypeError, ValueError):
+            masks = np.zeros(0)
+        if masks.dtype != bool or masks.shape != (self.num_envs, self._n_masks):
+            masks = np.stack([self._checked(i, mask) for i, mask in enumerate(given)])
+        return masks.astype(np.int8)
+
+    def _checked(self, env: int, mask: Any) -> np.ndarray:
+        return require_masks(f"action_mask of env {env}", mask, self.action_space, None).reshape(self._n_masks)
+
+
+class MasksInInfos(gym.Wrapper[Any, Any, Any, Any]):
+    """Puts what ``env.action_masks()`` returns into infos, which a worker process sends along with observations.
+
+    A terminal state has no mask.
+
+    :param env: an env with that method
+    """
+
+    def reset(self, *, seed: int | None = None, options: dict[str, Any] | None = None) -> tuple[Any, dict[str, Any]]:
+        """Reset the env."""
+        observation, info = self.env.reset(seed=seed, options=options)
+        return observation, self._with_mask(info)
+
+    def step(self, action: Any) -> tuple[Any, Any, bool, bool, dict[str, Any]]:
+        """Step the env."""
+        observation, reward, terminated, truncated, info = self.env.step(action)
+        return observation, reward, terminated, truncated, info if terminated else self._with_mask(info)
+
+    def _with_mask(self, info: dict[str, Any]) -> dict[str, Any]:
+        if MASK_KEY in info:
+            return info
+        return {**info, MASK_KEY: np.asarray(self.env.get_wrapper_attr(MASK_METHOD)())}
+
+
+def masks_in_infos(env: gym.Env[Any, Any]) -> gym.Env[Any, Any]:
+    """Return the env in a :class:`MasksInInfos` if it has a method ``action_masks()``, otherwise itself.
+
+    :param env: the env
+    """
+    has_method = bool(mask_sizes(env.action_space)) and env.has_wrapper_attr(MASK_METHOD)
+    return MasksInInfos(env) if has_method else env
+
+
+def with_action_masks(env: VecEnv, use: bool | None = None, probe: bool = False) -> VecEnv:
+    """Return the envs in an :class:`ActionMaskVecEnv` if they give masks, otherwise themselves.
+
+    :param env: the envs
+    :param use: None to look for masks; True to require them; False to leave them out, also where they have been added
+    :param probe: whether to reset the envs to see whether their infos have masks. The seeds and options that were set
+        stay set. Without it, infos are seen of envs that have been reset, or have an attribute ``action_mask``
+    :raises ValueError: ``use`` is True, and no masks were found
+    """
+    if use is False:
+        return env.venv if isinstance(env, ActionMaskVecEnv) else env
+    if has_mask_key(env.observation_space, env.action_space):
+        return env
+    is_taken = isinstance(env.observation_space, spaces.Dict) and MASK_KEY in env.observation_space.spaces
+    found = bool(mask_sizes(env.action_space)) and not is_taken
+    if found and not _has(env, MASK_METHOD):
+        look = use is True or probe or _has(env, MASK_KEY)
+        found = infos_have_masks(env) or (look and _infos_get_masks(env))
+    if found:
+        return ActionMaskVecEnv(env)
+    if use:
+        n_masks = sum(mask_sizes(env.action_space))
+        what = f"a method {MASK_METHOD}(), or an entry {MASK_KEY!r} of shape {(n_masks,)} in infos or Dict observations"
+        if not n_masks:
+            what = "Discrete, MultiDiscrete or MultiBinary actions"
+        raise ValueError(
+            f"use_action_masks=True takes an env with {what}, got observation_space {env.observation_space} and "
+            f"action_space {env.action_space}"
+        )
+    return env
+
+
+def _innermost(env: VecEnv) -> VecEnv:
+    """Return the envs without wrappers, which keep no infos of resets."""
+    while isinstance(env, VecEnvWrapper):
+        env = env.venv
+    return env
+
+
+def _has(env: VecEnv, name: str) -> bool:
+    """Whether the envs have an attribute that is not None. (SB3's ``has_attr`` believes any ``get_attr``.)"""
+    env = _innermost(env)
+    if type(env).has_attr is not VecEnv.has_attr:
+        return env.has_attr(name)
+    try:
+        return all(value is not None for value in env.get_attr(name))
+    except (AttributeError, NotImplementedError):
+        return False
+
+
+def infos_have_masks(env: VecEnv) -> bool:
+    """Whether infos of the latest reset have masks.
+
+    :param env: the envs
+    """
+    return any(MASK_KEY in info for info in _innermost(env).reset_infos)
+
+
+def _infos_get_masks(env: VecEnv) -> bool:
+    """Whether infos of a reset have masks. A VecNormalize around the envs does not see this reset."""
+    env = _innermost(env)
+    with _seeds_kept(env):
+        env.reset()
+    return infos_have_masks(env)
+
+
+@contextmanager
+def _seeds_kept(env: VecEnv) -> Iterator[None]:
+    """Context in which a reset uses no seeds and options; they stay set for the next one."""
+    seeds, options = compat.seeds_and_options(env)
+    seeds, options = list(seeds), list(options)
+    compat.clear_seeds_and_options(env)
+    try:
+        yield
+    finally:
+        compat.set_seeds_and_options(env, seeds, options)

@@ -1,0 +1,247 @@
+"""Masks reach observations from every place where envs give them."""
+
+import functools
+from collections.abc import Callable
+from typing import Any
+
+import gymnasium as gym
+import numpy as np
+import pytest
+from gymnasium import spaces
+from gymnasium.vector import AsyncVectorEnv, AutoresetMode, SyncVectorEnv
+from stable_baselines3.common.vec_env import DummyVecEnv, SubprocVecEnv, VecEnv, VecFrameStack, VecNormalize
+
+from sb3_pg.envs import (
+    ActionMaskVecEnv,
+    GymVectorAdapter,
+    MaskedGrid,
+    make_vec_env,
+    subproc_vec_env,
+    with_action_masks,
+)
+from tests.envs.masked import SIZES, Restless, RestlessVector, mask_at
+
+KINDS = ("discrete", "multi_discrete", "multi_binary")
+
+
+def makers(n: int = 2, lengths: tuple[int, ...] = (3, 4), **kwargs: Any) -> list[Callable[[], gym.Env[Any, Any]]]:
+    return [functools.partial(Restless, length=length, **kwargs) for length in lengths[:n]]
+
+
+def allowed_actions(masks: np.ndarray, kind: str, rng: np.random.Generator) -> np.ndarray:
+    actions = []
+    for mask in masks:
+        parts = np.split(mask.astype(bool), np.cumsum(SIZES[kind])[:-1])
+        actions.append([rng.choice(np.flatnonzero(part)) for part in parts])
+    found = np.array(actions)
+    return found[:, 0] if kind == "discrete" else found
+
+
+def play(env: VecEnv, kind: str = "discrete", n_steps: int = 15, key: str = "observation") -> None:
+    """Take allowed actions, which the envs check, and compare every mask with that of the episode and time shown."""
+    rng = np.random.default_rng(0)
+    obs: Any = env.reset()
+    for _ in range(n_steps):
+        for shown, mask in zip(obs[key], obs["action_mask"], strict=True):
+            assert mask.tolist() == mask_at(kind, *map(int, shown)).tolist()
+        assert env.observation_space.contains({name: part[0] for name, part in obs.items()})
+        obs, _, dones, infos = env.step(allowed_actions(obs["action_mask"], kind, rng))
+        for done, info in zip(dones, infos, strict=True):
+            if done:
+                assert env.observation_space.contains(info["terminal_observation"])
+
+
+@pytest.mark.parametrize("vec_env", [DummyVecEnv, SubprocVecEnv, subproc_vec_env])
+@pytest.mark.parametrize("source", ["method", "info"])
+def test_masks_are_those_of_the_observation(vec_env: Any, source: str) -> None:
+    kinds = KINDS if vec_env is DummyVecEnv else KINDS[:1]
+    for kind in kinds:
+        env = with_action_masks(vec_env(makers(kind=kind, source=source)), probe=True)
+        assert isinstance(env, ActionMaskVecEnv)
+        play(env, kind)
+        env.close()
+
+
+@pytest.mark.parametrize("source", ["method", "info"])
+@pytest.mark.parametrize("kind", ["sync", "async"])
+def test_masks_of_gymnasiums_vector_envs(kind: str, source: str) -> None:
+    cls = SyncVectorEnv if kind == "sync" else AsyncVectorEnv
+    env = cls(makers(source=source), autoreset_mode=AutoresetMode.SAME_STEP)
+    play(with_action_masks(GymVectorAdapter(env), probe=True))
+    env.close()
+
+
+@pytest.mark.parametrize("mode", [AutoresetMode.DISABLED, AutoresetMode.NEXT_STEP])
+def test_masks_of_native_vector_envs(mode: AutoresetMode) -> None:
+    env: Any = with_action_masks(GymVectorAdapter(RestlessVector(2, mode)), probe=True)
+    rng = np.random.default_rng(0)
+    with env.skip_reset_steps() as resets:
+        obs = env.reset()
+        n_resets = 0
+        for _ in range(20):
+            for shown, mask in zip(obs["observation"], obs["action_mask"], strict=True):
+                assert mask.tolist() == mask_at("discrete", *map(int, shown)).tolist()
+            n_resets += 0 if resets is None else int(resets.sum())
+            obs, _, _, _ = env.step(allowed_actions(obs["action_mask"], "discrete", rng))
+    assert (n_resets > 0) == (mode is AutoresetMode.NEXT_STEP)
+
+
+def test_the_mask_of_a_terminal_observation_is_that_of_its_infos_or_allows_all() -> None:
+    for source in ("info", "method"):
+        env = ActionMaskVecEnv(DummyVecEnv(makers(1, source=source, lengths=(1,))))
+        obs: Any = env.reset()
+        _, _, _, infos = env.step(allowed_actions(obs["action_mask"], "discrete", np.random.default_rng(0)))
+        expected = mask_at("discrete", 0, 1) if source == "info" else np.ones(4)
+        assert infos[0]["terminal_observation"]["action_mask"].tolist() == expected.tolist()
+
+
+def test_dict_observations_get_one_more_key() -> None:
+    env = with_action_masks(DummyVecEnv(makers(as_dict=True)))
+    assert set(env.observation_space.spaces) == {"vec", "class", "action_mask"}  # type: ignore[attr-defined]
+    play(env, key="vec")
+
+
+def test_an_env_with_the_key_is_left_as_it_is() -> None:
+    env = DummyVecEnv(makers(source="key"))
+    assert with_action_masks(env) is env
+    assert with_action_masks(env, use=True) is env
+
+
+def test_envs_without_masks_are_left_as_they_are() -> None:
+    for env in (DummyVecEnv(makers(source="none")), DummyVecEnv([lambda: gym.make("Pendulum-v1")])):
+        assert with_action_masks(env, probe=True) is env
+        with pytest.raises(ValueError, match="use_action_masks=True takes an env with"):
+            with_action_masks(env, use=True)
+
+
+def test_false_takes_masks_out_again() -> None:
+    inner = DummyVecEnv(makers())
+    assert with_action_masks(inner, use=False) is inner
+    assert with_action_masks(with_action_masks(inner), use=False) is inner
+
+
+def test_a_key_of_another_shape_is_no_mask() -> None:
+    class Other(Restless):
+        def __init__(self) -> None:
+            super().__init__(source="none")
+            self.observation_space = spaces.Dict({"action_mask": spaces.Box(0, 1, (7,))})
+
+    env = DummyVecEnv([Other])
+    assert with_action_masks(env) is env
+
+
+def test_a_look_at_infos_leaves_the_seeds_and_other_envs_alone() -> None:
+    env = DummyVecEnv([lambda: gym.make("CartPole-v1")])
+    env.seed(3)
+    assert with_action_masks(env, probe=True) is env
+    first = env.reset()
+    other = DummyVecEnv([lambda: gym.make("CartPole-v1")])
+    other.seed(3)
+    np.testing.assert_array_equal(first, other.reset())
+    quiet = DummyVecEnv(makers(source="info"))
+    assert with_action_masks(quiet) is quiet  # not reset
+    assert quiet.envs[0].unwrapped.episode == -1  # type: ignore[attr-defined]
+    quiet.reset()
+    assert isinstance(with_action_masks(quiet), ActionMaskVecEnv)
+
+
+def test_wrappers_inside_see_no_mask() -> None:
+    inner = VecFrameStack(VecNormalize(DummyVecEnv(makers()), training=True), 2)
+    env = with_action_masks(inner)
+    rng = np.random.default_rng(0)
+    obs: Any = env.reset()
+    for _ in range(8):
+        obs, _, dones, infos = env.step(allowed_actions(obs["action_mask"], "discrete", rng))
+        assert obs["observation"].shape == (2, 4)
+        for done, info in zip(dones, infos, strict=True):
+            assert not done or info["terminal_observation"]["observation"].shape == (4,)
+
+
+class Counting(SubprocVecEnv):
+    """Counts the messages to the processes that ask for masks."""
+
+    n_calls = 0
+
+    def env_method(self, *args: Any, **kwargs: Any) -> list[Any]:
+        self.n_calls += 1
+        return super().env_method(*args, **kwargs)
+
+
+def test_masks_of_processes_of_make_vec_env_travel_with_infos(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("sb3_pg.envs.state.members.SubprocVecEnv", Counting)
+    env: Any = make_vec_env("MaskedGrid-v0", 2, backend="subproc")
+    assert isinstance(env.venv, Counting)
+    obs = env.reset()
+    for _ in range(3):
+        obs, _, _, _ = env.step(obs["action_mask"].argmax(1))
+    assert env.venv.n_calls == 0
+    assert obs["action_mask"].tolist() == np.stack(env.env_method("action_masks")).astype(int).tolist()
+    env.close()
+
+
+@pytest.mark.parametrize("backend", ["auto", "dummy", "vector"])
+def test_make_vec_env_adds_masks(backend: str) -> None:
+    env = make_vec_env("MaskedGrid-v0", 2, backend=backend)
+    assert isinstance(env, ActionMaskVecEnv)
+    assert env.reset()["action_mask"].tolist() == [[0, 1, 1, 0]] * 2
+    assert isinstance(
+        make_vec_env("MaskedGrid-v0", backend=backend, use_action_masks=False), DummyVecEnv | GymVectorAdapter
+    )
+    assert isinstance(make_vec_env("Taxi-v4", backend=backend), ActionMaskVecEnv)
+    assert not isinstance(make_vec_env("CartPole-v1", backend=backend), ActionMaskVecEnv)
+    with pytest.raises(ValueError, match="use_action_masks=True"):
+        make_vec_env("CartPole-v1", backend=backend, use_action_masks=True)
+
+
+def test_an_env_without_a_mask_at_some_step_is_an_error() -> None:
+    class Forgetful(Restless):
+        def _shown(self) -> tuple[Any, dict[str, Any]]:
+            observation, info = super()._shown()
+            return observation, info if self.t < 2 else {}
+
+    env = with_action_masks(DummyVecEnv([lambda: Forgetful(source="info")]), use=True)
+    obs: Any = env.reset()
+    obs = env.step(obs["action_mask"].argmax(1))[0]
+    with pytest.raises(ValueError, match="env 0 gives no action mask"):
+        env.step(obs["action_mask"].argmax(1))
+
+
+@pytest.mark.parametrize(("mask", "message"), [(np.ones(3), r"shape \(3,\)"), ([2, 0, 0, 1], "other than 0 and 1")])
+def test_a_mask_that_does_not_fit_is_an_error(mask: Any, message: str) -> None:
+    class Wrong(Restless):
+        def _masks(self) -> Any:
+            return mask
+
+    env = with_action_masks(DummyVecEnv([Wrong]))
+    with pytest.raises(ValueError, match=f"action_mask of env 0 must be an array of shape .*{message}"):
+        env.reset()
+
+
+def test_lists_of_numbers_are_masks_too() -> None:
+    class Listed(Restless):
+        def _masks(self) -> Any:
+            return [1, 0, 0, 1]
+
+    env = with_action_masks(DummyVecEnv([Listed]))
+    assert env.reset()["action_mask"].tolist() == [[1, 0, 0, 1]]  # type: ignore[call-overload]
+
+
+def test_a_box_and_a_second_key_are_refused() -> None:
+    with pytest.raises(ValueError, match="masks are for Discrete"):
+        ActionMaskVecEnv(DummyVecEnv([lambda: gym.make("Pendulum-v1")]))
+    with pytest.raises(ValueError, match="have the key 'action_mask' already"):
+        ActionMaskVecEnv(DummyVecEnv(makers(source="key")))
+
+
+def test_the_grid_has_the_walls_of_its_map() -> None:
+    env = MaskedGrid(("S#", ".G"), render_mode="ansi")
+    assert env.reset()[0].tolist() == [-1, -1]
+    assert env.action_masks().tolist() == [False, False, True, False]
+    assert env.step(1)[1:3] == (-10, False)  # a wall
+    assert env.step(2)[1:3] == (-1, False)
+    assert env.render() == "S#\nAG"
+    assert env.step(1)[1:3] == (-1, True)
+    assert MaskedGrid(render_mode="rgb_array").render().shape == (192, 192, 3)
+    for layout in (("S", ".G"), ("S.", ".."), ("SS", ".G")):
+        with pytest.raises(ValueError, match="layout must have"):
+            MaskedGrid(layout)

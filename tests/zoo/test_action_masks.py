@@ -1,0 +1,17 @@
+"""``sb3-pg train`` and ``sb3-pg enjoy`` on an env with action masks."""
+
+from pathlib import Path
+
+import pytest
+
+from sb3_pg import cli
+
+
+@pytest.mark.parametrize("vec_env", ["dummy", "subproc"])
+def test_train_and_enjoy(vec_env: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    common = ["--algo", "actor_critic", "--env", "MaskedGrid-v0", "-f", str(tmp_path)]
+    options = ["-n", "200", "--eval-freq", "100", "--eval-episodes", "1", "--seed", "0", "--vec-env", vec_env]
+    cli.main(["train", *common, *options])
+    assert "Saving to" in capsys.readouterr().out
+    cli.main(["enjoy", *common, "--no-render", "-n", "150"])
+    assert "Mean reward" in capsys.readouterr().out
