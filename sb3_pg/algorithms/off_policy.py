@@ -232,6 +232,7 @@ class OffPolicyShell(Algorithm, OffPolicyAlgorithm):
         if self.replay_buffer_class is None:
             is_dict = isinstance(self.observation_space, spaces.Dict)
             self.replay_buffer_class = DictTrajectoryReplayBuffer if is_dict else TrajectoryReplayBuffer
+        arg.require_keywords("replay_buffer_kwargs", self.replay_buffer_class, self.replay_buffer_kwargs)
         self.replay_buffer_kwargs = {**self.replay_buffer_kwargs, "max_trajectories": self.buffer_trajectories}
         with self._extended_policy():
             super()._setup_model()

@@ -161,6 +161,7 @@ class OnPolicyPG(Algorithm, OnPolicyAlgorithm):
         if self.rollout_buffer_class is None:
             is_dict = isinstance(self.observation_space, spaces.Dict)
             self.rollout_buffer_class = DictTrajectoryRolloutBuffer if is_dict else TrajectoryRolloutBuffer
+        arg.require_keywords("rollout_buffer_kwargs", self.rollout_buffer_class, self.rollout_buffer_kwargs or {})
 
     def _setup_model(self) -> None:
         self._check_again()

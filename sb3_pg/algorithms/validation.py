@@ -178,6 +178,22 @@ def policy(name: str, value: Any) -> None:
         )
 
 
+def require_keywords(name: str, cls: Any, keywords: Mapping[str, Any]) -> None:
+    """Require keyword arguments that a class takes.
+
+    :param name: the argument that holds them, for the error message
+    :param cls: the class; one that hands on all keywords is not checked
+    :param keywords: name -> value
+    :raises TypeError: the class has no argument of a name
+    """
+    parameters = inspect.signature(cls).parameters
+    if any(parameter.kind is parameter.VAR_KEYWORD for parameter in parameters.values()):
+        return
+    unknown = [key for key in keywords if key not in parameters]
+    if unknown:
+        raise TypeError(f"{name} must have names among {list(parameters)}, got {unknown[0]!r}")
+
+
 def subclass(base: type, *, optional: bool = True) -> Check:
     """Return a check for a subclass of ``base``; None is allowed if ``optional``."""
 
@@ -369,9 +385,13 @@ class CheckedSchedule:
         """Return the function's value.
 
         :raises ValueError: it is negative or not finite
-        :raises TypeError: it is no number
+        :raises TypeError: it is no number, or the function does not take one
         """
-        value = plain(self.function(progress_remaining))
+        try:
+            value = plain(self.function(progress_remaining))
+        except TypeError as error:
+            allowed = f"a function of the remaining progress (1 to 0), which raises no {error!r}"
+            raise TypeError(_message(self.name, self.function, allowed, False)) from error
         if isinstance(value, th.Tensor | np.ndarray) and math.prod(value.shape) == 1:
             value = value.item()
         allowed = f"a function whose values are numbers of at least 0 and at most {LARGEST:.2g}"

@@ -106,10 +106,17 @@ def test_the_number_of_steps_to_learn_is_named(cls: Any, value: Any) -> None:
         make(cls).learn(value)
 
 
+@each_class
+def test_arguments_of_a_buffer_are_named(cls: Any) -> None:
+    name = "replay_buffer_kwargs" if cls in (OffPolicyPG, OffPAC) else "rollout_buffer_kwargs"
+    with pytest.raises(TypeError, match=f"{name} must have names among|unexpected keyword argument 'foo'"):
+        make(cls, **{name: {"foo": 1}})
+
+
 # ---------------------------------------------------------------- schedules
 
 
-@pytest.mark.parametrize("wrong", [lambda: 1e-3, lambda p, q: p * q])
+@pytest.mark.parametrize("wrong", [lambda: 1e-3, lambda p, q: p * q, dict, len])
 @each_class
 def test_a_schedule_takes_one_number(cls: Any, wrong: Any) -> None:
     with pytest.raises(TypeError, match="learning_rate must be a function of the remaining progress"):

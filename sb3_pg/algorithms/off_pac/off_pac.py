@@ -411,6 +411,8 @@ class OffPAC(Algorithm, OffPolicyAlgorithm):
             others = {name: value for name, value in self.replay_buffer_kwargs.items() if name not in steps}
             self.replay_buffer_kwargs = others | (steps if self.n_steps > 1 else {})
             self.replay_buffer_class = default
+        if self.replay_buffer_class is not None:
+            arg.require_keywords("replay_buffer_kwargs", self.replay_buffer_class, self.replay_buffer_kwargs)
         with warnings.catch_warnings():
             if default is not None:
                 warnings.filterwarnings("ignore", "`n_steps=.* is ignored")  # SB3 takes the class for the user's
