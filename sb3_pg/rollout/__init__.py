@@ -3,7 +3,7 @@
 from sb3_pg.rollout.batch import RolloutBatch
 from sb3_pg.rollout.buffers import DictTrajectoryRolloutBuffer, TrajectoryRolloutBuffer
 from sb3_pg.rollout.collector import Collector, CollectorState, RolloutListener, skip_reset_steps
-from sb3_pg.rollout.env_errors import EnvWorkerError, naming_env_errors
+from sb3_pg.rollout.env_errors import EnvWorkerError, naming_env_errors, require_form
 from sb3_pg.rollout.make_batch import (
     action_log_probs,
     batch_from_filled_buffer,
@@ -56,6 +56,7 @@ __all__ = [
     "require_finite_observation",
     "require_finite_policy",
     "require_finite_step",
+    "require_form",
     "require_usable_policy",
     "score_batch",
     "skip_reset_steps",

@@ -35,7 +35,7 @@ from sb3_pg.policies import (
 )
 from sb3_pg.rollout.batch import RolloutBatch
 from sb3_pg.rollout.buffers import DictTrajectoryRolloutBuffer, TrajectoryRolloutBuffer
-from sb3_pg.rollout.env_errors import naming_env_errors
+from sb3_pg.rollout.env_errors import naming_env_errors, require_form
 from sb3_pg.rollout.make_batch import make_batch
 from sb3_pg.rollout.nonfinite import (
     NormalizationGuard,
@@ -400,6 +400,7 @@ def _keep_endings(buffer: TrajectoryRolloutBuffer, ended: np.ndarray, infos: lis
         if info.get("TimeLimit.truncated", False):
             buffer.truncated[row, i] = True
             if info.get("terminal_observation") is not None:
+                require_form(info["terminal_observation"], buffer.observation_space, int(i))
                 buffer.final_observations[row, int(i)] = info["terminal_observation"]
 
 

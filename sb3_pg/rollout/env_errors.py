@@ -1,9 +1,13 @@
 """Errors that say what an env has done wrong, in place of errors of SB3's vectorized envs that name nothing."""
 
+import math
 from collections.abc import Iterator
 from contextlib import contextmanager
 from traceback import walk_tb
+from typing import Any
 
+import numpy as np
+from gymnasium import spaces
 from stable_baselines3.common.vec_env import SubprocVecEnv, VecEnv
 
 #: Errors of a pipe to a dead process.
@@ -44,6 +48,23 @@ def naming_env_errors(env: VecEnv) -> Iterator[None]:
             raise
         kind = ValueError if isinstance(error, ValueError) else TypeError
         raise kind(f"{_FORM}; got something else: {error}") from error
+
+
+def require_form(observation: Any, space: spaces.Space[Any], env: int) -> None:
+    """Require a last observation with as many numbers as the space has, which SB3's vectorized envs do not check.
+
+    :param observation: the observation after an episode's last step
+    :param space: observation space
+    :param env: index of the env
+    :raises ValueError: it has another form
+    """
+    inner: dict[Any, Any] = dict(space.spaces) if isinstance(space, spaces.Dict) else {"": space}
+    given = observation if isinstance(space, spaces.Dict) else {"": observation}
+    fits = isinstance(given, dict) and all(
+        key in given and np.size(given[key]) == math.prod(part.shape or ()) for key, part in inner.items()
+    )
+    if not fits:
+        raise ValueError(f"{_FORM}; got something else: the last observation of env {env} is not in {space}")
 
 
 def _name_dead_worker(env: SubprocVecEnv, error: Exception) -> None:

@@ -106,6 +106,23 @@ def test_the_number_of_steps_to_learn_is_named(cls: Any, value: Any) -> None:
         make(cls).learn(value)
 
 
+class WrongAtTheEnd(ScriptedEnv):
+    """Its last observation has one number more than its space."""
+
+    def step(self, action: Any) -> Any:
+        observation, reward, terminated, truncated, info = super().step(action)
+        if truncated:
+            observation = np.append(observation, 0)
+        return observation, reward, terminated, truncated, info
+
+
+@each_class
+def test_a_last_observation_of_another_shape_is_named(cls: Any) -> None:
+    model = make(cls, WrongAtTheEnd((3,), (True,)))
+    with pytest.raises(ValueError, match="observations in observation_space"):
+        model.learn(64)
+
+
 @each_class
 def test_arguments_of_a_buffer_are_named(cls: Any) -> None:
     name = "replay_buffer_kwargs" if cls in (OffPolicyPG, OffPAC) else "rollout_buffer_kwargs"

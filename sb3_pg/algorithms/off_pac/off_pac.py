@@ -45,6 +45,7 @@ from sb3_pg.rollout import (
     naming_env_errors,
     require_finite_observation,
     require_finite_step,
+    require_form,
 )
 
 
@@ -381,6 +382,8 @@ class OffPAC(Algorithm, OffPolicyAlgorithm):
         require_finite_step("observation", new_obs, step, hint)
         for i in np.flatnonzero(dones):
             final = infos[i].get("terminal_observation")
+            if final is not None:
+                require_form(final, self.observation_space, int(i))
             require_finite_observation("observation at the end", final, int(i), step, hint)
         self._n_collected += 1
         normalize = self._vec_normalize_env
