@@ -84,7 +84,7 @@ class MaskedCategorical(Distribution):
 
 
 class MaskedBernoulli(Distribution):
-    r"""Bits, of which a mask may forbid one of the two values.
+    r"""Bits. A mask may forbid one of the two values of each.
 
     A bit whose both values are allowed is 1 with probability :math:`\sigma(l)`.
 

@@ -224,7 +224,7 @@ FEW_ROWS = 64
 
 
 class Blocks(NamedTuple):
-    """Sequences in blocks of equal length, the padding of which is at most a fourth of the rows, or a few.
+    """Sequences in blocks of equal length. A block has at most one row of padding for four others, and a few more.
 
     :param rows: the row at each place of the blocks, one block after the other, time-major; any row in the padding
     :param shapes: number of steps and of sequences of each block. The sequences of a block are the first of the block
