@@ -65,10 +65,13 @@ def require_masks(name: str, masks: Any, action_space: spaces.Space[Any], n_rows
         fits = array.shape == (n_rows, n_masks) if n_rows is not None else array.shape[-1:] == (n_masks,)
     except ValueError:  # rows of different lengths
         raise ValueError(f"{wanted}, got {masks!r}") from None
+    changed = "; if a VecNormalize or VecFrameStack has changed it, evaluate sb3_pg.envs.with_action_masks(env) instead"
     if not fits or array.ndim > 2:
-        raise ValueError(f"{wanted}, got shape {array.shape}")
+        is_stacked = array.ndim > 0 and array.shape[-1] in range(2 * n_masks, array.size + 1, n_masks)
+        raise ValueError(f"{wanted}, got shape {array.shape}{changed if is_stacked else ''}")
     if array.dtype != bool and (array.dtype.kind not in "iufO" or not np.isin(array, (0, 1)).all()):
-        raise ValueError(f"{wanted}, got values other than 0 and 1: {array!r}")
+        is_scaled = array.dtype.kind == "f"
+        raise ValueError(f"{wanted}, got values other than 0 and 1: {array!r}{changed if is_scaled else ''}")
     return array.astype(bool, copy=False)
 
 

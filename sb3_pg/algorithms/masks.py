@@ -6,7 +6,7 @@ from contextvars import ContextVar
 from typing import Any
 
 from stable_baselines3.common.callbacks import BaseCallback, EventCallback
-from stable_baselines3.common.vec_env import VecEnv
+from stable_baselines3.common.vec_env import VecEnv, VecEnvWrapper, VecNormalize
 
 from sb3_pg.action_masks import has_mask_key
 from sb3_pg.algorithms.callback_locals import callback_tree
@@ -70,14 +70,38 @@ def masks_of(data: Mapping[str, Any], given: Any) -> bool | None:
     return uses
 
 
-def fit_evaluations(callback: Any, uses_masks: bool) -> None:
+def fit_evaluations(callback: Any, uses_masks: bool, env: VecEnv) -> None:
     """Add masks to the observations of the envs of EvalCallbacks, or take out those that ``make_vec_env`` has added.
 
     :param callback: argument of ``learn``
     :param uses_masks: whether the model was made with masks
-    :raises ValueError: it was, and such an env has none
+    :param env: the model's env
+    :raises ValueError: it was made with masks, and such an env has none, or has its wrappers in another order
     """
     given = callback if isinstance(callback, list) else [callback]
     for one in [one for root in given if isinstance(root, BaseCallback) for one in callback_tree(root, set())]:
-        if isinstance(one, EventCallback) and isinstance(env := getattr(one, "eval_env", None), VecEnv):
-            one.eval_env = with_action_masks(env, use=uses_masks)  # type: ignore[attr-defined]  # of an EvalCallback
+        if isinstance(one, EventCallback) and isinstance(watched := getattr(one, "eval_env", None), VecEnv):
+            one.eval_env = fitted = with_action_masks(watched, use=uses_masks)  # type: ignore[attr-defined]
+            if uses_masks:
+                _require_same_order(fitted, env)
+
+
+def _require_same_order(watched: VecEnv, env: VecEnv) -> None:
+    """Require that an EvalCallback can copy the statistics of a VecNormalize, which masks may be inside or around."""
+    theirs, ours = _wrappers(watched), _wrappers(env)
+    places = [i for i, wrapper in enumerate(ours) if issubclass(wrapper, VecNormalize)]
+    if any(i >= len(theirs) or not issubclass(theirs[i], VecNormalize) for i in places):
+        orders = [[wrapper.__name__ for wrapper in wrappers] for wrappers in (ours, theirs)]
+        raise ValueError(
+            f"eval_env must have its VecNormalize where the model's env has it, among {orders[0]} from the outermost "
+            f"to the innermost, got {orders[1]}: make both envs in the same way"
+        )
+
+
+def _wrappers(env: VecEnv) -> list[type[VecEnvWrapper]]:
+    """Return the kinds of an env's wrappers, from the outermost to the innermost."""
+    found = []
+    while isinstance(env, VecEnvWrapper):
+        found.append(type(env))
+        env = env.venv
+    return found

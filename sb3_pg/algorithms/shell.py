@@ -584,7 +584,7 @@ class Algorithm(BaseAlgorithm):
             raise ValueError("learn() needs an environment: call set_env(env), or load(path, env=env)")
         if getattr(self, "policy", None) is None:
             raise ValueError("learn() needs a policy, which _init_setup_model=False has left out: give True")
-        fit_evaluations(callback, self.uses_masks)
+        fit_evaluations(callback, self.uses_masks, self.env)
         updates_before = self._n_updates
         if self._resumption is not None:
             self._resumption.require_same_total(total_timesteps)

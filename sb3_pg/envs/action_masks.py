@@ -2,12 +2,12 @@
 
 from collections.abc import Iterator
 from contextlib import contextmanager
-from typing import Any
+from typing import Any, cast
 
 import gymnasium as gym
 import numpy as np
 from gymnasium import spaces
-from stable_baselines3.common.vec_env import VecEnv, VecEnvWrapper
+from stable_baselines3.common.vec_env import StackedObservations, VecEnv, VecEnvWrapper, VecFrameStack, VecNormalize
 from stable_baselines3.common.vec_env.base_vec_env import VecEnvStepReturn
 
 from sb3_pg import compat
@@ -25,7 +25,8 @@ class ActionMaskVecEnv(VecEnvWrapper):
     of ``env_method`` per step. For the first observation of an episode, infos are those of the reset. The mask of a
     ``terminal_observation`` is that of its infos, or allows all: no action is drawn there.
 
-    It goes around other wrappers: a VecNormalize or VecFrameStack would take the mask for numbers.
+    It goes inside or around other wrappers. A VecNormalize or VecFrameStack around it takes the mask for numbers, until
+    an algorithm or :func:`with_action_masks` is given the env.
 
     :param venv: the envs
     :raises ValueError: actions of this space have no masks, or the observations have the key already
@@ -44,7 +45,8 @@ class ActionMaskVecEnv(VecEnvWrapper):
         self._next_step = bool(getattr(venv, "next_step_autoreset", False))
         #: where the next step only resets the env
         self._resets = np.zeros(venv.num_envs, dtype=bool)
-        super().__init__(venv, spaces.Dict({**parts, MASK_KEY: spaces.MultiBinary(self._n_masks)}))
+        # a Box, because VecNormalize and VecFrameStack take no other space, even where they are to leave it alone
+        super().__init__(venv, spaces.Dict({**parts, MASK_KEY: spaces.Box(0, 1, (self._n_masks,), np.int8)}))
 
     def reset(self) -> Any:
         """Reset the envs.
@@ -153,18 +155,30 @@ def masks_in_infos(env: gym.Env[Any, Any]) -> gym.Env[Any, Any]:
 def with_action_masks(env: VecEnv, use: bool | None = None, probe: bool = False) -> VecEnv:
     """Return the envs in an :class:`ActionMaskVecEnv` if they give masks, otherwise themselves.
 
+    Where observations have masks already, VecNormalize and VecFrameStack around them are changed: they leave masks as
+    they are, and give of all else what they would give without masks. Statistics of masks are dropped.
+
     :param env: the envs
     :param use: None to look for masks; True to require them; False to leave them out, also where they have been added
     :param probe: whether to reset the envs to see whether their infos have masks. The seeds and options that were set
         stay set. Without it, infos are seen of envs that have been reset, or have an attribute ``action_mask``
-    :raises ValueError: ``use`` is True, and no masks were found
+    :raises ValueError: ``use`` is True, and no masks were found; or it is False, and other wrappers are around masks
     """
+    if isinstance(env, ActionMaskVecEnv):
+        return env.venv if use is False else env
+    levels = _with_mask_key(env)
     if use is False:
-        return env.venv if isinstance(env, ActionMaskVecEnv) else env
+        if any(isinstance(level, ActionMaskVecEnv) for level in levels):
+            raise ValueError(
+                f"use_action_masks=False cannot take the masks out of a {type(env).__name__} with an ActionMaskVecEnv "
+                "inside: make the inner envs with make_vec_env(..., use_action_masks=False)"
+            )
+        return env
+    if levels:
+        _let_masks_pass(levels)
     if has_mask_key(env.observation_space, env.action_space):
         return env
-    is_taken = isinstance(env.observation_space, spaces.Dict) and MASK_KEY in env.observation_space.spaces
-    found = bool(mask_sizes(env.action_space)) and not is_taken
+    found = bool(mask_sizes(env.action_space)) and not levels
     if found and not _has(env, MASK_METHOD):
         look = use is True or probe or _has(env, MASK_KEY)
         found = infos_have_masks(env) or (look and _infos_get_masks(env))
@@ -180,6 +194,37 @@ def with_action_masks(env: VecEnv, use: bool | None = None, probe: bool = False)
             f"action_space {env.action_space}"
         )
     return env
+
+
+def _with_mask_key(env: VecEnv) -> list[VecEnv]:
+    """Return the envs, those inside them, and so on, as long as observations have the key of masks."""
+    levels: list[VecEnv] = []
+    while isinstance(env.observation_space, spaces.Dict) and MASK_KEY in env.observation_space.spaces:
+        levels.append(env)
+        if not isinstance(env, VecEnvWrapper):
+            break
+        env = env.venv
+    return levels
+
+
+def _let_masks_pass(levels: list[VecEnv]) -> None:
+    """Make wrappers leave masks as they are.
+
+    :param levels: from the outermost wrapper to the envs that give the masks
+    """
+    *wrappers, source = levels
+    if not has_mask_key(source.observation_space, levels[0].action_space):
+        return
+    space = cast(spaces.Dict, source.observation_space)[MASK_KEY]
+    for wrapper in wrappers:
+        parts = cast(spaces.Dict, wrapper.observation_space).spaces
+        wrapper.observation_space = spaces.Dict({**parts, MASK_KEY: space})
+        if isinstance(wrapper, VecNormalize) and wrapper.norm_obs:
+            wrapper.norm_obs_keys = [key for key in wrapper.norm_obs_keys or () if key != MASK_KEY]
+            wrapper.obs_rms = {key: wrapper.obs_rms[key] for key in wrapper.norm_obs_keys}
+        elif isinstance(wrapper, VecFrameStack):  # one frame is the present mask
+            one: Any = StackedObservations(wrapper.num_envs, 1, cast(spaces.Box, space))
+            wrapper.stacked_obs.sub_stacked_observations[MASK_KEY] = one
 
 
 def _innermost(env: VecEnv) -> VecEnv:

@@ -33,8 +33,8 @@ def make_vec_env(
     """Make vectorized envs, which report ended episodes in ``infos`` as SB3's Monitor does.
 
     Where the envs say which actions are allowed, observations have a key "action_mask", see
-    :class:`~sb3_pg.envs.ActionMaskVecEnv`. To put a VecNormalize or VecFrameStack around the envs, give
-    ``use_action_masks=False``: the algorithm adds the key around it.
+    :class:`~sb3_pg.envs.ActionMaskVecEnv`. A VecNormalize or VecFrameStack around the envs leaves it alone once an
+    algorithm is given the env.
 
     ========= ========================================================================================================
     backend   vectorized env

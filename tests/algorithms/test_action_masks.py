@@ -14,7 +14,7 @@ from stable_baselines3.common.buffers import DictRolloutBuffer
 from stable_baselines3.common.callbacks import BaseCallback, CallbackList, EvalCallback
 from stable_baselines3.common.evaluation import evaluate_policy
 from stable_baselines3.common.policies import ActorCriticPolicy
-from stable_baselines3.common.vec_env import DummyVecEnv, VecNormalize
+from stable_baselines3.common.vec_env import DummyVecEnv, VecFrameStack, VecNormalize
 
 from sb3_pg import (
     NPG,
@@ -27,7 +27,7 @@ from sb3_pg import (
     Reinforce,
     ResumeCallback,
 )
-from sb3_pg.envs import ActionMaskVecEnv, GymVectorAdapter, make_vec_env
+from sb3_pg.envs import ActionMaskVecEnv, GymVectorAdapter, make_vec_env, with_action_masks
 from sb3_pg.policies import extended, make_sampler, set_training_mode
 from tests.envs.masked import SIZES, Restless, RestlessVector
 
@@ -303,6 +303,59 @@ def test_normalization_does_not_touch_masks() -> None:
     assert set(np.unique(model.rollout_buffer.observations["action_mask"])) == {0, 1}
 
 
+def normalized(env: Any) -> Any:
+    return VecNormalize(env)
+
+
+def stacked(env: Any) -> Any:
+    return VecFrameStack(env, 2)
+
+
+def both(env: Any) -> Any:
+    return VecNormalize(VecFrameStack(env, 2))
+
+
+@pytest.mark.parametrize("wrapper", [normalized, stacked, both])
+@pytest.mark.parametrize("cls", [cls for cls in CASES if cls is not OffPolicyPG])
+def test_wrappers_around_make_vec_env_learn_what_wrappers_inside_learn(cls: Any, wrapper: Any) -> None:
+    models = []
+    for use in (None, False):
+        env = wrapper(make_vec_env("MaskedGrid-v0", 2, use_action_masks=use))
+        watched = wrapper(make_vec_env("MaskedGrid-v0", use_action_masks=use))
+        evaluation = EvalCallback(watched, eval_freq=50, n_eval_episodes=1, verbose=0, warn=False)
+        models.append(make(cls, env).learn(200, callback=evaluation))
+        assert models[-1].uses_masks
+        assert (models[-1].env is env) == (use is None)
+        assert evaluation.last_mean_reward > -np.inf
+    around, inside = models
+    for name, parameter in around.policy.state_dict().items():
+        assert th.equal(parameter, inside.policy.state_dict()[name]), name
+    if wrapper is not stacked:
+        of_inside = inside.get_vec_normalize_env().obs_rms
+        of_around = around.get_vec_normalize_env().obs_rms
+        assert list(of_around) == ["observation"]
+        np.testing.assert_array_equal(of_around["observation"].mean, of_inside.mean)
+        np.testing.assert_array_equal(of_around["observation"].var, of_inside.var)
+    evaluate_policy(around, around.env, 1, warn=False)
+
+
+@pytest.mark.parametrize("wrapper", [normalized, stacked])
+def test_evaluating_wrappers_that_no_model_has_seen(wrapper: Any) -> None:
+    model = make(ActorCritic, wrapper(make_vec_env("MaskedGrid-v0", 2)))
+    other = wrapper(make_vec_env("MaskedGrid-v0", 2))
+    with pytest.raises(ValueError, match=r"(?s)observation\['action_mask'\] must be .*with_action_masks\(env\)"):
+        evaluate_policy(model, other, 1, warn=False)
+    evaluate_policy(model, with_action_masks(other), 1, warn=False)
+
+
+def test_an_evaluation_whose_wrappers_have_another_order_is_an_error_at_once() -> None:
+    watched = VecNormalize(envs(1))
+    evaluation = EvalCallback(watched, eval_freq=10_000, warn=False)
+    model = make(ActorCritic, VecNormalize(ActionMaskVecEnv(envs())))
+    with pytest.raises(ValueError, match=r"eval_env must .*VecNormalize.*ActionMaskVecEnv"):
+        model.learn(20, callback=evaluation)
+
+
 def test_a_foreign_buffer() -> None:
     make(ActorCritic, envs(), rollout_buffer_class=DictRolloutBuffer).learn(40)
 
@@ -496,15 +549,16 @@ def test_a_saved_policy_keeps_its_masks(tmp_path: Path) -> None:
     assert again.predict(np.zeros(2), action_masks=[0, 0, 0, 1])[0] == 3
 
 
+class Crash(BaseCallback):
+    def _on_step(self) -> bool:
+        if self.num_timesteps >= 250:
+            raise InterruptedError
+        return True
+
+
 @pytest.mark.parametrize("memory", [None, "lstm"])
 @pytest.mark.parametrize("cls", [ActorCritic, OffPolicyPG])
 def test_a_run_that_was_interrupted_goes_on_exactly(cls: Any, memory: Any, tmp_path: Path) -> None:
-    class Crash(BaseCallback):
-        def _on_step(self) -> bool:
-            if self.num_timesteps >= 250:
-                raise InterruptedError
-            return True
-
     whole = make(cls, "MaskedGrid-v0", memory=memory, max_episode_steps=100).learn(400)
     first = make(cls, "MaskedGrid-v0", memory=memory, max_episode_steps=100)
     with pytest.raises(InterruptedError):
@@ -512,5 +566,18 @@ def test_a_run_that_was_interrupted_goes_on_exactly(cls: Any, memory: Any, tmp_p
     resumed = cls.resume(tmp_path, "MaskedGrid-v0", device="cpu").learn(
         400, callback=[ResumeCallback(tmp_path, every=20)]
     )
+    for mine, theirs in zip(whole.policy.parameters(), resumed.policy.parameters(), strict=True):
+        assert th.equal(mine, theirs)
+
+
+@pytest.mark.parametrize("wrapper", [normalized, stacked, both])
+def test_a_run_with_wrappers_around_masks_goes_on_exactly(wrapper: Any, tmp_path: Path) -> None:
+    def env() -> Any:
+        return wrapper(make_vec_env("MaskedGrid-v0", 2))
+
+    whole = make(ActorCritic, env()).learn(400)
+    with pytest.raises(InterruptedError):
+        make(ActorCritic, env()).learn(400, callback=[ResumeCallback(tmp_path, every=20), Crash()])
+    resumed = ActorCritic.resume(tmp_path, env(), device="cpu").learn(400)
     for mine, theirs in zip(whole.policy.parameters(), resumed.policy.parameters(), strict=True):
         assert th.equal(mine, theirs)

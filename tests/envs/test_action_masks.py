@@ -2,6 +2,7 @@
 
 import functools
 from collections.abc import Callable
+from pathlib import Path
 from typing import Any
 
 import gymnasium as gym
@@ -9,7 +10,17 @@ import numpy as np
 import pytest
 from gymnasium import spaces
 from gymnasium.vector import AsyncVectorEnv, AutoresetMode, SyncVectorEnv
-from stable_baselines3.common.vec_env import DummyVecEnv, SubprocVecEnv, VecEnv, VecFrameStack, VecNormalize
+from stable_baselines3.common.vec_env import (
+    DummyVecEnv,
+    SubprocVecEnv,
+    VecEnv,
+    VecExtractDictObs,
+    VecFrameStack,
+    VecMonitor,
+    VecNormalize,
+    VecTransposeImage,
+    unwrap_vec_wrapper,
+)
 
 from sb3_pg.envs import (
     ActionMaskVecEnv,
@@ -155,6 +166,107 @@ def test_wrappers_inside_see_no_mask() -> None:
         assert obs["observation"].shape == (2, 4)
         for done, info in zip(dones, infos, strict=True):
             assert not done or info["terminal_observation"]["observation"].shape == (4,)
+
+
+WRAPPERS: dict[str, Callable[[VecEnv], VecEnv]] = {
+    "normalize": VecNormalize,
+    "stack": lambda env: VecFrameStack(env, 2),
+    "stack first": lambda env: VecFrameStack(env, 3, channels_order="first"),
+    "stack in normalize": lambda env: VecNormalize(VecFrameStack(env, 2)),
+    "normalize in stack": lambda env: VecFrameStack(VecNormalize(env), 2),
+    "nothing to normalize": lambda env: VecNormalize(env, norm_obs=False),
+    "monitor around all": lambda env: VecMonitor(VecFrameStack(VecNormalize(env), 2)),
+}
+
+
+def statistics(env: VecEnv) -> Any:
+    """Mean, variance and count of the observations that a VecNormalize has seen, without those of masks."""
+    running = getattr(unwrap_vec_wrapper(env, VecNormalize), "obs_rms", None)
+    running = running["observation"] if isinstance(running, dict) else running
+    return running and {name: np.asarray(value).tolist() for name, value in vars(running).items()}
+
+
+@pytest.mark.parametrize("name", list(WRAPPERS))
+def test_wrappers_around_masks_give_what_wrappers_inside_give(name: str) -> None:
+    inside: Any = with_action_masks(WRAPPERS[name](DummyVecEnv(makers())))
+    made = WRAPPERS[name](ActionMaskVecEnv(DummyVecEnv(makers())))
+    around: Any = with_action_masks(made)
+    assert around is made
+    assert with_action_masks(around) is around  # once more does no harm
+    space = around.observation_space
+    assert space["observation"] == inside.observation_space["observation"]
+    assert space["action_mask"] == inside.observation_space["action_mask"]
+    rng = np.random.default_rng(0)
+    expected, found = inside.reset(), around.reset()
+    for _ in range(12):
+        for key in ("observation", "action_mask"):
+            np.testing.assert_array_equal(found[key], expected[key])
+            assert found[key].shape == (2, *space[key].shape)
+        actions = allowed_actions(expected["action_mask"], "discrete", rng)
+        expected, rewards, dones, infos = inside.step(actions)
+        found, other_rewards, other_dones, other_infos = around.step(actions)
+        np.testing.assert_array_equal(other_rewards, rewards)
+        np.testing.assert_array_equal(other_dones, dones)
+        for i in np.flatnonzero(dones):
+            last, other = infos[i]["terminal_observation"], other_infos[i]["terminal_observation"]
+            np.testing.assert_array_equal(other["observation"], last["observation"])
+            assert other["action_mask"].tolist() == last["action_mask"].tolist()
+    assert statistics(around) == statistics(inside)
+
+
+@pytest.mark.parametrize("name", ["normalize", "stack", "stack in normalize", "normalize in stack"])
+def test_masks_among_an_envs_own_keys_pass_wrappers(name: str) -> None:
+    env: Any = with_action_masks(WRAPPERS[name](DummyVecEnv(makers(source="key"))))
+    assert set(env.observation_space.spaces) == {"vec", "action_mask"}
+    obs = env.reset()
+    for _ in range(8):
+        expected = np.stack([one.mask() for one in env.get_attr("unwrapped")])
+        assert obs["action_mask"].tolist() == expected.astype(int).tolist()
+        obs = env.step(allowed_actions(expected, "discrete", np.random.default_rng(0)))[0]
+    if name == "normalize":
+        assert set(env.obs_rms) == set(env.norm_obs_keys) == {"vec"}
+
+
+def test_statistics_that_were_saved_fit_masks_again(tmp_path: Path) -> None:
+    env = VecNormalize(ActionMaskVecEnv(DummyVecEnv(makers())))
+    with_action_masks(env)
+    env.reset()
+    env.save(str(tmp_path / "statistics.pkl"))
+    again: Any = VecNormalize.load(str(tmp_path / "statistics.pkl"), ActionMaskVecEnv(DummyVecEnv(makers())))
+    assert set(np.unique(again.reset()["action_mask"])) <= {0, 1}
+    assert again.obs_rms["observation"].count > env.obs_rms["observation"].count
+
+
+def test_images_are_transposed_beside_masks() -> None:
+    class Images(Restless):
+        def __init__(self) -> None:
+            super().__init__()
+            self.observation_space = spaces.Box(0, 255, (36, 38, 1), np.uint8)
+
+        def _shown(self) -> tuple[Any, dict[str, Any]]:
+            return np.full((36, 38, 1), self.t, np.uint8), {}
+
+    env: Any = with_action_masks(VecTransposeImage(VecFrameStack(ActionMaskVecEnv(DummyVecEnv([Images])), 4)))
+    obs = env.reset()
+    assert obs["observation"].shape == (1, 4, 36, 38)
+    assert obs["action_mask"].tolist() == mask_at("discrete", 0, 0)[None].tolist()
+
+
+def test_a_wrapper_that_leaves_the_mask_out_gets_one_around_it() -> None:
+    env: Any = VecExtractDictObs(ActionMaskVecEnv(DummyVecEnv(makers())), "observation")
+    env = with_action_masks(env)
+    assert isinstance(env, ActionMaskVecEnv)
+    play(env)
+
+
+def test_masks_under_other_wrappers_cannot_be_taken_out() -> None:
+    env = VecNormalize(ActionMaskVecEnv(DummyVecEnv(makers())))
+    message = r"use_action_masks=False cannot take.*VecNormalize.*make_vec_env\(..., use_action_masks=False\)"
+    with pytest.raises(ValueError, match=message):
+        with_action_masks(env, use=False)
+    own = VecNormalize(DummyVecEnv(makers(source="key")))
+    assert with_action_masks(own, use=False) is own
+    assert own.norm_obs_keys == ["action_mask", "vec"]  # then they are numbers as any others
 
 
 class Counting(SubprocVecEnv):
