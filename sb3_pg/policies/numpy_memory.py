@@ -90,9 +90,10 @@ class NumpyMemory:
 
 
 def bare_actor(policy: ExtendedPolicy) -> list[NumpyLayer] | None:
-    """Return the actor's layers, after the memory, in NumPy; None if the actor is not one of SB3's standard MLPs.
+    """Return the actor's layers, after the memory, in NumPy; None if the actor is not one of SB3's standard MLPs
+    on the CPU.
 
-    :param policy: on the CPU
+    :param policy: the policy
     """
     space: Any = policy.seen_space
     extractor = policy.mlp_extractor

@@ -31,7 +31,14 @@ from sb3_pg.policies.extended_policy import ExtendedPolicy, has_masks, has_memor
 from sb3_pg.policies.memory import State
 from sb3_pg.policies.mlp_fast_path import MlpFastPath, NumpyLayer, mlp_fast_path
 from sb3_pg.policies.numpy_memory import NumpyMemory, bare_actor
-from sb3_pg.policies.policy_cache import original, overrides, own_methods, unvalidated_distributions, without_gradient
+from sb3_pg.policies.policy_cache import (
+    PolicyCache,
+    original,
+    overrides,
+    own_methods,
+    unvalidated_distributions,
+    without_gradient,
+)
 
 
 class Sampler(Protocol):
@@ -54,33 +61,33 @@ def make_sampler(policy: ActorCriticPolicy, device: th.device, n_envs: int, stat
     :param n_envs: number of parallel environments
     :param state: what a policy with memory remembers, one sequence per env; None for 0
     """
-    if has_memory(policy):
-        remembering: Any = original(policy)
-        return _make_memory_sampler(remembering, device, n_envs, state)
+    remembers = has_memory(policy)
+    acting: Any = original(policy) if remembers else policy
+    own = own_methods(acting)
+    replaced = any(own[:3]) or own.cache.calls_matter
+    arrays = None if replaced else _numpy_actor(acting, own.cache)
+    if remembers and arrays is not None:
+        return NumpyMemorySampler(acting, arrays, n_envs, state)
+    if remembers:
+        return MemorySampler(acting, device, state)
     # A distribution of the policy's own, such as one with an action mask, may change from step to step: the log-probs
     # must be those of the step. Where predict_values differs from forward, the steps have forward's values, as in SB3.
-    own = own_methods(policy)
-    if any(own[:3]) or own.cache.calls_matter or overrides(policy, "__call__"):
+    if replaced or overrides(policy, "__call__"):
         return ForwardSampler(policy, device)
-    if isinstance(policy, ExtendedPolicy):
-        bare = bare_actor(policy) if device.type == "cpu" and type(policy.action_dist) in _DRAWN_IN_NUMPY else None
-        return DistributionSampler(policy, device) if bare is None else NumpySampler(policy, bare, n_envs)
-    layers = mlp_fast_path(policy, own.cache) if type(policy.action_dist) in _OF_OUTPUTS else None
-    if layers is None:
-        return DistributionSampler(policy, device)
-    arrays = layers.numpy_actor() if type(policy.action_dist) in _DRAWN_IN_NUMPY else None
-    if arrays is not None and layers.n_classes is None:
+    if arrays is not None:
         return NumpySampler(policy, arrays, n_envs)
-    return MlpSampler(policy, layers, device, n_envs)
+    layers = mlp_fast_path(policy, own.cache) if type(policy.action_dist) in _OF_OUTPUTS else None
+    return DistributionSampler(policy, device) if layers is None else MlpSampler(policy, layers, device, n_envs)
 
 
-def _make_memory_sampler(policy: ExtendedPolicy, device: th.device, n_envs: int, state: State | None) -> Sampler:
-    own = own_methods(policy)
-    fast = device.type == "cpu" and not (any(own[:3]) or own.cache.calls_matter)
-    layers = bare_actor(policy) if fast and type(policy.action_dist) in _DRAWN_IN_NUMPY else None
-    if layers is None:
-        return MemorySampler(policy, device, state)
-    return NumpyMemorySampler(policy, layers, n_envs, state)
+def _numpy_actor(policy: ActorCriticPolicy, cache: PolicyCache) -> list[NumpyLayer] | None:
+    """Return the actor's layers, after a memory, in NumPy; None if actions are not drawn through them."""
+    if type(policy.action_dist) not in _DRAWN_IN_NUMPY:
+        return None
+    if isinstance(policy, ExtendedPolicy):
+        return bare_actor(policy)
+    layers = mlp_fast_path(policy, cache)
+    return None if layers is None or layers.n_classes is not None else layers.numpy_actor()
 
 
 def _categorical(logits: th.Tensor, noise: th.Tensor) -> th.Tensor:
@@ -99,7 +106,7 @@ class NumpySampler:
     With action masks it makes training on a cheap env 1.6 times as fast as :class:`DistributionSampler` does.
 
     :param policy: the policy
-    :param layers: its actor, from :meth:`MlpFastPath.numpy_actor`
+    :param layers: its actor in NumPy
     :param n_envs: number of parallel environments
     """
 
@@ -116,24 +123,21 @@ class NumpySampler:
         if has_masks(policy):
             (self._key,) = cast(spaces.Dict, policy.observation_space).spaces.keys() - {MASK_KEY}
 
-    def _flat(self, obs: Any) -> np.ndarray:
+    def _features(self, obs: Any, starts: np.ndarray | None) -> np.ndarray:
         """Return what the first layer sees, ``(n_envs, n_features)``."""
         seen: np.ndarray = obs if self._key is None else obs[self._key]
         return seen.reshape(len(seen), -1).astype(np.float32, copy=False)
 
-    def outputs(self, obs: Any) -> np.ndarray:
+    def outputs(self, obs: Any, starts: np.ndarray | None = None) -> np.ndarray:
         """Return the actor's output: logits or means, ``(n_envs, n_outputs)``."""
-        x = self._flat(obs)
+        x = self._features(obs, starts)
         for layer in self.layers:
             x = layer(x)
         return x
 
     def __call__(self, obs: Any, starts: np.ndarray | None = None) -> np.ndarray:
-        """Draw actions."""
-        return self.draw(self.outputs(obs), obs)
-
-    def draw(self, outputs: np.ndarray, obs: Any) -> np.ndarray:
-        """Draw actions from the actor's output, among those that a mask in the observations allows."""
+        """Draw actions, among those that a mask in the observations allows."""
+        outputs = self.outputs(obs, starts)
         if self._log_std is not None:
             self._noise.normal_()
             actions: np.ndarray = outputs + np.exp(self._log_std) * self._numbers
@@ -150,7 +154,7 @@ class NumpyMemorySampler(NumpySampler):
     """Draws from a policy with memory through its bare layers in NumPy.
 
     :param policy: the policy
-    :param layers: the actor's layers after the memory
+    :param layers: the actor's layers after the memory, in NumPy
     :param n_envs: number of parallel environments
     :param state: what the policy remembers, None for 0
     """
@@ -164,12 +168,8 @@ class NumpyMemorySampler(NumpySampler):
         """What the policy remembers now."""
         return self._memory.state
 
-    def __call__(self, obs: Any, starts: np.ndarray | None = None) -> np.ndarray:
-        """Draw actions."""
-        x = self._memory(self._flat(obs), starts)
-        for layer in self.layers:
-            x = layer(x)
-        return self.draw(x, obs)
+    def _features(self, obs: Any, starts: np.ndarray | None) -> np.ndarray:
+        return self._memory(super()._features(obs, starts), starts)
 
 
 class MemorySampler:
