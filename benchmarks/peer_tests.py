@@ -1,7 +1,8 @@
 """Run the tests of stable-baselines3, or of sb3-contrib, with a class of this package swapped in for theirs.
 
     python benchmarks/peer_tests.py ~/stable-baselines3              # A2C is ActorCritic
-    python benchmarks/peer_tests.py ~/stable-baselines3-contrib      # TRPO is ours, then NPG
+    python benchmarks/peer_tests.py ~/stable-baselines3-contrib      # TRPO is ours, then NPG; then RecurrentPPO and
+                                                                     # MaskablePPO are KLPenaltyPG
 
 Takes the path of a clone, at the tag of the version that is installed. The clone stays as it is: its tests are copied
 into a temporary folder and run there in a process of their own, against the installed package.
@@ -9,7 +10,7 @@ into a temporary folder and run there in a process of their own, against the ins
 A test takes part if it is parametrized with the class, or if it, a helper or a fixture that it uses mentions the class.
 One that then makes no instance of the class counts as a test of something else. A test that fails is run again with the
 peer's own class. If that fails too, the reason is not ours (a package or a download that is missing, most often), and
-the test is left out, as are those that pytest skips, and those in DIFFERENCES if they fail.
+the test is left out, as are those that pytest skips, and those in DIFFERENCES if they fail with the error named there.
 
 The exit status is 1 if a test fails, or if none ran.
 """
@@ -24,20 +25,50 @@ import tempfile
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 from bench_io import make_parser, versions
 
-#: Folder in the clone -> the class that is replaced, and by which of ours.
-SWAPS: dict[str, tuple[str, tuple[str, ...]]] = {
-    "stable_baselines3": ("A2C", ("ActorCritic",)),
-    "sb3_contrib": ("TRPO", ("TRPO", "NPG")),
+#: Folder in the clone -> the classes that are replaced, and by which of ours.
+SWAPS: dict[str, tuple[tuple[str, str], ...]] = {
+    "stable_baselines3": (("A2C", "ActorCritic"),),
+    "sb3_contrib": (
+        ("TRPO", "TRPO"),
+        ("TRPO", "NPG"),
+        ("RecurrentPPO", "KLPenaltyPG"),
+        ("MaskablePPO", "KLPenaltyPG"),
+    ),
 }
-#: Tests that fail because a class of ours differs on purpose -> the difference.
-DIFFERENCES: dict[str, str] = {
-    "tests/test_tensorboard.py::test_tensorboard[a2c]": "the TensorBoard run is named after the class, not A2C",
+
+
+class Difference(NamedTuple):
+    """A way in which our classes differ from the peer's on purpose, and the error in which it shows."""
+
+    error: str
+    reason: str
+
+
+_NO_ERROR = "Failed: DID NOT RAISE"
+_NEEDS_MASKS = Difference("predict needs action masks", "a policy that was trained with masks does not act without")
+_INVALID = "tests/test_invalid_actions.py::test_"
+#: Tests, of all parameters or of some, that fail because of a difference. With another error they count as failed.
+DIFFERENCES: dict[str, Difference] = {
+    "tests/test_tensorboard.py::test_tensorboard[a2c]": Difference(
+        "assert", "the TensorBoard run is named after the class, not A2C"
+    ),
+    "tests/test_lstm.py::test_check": Difference(
+        _NO_ERROR, "Memory's critic is one of three words, which cannot contradict each other as two flags can"
+    ),
+    f"{_INVALID}disabling_masking": _NEEDS_MASKS,
+    f"{_INVALID}masked_evaluation": _NEEDS_MASKS,
+    f"{_INVALID}supports_multi_envs": Difference(
+        _NO_ERROR, "an env without masks is an error with use_action_masks=True, not with learn(use_masking=True)"
+    ),
+    f"{_INVALID}maskable_policy_required": Difference(_NO_ERROR, "SB3's own policies take masks"),
+    f"{_INVALID}discrete_action_space_required": Difference(_NO_ERROR, "Box actions are learned too, without masks"),
 }
 PLUGIN = Path(__file__).with_name("peer_tests_plugin.py")
+ARGUMENTS = Path(__file__).with_name("peer_arguments.py")
 
 
 @dataclass
@@ -117,15 +148,17 @@ def copy_tests(clone: Path, folder: Path) -> None:
             shutil.copy(clone / settings, folder)
     for subfolder in ("plugin", "tmp"):
         (folder / subfolder).mkdir()
-    shutil.copy(PLUGIN, folder / "plugin")
+    for module in (PLUGIN, ARGUMENTS):
+        shutil.copy(module, folder / "plugin")
 
 
 def sort_out(found: dict[str, dict[str, Any]], name: str) -> Result:
     """What the plugin wrote, by kind."""
     result = Result(of_others=dict(found["left_out"]))
     for test, outcome in found["outcomes"].items():
-        if outcome["outcome"] == "failed" and test in DIFFERENCES:
-            result.left_out[test] = DIFFERENCES[test]
+        difference = DIFFERENCES.get(test) or DIFFERENCES.get(test.partition("[")[0])
+        if outcome["outcome"] == "failed" and difference is not None and difference.error in outcome["why"]:
+            result.left_out[test] = difference.reason
         elif outcome["outcome"] == "failed":
             result.failed[test] = outcome["why"]
         elif outcome["outcome"] == "skipped":
@@ -188,6 +221,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     """
     parser = make_parser(__doc__)
     parser.add_argument("clone", type=Path, help="path of a clone of stable-baselines3 or stable-baselines3-contrib")
+    parser.add_argument("--classes", nargs="+", help="the peer's classes, e.g. RecurrentPPO; default: all")
     parser.add_argument("--pytest", nargs=argparse.REMAINDER, default=[], help="more arguments of pytest, e.g. -k cnn")
     args = parser.parse_args(arguments)
     try:
@@ -196,14 +230,17 @@ def main(arguments: Sequence[str] | None = None) -> int:
         parser.error(str(error))
     version_file = args.clone / package / "version.txt"
     version = version_file.read_text().strip() if version_file.exists() else "unknown"
-    name, replacements = SWAPS[package]
+    known = [name for name, _ in SWAPS[package]]
+    if unknown := set(args.classes or ()).difference(known):
+        parser.error(f"argument --classes: must be among {sorted(set(known))}, got {sorted(unknown)}")
+    swaps = [(name, by) for name, by in SWAPS[package] if name in (args.classes or known)]
     results = []
-    for by in replacements:
+    for name, by in swaps:
         result = run_peer_tests(args.clone, package, name, by, args.pytest)
         results.append(result)
         print(describe(result, f"\n{package}.{name} is sb3_pg.{by}"), flush=True)
     print(f"\nclone: {package} {version}; installed: {versions('stable_baselines3', 'sb3_contrib', 'torch')}")
-    for by, result in zip(replacements, results, strict=True):
+    for (name, by), result in zip(swaps, results, strict=True):
         print(f"{package}.{name} is sb3_pg.{by}: {result.counts()}")
     return 0 if all(result.passed and not result.failed for result in results) else 1
 

@@ -13,6 +13,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from peer_arguments import with_arguments_of
 from stable_baselines3.common.base_class import BaseAlgorithm
 
 #: package, name: what is replaced; by: its replacement in sb3_pg, None for itself; report: the file to write
@@ -29,7 +30,9 @@ class Recorder:
         self.made = False
         peer = importlib.import_module(package)
         ours = importlib.import_module("sb3_pg")
-        self.tested: type[BaseAlgorithm] = getattr(peer, name) if by is None else getattr(ours, by)
+        self.tested: type[BaseAlgorithm] = getattr(peer, name)
+        if by is not None:
+            self.tested = with_arguments_of(name, getattr(ours, by))
         setattr(peer, name, self.tested)
         construct = BaseAlgorithm.__init__
 

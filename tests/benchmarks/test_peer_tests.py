@@ -5,8 +5,11 @@ import os
 from pathlib import Path
 from typing import Any
 
+import peer_arguments
 import peer_tests
 import pytest
+
+from sb3_pg.policies import Memory
 
 CLONE = {
     "stable_baselines3/version.txt": "0.0.1\n",
@@ -69,7 +72,9 @@ def test_tests_are_told_apart_and_the_clone_stays_as_it_is(
     monkeypatch.setenv(
         "PYTHONPATH", os.pathsep.join([str(Path(__file__).parents[2]), os.environ.get("PYTHONPATH", "")])
     )
-    monkeypatch.setitem(peer_tests.DIFFERENCES, "tests/test_made_up.py::test_differs", "on purpose")
+    for name, error in (("differs", "AssertionError"), ("ours_alone_fails", "another error")):
+        difference = peer_tests.Difference(error, "on purpose")
+        monkeypatch.setitem(peer_tests.DIFFERENCES, f"tests/test_made_up.py::test_{name}", difference)
     assert peer_tests.main([str(clone)]) == 1
     printed = capfd.readouterr().out
     printed = printed[printed.index("stable_baselines3.A2C is sb3_pg.ActorCritic") :]
@@ -105,27 +110,93 @@ def test_arguments_of_pytest_choose_among_the_tests(clone: Path, capfd: pytest.C
     assert "1 passed, 0 failed, 0 left out, 1 of something else" in capfd.readouterr().out
 
 
+TRPO_RUNS: list[Any] = [("sb3_contrib", "TRPO", "TRPO", []), ("sb3_contrib", "TRPO", "NPG", [])]
+PPO_RUNS: list[Any] = [("sb3_contrib", name, "KLPenaltyPG", []) for name in ("RecurrentPPO", "MaskablePPO")]
+
+
 @pytest.mark.parametrize(
-    ("results", "status"),
+    ("second", "status"),
     [
-        ([peer_tests.Result(passed=["a"]), peer_tests.Result(passed=["a"])], 0),
-        ([peer_tests.Result(passed=["a"]), peer_tests.Result(passed=["a"], failed={"b": "wrong"})], 1),
-        ([peer_tests.Result(passed=["a"]), peer_tests.Result(of_others={"b": "skipped"})], 1),
+        (peer_tests.Result(passed=["a"]), 0),
+        (peer_tests.Result(passed=["a"], failed={"b": "wrong"}), 1),
+        (peer_tests.Result(of_others={"b": "skipped"}), 1),
     ],
 )
-def test_sb3_contribs_are_run_with_both_classes(
-    results: list[peer_tests.Result], status: int, clone: Path, monkeypatch: pytest.MonkeyPatch
+@pytest.mark.parametrize(
+    ("classes", "expected"), [([], TRPO_RUNS + PPO_RUNS), (["TRPO"], TRPO_RUNS), (["MaskablePPO", "TRPO"], None)]
+)
+def test_sb3_contribs_are_run_with_all_classes_or_with_some(
+    second: peer_tests.Result, status: int, classes: list[str], expected: Any, clone: Path, monkeypatch: Any
 ) -> None:
     (clone / "stable_baselines3").rename(clone / "sb3_contrib")
     runs: list[tuple[Any, ...]] = []
 
     def run(_: Path, *swap: Any) -> peer_tests.Result:
         runs.append(swap)
-        return results[len(runs) - 1]
+        return second if len(runs) == 2 else peer_tests.Result(passed=["a"])
 
     monkeypatch.setattr(peer_tests, "run_peer_tests", run)
-    assert peer_tests.main([str(clone)]) == status
-    assert runs == [("sb3_contrib", "TRPO", "TRPO", []), ("sb3_contrib", "TRPO", "NPG", [])]
+    assert peer_tests.main([str(clone), *(["--classes", *classes] if classes else [])]) == status
+    assert runs == (expected or [*TRPO_RUNS, PPO_RUNS[1]])
+
+
+def test_classes_that_are_not_known(clone: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    with pytest.raises(SystemExit):
+        peer_tests.main([str(clone), "--classes", "PPO"])
+    assert "must be among ['A2C'], got ['PPO']" in capsys.readouterr().err
+
+
+CONTRIB = """
+import pytest
+from sb3_contrib import MaskablePPO, RecurrentPPO
+from sb3_contrib.common.envs import InvalidActionEnvDiscrete
+
+def test_memory():
+    policy_kwargs = dict(lstm_hidden_size=4, n_lstm_layers=2, shared_lstm=True, enable_critic_lstm=False)
+    model = RecurrentPPO("MlpLstmPolicy", "CartPole-v1", n_steps=16, clip_range=0.1, policy_kwargs=policy_kwargs)
+    memory = model.learn(32).policy.memory
+    assert (memory.hidden_size, memory.n_layers, memory.critic, model.n_steps) == (4, 2, "shared", 16)
+
+def test_masks():
+    model = MaskablePPO("MlpPolicy", InvalidActionEnvDiscrete(), n_steps=16, clip_range_vf=0.1, policy_kwargs=None)
+    assert model.learn(32).uses_masks
+"""
+
+
+@pytest.mark.parametrize(("name", "test"), [("RecurrentPPO", "memory"), ("MaskablePPO", "masks")])
+def test_our_classes_take_the_arguments_of_sb3_contribs(
+    name: str, test: str, clone: Path, capfd: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv(
+        "PYTHONPATH", os.pathsep.join([str(Path(__file__).parents[2]), os.environ.get("PYTHONPATH", "")])
+    )
+    (clone / "stable_baselines3").rename(clone / "sb3_contrib")
+    (clone / "tests/test_broken.py").unlink()
+    (clone / "tests/test_made_up.py").write_text(CONTRIB)
+    assert peer_tests.main([str(clone), "--classes", name]) == 0
+    printed = capfd.readouterr().out
+    assert f"tests/test_made_up.py::test_{test}\n" in printed
+    assert printed.rstrip().endswith(
+        f"sb3_contrib.{name} is sb3_pg.KLPenaltyPG: 1 passed, 0 failed, 0 left out, 1 of something else"
+    )
+
+
+@pytest.mark.parametrize(
+    ("flags", "critic"),
+    [
+        ({}, "own"),
+        ({"enable_critic_lstm": False}, "none"),
+        ({"enable_critic_lstm": False, "shared_lstm": True}, "shared"),
+    ],
+)
+def test_recurrent_ppos_flags_are_a_word_of_memory(flags: dict[str, bool], critic: str) -> None:
+    given = {"policy": "CnnLstmPolicy", "env": None, "policy_kwargs": {**flags, "lstm_kwargs": {}, "net_arch": [4]}}
+    found = peer_arguments.of_recurrent_ppo(given)
+    memory = Memory("lstm", 256, critic=critic)  # type: ignore[arg-type]
+    rest = {"policy": "CnnPolicy", "policy_kwargs": {"net_arch": [4]}, "n_steps": 128, "env": None}
+    assert found == {"memory": memory, **rest}
+    with pytest.raises(ValueError, match="policy must be MlpLstmPolicy"):
+        peer_arguments.of_recurrent_ppo({**given, "policy": "MlpPolicy"})
 
 
 @pytest.mark.parametrize("missing", ["stable_baselines3", "tests"])
