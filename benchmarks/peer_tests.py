@@ -59,6 +59,10 @@ DIFFERENCES: dict[str, Difference] = {
     "tests/test_lstm.py::test_check": Difference(
         _NO_ERROR, "Memory's critic is one of three words, which cannot contradict each other as two flags can"
     ),
+    "tests/test_lstm.py::test_ppo_lstm_performance": Difference(
+        "Mean reward below threshold",
+        "a score of 450 with one seed and PPO's settings; with seeds 0 to 4 KLPenaltyPG has 390 to 500, two above",
+    ),
     f"{_INVALID}disabling_masking": _NEEDS_MASKS,
     f"{_INVALID}masked_evaluation": _NEEDS_MASKS,
     f"{_INVALID}supports_multi_envs": Difference(
