@@ -100,3 +100,27 @@ def nothing_allowed(env: int, dimension: int, n_dimensions: int, when: str) -> V
     return ValueError(
         f"action_mask must allow at least one action, got one of env {env} that allows none{where}, {when}"
     )
+
+
+def require_some_choice(masks: np.ndarray, starts: np.ndarray, when: str) -> None:
+    """Require masks that allow an action.
+
+    :param masks: ``(n_envs, n_masks)``
+    :param starts: from :func:`mask_starts`
+    :param when: when they are acted on, such as "at step 3 of the rollout"
+    :raises ValueError: naming the first env whose mask allows nothing
+    """
+    if (bad := first_without_choice(masks, starts)) is not None:
+        raise nothing_allowed(*bad, len(starts), when)
+
+
+def first_forbidden(actions: np.ndarray, masks: np.ndarray, starts: np.ndarray) -> int | None:
+    """Return the first row whose action its mask forbids; None if there is none.
+
+    :param actions: ``(n_rows, *action_shape)``, counted from 0
+    :param masks: ``(n_rows, n_masks)``
+    :param starts: from :func:`mask_starts`
+    """
+    places = starts + actions.reshape(len(actions), -1).astype(np.int64)
+    allowed = np.take_along_axis(masks.astype(bool, copy=False), places, axis=1)
+    return None if allowed.all() else int(np.argwhere(~allowed)[0][0])

@@ -6,6 +6,7 @@ import numpy as np
 from gymnasium import spaces
 from stable_baselines3.common.vec_env import VecEnv, VecEnvWrapper, VecNormalize
 
+from sb3_pg.envs import ActionMaskVecEnv
 from sb3_pg.errors import SpaceError
 
 
@@ -89,7 +90,8 @@ def require_normalized_last(env: VecEnv) -> None:
     """
     wrappers = []
     while isinstance(env, VecEnvWrapper) and not isinstance(env, VecNormalize):
-        wrappers.append(env)
+        if not isinstance(env, ActionMaskVecEnv):  # the replay buffer keeps its masks beside what VecNormalize knows
+            wrappers.append(env)
         env = env.venv
     if not isinstance(env, VecNormalize):
         return

@@ -35,22 +35,15 @@ def using_masks(use: bool | None, by_id: bool = False) -> Iterator[None]:
         _USED.reset(token)
 
 
-def with_masks(env: VecEnv, refused_because: str, is_new: bool) -> VecEnv:
+def with_masks(env: VecEnv, is_new: bool) -> VecEnv:
     """Add action masks to the observations of an env that has some, if the model is to use them.
 
     :param env: the env with all its wrappers
-    :param refused_because: why the algorithm takes no masks; empty if it does
     :param is_new: whether the env was made just now, so that one reset more does not matter
-    :raises ValueError: masks are required and not found, or found and not supported
+    :raises ValueError: masks are required and not found
     """
     use, by_id = _USED.get()
-    masked = with_action_masks(env, use, probe=is_new or by_id)
-    if refused_because and use is not False and has_mask_key(masked.observation_space, masked.action_space):
-        raise ValueError(
-            f"use_action_masks must be False, since {refused_because}, got {use} and an env with action masks: give "
-            "use_action_masks=False to ignore them, or use another algorithm"
-        )
-    return masked
+    return with_action_masks(env, use, probe=is_new or by_id)
 
 
 def masks_of(data: Mapping[str, Any], given: Any) -> bool | None:

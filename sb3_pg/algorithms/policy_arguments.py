@@ -16,7 +16,7 @@ from sb3_pg.algorithms.suggestions import suggestion
 from sb3_pg.errors import SpaceError
 
 #: Arguments of a policy that the algorithm gives itself.
-_GIVEN = ("observation_space", "action_space", "lr_schedule")
+_GIVEN = ("observation_space", "action_space", "lr_schedule", "masks")
 _OF_SB3 = (FlattenExtractor, NatureCNN, CombinedExtractor)
 
 

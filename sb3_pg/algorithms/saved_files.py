@@ -33,7 +33,7 @@ _MOST_EPISODES: Final = 10**9
 #: Options of an optimizer that say how it computes, and not what.
 _IMPLEMENTATIONS: Final = ("foreach", "fused")
 #: Tables that belong to the class of an algorithm.
-_OF_CLASSES: Final = frozenset({"policy_aliases", "checks", "groups", "critic_rule", "no_masks_because"})
+_OF_CLASSES: Final = frozenset({"policy_aliases", "checks", "groups", "critic_rule"})
 #: Attributes that each process makes itself.
 _NOT_IN_FILES: Final = frozenset(
     {"learner", "rollout_batch", "checkpointer", "policy", "device", "logger", "_memory", "_vec_normalize_env"}

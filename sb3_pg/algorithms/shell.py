@@ -130,8 +130,6 @@ class Algorithm(BaseAlgorithm):
     _logged_at = 0
     memory: Memory | Literal["lstm", "gru"] | dict[str, Any] | None = None
     use_action_masks: bool | None = None
-    #: why the algorithm takes no action masks; empty if it does
-    no_masks_because: ClassVar[str] = ""
     #: what a policy with memory remembers of each env; None for nothing
     _memory: States | None = None
     #: saves the run that ``learn`` is in
@@ -245,7 +243,7 @@ class Algorithm(BaseAlgorithm):
     @property
     def uses_masks(self) -> bool:
         """Whether observations have action masks, which the policy keeps to."""
-        if self.use_action_masks is False or self.no_masks_because or not hasattr(self, "observation_space"):
+        if self.use_action_masks is False or not hasattr(self, "observation_space"):
             return False
         return has_mask_key(self.observation_space, self.action_space)
 
@@ -272,7 +270,7 @@ class Algorithm(BaseAlgorithm):
             yield
             return
         given = self.policy_class, self.policy_kwargs
-        own = {"memory": memory, "masks": masks}
+        own = {"masks": masks} | ({} if memory is None else {"memory": memory})
         self.policy_class, self.policy_kwargs = extended(self.policy_class), self.policy_kwargs | own
         try:
             yield
@@ -536,7 +534,7 @@ class Algorithm(BaseAlgorithm):
         check_action_space(env.action_space)
         wrapped = super()._wrap_env(env, verbose, monitor_wrapper)
         cls._check_env(wrapped)
-        return with_masks(wrapped, cls.no_masks_because, is_new)
+        return with_masks(wrapped, is_new)
 
     def set_env(self, env: EnvLike, force_reset: bool = True) -> None:
         """Set the env as SB3's method does. Where the model was trained with action masks, the env must have them.

@@ -2,7 +2,14 @@
 
 from gymnasium.envs.registration import register, registry
 
-from sb3_pg.envs.action_masks import ActionMaskVecEnv, MasksInInfos, infos_have_masks, with_action_masks
+from sb3_pg.envs.action_masks import (
+    ActionMaskVecEnv,
+    MasksInInfos,
+    NormalizationWithMasks,
+    infos_have_masks,
+    normalization_with_masks,
+    with_action_masks,
+)
 from sb3_pg.envs.adapter import VectorAdapter
 from sb3_pg.envs.envpool_adapter import EnvPoolAdapter
 from sb3_pg.envs.gym_vector import GymVectorAdapter
@@ -18,11 +25,13 @@ __all__ = [
     "GymVectorAdapter",
     "MaskedGrid",
     "MasksInInfos",
+    "NormalizationWithMasks",
     "VectorAdapter",
     "get_env_state",
     "has_native_vector",
     "infos_have_masks",
     "make_vec_env",
+    "normalization_with_masks",
     "set_env_state",
     "subproc_vec_env",
     "with_action_masks",

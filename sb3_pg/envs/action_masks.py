@@ -1,13 +1,22 @@
 """Find the action masks that envs give, and put them into the observations."""
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from typing import Any, cast
+from weakref import WeakKeyDictionary
 
 import gymnasium as gym
 import numpy as np
 from gymnasium import spaces
-from stable_baselines3.common.vec_env import StackedObservations, VecEnv, VecEnvWrapper, VecFrameStack, VecNormalize
+from stable_baselines3.common.env_util import is_wrapped
+from stable_baselines3.common.vec_env import (
+    DummyVecEnv,
+    StackedObservations,
+    VecEnv,
+    VecEnvWrapper,
+    VecFrameStack,
+    VecNormalize,
+)
 from stable_baselines3.common.vec_env.base_vec_env import VecEnvStepReturn
 
 from sb3_pg import compat
@@ -23,7 +32,8 @@ class ActionMaskVecEnv(VecEnvWrapper):
     Observations that are no Dict become ``{"observation": ..., "action_mask": ...}``. The mask of each env is
     ``infos[i]["action_mask"]`` or, where an env's infos have none, what its method ``action_masks()`` returns: one call
     of ``env_method`` per step. For the first observation of an episode, infos are those of the reset. The mask of a
-    ``terminal_observation`` is that of its infos, or allows all: no action is drawn there.
+    ``terminal_observation`` is that of its infos, or allows all: no action is taken there. Infos of truncated episodes
+    have it in a DummyVecEnv and in what ``make_vec_env`` makes.
 
     It goes inside or around other wrappers. A VecNormalize or VecFrameStack around it takes the mask for numbers, until
     an algorithm or :func:`with_action_masks` is given the env.
@@ -65,7 +75,8 @@ class ActionMaskVecEnv(VecEnvWrapper):
         :return: observations, rewards, True where an episode has ended, infos
         :raises ValueError: an env gives no mask, or one of another shape
         """
-        observations, rewards, dones, infos = self.venv.step_wait()
+        with self._masks_sent_along():
+            observations, rewards, dones, infos = self.venv.step_wait()
         of_reset = self._resets if self._next_step else dones
         present = list(infos)
         everything = np.ones(self._n_masks, dtype=np.int8)
@@ -83,6 +94,23 @@ class ActionMaskVecEnv(VecEnvWrapper):
         if self._next_step:
             self._resets = dones.copy()
         return self._with_masks(observations, self._masks(present)), rewards, dones, infos
+
+    @contextmanager
+    def _masks_sent_along(self) -> Iterator[None]:
+        """Context in which infos of a DummyVecEnv have masks. It resets an env before the last one can be asked for."""
+        inner = _innermost(self.venv)
+        if not isinstance(inner, DummyVecEnv):
+            yield
+            return
+        envs = inner.envs
+        wrapped = _WRAPPED.get(self)
+        if wrapped is None or wrapped[0] != envs:
+            wrapped = _WRAPPED[self] = list(envs), [masks_in_infos(env) for env in envs]
+        inner.envs = wrapped[1]
+        try:
+            yield
+        finally:
+            inner.envs = envs
 
     def _with_masks(self, observations: Any, masks: np.ndarray) -> dict[str, Any]:
         parts = observations if self._is_dict else {OBSERVATION_KEY: observations}
@@ -119,6 +147,64 @@ class ActionMaskVecEnv(VecEnvWrapper):
         return require_masks(f"action_mask of env {env}", mask, self.action_space, None).reshape(self._n_masks)
 
 
+#: The envs of a DummyVecEnv, and the same in a :class:`MasksInInfos`. They are no part of the wrapper's state.
+_WRAPPED: WeakKeyDictionary[ActionMaskVecEnv, tuple[list[Any], list[Any]]] = WeakKeyDictionary()
+
+
+class NormalizationWithMasks:
+    """What SB3's replay code uses of a VecNormalize, for one inside an :class:`ActionMaskVecEnv`.
+
+    Observations that it gets and returns have masks, which stay as they are. Other attributes are the VecNormalize's.
+
+    :param inner: the VecNormalize
+    :param masks: those of the latest observations
+    """
+
+    def __init__(self, inner: VecNormalize, masks: np.ndarray) -> None:
+        self.inner, self.masks = inner, masks
+        self._is_dict = isinstance(inner.observation_space, spaces.Dict)
+
+    def __getattr__(self, name: str) -> Any:
+        return getattr(self.inner, name)
+
+    def get_original_obs(self) -> dict[str, Any]:
+        """Return the latest observations as they were before normalization."""
+        original: Any = self.inner.get_original_obs()
+        return {**(original if self._is_dict else {OBSERVATION_KEY: original}), MASK_KEY: self.masks}
+
+    def normalize_obs(self, obs: dict[str, Any]) -> dict[str, Any]:
+        """Normalize observations.
+
+        :param obs: with masks
+        """
+        return self._mapped(self.inner.normalize_obs, obs)
+
+    def unnormalize_obs(self, obs: dict[str, Any]) -> dict[str, Any]:
+        """Return observations as they were before normalization.
+
+        :param obs: with masks
+        """
+        return self._mapped(self.inner.unnormalize_obs, obs)
+
+    def _mapped(self, function: Callable[[Any], Any], obs: dict[str, Any]) -> dict[str, Any]:
+        parts = {key: part for key, part in obs.items() if key != MASK_KEY}
+        changed = function(parts) if self._is_dict else {OBSERVATION_KEY: function(parts[OBSERVATION_KEY])}
+        return {**changed, MASK_KEY: obs[MASK_KEY]}
+
+
+def normalization_with_masks(env: VecEnv, masks: np.ndarray) -> NormalizationWithMasks | None:
+    """Return the VecNormalize inside an :class:`ActionMaskVecEnv`, with masks; None if there is no such pair.
+
+    :param env: the envs
+    :param masks: those of the latest observations
+    """
+    has_added = False
+    while isinstance(env, VecEnvWrapper) and not isinstance(env, VecNormalize):
+        has_added |= isinstance(env, ActionMaskVecEnv)
+        env = env.venv
+    return NormalizationWithMasks(env, masks) if has_added and isinstance(env, VecNormalize) else None
+
+
 class MasksInInfos(gym.Wrapper[Any, Any, Any, Any]):
     """Puts what ``env.action_masks()`` returns into infos, which a worker process sends along with observations.
 
@@ -144,12 +230,12 @@ class MasksInInfos(gym.Wrapper[Any, Any, Any, Any]):
 
 
 def masks_in_infos(env: gym.Env[Any, Any]) -> gym.Env[Any, Any]:
-    """Return the env in a :class:`MasksInInfos` if it has a method ``action_masks()``, otherwise itself.
+    """Return the env in a :class:`MasksInInfos` if it has a method ``action_masks()`` and is in none, otherwise itself.
 
     :param env: the env
     """
     has_method = bool(mask_sizes(env.action_space)) and env.has_wrapper_attr(MASK_METHOD)
-    return MasksInInfos(env) if has_method else env
+    return MasksInInfos(env) if has_method and not is_wrapped(env, MasksInInfos) else env
 
 
 def with_action_masks(env: VecEnv, use: bool | None = None, probe: bool = False) -> VecEnv:

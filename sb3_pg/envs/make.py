@@ -115,8 +115,10 @@ def _make_gym_vector(
     else:
         vector_kwargs = {"autoreset_mode": AutoresetMode.SAME_STEP, **vector_kwargs}
     wrappers = [] if wrapper_class is None else [wrapper_class]
+    if vectorization_mode in ("sync", "async"):
+        wrappers.append(masks_in_infos)
     if vectorization_mode == "async":
-        wrappers += [masks_in_infos, with_state]
+        wrappers.append(with_state)
     made = partial(gym.make_vec, env_id, n_envs, vectorization_mode, vector_kwargs, wrappers)
     try:  # as in SB3's make_vec_env: an env without render_mode raises TypeError
         return made(**{"render_mode": "rgb_array", **env_kwargs})

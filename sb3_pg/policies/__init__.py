@@ -24,10 +24,11 @@ from sb3_pg.policies.behavior import (
     masked_uniform_behavior,
     uniform_behavior,
 )
-from sb3_pg.policies.extended_policy import ExtendedPolicy, extended, has_masks, has_memory, seen_space
+from sb3_pg.policies.extended_policy import ExtendedPolicy, extended, has_masks, has_memory
 from sb3_pg.policies.functional_policy import functional_log_prob
 from sb3_pg.policies.kept_scores import KeptScores, score_and_keep
-from sb3_pg.policies.masked_distributions import MaskedBernoulli, MaskedCategorical
+from sb3_pg.policies.masked_distributions import MaskedBernoulli, MaskedCategorical, mask_distribution
+from sb3_pg.policies.masked_policy import MaskedPolicy, seen_part, seen_space
 from sb3_pg.policies.memory import Followers, History, Memory, Sequences, State, States, to_memory
 from sb3_pg.policies.minibatches import minibatches, one_in
 from sb3_pg.policies.mlp_fast_path import value_function
@@ -83,6 +84,7 @@ __all__ = [
     "KeptScores",
     "MaskedBernoulli",
     "MaskedCategorical",
+    "MaskedPolicy",
     "Memory",
     "MemorySampler",
     "NumpyMemorySampler",
@@ -113,6 +115,7 @@ __all__ = [
     "is_patched",
     "make_sampler",
     "map_observations",
+    "mask_distribution",
     "masked_uniform_behavior",
     "minibatches",
     "one_in",
@@ -129,6 +132,7 @@ __all__ = [
     "score_actions",
     "score_and_keep",
     "score_in_chunks",
+    "seen_part",
     "seen_space",
     "set_training_mode",
     "split_observations",

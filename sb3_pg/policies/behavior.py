@@ -18,7 +18,7 @@ from stable_baselines3.common.policies import ActorCriticPolicy, BasePolicy
 from stable_baselines3.common.utils import obs_as_tensor
 from stable_baselines3.common.vec_env import VecEnv, VecNormalize, unwrap_vec_normalize
 
-from sb3_pg.action_masks import MASK_KEY, mask_starts
+from sb3_pg.action_masks import MASK_KEY, first_forbidden, mask_starts
 from sb3_pg.policies.actions import first_choice, from_env, require_choices, stored_dtype, takes_other_numbers, unscaled
 from sb3_pg.policies.extended_policy import has_memory
 from sb3_pg.policies.policy_cache import evaluation_mode
@@ -88,18 +88,12 @@ class BehaviorSampler:
         self.log_probs.append(th.as_tensor(log_probs, dtype=th.float32))
         drawn: np.ndarray = np.asarray(from_env(actions, self.action_space)).astype(self.dtype, copy=False)
         if self._starts is not None:
-            self._require_allowed(drawn, obs[MASK_KEY], self._starts)
+            bad = first_forbidden(drawn, obs[MASK_KEY], self._starts)
+            if bad is not None:
+                raise ValueError(
+                    f"behavior_policy must return actions that action_mask allows, got {drawn[bad]} for env {bad}"
+                )
         return drawn
-
-    @staticmethod
-    def _require_allowed(actions: np.ndarray, masks: np.ndarray, starts: np.ndarray) -> None:
-        places = starts + actions.reshape(len(actions), -1).astype(np.int64)
-        forbidden = np.argwhere(~np.take_along_axis(masks.astype(bool, copy=False), places, axis=1))
-        if len(forbidden):
-            env = int(forbidden[0][0])
-            raise ValueError(
-                f"behavior_policy must return actions that action_mask allows, got {actions[env]} for env {env}"
-            )
 
     def _check_actions(self, actions: np.ndarray) -> None:
         legal = np.isfinite(actions) & ((np.abs(actions) <= 1) | (not self.squashed))

@@ -1,11 +1,11 @@
 """SB3's policies with memory and action masks."""
 
 import functools
-from typing import Any, NamedTuple, cast
+import inspect
+from typing import Any, NamedTuple
 
 import numpy as np
 import torch as th
-from gymnasium import spaces
 from stable_baselines3.common.distributions import Distribution
 from stable_baselines3.common.policies import (
     ActorCriticCnnPolicy,
@@ -14,40 +14,18 @@ from stable_baselines3.common.policies import (
     MultiInputActorCriticPolicy,
 )
 from stable_baselines3.common.preprocessing import preprocess_obs
-from stable_baselines3.common.torch_layers import BaseFeaturesExtractor, CombinedExtractor
 
 from sb3_pg import compat
-from sb3_pg.action_masks import MASK_KEY, first_without_choice, mask_starts, nothing_allowed, require_masks
+from sb3_pg.action_masks import MASK_KEY
 from sb3_pg.policies.actions import to_env
 from sb3_pg.policies.masked_distributions import mask_distribution
+from sb3_pg.policies.masked_policy import MaskedPolicy
 from sb3_pg.policies.memory import Followers, History, Memory, MemoryExtractor, Sequences, State, to_memory
 from sb3_pg.policies.observations import CHUNK_SIZE, n_rows, split_observations
 from sb3_pg.policies.policy_cache import count_as_standard, original
 
 #: Methods of SB3's that :class:`ExtendedPolicy` replaces: a policy with one of its own would lose it.
 _REPLACED = ("forward", "evaluate_actions", "get_distribution", "predict_values", "extract_features", compat.PREDICT)
-
-
-def seen_space(
-    space: spaces.Space[Any],
-    policy: type[ActorCriticPolicy],
-    extractor: type[BaseFeaturesExtractor],
-    observe_masks: bool,
-) -> spaces.Space[Any]:
-    """Return the space of what the networks of a policy with action masks see.
-
-    It is the Dict without the mask or, if one other key is left and the policy is not one for Dict observations, the
-    space of that key.
-
-    :param space: observation space with the key "action_mask"
-    :param policy: class of the policy
-    :param extractor: class of its features extractor
-    :param observe_masks: whether the networks see the mask too
-    """
-    parts = cast(spaces.Dict, space).spaces
-    rest = parts if observe_masks else {key: part for key, part in parts.items() if key != MASK_KEY}
-    takes_dict = issubclass(policy, MultiInputActorCriticPolicy) or issubclass(extractor, CombinedExtractor)
-    return next(iter(rest.values())) if len(rest) == 1 and not takes_dict else spaces.Dict(rest)
 
 
 class Outputs(NamedTuple):
@@ -65,7 +43,7 @@ class Outputs(NamedTuple):
     critic_state: State | None
 
 
-class ExtendedPolicy(ActorCriticPolicy):
+class ExtendedPolicy(MaskedPolicy, ActorCriticPolicy):
     """An ActorCriticPolicy with memory, action masks, or both. The other arguments are those of SB3's policy.
 
     With memory, its observations may be a :class:`~sb3_pg.policies.History`. Observations without a history are first
@@ -86,22 +64,12 @@ class ExtendedPolicy(ActorCriticPolicy):
     ) -> None:
         given = to_memory(memory)
         self.memory: Memory | None = given
-        self.masks, self.observe_masks = masks, observe_masks
-        super().__init__(*args, **kwargs)
+        super().__init__(*args, masks=masks, observe_masks=observe_masks, **kwargs)
         if given is not None and given.critic == "shared" and not self.share_features_extractor:
             raise ValueError(
                 "memory with critic='shared' is run over the features of actor and critic, which must be the same: set "
                 "share_features_extractor=True in policy_kwargs, or critic='own'"
             )
-
-    def make_features_extractor(self) -> BaseFeaturesExtractor:
-        """Make a features extractor, as in SB3, for the part of the observations that the networks see."""
-        #: space of that part
-        self.seen_space = self.observation_space
-        if self.masks:
-            kinds = type(self), self.features_extractor_class
-            self.seen_space = seen_space(self.observation_space, *kinds, self.observe_masks)
-        return self.features_extractor_class(self.seen_space, **self.features_extractor_kwargs)
 
     def _build_mlp_extractor(self) -> None:
         if self.memory is None:
@@ -118,8 +86,7 @@ class ExtendedPolicy(ActorCriticPolicy):
             self.mlp_extractor.init_weights()
 
     def _get_constructor_parameters(self) -> dict[str, Any]:
-        own = {"memory": self.memory, "masks": self.masks, "observe_masks": self.observe_masks}
-        return super()._get_constructor_parameters() | own
+        return super()._get_constructor_parameters() | {"memory": self.memory}
 
     # ---------------------------------------------------------------- whole sequences
 
@@ -195,11 +162,7 @@ class ExtendedPolicy(ActorCriticPolicy):
         return values, state if self.memory.critic == "own" else None
 
     def _features(self, obs: Any, extractor: Any) -> th.Tensor:
-        seen = _observations(obs)
-        if self.masks and not self.observe_masks:
-            seen = {key: part for key, part in seen.items() if key != MASK_KEY}
-            if not isinstance(self.seen_space, spaces.Dict):
-                (seen,) = seen.values()
+        seen = self.seen(_observations(obs))
 
         def extracted(chunk: Any) -> th.Tensor:
             prepared = preprocess_obs(chunk, self.seen_space, normalize_images=self.normalize_images)
@@ -268,7 +231,7 @@ class ExtendedPolicy(ActorCriticPolicy):
             are missing, are not expected, have another shape, or allow no action
         """
         self.set_training_mode(False)
-        obs, is_vectorized = self.obs_to_tensor(self._with_masks(observation, action_masks))
+        obs, is_vectorized = self.obs_to_tensor(self.with_masks(observation, action_masks))
         with th.no_grad():
             if self.memory is None:
                 distribution, after = self.get_distribution(obs), None
@@ -287,33 +250,6 @@ class ExtendedPolicy(ActorCriticPolicy):
         """Return the arguments ``state`` and ``episode_start`` of :meth:`predict` as tensors."""
         n_envs = len(next(iter(obs.values())) if isinstance(obs, dict) else obs)
         return self._given_state(state, n_envs), self._given_starts(episode_start, n_envs)
-
-    def _with_masks(self, observation: Any, masks: Any) -> Any:
-        """Return the argument ``observation`` of :meth:`predict` with its masks, which are checked."""
-        if not self.masks:
-            if masks is not None:
-                raise ValueError(
-                    f"action_masks must be None, since this policy was trained without masks, got {masks!r}"
-                )
-            return observation
-        is_dict = isinstance(observation, dict)
-        if masks is None and not (is_dict and MASK_KEY in observation):
-            raise ValueError(
-                "predict needs action masks, since this policy was trained with them: give action_masks=, or an "
-                "observation that has them under the key 'action_mask', as envs of sb3_pg.envs.make_vec_env have, and "
-                "any VecEnv in an sb3_pg.envs.ActionMaskVecEnv"
-            )
-        name = "observation['action_mask']" if masks is None else "action_masks"
-        masks = require_masks(name, observation[MASK_KEY] if masks is None else masks, self.action_space)
-        starts = mask_starts(self.action_space)
-        if (bad := first_without_choice(np.atleast_2d(masks), starts)) is not None:
-            raise nothing_allowed(*bad, len(starts), "given to predict")
-        others = cast(spaces.Dict, self.observation_space).spaces.keys() - {MASK_KEY}
-        if not is_dict:
-            if len(others) > 1:
-                raise ValueError(f"observation must be a dict with the keys {sorted(others)}, got {type(observation)}")
-            observation = dict.fromkeys(others, observation)
-        return {**observation, MASK_KEY: masks.astype(np.int8)}
 
     def _given_state(self, state: Any, n_envs: int) -> State | None:
         if state is None:
@@ -353,7 +289,7 @@ def has_masks(policy: BasePolicy) -> bool:
     :param policy: the policy
     """
     inner = original(policy)
-    return isinstance(inner, ExtendedPolicy) and inner.masks
+    return isinstance(inner, MaskedPolicy) and inner.masks
 
 
 class ExtendedCnnPolicy(ExtendedPolicy, ActorCriticCnnPolicy):
@@ -374,13 +310,19 @@ count_as_standard(ExtendedPolicy)
 
 
 @functools.cache
-def extended(base: type[ActorCriticPolicy]) -> type[ExtendedPolicy]:
-    """Return a policy class with memory and action masks.
+def extended(base: type[BasePolicy]) -> type[MaskedPolicy]:
+    """Return a policy class with action masks and, for an ActorCriticPolicy, with memory.
 
-    :param base: the class without them; parts that it changes are kept
-    :raises ValueError: it has a method of its own that is replaced
+    :param base: the class without them; parts that it changes are kept. A class that has them is returned itself
+    :raises ValueError: it has a method of its own that is replaced, or its constructor does not take masks
     """
-    if issubclass(base, ExtendedPolicy):
+    if issubclass(base, MaskedPolicy):
+        names = inspect.signature(base).parameters
+        if "masks" not in names and all(one.kind is not one.VAR_KEYWORD for one in names.values()):
+            raise ValueError(
+                f"policy {base.__name__} must hand the argument masks on to its base class, to take action masks: give "
+                "its constructor **kwargs, or set use_action_masks=False"
+            )
         return base
     if base in _EXTENDED:
         return _EXTENDED[base]

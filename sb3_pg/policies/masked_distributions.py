@@ -147,26 +147,32 @@ _register_kl(MaskedCategorical, MaskedCategorical)(_kl_masked_categorical)
 _register_kl(MaskedBernoulli, MaskedBernoulli)(_kl_masked_bernoulli)
 
 
-def mask_distribution(distribution: SB3Distribution, mask: th.Tensor) -> SB3Distribution:
+def mask_distribution(distribution: SB3Distribution, mask: th.Tensor, nothing_is_all: bool = False) -> SB3Distribution:
     """Restrict an action distribution of SB3's, in place, to the actions that a mask allows.
 
     Its log-probs, entropy, mode and samples are then those of the masked distribution.
 
     :param distribution: as the policy has just made it
     :param mask: ``(n_samples, n_masks)``, other than 0 where a choice is allowed; see :mod:`sb3_pg.action_masks`
+    :param nothing_is_all: whether a mask that allows no choice in some dimension allows all of it, instead of giving
+        NaN. Masks of last states may be such
     :return: the same object
     :raises ValueError: actions of this distribution have no masks
     """
     held: Any = getattr(distribution, "distribution", None)
     allowed = mask.bool().reshape(len(mask), -1)
     masked: Any
+
+    def usable(part: th.Tensor) -> th.Tensor:
+        return part | ~part.any(-1, keepdim=True) if nothing_is_all else part
+
     if isinstance(distribution, MultiCategoricalDistribution):
         parts = allowed.split([int(n) for n in distribution.action_dims], 1)
-        masked = [MaskedCategorical(one.logits, part) for one, part in zip(held, parts, strict=True)]
+        masked = [MaskedCategorical(one.logits, usable(part)) for one, part in zip(held, parts, strict=True)]
     elif isinstance(distribution, CategoricalDistribution):
-        masked = MaskedCategorical(held.logits, allowed)
+        masked = MaskedCategorical(held.logits, usable(allowed))
     elif isinstance(distribution, BernoulliDistribution):
-        masked = MaskedBernoulli(held.logits, allowed.unflatten(1, (-1, 2)))
+        masked = MaskedBernoulli(held.logits, usable(allowed.unflatten(1, (-1, 2))))
     else:
         raise ValueError(f"masks are for Discrete, MultiDiscrete and MultiBinary, got {type(distribution).__name__}")
     distribution.distribution = masked

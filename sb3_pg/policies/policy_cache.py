@@ -15,6 +15,7 @@ from torch import nn
 from torch.distributions import Distribution
 
 from sb3_pg import compat
+from sb3_pg.policies.masked_policy import MaskedPolicy
 
 PolicyT = TypeVar("PolicyT", bound=BasePolicy)
 #: SB3's own methods, as they were when this module was imported, and those that do the same in classes of this package.
@@ -67,9 +68,9 @@ def has_own_forward(policy: BasePolicy) -> bool:
 
 
 def has_own_predict(policy: BasePolicy) -> bool:
-    """Whether the policy replaces SB3's ``predict``, in its class or in the object."""
+    """Whether the policy replaces SB3's ``predict``, in its class or in the object, but to add masks."""
     module = original(policy)
-    return "predict" in vars(module) or type(module).predict is not BasePolicy.predict
+    return "predict" in vars(module) or type(module).predict not in (BasePolicy.predict, MaskedPolicy.predict)
 
 
 @functools.cache

@@ -18,7 +18,7 @@ from stable_baselines3.common.policies import ActorCriticPolicy
 from stable_baselines3.common.utils import get_device
 from stable_baselines3.common.vec_env import VecEnv, VecEnvWrapper, VecFrameStack, VecMonitor, is_vecenv_wrapped
 
-from sb3_pg.action_masks import MASK_KEY, first_without_choice, mask_starts, nothing_allowed
+from sb3_pg.action_masks import MASK_KEY, first_without_choice, mask_starts, require_some_choice
 from sb3_pg.policies import (
     ActingCopy,
     MemorySampler,
@@ -372,9 +372,9 @@ def _with_choices(obs: Any, dimensions: np.ndarray, step: int, ignored: np.ndarr
     if bad is not None and ignored is not None:
         masks = obs[MASK_KEY].copy()
         masks[ignored] = 1
-        obs, bad = {**obs, MASK_KEY: masks}, first_without_choice(masks, dimensions)
+        obs = {**obs, MASK_KEY: masks}
     if bad is not None:
-        raise nothing_allowed(*bad, len(dimensions), f"at step {step} of the rollout")
+        require_some_choice(obs[MASK_KEY], dimensions, f"at step {step} of the rollout")
     return obs
 
 

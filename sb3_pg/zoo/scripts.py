@@ -313,10 +313,8 @@ def _test_env(*args: Any, **kwargs: Any) -> Any:
     env = create_test_env(*args, **kwargs)
     parser = argparse.ArgumentParser(add_help=False)
     parser.add_argument("--algo", default="ppo")  # rl_zoo3's default
-    cls: Any = ALGORITHMS.get(parser.parse_known_args()[0].algo)
-    if cls is None or cls.no_masks_because:
-        return env
-    return with_action_masks(env, use, probe=True)
+    is_ours = parser.parse_known_args()[0].algo in ALGORITHMS
+    return with_action_masks(env, use, probe=True) if is_ours else env
 
 
 #: Members of rl_zoo3's scripts for trained agents, with errors of the command line.

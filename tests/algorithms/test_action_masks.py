@@ -22,7 +22,6 @@ from sb3_pg import (
     ActorCritic,
     GradientDiagnosticsCallback,
     KLPenaltyPG,
-    OffPAC,
     OffPolicyPG,
     Reinforce,
     ResumeCallback,
@@ -368,15 +367,6 @@ def test_a_policy_with_methods_of_its_own_is_refused() -> None:
     with pytest.raises(ValueError, match=r"the methods \['forward'\] of policy Own, and so do action masks.*=False"):
         ActorCritic(Own, Restless())
     ActorCritic(Own, Restless(), use_action_masks=False)
-
-
-def test_off_pac_refuses_masks() -> None:
-    for env in (Restless(), Restless(source="key"), "MaskedGrid-v0"):
-        policy: Any = "MultiInputPolicy" if isinstance(env, Restless) and env.source == "key" else "MlpPolicy"
-        for use in (None, True):
-            with pytest.raises(ValueError, match="use_action_masks must be False, since OffPAC"):
-                OffPAC(policy, env, use_action_masks=use)
-        assert not OffPAC(policy, env, use_action_masks=False, buffer_size=100).uses_masks
 
 
 def test_masks_that_are_seen_too_late_give_a_warning() -> None:

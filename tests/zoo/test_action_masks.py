@@ -7,9 +7,11 @@ import pytest
 from sb3_pg import cli
 
 
-@pytest.mark.parametrize("vec_env", ["dummy", "subproc"])
-def test_train_and_enjoy(vec_env: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    common = ["--algo", "actor_critic", "--env", "MaskedGrid-v0", "-f", str(tmp_path)]
+@pytest.mark.parametrize(
+    ("algo", "vec_env"), [("actor_critic", "dummy"), ("actor_critic", "subproc"), ("off_pac", "dummy")]
+)
+def test_train_and_enjoy(algo: str, vec_env: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    common = ["--algo", algo, "--env", "MaskedGrid-v0", "-f", str(tmp_path)]
     options = ["-n", "200", "--eval-freq", "100", "--eval-episodes", "1", "--seed", "0", "--vec-env", vec_env]
     cli.main(["train", *common, *options])
     assert "Saving to" in capsys.readouterr().out

@@ -9,6 +9,7 @@ import numpy as np
 import torch as th
 from gymnasium import spaces
 from stable_baselines3.common.buffers import NStepReplayBuffer, ReplayBuffer
+from stable_baselines3.common.callbacks import BaseCallback
 from stable_baselines3.common.noise import ActionNoise
 from stable_baselines3.common.off_policy_algorithm import OffPolicyAlgorithm
 from stable_baselines3.common.policies import BasePolicy
@@ -17,6 +18,7 @@ from stable_baselines3.common.utils import update_learning_rate
 from stable_baselines3.common.vec_env import VecEnv
 from typing_extensions import Never, Self
 
+from sb3_pg.action_masks import MASK_KEY, mask_starts, require_some_choice
 from sb3_pg.algorithms import validation as arg
 from sb3_pg.algorithms.environments import require_normalized_last
 from sb3_pg.algorithms.off_pac.losses import (
@@ -32,10 +34,18 @@ from sb3_pg.algorithms.off_policy import REPLAY
 from sb3_pg.algorithms.saved_files import load_replay_buffer, save_replay_buffer
 from sb3_pg.algorithms.shell import Algorithm, LogInterval, waits_for_learning_starts
 from sb3_pg.algorithms.validation import SB3, EnvLike, Group, documented
+from sb3_pg.envs import normalization_with_masks
 from sb3_pg.learner.metrics import Metrics
 from sb3_pg.learner.optimizers import with_fewer_operations
 from sb3_pg.learner.rollback import frozen, require_usable_std, undone_on_failure
-from sb3_pg.policies import from_env, set_training_mode, to_env, uniform_behavior, unvalidated_distributions
+from sb3_pg.policies import (
+    from_env,
+    masked_uniform_behavior,
+    set_training_mode,
+    to_env,
+    uniform_behavior,
+    unvalidated_distributions,
+)
 from sb3_pg.rollout import (
     BehaviorReplayBuffer,
     DictBehaviorReplayBuffer,
@@ -78,8 +88,11 @@ def _check_buffer(model: Any) -> None:
     default, cls = model._default_buffer, model.replay_buffer_class
     in_steps = issubclass(default or cls or ReplayBuffer, NStepReplayBuffer)
     argument = f"n_steps={model.n_steps}" if default else f"replay_buffer_class={cls and cls.__name__}"
-    if isinstance(model.observation_space, spaces.Dict) and (in_steps or cls is ReplayBuffer):
-        raise ValueError(f"{argument} does not support Dict observations, got {model.observation_space}")
+    if isinstance(model.observation_space, spaces.Dict):
+        if in_steps or cls in (ReplayBuffer, BehaviorReplayBuffer):
+            _refuse_dicts(model, argument)
+        if model.optimize_memory_usage:
+            _refuse_dicts(model, "optimize_memory_usage=True")
     if in_steps and model.optimize_memory_usage:
         raise ValueError(f"{argument} needs every next observation: optimize_memory_usage must be False")
     if model._is_kept_by_load("replay_buffer_kwargs"):
@@ -89,6 +102,15 @@ def _check_buffer(model: Any) -> None:
         given = model.replay_buffer_kwargs.get(name, value)
         if given != value:
             raise ValueError(f"replay_buffer_kwargs[{name!r}] must be {name}={value} or left out, got {given}")
+
+
+def _refuse_dicts(model: Any, argument: str) -> None:
+    if model.uses_masks:
+        raise ValueError(
+            f"{argument} does not support action masks, which are kept in Dict observations, got "
+            f"{model.observation_space}: leave it out, or give use_action_masks=False to ignore the masks"
+        )
+    raise ValueError(f"{argument} does not support Dict observations, got {model.observation_space}")
 
 
 def _without_effect(model: Any) -> dict[str, str]:
@@ -139,8 +161,9 @@ OFF_PAC = Group(
         changes of the policy since. More than 1 does not support Dict observations. It is ignored with a warning beside
         a ``replay_buffer_class``, as in SB3: use ``replay_buffer_kwargs={"n_steps": 3}`` there
     :param action_noise: must be None, because the log-prob of a noisy action would be unknown
-    :param use_action_masks: must be False for an env that says which actions are allowed: replayed transitions do not
-        hold the masks of next states, over which the critic's target is an expectation. False ignores masks
+    :param use_action_masks: whether the policy keeps to the masks of an env that says which actions are allowed. None
+        looks for masks, True requires them, False ignores them. With masks, the replay buffer must be one for Dict
+        observations
     :param policy_kwargs: arguments of the policy, e.g. ``{"n_critics": 1}``
     """,
     {
@@ -191,7 +214,8 @@ class OffPAC(Algorithm, OffPolicyAlgorithm):
     importance       :math:`\min(\rho, c) \nabla \log \pi(a|s) (Q(s, a) - V(s))`        the replayed; all
     ================ ================================================================== ===============================
 
-    Here :math:`\bar Q_k` is the mean of Q over the other K - 1 actions, and :math:`\rho = \pi / \mu`.
+    Here :math:`\bar Q_k` is the mean of Q over the other K - 1 actions, and :math:`\rho = \pi / \mu`. With action
+    masks, :math:`\pi` is 0 for actions that a state forbids: the target's sum runs over those that s' allows.
 
     Sources: Degris et al. (2012), eq. 4 and 5, for the objective and ``importance``; Heess et al. (2015) for SVG(0);
     the slides' "Off-Policy Actor-Critic" for ``score``. The states are those of the buffer, a broader distribution than
@@ -207,9 +231,6 @@ class OffPAC(Algorithm, OffPolicyAlgorithm):
         "MultiInputPolicy": OffPACMultiInputPolicy,
     }
     groups: ClassVar[tuple[Group, ...]] = (SB3, OFF_PAC)
-    no_masks_because: ClassVar[str] = (
-        "OffPAC draws actions at replayed states and sums over all of them in Expected SARSA's target, without masks"
-    )
     load_replay_buffer = load_replay_buffer
     save_replay_buffer = save_replay_buffer
     policy: OffPACPolicy
@@ -276,6 +297,7 @@ class OffPAC(Algorithm, OffPolicyAlgorithm):
         actor, critic = policy.actor, policy.critic
         assert buffer is not None
         self._set_discount()
+        normalization = self._normalization(self._last_obs)
         set_training_mode(policy, True)
         rate = critic_rate = self.lr_schedule(progress)
         if self.critic_learning_rate is not None:
@@ -287,7 +309,7 @@ class OffPAC(Algorithm, OffPolicyAlgorithm):
         steps: list[Metrics] = []
         with undone_on_failure(policy, actor.optimizer, critic.optimizer), unvalidated_distributions():
             for _ in range(gradient_steps):
-                samples: Any = buffer.sample(batch_size, env=self._vec_normalize_env)
+                samples: Any = buffer.sample(batch_size, env=normalization)
                 loss, metrics = critic_loss(policy, samples, self.gamma)
                 _descend(loss, critic.optimizer)
 
@@ -359,11 +381,17 @@ class OffPAC(Algorithm, OffPolicyAlgorithm):
     def _sample_action(
         self, learning_starts: int, action_noise: ActionNoise | None = None, n_envs: int = 1
     ) -> tuple[np.ndarray, np.ndarray]:
+        space, masks = self.action_space, self.policy.masks
+        obs: Any = self._last_obs
+        if masks:
+            when = f"at step {self._n_collected} of the rollout (time step {self.num_timesteps})"
+            require_some_choice(obs[MASK_KEY], mask_starts(space), when)
         if self.num_timesteps < learning_starts:
-            actions, self._log_probs = uniform_behavior(self.action_space, squashed=True)(self._last_obs)
-            actions = from_env(actions, self.action_space)
+            behavior = masked_uniform_behavior(space) if masks else uniform_behavior(space, squashed=True)
+            actions, self._log_probs = behavior(obs)
+            actions = from_env(actions, space)
         else:
-            actions, self._log_probs = act(self.policy, self._last_obs, self._n_collected)
+            actions, self._log_probs = act(self.policy, obs, self._n_collected)
         return to_env(self.policy)(actions), actions
 
     def _store_transition(
@@ -390,6 +418,8 @@ class OffPAC(Algorithm, OffPolicyAlgorithm):
         if normalize is not None and isinstance(self.observation_space, spaces.Discrete):
             # Nothing normalizes such observations, and SB3 takes them for arrays.
             self._vec_normalize_env, reward = None, normalize.get_original_reward()
+        elif normalize is not None and self.policy.masks:
+            self._vec_normalize_env = self._normalization(new_obs)
         try:
             super()._store_transition(replay_buffer, buffer_action, new_obs, reward, dones, infos)
         finally:
@@ -397,6 +427,26 @@ class OffPAC(Algorithm, OffPolicyAlgorithm):
         if isinstance(replay_buffer, BehaviorReplayBuffer):
             assert self._log_probs is not None
             replay_buffer.record_log_probs(self._log_probs)
+
+    def _normalization(self, obs: Any) -> Any:
+        """Return the env's VecNormalize in the form that replay code takes: for observations with masks, if there are.
+
+        :param obs: the latest observations
+        """
+        if self._vec_normalize_env is None or not self.policy.masks:
+            return self._vec_normalize_env
+        assert self.env is not None
+        masks = np.zeros(0) if obs is None else obs[MASK_KEY]
+        return normalization_with_masks(self.env, masks) or self._vec_normalize_env
+
+    def _setup_learn(self, *args: Any, **kwargs: Any) -> tuple[int, BaseCallback]:
+        """Prepare training as the other classes do. What a VecNormalize has got, and is replayed, has its masks too."""
+        result = super()._setup_learn(*args, **kwargs)
+        original: Any = self._last_original_obs
+        has_masks = isinstance(original, dict) and MASK_KEY in original
+        if self._vec_normalize_env is not None and self.policy.masks and self._last_obs is not None and not has_masks:
+            self._last_original_obs = self._normalization(self._last_obs).get_original_obs()
+        return result
 
     def _why_no_update(self) -> str:
         waits = self.gradient_steps != 0 and self.num_timesteps <= self.learning_starts
@@ -419,7 +469,8 @@ class OffPAC(Algorithm, OffPolicyAlgorithm):
         with warnings.catch_warnings():
             if default is not None:
                 warnings.filterwarnings("ignore", "`n_steps=.* is ignored")  # SB3 takes the class for the user's
-            super()._setup_model()
+            with self._extended_policy():
+                super()._setup_model()
         assert self.replay_buffer is not None
         keep_what_is_drawn(self.replay_buffer)
         self._set_discount()

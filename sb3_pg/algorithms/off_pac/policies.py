@@ -2,7 +2,7 @@
 
 import copy
 import math
-from typing import Any
+from typing import Any, ClassVar
 
 import numpy as np
 import torch as th
@@ -10,22 +10,44 @@ from gymnasium import spaces
 from stable_baselines3.common.distributions import Distribution, make_proba_distribution
 from stable_baselines3.common.policies import BasePolicy, ContinuousCritic
 from stable_baselines3.common.torch_layers import BaseFeaturesExtractor, CombinedExtractor, NatureCNN, create_mlp
-from stable_baselines3.common.type_aliases import PyTorchObs
+from stable_baselines3.common.type_aliases import PyTorchObs, Schedule
 from stable_baselines3.common.utils import obs_as_tensor
 from stable_baselines3.sac.policies import Actor, SACPolicy
 from torch import nn
 
+from sb3_pg.action_masks import MASK_KEY, first_forbidden, mask_starts
 from sb3_pg.errors import NonFiniteError
 from sb3_pg.policies import (
+    MaskedPolicy,
     has_own_predict,
     is_listened_to,
     is_patched,
+    mask_distribution,
     original,
     policy_actions,
     scaled,
+    seen_part,
     unvalidated_distributions,
 )
 from sb3_pg.rollout import require_finite_policy, require_finite_step
+
+
+class SeenPart(BaseFeaturesExtractor):
+    """A features extractor of observations with action masks, of which it takes a part.
+
+    :param space: observation space
+    :param seen: space of the part, see :func:`~sb3_pg.policies.seen_space`
+    :param extractor: the extractor for the part
+    """
+
+    def __init__(self, space: spaces.Space[Any], seen: spaces.Space[Any], extractor: BaseFeaturesExtractor) -> None:
+        super().__init__(space, extractor.features_dim)
+        self.seen, self.extractor = seen, extractor
+
+    def forward(self, observations: Any) -> th.Tensor:
+        """Return the features of preprocessed observations, ``(n_samples, features_dim)``."""
+        features: th.Tensor = self.extractor(seen_part(observations, self.seen))
+        return features
 
 
 class DiscreteActor(BasePolicy):
@@ -38,7 +60,10 @@ class DiscreteActor(BasePolicy):
     :param features_dim: width of its output
     :param activation_fn: activation between the layers
     :param normalize_images: whether to divide images by 255
+    :param masks: whether observations have an action mask
     """
+
+    masks: bool = False
 
     def __init__(
         self,
@@ -49,11 +74,13 @@ class DiscreteActor(BasePolicy):
         features_dim: int,
         activation_fn: type[nn.Module] = nn.ReLU,
         normalize_images: bool = True,
+        masks: bool = False,
         **_: Any,  # arguments of gSDE, which only Box has
     ) -> None:
         super().__init__(
             observation_space, action_space, features_extractor=features_extractor, normalize_images=normalize_images
         )
+        self.masks = masks
         self.latent_pi = nn.Sequential(*create_mlp(features_dim, -1, net_arch, activation_fn))
         head: Any = make_proba_distribution(action_space).proba_distribution_net(
             latent_dim=net_arch[-1] if net_arch else features_dim
@@ -64,9 +91,12 @@ class DiscreteActor(BasePolicy):
             self.logits.bias.zero_()
 
     def distribution(self, obs: PyTorchObs) -> Distribution:
-        """Return the policy's distribution at each observation."""
+        """Return the policy's distribution at each observation. A mask that allows nothing counts as allowing all."""
         logits = self.logits(self.latent_pi(self.extract_features(obs, self.features_extractor)))
         distribution: Distribution = make_proba_distribution(self.action_space).proba_distribution(logits)
+        if self.masks:
+            assert isinstance(obs, dict)
+            mask_distribution(distribution, obs[MASK_KEY], nothing_is_all=True)
         return distribution
 
     def forward(self, obs: PyTorchObs, deterministic: bool = False) -> th.Tensor:
@@ -181,8 +211,14 @@ class Critic(ContinuousCritic):
         return actions.float()
 
 
-class OffPACPolicy(SACPolicy):
-    """A stochastic actor, Q critics and their targets. Its arguments are those of SB3's SACPolicy."""
+class OffPACPolicy(MaskedPolicy, SACPolicy):
+    """A stochastic actor, Q critics and their targets, with or without action masks.
+
+    Its other arguments are those of SB3's SACPolicy.
+
+    :param masks: whether there are action masks, which the actor keeps to
+    :param observe_masks: whether the networks see the mask. It takes a policy for Dict observations
+    """
 
     actor: DiscreteActor | ContinuousActor  # type: ignore[assignment]
     critic: Critic
@@ -192,6 +228,23 @@ class OffPACPolicy(SACPolicy):
     def use_sde(self) -> bool:
         """Whether the actor's noise depends on the state."""
         return bool(self.actor_kwargs.get("use_sde", False))
+
+    def _build(self, lr_schedule: Schedule) -> None:
+        if self.masks:
+            self.actor_kwargs["masks"] = True
+        super()._build(lr_schedule)
+        if self.masks and not getattr(self.actor, "masks", False):
+            raise ValueError(
+                f"policy {type(self).__name__} must make its actor with masks=True, as actor_kwargs has it, got a "
+                f"{type(self.actor).__name__} without masks: or give use_action_masks=False"
+            )
+
+    def make_features_extractor(self) -> BaseFeaturesExtractor:
+        """Make a features extractor, as in SB3, for the part of the observations that the networks see."""
+        extractor = super().make_features_extractor()
+        if self.seen_space == self.observation_space:
+            return extractor
+        return SeenPart(self.observation_space, self.seen_space, extractor)
 
     def get_distribution(self, obs: PyTorchObs) -> Distribution:
         """Return the actor's distribution at each observation, as the method of SB3's ActorCriticPolicy does."""
@@ -220,6 +273,8 @@ class OffPACCnnPolicy(OffPACPolicy):
 class OffPACMultiInputPolicy(OffPACPolicy):
     """:class:`OffPACPolicy` for Dict observations."""
 
+    takes_dict: ClassVar[bool] = True
+
     def __init__(
         self, *args: Any, features_extractor_class: type[BaseFeaturesExtractor] = CombinedExtractor, **kwargs: Any
     ) -> None:
@@ -235,6 +290,7 @@ def act(policy: OffPACPolicy, obs: Any, step: int) -> tuple[np.ndarray, np.ndarr
     :return: actions as they are stored, ``(n_envs, *action_shape)``, those of a Box in [-1, 1]; and their log-probs,
         nats, ``(n_envs,)``
     :raises NonFiniteError: naming the observation, or the parameter of the policy, that is not finite
+    :raises ValueError: a method of the policy's own has drawn an action that a mask forbids
     """
     cause: Exception | None = None
     try:
@@ -243,6 +299,8 @@ def act(policy: OffPACPolicy, obs: Any, step: int) -> tuple[np.ndarray, np.ndarr
             distribution = policy.actor.distribution(obs_tensor)
             drawn = _predicted(policy, obs, obs_tensor) if _predict_matters(policy) else distribution.sample()
             actions, log_probs = drawn.cpu().numpy(), distribution.log_prob(drawn).cpu().numpy()
+        if policy.masks:
+            _require_allowed(policy, actions, obs[MASK_KEY])
         if np.isfinite(log_probs).all():
             return actions.reshape(len(log_probs), *(policy.action_space.shape or ())), log_probs
     except RuntimeError as error:  # torch raises it for probabilities that are not finite
@@ -250,6 +308,15 @@ def act(policy: OffPACPolicy, obs: Any, step: int) -> tuple[np.ndarray, np.ndarr
     require_finite_step("observation", obs, step, cause=cause)
     require_finite_policy(policy, cause)
     raise cause or NonFiniteError("log_prob", math.nan, step=step)
+
+
+def _require_allowed(policy: OffPACPolicy, actions: np.ndarray, masks: np.ndarray) -> None:
+    env = first_forbidden(actions, masks, mask_starts(policy.action_space))
+    if env is not None:
+        raise ValueError(
+            f"policy {type(policy).__name__} must draw actions that action_mask allows, got {actions[env]} for env "
+            f"{env}: let its methods keep to the masks, or give use_action_masks=False"
+        )
 
 
 def _predict_matters(policy: OffPACPolicy) -> bool:
