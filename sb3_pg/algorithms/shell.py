@@ -88,10 +88,7 @@ class _Load(NamedTuple):
 #: The call of ``load`` that runs, None if none does.
 _LOADING: ContextVar[_Load | None] = ContextVar("loading", default=None)
 #: Attributes that belong to one rollout, or that are made from the policy. They are neither saved nor copied.
-TRANSIENT_ATTRS = (
-    *("learner", "rollout_batch", "_collected", "_collector", "_pieces", "checkpointer", "_resumption"),
-    "_memory",
-)
+TRANSIENT_ATTRS = ("learner", "rollout_batch", "_collected", "_collector", "_pieces", "checkpointer", "_resumption")
 #: Metrics that are printed only with ``verbose=2``. TensorBoard and CSV files have all metrics.
 _DETAILS: Final = frozenset(
     {
@@ -277,6 +274,15 @@ class Algorithm(BaseAlgorithm):
         finally:
             self.policy_class, self.policy_kwargs = given
 
+    def _require_own_memory(self) -> None:
+        """Require that ``memory`` is what the policy was made with: its layers stay what they are.
+
+        :raises ValueError: it is another
+        """
+        own = getattr(self.policy, "memory", None)
+        if to_memory(given := self.memory) != own:
+            raise ValueError(f"memory must be that of the policy, {own!r}, got {given!r}: make another model")
+
     def _make_plain(self) -> None:
         """Turn NumPy's numbers among the arguments into Python's own. Users and ``load`` set attributes at any time."""
         attributes = vars(self)
@@ -445,7 +451,7 @@ class Algorithm(BaseAlgorithm):
         return {name: value for name, value in vars(self).items() if name not in TRANSIENT_ATTRS}
 
     def _excluded_save_params(self) -> list[str]:
-        return [*super()._excluded_save_params(), *TRANSIENT_ATTRS]
+        return [*super()._excluded_save_params(), *TRANSIENT_ATTRS, "_memory"]
 
     def _get_torch_save_params(self) -> tuple[list[str], list[str]]:
         state_dicts, variables = super()._get_torch_save_params()
@@ -582,6 +588,7 @@ class Algorithm(BaseAlgorithm):
             raise ValueError("learn() needs an environment: call set_env(env), or load(path, env=env)")
         if getattr(self, "policy", None) is None:
             raise ValueError("learn() needs a policy, which _init_setup_model=False has left out: give True")
+        self._require_own_memory()
         fit_evaluations(callback, self.uses_masks, self.env)
         updates_before = self._n_updates
         if self._resumption is not None:

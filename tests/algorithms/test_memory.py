@@ -563,3 +563,30 @@ def test_a_buffer_that_is_filled_by_hand_is_read_in_sequences() -> None:
     next(buffer.get(4))
     with pytest.raises(ValueError, match="has been read by its get, which loses the order of the steps"):
         model.train()
+
+
+def test_a_deep_copy_remembers_what_the_model_remembers() -> None:
+    model = make(ActorCritic, scripted(), n_steps=7).learn(14)
+    again = copy.deepcopy(model)
+    for one in (model, again):
+        th.manual_seed(3)
+        one.learn(28, reset_num_timesteps=False)
+    assert th.equal(parameters(model), parameters(again))
+
+
+@each_class
+@pytest.mark.parametrize("other", ["lstm", Memory("gru", 8, backprop_steps=3), None])
+def test_a_memory_that_is_set_after_construction_is_an_error(cls: Any, other: Any) -> None:
+    model = make(cls)
+    model.memory = other
+    with pytest.raises(ValueError, match=r"memory must be that of the policy, .*hidden_size=8.*, got"):
+        model.learn(64)
+    model.memory = Memory("gru", 8)
+    model.learn(64)
+
+
+def test_a_memory_that_is_set_on_a_model_without_is_an_error() -> None:
+    model = ActorCritic("MlpPolicy", "CartPole-v1", **SMALL)
+    model.memory = "lstm"
+    with pytest.raises(ValueError, match=r"memory must be that of the policy, None, got 'lstm'"):
+        model.learn(64)
