@@ -25,6 +25,7 @@ from stable_baselines3.common.utils import set_random_seed
 from stable_baselines3.common.vec_env import DummyVecEnv, VecEnv, VecFrameStack, VecMonitor, VecNormalize
 
 from sb3_pg import NPG, TRPO, ActorCritic, KLPenaltyPG, Memory, OffPAC, OffPolicyPG, Reinforce
+from sb3_pg.action_masks import mask_sizes
 from sb3_pg.algorithms.shell import LEARN_CHECKS
 from sb3_pg.rollout import EndlessEpisodeError
 from tests.helpers import ACTION_SPACES, OBSERVATION_SPACES, BatchNormExtractor, policy_for
@@ -83,6 +84,7 @@ FAULTS = (
     *("None as reward", "string as reward", "observation of another dtype", "observation of another shape"),
     *("None as observation", "raises", "never ends", "ends at once", "terminated and truncated", "four values"),
     *("None as info", "NaN reset", "reset without info", "None as reset", "reset raises", "bits as endings"),
+    *("mask that allows nothing", "mask of another length", "None as mask", "text as mask"),
 )
 
 
@@ -91,15 +93,59 @@ class FuzzEnv(gym.Env[Any, Any]):
 
     :param fault: one of ``FAULTS``, or None
     :param at: the step at which the fault occurs, or the reset, counted from 1. Some faults last from then on
+    :param masks: where it gives random action masks: "method", "info" or "none"
+    :param strict: whether it raises where a masked action is taken
     """
 
-    def __init__(self, observations: Any, actions: Any, length: int, fault: str | None, at: int, seed: int) -> None:
+    def __init__(
+        self,
+        observations: Any,
+        actions: Any,
+        length: int,
+        fault: str | None,
+        at: int,
+        seed: int,
+        masks: str,
+        strict: bool,
+    ) -> None:
         # each with a generator of its own
         self.observation_space, self.action_space = copy.deepcopy(observations), copy.deepcopy(actions)
         self.length, self.fault, self.at, self.own_seed = length, fault, at, seed
         self.t = self.life = self.resets = 0
         self.observation_space.seed(seed)
         self.rng = np.random.default_rng(seed)
+        self.masks, self.strict = masks if mask_sizes(actions) else "none", strict
+        if self.masks == "method":
+            self.action_masks = lambda: self.mask
+        elif self.masks == "info":
+            self.action_mask = self._draw_mask  # as Taxi has, so that its masks are found
+        self.mask: Any = self._draw_mask()
+
+    def _draw_mask(self) -> Any:
+        """Draw a mask that allows an action, or the faulty one."""
+        sizes = mask_sizes(self.action_space)
+        parts = [np.zeros(0, bool), *(self.rng.random(size) < 0.5 for size in sizes)]
+        for part in parts[1:]:
+            part[self.rng.integers(len(part))] = True
+        mask = np.concatenate(parts)
+        faulty: Any = {
+            "mask that allows nothing": np.zeros_like(mask),
+            "mask of another length": mask[1:],
+            "None as mask": None,
+            "text as mask": "all",
+        }
+        return faulty[self.fault] if self.life == self.at and self.fault in faulty else mask
+
+    def _require_allowed(self, action: Any) -> None:
+        sizes = mask_sizes(self.action_space)
+        start = getattr(self.action_space, "start", 0)
+        choices = np.ravel(np.asarray(action) - start).astype(int)
+        places = np.cumsum([0, *sizes])[:-1] + choices
+        assert self.mask[places].all(), f"action {action} is masked: {self.mask}"
+
+    def _info(self) -> dict[str, Any]:
+        self.mask = self._draw_mask()
+        return {"action_mask": self.mask} if self.masks == "info" else {}
 
     def _spoiled(self, obs: Any, value: float) -> Any:
         if isinstance(obs, dict):
@@ -119,12 +165,14 @@ class FuzzEnv(gym.Env[Any, Any]):
             return None
         if now and self.fault == "NaN reset":
             obs = self._spoiled(obs, np.nan)
-        return obs, {}
+        return obs, self._info()
 
     def step(self, action: Any) -> Any:
+        if self.strict and self.masks != "none":
+            self._require_allowed(action)
         self.t, self.life = self.t + 1, self.life + 1
         obs, reward = self.observation_space.sample(), float(self.rng.normal())
-        truncated, info = self.t % 7 == 0, dict[str, Any]()
+        truncated, info = self.t % 7 == 0, self._info()
         terminated = self.t >= self.length and not truncated
         now, since, fault = self.life == self.at, self.life >= self.at, self.fault
         result: Any = {
@@ -360,6 +408,7 @@ class Case:
     length: int
     fault: str | None
     at: int
+    masks: str = "none"
     arguments: dict[str, Any] = field(default_factory=dict)
     learn: dict[str, Any] = field(default_factory=dict)
 
@@ -373,7 +422,8 @@ class Case:
 
         def make(i: int) -> gym.Env[Any, Any]:
             fault = self.fault if i == n_envs - 1 else None
-            env = FuzzEnv(observations, actions, self.length, fault, self.at, i)
+            strict = self.arguments.get("use_action_masks") is not False
+            env = FuzzEnv(observations, actions, self.length, fault, self.at, i, self.masks, strict)
             return Monitor(env) if self.wrapper == "monitor" else env
 
         if alone:
@@ -413,6 +463,7 @@ def cases(draw: Any) -> Case:
         draw(st.sampled_from([1, 2, 5, 9])),
         draw(st.sampled_from(FAULTS)) if kind == "fault" else None,
         draw(st.integers(1, 30)) if kind == "fault" else 0,
+        draw(st.sampled_from(["none"] * 4 + ["method", "info"])),
         arguments,
         learn,
     )
@@ -453,6 +504,7 @@ class _Watch(BaseCallback):
 _TENSORS = {
     *("observation", "observations", "reward", "rewards", "action", "actions", "gradient", "parameter", "advantage"),
     *("log_prob", "value", "importance", "observation_space", "action_space", "env", "train_freq"),
+    "action_mask",
 }
 
 
