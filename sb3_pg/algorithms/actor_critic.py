@@ -11,8 +11,9 @@ from typing_extensions import Self, Unpack
 from sb3_pg.algorithms import validation as arg
 from sb3_pg.algorithms.arguments import ON_POLICY, SHARED
 from sb3_pg.algorithms.critic_estimates import CRITIC_ESTIMATES, CriticArguments
+from sb3_pg.algorithms.learners import from_arguments
 from sb3_pg.algorithms.on_policy import OnPolicyPG
-from sb3_pg.algorithms.shell import LogInterval, from_arguments
+from sb3_pg.algorithms.shell import LogInterval
 from sb3_pg.algorithms.validation import SB3, EnvLike, Group, documented
 from sb3_pg.learner import Bootstrapped, GradientStep
 from sb3_pg.learner.estimators import Advantage, CriticTarget

@@ -7,7 +7,7 @@ import torch as th
 from stable_baselines3.common.buffers import RolloutBuffer
 
 from sb3_pg.algorithms import validation as arg
-from sb3_pg.algorithms.shell import critic_fit, uses_critic
+from sb3_pg.algorithms.learners import critic_fit, uses_critic
 from sb3_pg.algorithms.validation import Group
 from sb3_pg.policies import Memory, takes_other_numbers, to_memory
 

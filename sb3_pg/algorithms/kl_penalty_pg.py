@@ -10,8 +10,8 @@ from typing_extensions import Unpack
 from sb3_pg.algorithms import validation as arg
 from sb3_pg.algorithms.arguments import ON_POLICY, SHARED, SB3Arguments
 from sb3_pg.algorithms.critic_estimates import CRITIC_ESTIMATES, CriticArguments
+from sb3_pg.algorithms.learners import CriticRule, from_arguments
 from sb3_pg.algorithms.on_policy import OnPolicyPG
-from sb3_pg.algorithms.shell import CriticRule, from_arguments
 from sb3_pg.algorithms.validation import SB3, EnvLike, Group, documented
 from sb3_pg.learner import Bootstrapped, KLPenaltyStep
 from sb3_pg.learner.trust_region import require_known_divergence

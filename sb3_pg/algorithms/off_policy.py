@@ -22,18 +22,16 @@ from stable_baselines3.common.vec_env import VecEnv
 from sb3_pg.algorithms import validation as arg
 from sb3_pg.algorithms.arguments import SHARED, CommonArguments
 from sb3_pg.algorithms.callback_locals import OffPolicyListener, collecting
-from sb3_pg.algorithms.saved_files import load_replay_buffer, save_replay_buffer
-from sb3_pg.algorithms.shell import (
-    Algorithm,
+from sb3_pg.algorithms.learners import (
     CriticRule,
-    LogInterval,
     bootstraps_truncated,
     refresh_learner,
     set_up_learner,
     take_update,
     value_scale,
-    waits_for_learning_starts,
 )
+from sb3_pg.algorithms.saved_files import load_replay_buffer, save_replay_buffer
+from sb3_pg.algorithms.shell import Algorithm, LogInterval, waits_for_learning_starts
 from sb3_pg.algorithms.validation import SB3, EnvLike, Group
 from sb3_pg.errors import NonFiniteError
 from sb3_pg.learner import ImportanceSampled, Learner, LearnerState, Report, Step

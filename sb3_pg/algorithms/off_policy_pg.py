@@ -8,9 +8,9 @@ from typing_extensions import Unpack
 
 from sb3_pg.algorithms import validation as arg
 from sb3_pg.algorithms.arguments import SHARED
+from sb3_pg.algorithms.learners import from_arguments
 from sb3_pg.algorithms.monte_carlo import MONTE_CARLO, BaselineName, keep_baseline, monte_carlo, require_episodes
 from sb3_pg.algorithms.off_policy import REPLAY, OffPolicyShell, ReplayArguments
-from sb3_pg.algorithms.shell import from_arguments
 from sb3_pg.algorithms.validation import SB3, EnvLike, Group, documented
 from sb3_pg.baselines import Baseline, FitPredict
 from sb3_pg.functional.importance import RATIOS

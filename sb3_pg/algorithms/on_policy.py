@@ -17,10 +17,8 @@ from stable_baselines3.common.vec_env import VecEnv
 from sb3_pg.algorithms import validation as arg
 from sb3_pg.algorithms.arguments import ON_POLICY, SHARED
 from sb3_pg.algorithms.callback_locals import OnPolicyListener, collecting
-from sb3_pg.algorithms.shell import (
-    Algorithm,
+from sb3_pg.algorithms.learners import (
     CriticRule,
-    LogInterval,
     bootstraps_truncated,
     refresh_learner,
     set_up_learner,
@@ -28,6 +26,7 @@ from sb3_pg.algorithms.shell import (
     uses_critic,
     value_scale,
 )
+from sb3_pg.algorithms.shell import Algorithm, LogInterval
 from sb3_pg.algorithms.validation import SB3, EnvLike, Group
 from sb3_pg.errors import NonFiniteError
 from sb3_pg.learner import Estimator, Learner, LearnerState, Report, Step

@@ -8,9 +8,10 @@ from typing_extensions import Self, Unpack
 
 from sb3_pg.algorithms import validation as arg
 from sb3_pg.algorithms.arguments import ON_POLICY, SHARED, OnPolicyArguments
+from sb3_pg.algorithms.learners import from_arguments
 from sb3_pg.algorithms.monte_carlo import MONTE_CARLO, BaselineName, keep_baseline, monte_carlo, require_episodes
 from sb3_pg.algorithms.on_policy import OnPolicyPG
-from sb3_pg.algorithms.shell import LogInterval, from_arguments
+from sb3_pg.algorithms.shell import LogInterval
 from sb3_pg.algorithms.validation import SB3, EnvLike, Group, documented
 from sb3_pg.baselines import Baseline, FitPredict
 from sb3_pg.learner import GradientStep

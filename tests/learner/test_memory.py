@@ -51,7 +51,8 @@ class Case:
     def __init__(self, memory: Memory, space: spaces.Space[Any] = SPACES["discrete"][0], carried: bool = True) -> None:
         th.manual_seed(0)
         box = spaces.Box(-1, 1, (2,), np.float32)
-        self.policy: Any = extended(ActorCriticPolicy)(box, space, lambda _: 1e-3, memory=memory, net_arch=[])
+        make: Any = extended(ActorCriticPolicy)
+        self.policy = make(box, space, lambda _: 1e-3, memory=memory, net_arch=[])
         with th.no_grad():
             for parameter in self.policy.parameters():
                 parameter.normal_(0, 0.7)

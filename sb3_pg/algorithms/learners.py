@@ -1,0 +1,181 @@
+"""How a policy-gradient algorithm makes its learner from its arguments, and takes updates with it."""
+
+import math
+import time
+from collections.abc import Callable
+from dataclasses import fields
+from operator import attrgetter
+from typing import Any, NamedTuple, TypeVar
+
+from stable_baselines3.common.type_aliases import Schedule
+from stable_baselines3.common.utils import update_learning_rate
+
+from sb3_pg.algorithms import validation as arg
+from sb3_pg.errors import NonFiniteError
+from sb3_pg.learner import (
+    CriticFit,
+    Estimator,
+    Learner,
+    LearnerState,
+    Report,
+    ReturnScale,
+    make_critic_optimizer,
+)
+from sb3_pg.learner.optimizers import with_fewer_operations
+from sb3_pg.learner.rollback import require_usable_std
+from sb3_pg.rollout import RolloutBatch
+
+BuiltT = TypeVar("BuiltT")
+
+
+def from_arguments(cls: type[BuiltT]) -> Callable[[Any], BuiltT]:
+    """Return a method that makes a ``cls`` from the model's attributes of the same names.
+
+    :param cls: a dataclass, whose fields are arguments of the algorithm
+    """
+    values = attrgetter(*(field.name for field in fields(cls)))  # type: ignore[arg-type]  # dataclasses have no type
+
+    def build(self: Any) -> BuiltT:
+        return cls(*values(self))
+
+    build.__doc__ = f"Make a :class:`~{cls.__module__}.{cls.__name__}` from the model's present arguments."
+    return build
+
+
+class CriticRule(NamedTuple):
+    """How an algorithm's critic is trained, whatever the arguments are.
+
+    :param own_steps: whether the critic always has gradient steps of its own
+    :param shares_batch_size: whether ``batch_size`` is the critic's too, unless ``critic_batch_size`` is given
+    :param keeps_statistics: whether training the critic leaves the BatchNorm statistics of shared features unchanged
+    """
+
+    own_steps: bool = False
+    shares_batch_size: bool = False
+    keeps_statistics: bool = False
+
+
+def uses_critic(model: Any) -> bool:
+    """Return whether the algorithm's estimator needs a critic."""
+    estimator: Estimator = model.make_estimator()
+    return estimator.requires_critic
+
+
+def bootstraps_truncated(model: Any) -> bool:
+    """Return whether the estimator adds the value of a truncated episode's last state."""
+    estimator: Estimator = model.learner.estimator
+    asked_for: bool = estimator.requires_critic if model.truncation is None else model.truncation == "bootstrap"
+    return estimator.bootstraps and asked_for
+
+
+def wants_critic_optimizer(model: Any) -> bool:
+    """Return whether the arguments ask for an optimizer of the critic's own."""
+    if model.critic_rule.own_steps:
+        return model.critic_learning_rate is not None
+    return model.critic_learning_rate is not None or model.n_critic_updates > 1 or model.critic_fit == "before"
+
+
+def critic_fit(model: Any) -> CriticFit:
+    """Return how the critic is trained, according to the model's arguments.
+
+    :param model: a policy-gradient algorithm
+    """
+    rule: CriticRule = model.critic_rule
+    shared = model.batch_size if rule.shares_batch_size else None
+    return CriticFit(
+        own_steps=rule.own_steps or wants_critic_optimizer(model),
+        optimizer=model.critic_optimizer,
+        n_passes=model.n_critic_updates,
+        batch_size=model.critic_batch_size or shared,
+        before_actor=model.critic_fit == "before",
+        warmup_updates=model.critic_warmup_updates,
+        normalize_targets=model.normalize_value_targets,
+        revalue=getattr(model, "recompute_advantage", False),
+        in_eval_mode=rule.keeps_statistics,
+    )
+
+
+def refresh_learner(model: Any) -> Learner:
+    """Return the model's learner, with an estimator and a step made from the model's present attributes.
+
+    Users and ``load`` change attributes at any time.
+
+    :param model: a policy-gradient algorithm
+    """
+    learner: Learner | None = vars(model).get("learner")
+    estimator, step = model.make_estimator(), model.make_step()
+    if learner is None or learner.policy is not model.policy:
+        learner = model.learner = Learner(model.policy, estimator, step, state=model.learner_state)
+    learner.estimator, learner.step, learner.critic = estimator, step, critic_fit(model)
+    learner.normalize_advantage = model.normalize_advantage
+    return learner
+
+
+def set_up_learner(model: Any) -> None:
+    """Make the learner and the critic's optimizer, after SB3 has made the policy.
+
+    :param model: a policy-gradient algorithm
+    :raises ValueError: the policy's standard deviation overflows, or the critic has no parameters of its own
+    """
+    require_usable_std(model.policy, model.policy_kwargs, model.use_sde)
+    model.policy.optimizer = with_fewer_operations(model.policy.optimizer)
+    attributes = vars(model)
+    if "learner_state" not in attributes:
+        # A zip of an earlier version holds the parts of the learner's state as attributes.
+        model.learner_state = LearnerState(attributes.pop("_return_scale", ReturnScale()))
+        model.learner_state.n_warmed_up = attributes.pop("_n_warmed_up", 0)
+        model.learner_state.n_failures = attributes.pop("_n_failures", 0)
+    model.critic_optimizer = None
+    attributes.pop("learner", None)
+    learner = refresh_learner(model)
+    if wants_critic_optimizer(model) and learner.estimator.requires_critic:
+        model.critic_optimizer = make_critic_optimizer(list(learner.critic_only.values()), critic_rate(model))
+
+
+def take_update(model: Any, batch: RolloutBatch, report: Report, seconds: float = 0.0) -> bool:
+    """Set the scheduled learning rates, update the learner once, and log its metrics.
+
+    :param model: a policy-gradient algorithm
+    :param batch: the batch to learn from
+    :param report: which metrics to compute that the update does not need
+    :param seconds: time that the batch's estimates took, seconds; it is added to the logged time of the update
+    :return: False if the update was skipped
+    :raises NonFiniteError: a gradient or a parameter would not be finite
+    """
+    began = time.perf_counter()
+    learner = refresh_learner(model)
+    model._update_learning_rate(model.policy.optimizer)
+    if model.critic_optimizer is not None:
+        rate = critic_rate(model)
+        update_learning_rate(model.critic_optimizer, rate)
+        model.logger.record("train/critic_learning_rate", rate, model._detail)
+    try:
+        metrics = learner.update(batch, report)
+    except NonFiniteError as error:
+        model._skip_or_raise(error)
+        return False
+    finally:
+        if learner.outcome:
+            model.logger.record("train/step_outcome", learner.outcome)
+    model._n_updates += 1
+    model._record(metrics)
+    model.logger.record("train/n_updates", model._n_updates, exclude="tensorboard")
+    model.logger.record("time/update_seconds", time.perf_counter() - began + seconds, model._detail)
+    return True
+
+
+def value_scale(model: Any) -> float:
+    """Factor that turns the critic's output into reward units; 1 without ``normalize_value_targets``."""
+    return model.learner_state.return_scale.value if model.normalize_value_targets else 1.0
+
+
+def critic_rate(model: Any) -> float:
+    """Return the present step size of the critic's optimizer. Without ``critic_learning_rate`` it is the policy's.
+
+    :param model: a policy-gradient algorithm
+    """
+    rate, progress = model.critic_learning_rate, model._current_progress_remaining
+    if isinstance(rate, float) and 0 <= rate < math.inf:
+        return rate
+    schedule: Schedule = model.lr_schedule if rate is None else arg.to_schedule(rate, "critic_learning_rate")
+    return schedule(progress)
