@@ -15,6 +15,7 @@ from sb3_pg.functional.importance import (
     per_decision_return,
     self_normalize,
     truncate,
+    truncated_fraction,
 )
 from sb3_pg.functional.losses import policy_gradient_loss, reduce_actor, value_loss
 from sb3_pg.functional.natural_gradient import (
@@ -26,7 +27,7 @@ from sb3_pg.functional.natural_gradient import (
 )
 from sb3_pg.functional.returns import lambda_return, n_step_return, reward_to_go, total_return
 from sb3_pg.functional.scan import scan
-from sb3_pg.functional.traces import retrace, vtrace
+from sb3_pg.functional.traces import retrace, vtrace, vtrace_advantages
 
 __all__ = [
     "FisherVectorProduct",
@@ -58,7 +59,9 @@ __all__ = [
     "td_residual",
     "total_return",
     "truncate",
+    "truncated_fraction",
     "value_loss",
     "vtrace",
+    "vtrace_advantages",
     "with_parameters",
 ]

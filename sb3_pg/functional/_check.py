@@ -21,3 +21,12 @@ def check_fraction(name: str, value: float) -> None:
     """
     if not 0.0 <= value <= 1.0:
         raise ValueError(f"{name} must lie in [0, 1], got {value}")
+
+
+def check_positive(name: str, value: float) -> None:
+    """Require ``value`` > 0; infinity is allowed.
+
+    :raises ValueError: naming the argument and its value
+    """
+    if not value > 0:
+        raise ValueError(f"{name} must be positive, got {value}")

@@ -24,7 +24,7 @@ import math
 
 import torch as th
 
-from sb3_pg.functional._check import check_shapes
+from sb3_pg.functional._check import check_positive, check_shapes
 from sb3_pg.functional.precision import precise
 from sb3_pg.functional.returns import episode_starts, rewards_and_decay, shift, zero_padding
 from sb3_pg.functional.scan import scan
@@ -108,9 +108,22 @@ def truncate(log_weights: th.Tensor, max_ratio: float | None) -> th.Tensor:
     """
     if max_ratio is None:
         return log_weights
-    if not max_ratio > 0:
-        raise ValueError(f"max_ratio must be positive, got {max_ratio}")
+    check_positive("max_ratio", max_ratio)
     return log_weights.clamp(max=math.log(max_ratio))
+
+
+def truncated_fraction(log_weights: th.Tensor, max_ratio: float | None, mask: th.Tensor | None = None) -> th.Tensor:
+    """Share of the weights that :func:`truncate` changes.
+
+    :param log_weights: log W_t before truncation, any shape
+    :param max_ratio: c, positive; None for no truncation
+    :param mask: True where a weight counts, same shape
+    :return: a scalar in [0, 1]
+    :raises ValueError: unequal shapes, or max_ratio is not positive
+    """
+    check_shapes(log_weights=log_weights, mask=mask)
+    logs = precise(log_weights.flatten() if mask is None else log_weights[mask])
+    return precise(truncate(logs, max_ratio) < logs).mean()
 
 
 def self_normalize(log_weights: th.Tensor, ends: th.Tensor, mask: th.Tensor | None = None) -> th.Tensor:

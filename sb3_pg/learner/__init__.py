@@ -1,7 +1,7 @@
 """The learner: new parameters from a batch, without an env or an algorithm."""
 
 from sb3_pg.learner.critic import CriticFit, ReturnScale, make_critic_optimizer
-from sb3_pg.learner.estimators import Bootstrapped, ImportanceSampled, MonteCarlo
+from sb3_pg.learner.estimators import Bootstrapped, ImportanceSampled, MonteCarlo, VTrace
 from sb3_pg.learner.gradient_step import GradientStep
 from sb3_pg.learner.kl_penalty_step import KLPenaltyStep
 from sb3_pg.learner.learner import Estimator, Learner, LearnerState, Report, Step
@@ -23,5 +23,6 @@ __all__ = [
     "Report",
     "ReturnScale",
     "Step",
+    "VTrace",
     "make_critic_optimizer",
 ]

@@ -1,9 +1,8 @@
 """Estimators: returns and advantages of a batch."""
 
-import math
 from collections.abc import Iterator
 from dataclasses import dataclass, field
-from typing import Literal
+from typing import Literal, get_args
 
 import torch as th
 from stable_baselines3.common.policies import ActorCriticPolicy
@@ -24,8 +23,11 @@ from sb3_pg.functional import (
     td_residual,
     total_return,
     truncate,
+    truncated_fraction,
     vtrace,
+    vtrace_advantages,
 )
+from sb3_pg.functional._check import check_fraction, check_positive
 from sb3_pg.functional.precision import precise
 from sb3_pg.learner.learner import Estimator
 from sb3_pg.learner.metrics import Metrics
@@ -36,6 +38,7 @@ Advantage = Literal["gae", "td", "n_step", "monte_carlo"]
 CriticTarget = Literal["lambda", "td", "n_step", "monte_carlo"]
 Returns = Literal["reward_to_go", "total"]
 Ratio = Literal["per_step", "prefix", "per_decision", "trajectory"]
+Correction = Literal["vtrace", "none"]
 
 #: Advantage -> default target of the critic, which is the return in that advantage.
 OWN_TARGET: dict[str, CriticTarget] = {"gae": "lambda", "td": "td", "n_step": "n_step", "monte_carlo": "monte_carlo"}
@@ -50,6 +53,13 @@ class _StateDiscount(Estimator):
     def weights(self, batch: RolloutBatch) -> th.Tensor | None:
         """w_t, the discount of each step's state."""
         return (self.gamma ** precise(batch.timesteps)).to(batch.rewards.dtype) if self.state_discount else None
+
+
+def _importance(batch: RolloutBatch, discount: th.Tensor | None) -> th.Tensor:
+    """Return the batch's importance weights, times the discount of each step's state if there is one."""
+    assert batch.log_weights is not None
+    weights = importance_weights(batch.log_weights)
+    return weights if discount is None else weights * discount
 
 
 @dataclass
@@ -246,9 +256,7 @@ class ImportanceSampled(Estimator):
 
     def weights(self, batch: RolloutBatch) -> th.Tensor:
         """W_t, times the discount of each step's state if ``state_discount`` is on."""
-        assert batch.log_weights is not None
-        weights, discount = importance_weights(batch.log_weights), self.on_policy.weights(batch)
-        return weights if discount is None else weights * discount
+        return _importance(batch, self.on_policy.weights(batch))
 
     def estimate(self, batch: RolloutBatch, policy: ActorCriticPolicy) -> tuple[th.Tensor, th.Tensor]:
         """Return V-trace targets (returns, if there is no critic), and returns less baseline."""
@@ -293,5 +301,88 @@ class ImportanceSampled(Estimator):
         }
         if self.max_ratio is not None:
             raw = log_weights(batch.log_ratio, batch.ends, self.ratio, batch.mask)[batch.valid]
-            metrics["truncated_fraction"] = (raw > math.log(self.max_ratio)).double().mean()
+            metrics["truncated_fraction"] = truncated_fraction(raw, self.max_ratio)
         return metrics
+
+
+@dataclass
+class VTrace(_StateDiscount):
+    r"""Actor-critic of steps that an older policy :math:`\mu` has taken (Espeholt et al. 2018, section 4).
+
+    .. math:: \hat A_t = r_t + \gamma b_t + \gamma (1 - e_t) v_{t+1} - V_\phi(s_t),
+              \qquad w_t = \min(\bar\rho, \pi_\theta(a_t|s_t) / \mu(a_t|s_t))
+
+    The critic is trained on the V-trace targets :math:`v_t`. The ratio is the weight :math:`w_t` and no part of
+    :math:`\hat A_t`. A batch's mean advantage can therefore be subtracted: the mean of :math:`w_t \nabla_\theta \log
+    \pi_\theta(a_t|s_t)` is 0 unless the ratio is bounded.
+
+    ``correction="none"`` takes all ratios for 1. With ``trace_lambda=1`` this is A3C (Mnih et al. 2016): returns are
+    the rewards up to the end of the piece or episode, then the critic's value, whatever policy has acted.
+
+    A batch holds episodes or pieces of them. ``batch.bootstrap`` holds the present critic's value behind each piece.
+
+    :param gamma: discount per env step, in [0, 1]
+    :param trace_lambda: lambda, in [0, 1], a factor of each trace coefficient
+    :param max_ratio: bound of the ratio in TD residuals and weights, positive; infinity for none. It decides which
+        policy's value the critic learns
+    :param max_trace: bound of the ratio in trace coefficients, positive; infinity for none
+    :param correction: "vtrace" or "none"
+    :param state_discount: the weight gamma^t of each step's term in the gradient, on or off
+    :raises ValueError: an argument is out of range
+    """
+
+    gamma: float = 0.99
+    trace_lambda: float = 1.0
+    max_ratio: float = 1.0
+    max_trace: float = 1.0
+    correction: Correction = "vtrace"
+    state_discount: bool = False
+    requires_critic = True
+    bootstraps = True
+
+    def __post_init__(self) -> None:
+        check_fraction("gamma", self.gamma)
+        check_fraction("trace_lambda", self.trace_lambda)
+        check_positive("max_ratio", self.max_ratio)
+        check_positive("max_trace", self.max_trace)
+        if self.correction not in get_args(Correction):
+            raise ValueError(f"correction must be one of {list(get_args(Correction))}, got {self.correction!r}")
+
+    def weigh(self, batch: RolloutBatch, log_prob: th.Tensor) -> None:
+        """Set the batch's log-ratios and log-weights.
+
+        :param batch: with the log-probs of the policies that acted
+        :param log_prob: of the policy that is trained, nats, ``(n_steps, n_envs)``
+        """
+        assert batch.log_probs is not None
+        batch.log_ratio = log_importance_ratio(log_prob, batch.log_probs, batch.mask)
+        batch.log_weights = truncate(batch.log_ratio, self.max_ratio) if self.correction == "vtrace" else None
+
+    def weights(self, batch: RolloutBatch) -> th.Tensor | None:
+        """w_t, times the discount of each step's state if ``state_discount`` is on."""
+        discount = super().weights(batch)
+        return discount if self.correction == "none" else _importance(batch, discount)
+
+    def estimate(self, batch: RolloutBatch, policy: ActorCriticPolicy) -> tuple[th.Tensor, th.Tensor]:
+        """Return V-trace targets, and advantages without the ratio."""
+        del policy
+        rewards, values, ends, gamma = batch.rewards, batch.values, batch.ends, self.gamma
+        assert values is not None
+        last = batch.bootstrap, batch.mask
+        if self.correction == "none":
+            returns = lambda_return(rewards, values, ends, gamma, self.trace_lambda, *last)
+        else:
+            assert batch.log_ratio is not None
+            bounds = self.trace_lambda, self.max_ratio, self.max_trace
+            returns = vtrace(rewards, values, batch.log_ratio, ends, gamma, *bounds, *last)
+        return returns, vtrace_advantages(rewards, values, returns, None, ends, gamma, 1.0, *last)
+
+    def describe(self, batch: RolloutBatch) -> Metrics:
+        """Return metrics of the ratios before they are bounded: how far the policy is from those that acted."""
+        assert batch.log_ratio is not None
+        logs = batch.log_ratio[batch.valid]
+        return {
+            "importance_ess": effective_sample_size(logs) / len(logs),
+            "largest_weight": logs.max().exp().nan_to_num(),  # a ratio without room is the largest number
+            "truncated_fraction": truncated_fraction(logs, self.max_ratio),
+        }

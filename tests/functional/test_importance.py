@@ -195,6 +195,19 @@ def test_no_truncation() -> None:
 
 
 @rollouts
+@pytest.mark.parametrize("max_ratio", [0.5, 1.0, 3.0, math.inf, None])
+def test_the_truncated_fraction_counts_what_truncation_changes(rollout: Rollout, max_ratio: float | None) -> None:
+    numbers = [w > (max_ratio or math.inf) for w in slow_weights(rollout, "prefix").values()]
+    found = F.truncated_fraction(poisoned(logs_of(rollout, "prefix"), rollout), max_ratio, rollout.mask)
+    assert found.item() == pytest.approx(sum(numbers) / len(numbers))
+    assert (found > 0) == (max_ratio is not None and max_ratio < math.inf)
+
+
+def test_a_weight_at_the_bound_is_not_truncated() -> None:
+    assert F.truncated_fraction(column(0, 1e4, -1e4, 1e-9), 1.0).item() == 0.5
+
+
+@rollouts
 @all_ratios
 def test_normalization_divides_by_the_mean_of_all_episodes(rollout: Rollout, ratio: str) -> None:
     weights, episodes, found = slow_weights(rollout, ratio), rollout.episodes(), {}
@@ -344,6 +357,8 @@ NEVER = th.zeros(3, 1, dtype=th.bool)
         (lambda: F.truncate(ZEROS, 0.0), "max_ratio must be positive, got 0"),
         (lambda: F.truncate(ZEROS, -1.0), "max_ratio must be positive, got -1"),
         (lambda: F.truncate(ZEROS, math.nan), "max_ratio must be positive, got nan"),
+        (lambda: F.truncated_fraction(ZEROS, 0.0), "max_ratio must be positive, got 0"),
+        (lambda: F.truncated_fraction(ZEROS, 1.0, th.ones(3, 2, dtype=th.bool)), r"mask.*\(3, 2\)"),
     ],
 )
 def test_bad_input_is_named(call: Callable[[], th.Tensor], message: str) -> None:
