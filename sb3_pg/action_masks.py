@@ -47,32 +47,47 @@ def has_mask_key(observation_space: spaces.Space[Any], action_space: spaces.Spac
     return isinstance(space, spaces.MultiBinary | spaces.Box) and n_masks > 0 and space.shape == (n_masks,)
 
 
-def require_masks(name: str, masks: Any, action_space: spaces.Space[Any], n_rows: int | None = None) -> np.ndarray:
+def sources_of_masks(action_space: spaces.Space[Any]) -> str:
+    """Return where an env may give masks for these actions, or which actions have masks, for error messages.
+
+    :param action_space: action space
+    """
+    n_masks = sum(mask_sizes(action_space))
+    if not n_masks:
+        return "Discrete, MultiDiscrete or MultiBinary actions"
+    return (
+        f"a method {MASK_METHOD}(), or an entry {MASK_KEY!r}: in infos an array of shape {(n_masks,)}, in Dict "
+        f"observations a Box or MultiBinary of shape {(n_masks,)}"
+    )
+
+
+def require_masks(name: str, masks: Any, action_space: spaces.Space[Any], of_one_env: bool = False) -> np.ndarray:
     """Return masks as an array of bool.
 
     :param name: what they are, for the error message
     :param masks: the masks
     :param action_space: action space
-    :param n_rows: number of masks; None for one, or for any number
-    :return: ``(n_rows, n_masks)``, or ``(n_masks,)`` if one was given and ``n_rows`` is None
+    :param of_one_env: whether it is what a single env has given. Otherwise wrappers of envs may have changed it
+    :return: ``(n_rows, n_masks)``, or ``(n_masks,)`` if one was given or ``of_one_env`` is True
     :raises ValueError: they have another shape, or hold other values than 0 and 1
     """
     n_masks = sum(mask_sizes(action_space))
-    allowed = f"({n_masks},) or (n_envs, {n_masks})" if n_rows is None else f"{(n_rows, n_masks)}"
+    allowed = f"({n_masks},)" if of_one_env else f"({n_masks},) or (n_envs, {n_masks})"
     wanted = f"{name} must be an array of shape {allowed}, True where {action_space} allows a choice"
     try:
         array = np.asarray(masks)
-        fits = array.shape == (n_rows, n_masks) if n_rows is not None else array.shape[-1:] == (n_masks,)
     except ValueError:  # rows of different lengths
         raise ValueError(f"{wanted}, got {masks!r}") from None
     changed = "; if a VecNormalize or VecFrameStack has changed it, evaluate sb3_pg.envs.with_action_masks(env) instead"
-    if not fits or array.ndim > 2:
+    changed = "" if of_one_env else changed
+    if array.shape[-1:] != (n_masks,) or array.ndim > 2 or (of_one_env and array.size != n_masks):
         is_stacked = array.ndim > 0 and array.shape[-1] in range(2 * n_masks, array.size + 1, n_masks)
         raise ValueError(f"{wanted}, got shape {array.shape}{changed if is_stacked else ''}")
     if array.dtype != bool and (array.dtype.kind not in "iufO" or not np.isin(array, (0, 1)).all()):
         is_scaled = array.dtype.kind == "f"
         raise ValueError(f"{wanted}, got values other than 0 and 1: {array!r}{changed if is_scaled else ''}")
-    return array.astype(bool, copy=False)
+    array = array.astype(bool, copy=False)
+    return array.reshape(n_masks) if of_one_env else array
 
 
 def first_without_choice(masks: np.ndarray, starts: np.ndarray) -> tuple[int, int] | None:

@@ -7,7 +7,7 @@ from typing import Any
 
 import torch as th
 from gymnasium import spaces
-from stable_baselines3.common.policies import BasePolicy
+from stable_baselines3.common.policies import ActorCriticPolicy, BasePolicy
 from stable_baselines3.common.torch_layers import BaseFeaturesExtractor, CombinedExtractor, FlattenExtractor, NatureCNN
 from torch import nn
 
@@ -18,6 +18,7 @@ from sb3_pg.errors import SpaceError
 #: Arguments of a policy that the algorithm gives itself.
 _GIVEN = ("observation_space", "action_space", "lr_schedule", "masks")
 _OF_SB3 = (FlattenExtractor, NatureCNN, CombinedExtractor)
+_NO_MASKS = "left out: the env has no action masks, or use_action_masks=False ignores them"
 
 
 def check_policy_kwargs(
@@ -26,10 +27,11 @@ def check_policy_kwargs(
     """Check the arguments of a policy of SB3 or of this package. Others may do what they like with theirs.
 
     :param policy: class of the policy
-    :param kwargs: ``policy_kwargs``
-    :param space: observation space
+    :param kwargs: ``policy_kwargs``; with action masks, without ``observe_masks``
+    :param space: space of what the policy's networks see
     :param use_sde: whether the policy explores with gSDE
-    :raises ValueError: a value is out of range, or the policy does not take the observation space
+    :raises ValueError: a value is out of range, the policy does not take the observation space, or it is to see masks
+        where there are none
     :raises TypeError: a value has the wrong type, or the policy has no such argument
     """
     if not policy.__module__.startswith(("stable_baselines3.", "sb3_pg.")):
@@ -55,6 +57,37 @@ def check_policy_kwargs(
     _check_extractor(policy, kwargs, space)
 
 
+def require_policy_for(
+    name: str, extractor: type[BaseFeaturesExtractor], space: spaces.Space[Any], observes_masks: bool
+) -> None:
+    """Require a policy whose networks take the space that they see.
+
+    :param name: the policy's name
+    :param extractor: class of its features extractor
+    :param space: space of what they see: the observations, or their part without masks
+    :param observes_masks: whether ``policy_kwargs`` ask that they see the masks
+    :raises ValueError: the space is a Dict with nothing in it, or the policy takes a Dict, or none, and it is the other
+    """
+    if not isinstance(space, spaces.Dict):
+        if name == "MultiInputPolicy" and extractor is CombinedExtractor:
+            raise ValueError(
+                "policy='MultiInputPolicy' is for Dict observations: use 'MlpPolicy', or 'CnnPolicy' for images, with "
+                f"{space}"
+            )
+        return
+    if not space.spaces:
+        raise ValueError(
+            "observation_space must have a key besides 'action_mask', which the policy does not see: or give "
+            "policy_kwargs={'observe_masks': True} with 'MultiInputPolicy'"
+        )
+    if extractor in (FlattenExtractor, NatureCNN):
+        masks = ", by policy_kwargs['observe_masks']" if observes_masks else ""
+        raise ValueError(
+            f"You must use `MultiInputPolicy` when working with dict observation space, not {name}: its networks would "
+            f"see {space}{masks}"
+        )
+
+
 def _parameters(cls: type) -> dict[str, inspect.Parameter]:
     """Return the named parameters of a class, and those of its bases as long as keywords are handed on to them."""
     found: dict[str, inspect.Parameter] = {}
@@ -69,6 +102,13 @@ def _parameters(cls: type) -> dict[str, inspect.Parameter]:
 
 def _require_names(policy: type[BasePolicy], kwargs: Mapping[str, Any]) -> None:
     known = _parameters(policy).keys() - set(_GIVEN)
+    if "memory" in kwargs:
+        hint = "give memory= to the algorithm itself"
+        hint = hint if issubclass(policy, ActorCriticPolicy) else "OffPAC has no memory"
+        raise TypeError(f"policy_kwargs['memory'] is no argument of {policy.__name__}: {hint}")
+    observes = kwargs.get("observe_masks", False)  # with masks, it was taken out
+    if observes is not False or ("observe_masks" in kwargs and "observe_masks" not in known):
+        raise ValueError(f"policy_kwargs['observe_masks'] must be {_NO_MASKS}, got {observes!r}")
     for name in kwargs:
         if name in _GIVEN:
             raise TypeError(f"policy_kwargs[{name!r}] is given by the algorithm: leave it out")

@@ -9,7 +9,7 @@ from contextlib import contextmanager, nullcontext
 from contextvars import ContextVar
 from copy import deepcopy
 from functools import partial
-from typing import Any, ClassVar, Final, Literal, NamedTuple, TypeVar
+from typing import Any, ClassVar, Final, Literal, NamedTuple, TypeVar, cast
 
 import numpy as np
 import torch as th
@@ -20,7 +20,7 @@ from stable_baselines3.common.callbacks import BaseCallback
 from stable_baselines3.common.off_policy_algorithm import OffPolicyAlgorithm
 from stable_baselines3.common.policies import BasePolicy
 from stable_baselines3.common.save_util import recursive_getattr
-from stable_baselines3.common.torch_layers import FlattenExtractor
+from stable_baselines3.common.torch_layers import BaseFeaturesExtractor, FlattenExtractor
 from stable_baselines3.common.type_aliases import MaybeCallback, TensorDict
 from stable_baselines3.common.utils import get_device
 from stable_baselines3.common.vec_env import VecEnv
@@ -30,7 +30,7 @@ from sb3_pg.action_masks import has_mask_key
 from sb3_pg.algorithms import validation as arg
 from sb3_pg.algorithms.environments import check_action_space, check_observation_space
 from sb3_pg.algorithms.masks import fit_evaluations, masks_of, used_masks, using_masks, with_masks
-from sb3_pg.algorithms.policy_arguments import check_policy_kwargs
+from sb3_pg.algorithms.policy_arguments import check_policy_kwargs, require_policy_for
 from sb3_pg.algorithms.saved_files import (
     as_zip,
     require_attributes,
@@ -50,7 +50,7 @@ from sb3_pg.envs import GymVectorAdapter, infos_have_masks
 from sb3_pg.errors import DamagedFileError, NonFiniteError
 from sb3_pg.extras import extra_hints
 from sb3_pg.learner import Metrics
-from sb3_pg.policies import Memory, States, extended, predict, seen_space, to_memory
+from sb3_pg.policies import Memory, States, extended, has_masks, predict, seen_space, to_memory
 from sb3_pg.rollout import NormalizationGuard, naming_env_errors
 
 SelfAlgorithm = TypeVar("SelfAlgorithm", bound="Algorithm")
@@ -139,9 +139,8 @@ class Algorithm(BaseAlgorithm):
         values |= given
         arg.check_arguments(values, self.checks)
         init_setup_model = values.pop("_init_setup_model")
-        name, was_name = values["policy"], False
-        if name in ("MlpPolicy", "CnnPolicy"):  # SB3 refuses these names with a Dict, which may be that of the masks
-            values["policy"], was_name = self._get_policy_from_name(name), True
+        if values["policy"] in ("MlpPolicy", "CnnPolicy"):  # SB3 refuses them with a Dict, which may be that of masks
+            values["policy"] = self._get_policy_from_name(values["policy"])
         of_base = {name: values.pop(name) for name in (*ALWAYS.arguments, *SB3.arguments, *of_sb3) if name in values}
         of_base["policy_kwargs"] = dict(of_base["policy_kwargs"] or {})  # SB3 writes into it
         for name, value in values.items():
@@ -158,9 +157,6 @@ class Algorithm(BaseAlgorithm):
             if "gSDE" in str(error):
                 raise ValueError(f"use_sde must be False for actions of this env, got True: {error}") from error
             raise
-        is_dict = isinstance(getattr(self, "observation_space", None), spaces.Dict)
-        if was_name and is_dict and not self.uses_masks:
-            raise ValueError(f"You must use `MultiInputPolicy` when working with dict observation space, not {name}")
         if init_setup_model:
             self._setup_model()
 
@@ -212,13 +208,10 @@ class Algorithm(BaseAlgorithm):
         values = {name: value for name, value in vars(self).items() if name not in ("policy", "env")}
         arg.check_arguments(values, self.checks)
         space, policy_kwargs = self._seen_by_policy()
-        for_dict = self.policy_class is self.policy_aliases["MultiInputPolicy"]
-        for_dict = for_dict and "features_extractor_class" not in policy_kwargs
-        if for_dict and not isinstance(space, spaces.Dict):
-            raise ValueError(
-                "policy='MultiInputPolicy' is for Dict observations: use 'MlpPolicy', or 'CnnPolicy' for images, with "
-                f"{self.observation_space}"
-            )
+        names = {cls: name for name, cls in self.policy_aliases.items()}
+        name = names.get(self.policy_class, self.policy_class.__name__)
+        observes_masks = bool(self.uses_masks and self.policy_kwargs.get("observe_masks"))
+        require_policy_for(name, self._features_extractor(), space, observes_masks)
         check_policy_kwargs(self.policy_class, policy_kwargs, space, self.use_sde)
 
     @property
@@ -235,12 +228,15 @@ class Algorithm(BaseAlgorithm):
         others = {name: value for name, value in self.policy_kwargs.items() if name != "observe_masks"}
         observe: Any = self.policy_kwargs.get("observe_masks", False)
         arg.instance(bool)("policy_kwargs['observe_masks']", observe)
-        default = inspect.signature(self.policy_class).parameters.get("features_extractor_class")
-        extractor = others.get("features_extractor_class", FlattenExtractor if default is None else default.default)
-        if not inspect.isclass(extractor):  # check_policy_kwargs says what is wrong
-            extractor = FlattenExtractor
         policy_class: Any = self.policy_class
-        return seen_space(self.observation_space, policy_class, extractor, observe), others
+        return seen_space(self.observation_space, policy_class, self._features_extractor(), observe), others
+
+    def _features_extractor(self) -> type[BaseFeaturesExtractor]:
+        """Return the class of the policy's features extractor. Any value of another type is checked later."""
+        default = inspect.signature(self.policy_class).parameters.get("features_extractor_class")
+        given: Any = FlattenExtractor if default is None else default.default
+        given = self.policy_kwargs.get("features_extractor_class", given)
+        return cast(type[BaseFeaturesExtractor], given) if inspect.isclass(given) else BaseFeaturesExtractor
 
     @contextmanager
     def _extended_policy(self) -> Iterator[None]:
@@ -258,14 +254,19 @@ class Algorithm(BaseAlgorithm):
         finally:
             self.policy_class, self.policy_kwargs = given
 
-    def _require_own_memory(self) -> None:
-        """Require that ``memory`` is what the policy was made with: its layers stay what they are.
+    def _require_what_policy_has(self) -> None:
+        """Require ``memory`` and ``use_action_masks`` that the policy was made with: it stays what it is.
 
-        :raises ValueError: it is another
+        :raises ValueError: one is another
         """
         own = getattr(self.policy, "memory", None)
         if to_memory(given := self.memory) != own:
             raise ValueError(f"memory must be that of the policy, {own!r}, got {given!r}: make another model")
+        masks, use = has_masks(self.policy), self.use_action_masks
+        if (self.uses_masks if use is None else use) != masks:
+            raise ValueError(
+                f"use_action_masks must be {masks}, as the policy was made with, got {use!r}: make another model"
+            )
 
     def _make_plain(self) -> None:
         """Turn NumPy's numbers among the arguments into Python's own. Users and ``load`` set attributes at any time."""
@@ -307,11 +308,13 @@ class Algorithm(BaseAlgorithm):
         if "stats_window_size" in kwargs:  # SB3 keeps it under another name
             kwargs["_stats_window_size"] = kwargs.pop("stats_window_size")
         given = {name: value for name, value in kwargs.items() if name != "policy_kwargs"}
-        of_policy = ("memory", "use_action_masks")
-        replaced = {name: value for name, value in given.items() if name not in of_policy} | (custom_objects or {})
+        of_policy = ("memory", "use_action_masks")  # neither may change, whichever way they are given
+        custom_objects = dict(custom_objects or {})
+        kwargs = {name: custom_objects.pop(name) for name in of_policy if name in custom_objects} | kwargs
+        replaced = {name: value for name, value in given.items() if name not in of_policy} | custom_objects
         saved = read_model(path, replaced=replaced, device=device, trusted=trusted, allow=allow)
         if not trusted:
-            require_attributes(cls, saved.data, custom_objects or (), name_of(path))
+            require_attributes(cls, saved.data, custom_objects, name_of(path))
         if "memory" in kwargs:
             _require_layers_of(kwargs["memory"], saved.data.get("memory"))
         saved.data.setdefault("use_action_masks", False)  # as in zips of earlier versions and of SB3
@@ -319,30 +322,24 @@ class Algorithm(BaseAlgorithm):
         if isinstance(kwargs.get("policy_kwargs"), dict):
             kwargs["policy_kwargs"] = _with_saved_optimizer(kwargs["policy_kwargs"], saved.data)
         keeps_random_state = nullcontext() if "seed" in kwargs else unchanged_random_state(get_device(device))
-        token = _LOADING.set(_Load(tuple(kwargs), name_of(path)))
-        try:
-            with keeps_random_state, using_masks(use_masks):
-                others: Any = (env, device, saved.data, print_system_info, force_reset)  # env: see _wrap_env
+        with keeps_random_state, using_masks(use_masks, is_made=True):
+            if env is not None:  # here, where an error is none of the file
+                env = cls._wrap_env(env, kwargs.get("verbose", saved.data.get("verbose")) or 0)
+            token = _LOADING.set(_Load(tuple(kwargs), name_of(path)))
+            try:
+                others: Any = (env, device, saved.data, print_system_info, force_reset)
                 model = super().load(as_zip(saved), *others, **kwargs)
                 set_variables(model, saved.variables, name_of(path))
-        except Exception as error:
-            why = why_not_loaded(error, name_of(path), () if kwargs or custom_objects else saved.data)
-            if why is error:
-                raise
-            raise why from error
-        finally:
-            _LOADING.reset(token)
+            except Exception as error:
+                why = why_not_loaded(error, name_of(path), () if kwargs or custom_objects else saved.data)
+                if why is error:
+                    raise
+                raise why from error
+            finally:
+                _LOADING.reset(token)
         for name in REMOVED:  # zips of earlier versions hold them
             vars(model).pop(name, None)
-        optimizer = getattr(model.policy, "optimizer", None)  # an OffPACPolicy has one in its actor and its critic
-        has_rms_prop = isinstance(optimizer, th.optim.RMSprop)
-        if kwargs.get("use_rms_prop", has_rms_prop) != has_rms_prop:
-            kept = type(optimizer).__name__
-            warnings.warn(
-                f"use_rms_prop={not has_rms_prop} has no effect: the model was saved with {kept}", stacklevel=2
-            )
-        if "rms_prop_eps" in kwargs:
-            warnings.warn("rms_prop_eps has no effect: the model was saved with its optimizer", stacklevel=2)
+        _warn_of_kept_optimizer(model, kwargs)
         return model
 
     @classmethod
@@ -533,7 +530,7 @@ class Algorithm(BaseAlgorithm):
         :param force_reset: as in SB3
         """
         given: Any = env
-        with using_masks(masks_of(vars(self), None)):
+        with using_masks(masks_of(vars(self), None), is_made=hasattr(self, "observation_space")):
             super().set_env(given, force_reset)
 
     @classmethod
@@ -572,7 +569,7 @@ class Algorithm(BaseAlgorithm):
             raise ValueError("learn() needs an environment: call set_env(env), or load(path, env=env)")
         if getattr(self, "policy", None) is None:
             raise ValueError("learn() needs a policy, which _init_setup_model=False has left out: give True")
-        self._require_own_memory()
+        self._require_what_policy_has()
         fit_evaluations(callback, self.uses_masks, self.env)
         updates_before = self._n_updates
         if self._resumption is not None:
@@ -736,6 +733,21 @@ def _require_layers_of(given: Any, saved: Any) -> None:
     memory = to_memory(given)
     if memory != saved and not (memory is not None and memory.has_layers_of(to_memory(saved))):
         raise ValueError(f"memory must be that of the saved policy but for backprop_steps, {saved!r}, got {given!r}")
+
+
+def _warn_of_kept_optimizer(model: Any, given: Mapping[str, Any]) -> None:
+    """Warn of arguments of ``load`` that have no effect, because a loaded model keeps its optimizer.
+
+    :param model: the loaded model
+    :param given: keyword arguments of ``load``
+    """
+    optimizer = getattr(model.policy, "optimizer", None)  # an OffPACPolicy has one in its actor and its critic
+    has_rms_prop = isinstance(optimizer, th.optim.RMSprop)
+    if given.get("use_rms_prop", has_rms_prop) != has_rms_prop:
+        kept = type(optimizer).__name__
+        warnings.warn(f"use_rms_prop={not has_rms_prop} has no effect: the model was saved with {kept}", stacklevel=3)
+    if "rms_prop_eps" in given:
+        warnings.warn("rms_prop_eps has no effect: the model was saved with its optimizer", stacklevel=3)
 
 
 def _with_saved_optimizer(policy_kwargs: dict[str, Any], saved_data: Mapping[str, Any]) -> dict[str, Any]:

@@ -1,5 +1,6 @@
 """Find the action masks that envs give, and put them into the observations."""
 
+import inspect
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from typing import Any, cast
@@ -12,6 +13,7 @@ from stable_baselines3.common.env_util import is_wrapped
 from stable_baselines3.common.vec_env import (
     DummyVecEnv,
     StackedObservations,
+    SubprocVecEnv,
     VecEnv,
     VecEnvWrapper,
     VecFrameStack,
@@ -20,10 +22,11 @@ from stable_baselines3.common.vec_env import (
 from stable_baselines3.common.vec_env.base_vec_env import VecEnvStepReturn
 
 from sb3_pg import compat
-from sb3_pg.action_masks import MASK_KEY, MASK_METHOD, has_mask_key, mask_sizes, require_masks
+from sb3_pg.action_masks import MASK_KEY, MASK_METHOD, has_mask_key, mask_sizes, require_masks, sources_of_masks
 
 #: Key of observations that are no Dict, once the mask is beside them.
 OBSERVATION_KEY = "observation"
+_NO_METHOD = f"{MASK_METHOD} of the env must be a method without arguments, which returns a mask"
 
 
 class ActionMaskVecEnv(VecEnvWrapper):
@@ -131,10 +134,9 @@ class ActionMaskVecEnv(VecEnvWrapper):
                     f"env {missing[0]} gives no action mask: its infos have no {MASK_KEY!r}, and it has no method "
                     f"{MASK_METHOD}(). Give masks at every step, or set use_action_masks=False"
                 )
-            asked = self.venv.env_method(MASK_METHOD)
+            asked = self._asked()
             for i in missing:
-                # a vector env that steps as one may return the masks of all its envs at once
-                given[i] = asked[i][i] if np.ndim(asked[i]) == 2 else asked[i]
+                given[i] = asked[i]
         try:
             masks = np.stack(given)
         except (TypeError, ValueError):
@@ -143,8 +145,27 @@ class ActionMaskVecEnv(VecEnvWrapper):
             masks = np.stack([self._checked(i, mask) for i, mask in enumerate(given)])
         return masks.astype(np.int8)
 
+    def _asked(self) -> list[Any]:
+        """Return what the envs' method ``action_masks()`` returns."""
+        try:
+            asked: list[Any] = self.venv.env_method(MASK_METHOD)
+        except TypeError as error:
+            raise TypeError(f"{_NO_METHOD}: {error}") from error
+        steps_as_one = not isinstance(_innermost(self.venv), DummyVecEnv | SubprocVecEnv)
+        is_one = steps_as_one and all(one is asked[0] for one in asked)
+        if is_one and np.shape(asked[0]) == (self.num_envs, self._n_masks):
+            return list(asked[0])  # the masks of all envs
+        return asked
+
     def _checked(self, env: int, mask: Any) -> np.ndarray:
-        return require_masks(f"action_mask of env {env}", mask, self.action_space, None).reshape(self._n_masks)
+        return require_masks(f"action_mask of env {env}", mask, self.action_space, of_one_env=True)
+
+    def __getstate__(self) -> dict[str, Any]:
+        """Return the attributes for pickle and copy, without the table of the class's own, which cannot be copied."""
+        return {name: value for name, value in vars(self).items() if name != "class_attributes"}
+
+    def __setstate__(self, state: dict[str, Any]) -> None:
+        vars(self).update(state, class_attributes=dict(inspect.getmembers(type(self))))
 
 
 #: The envs of a DummyVecEnv, and the same in a :class:`MasksInInfos`. They are no part of the wrapper's state.
@@ -235,6 +256,7 @@ def masks_in_infos(env: gym.Env[Any, Any]) -> gym.Env[Any, Any]:
     :param env: the env
     """
     has_method = bool(mask_sizes(env.action_space)) and env.has_wrapper_attr(MASK_METHOD)
+    has_method = has_method and _takes_no_arguments(env.get_wrapper_attr(MASK_METHOD))
     return MasksInInfos(env) if has_method and not is_wrapped(env, MasksInInfos) else env
 
 
@@ -249,6 +271,7 @@ def with_action_masks(env: VecEnv, use: bool | None = None, probe: bool = False)
     :param probe: whether to reset the envs to see whether their infos have masks. The seeds and options that were set
         stay set. Without it, infos are seen of envs that have been reset, or have an attribute ``action_mask``
     :raises ValueError: ``use`` is True, and no masks were found; or it is False, and other wrappers are around masks
+    :raises TypeError: ``action_masks`` of an env is no method, or one that takes arguments
     """
     if isinstance(env, ActionMaskVecEnv):
         return env.venv if use is False else env
@@ -265,19 +288,17 @@ def with_action_masks(env: VecEnv, use: bool | None = None, probe: bool = False)
     if has_mask_key(env.observation_space, env.action_space):
         return env
     found = bool(mask_sizes(env.action_space)) and not levels
-    if found and not _has(env, MASK_METHOD):
+    if found and _has(env, MASK_METHOD):
+        _require_methods(_innermost(env))
+    elif found:
         look = use is True or probe or _has(env, MASK_KEY)
         found = infos_have_masks(env) or (look and _infos_get_masks(env))
     if found:
         return ActionMaskVecEnv(env)
     if use:
-        n_masks = sum(mask_sizes(env.action_space))
-        what = f"a method {MASK_METHOD}(), or an entry {MASK_KEY!r} of shape {(n_masks,)} in infos or Dict observations"
-        if not n_masks:
-            what = "Discrete, MultiDiscrete or MultiBinary actions"
         raise ValueError(
-            f"use_action_masks=True takes an env with {what}, got observation_space {env.observation_space} and "
-            f"action_space {env.action_space}"
+            f"use_action_masks=True takes an env with {sources_of_masks(env.action_space)}, got observation_space "
+            f"{env.observation_space} and action_space {env.action_space}"
         )
     return env
 
@@ -329,6 +350,28 @@ def _has(env: VecEnv, name: str) -> bool:
         return all(value is not None for value in env.get_attr(name))
     except (AttributeError, NotImplementedError):
         return False
+
+
+def _takes_no_arguments(method: Any) -> bool:
+    """Whether a value is a function or method that can be called without arguments."""
+    try:
+        inspect.signature(method).bind()
+    except TypeError:
+        return False
+    except ValueError:  # it has no signature
+        return callable(method)
+    return True
+
+
+def _require_methods(env: VecEnv) -> None:
+    """Require that ``action_masks`` can be called. Envs in other processes, or that step as one, are asked later.
+
+    :param env: envs without wrappers
+    :raises TypeError: it cannot
+    """
+    for method in env.get_attr(MASK_METHOD) if isinstance(env, DummyVecEnv) else ():
+        if not _takes_no_arguments(method):
+            raise TypeError(f"{_NO_METHOD}, got {method!r}")
 
 
 def infos_have_masks(env: VecEnv) -> bool:

@@ -228,7 +228,8 @@ class ExtendedPolicy(MaskedPolicy, ActorCriticPolicy):
             under the key "action_mask", or if there are none
         :return: actions, and the memory: arrays ``(n_layers, n_envs, hidden_size)``; ``state`` if there is no memory
         :raises ValueError: ``state`` or ``episode_start`` is that of another number of envs, or of other layers; masks
-            are missing, are not expected, have another shape, or allow no action
+            are missing, are not expected, have another shape or number, or allow no action; or keys of ``observation``
+            are missing or unknown
         """
         self.set_training_mode(False)
         obs, is_vectorized = self.obs_to_tensor(self.with_masks(observation, action_masks))
@@ -256,9 +257,13 @@ class ExtendedPolicy(MaskedPolicy, ActorCriticPolicy):
             return None
         assert self.memory is not None
         shape = (self.memory.n_layers, n_envs, self.memory.hidden_size)
-        expected, shapes = [shape] * self.memory.n_parts, [*map(np.shape, state)]
-        if shapes != expected:
-            raise ValueError(f"state must be a tuple of arrays of the shapes {expected}, got {shapes}")
+        expected = [shape] * self.memory.n_parts
+        try:
+            got: Any = [*map(np.shape, state)]
+        except (TypeError, ValueError):  # no sequence, or one of lists of different lengths
+            got = repr(state)
+        if got != expected:
+            raise ValueError(f"state must be a tuple of arrays of the shapes {expected}, got {got}")
         return tuple(th.as_tensor(part, dtype=th.float32, device=self.device) for part in state)
 
     def _given_starts(self, episode_start: Any, n_envs: int) -> th.Tensor | None:

@@ -3,11 +3,14 @@
 from typing import Any, ClassVar, cast
 
 import numpy as np
+import torch as th
 from gymnasium import spaces
 from stable_baselines3.common.policies import BasePolicy, MultiInputActorCriticPolicy
 from stable_baselines3.common.torch_layers import BaseFeaturesExtractor, CombinedExtractor
+from stable_baselines3.common.type_aliases import PyTorchObs
 
 from sb3_pg.action_masks import MASK_KEY, mask_starts, require_masks, require_some_choice
+from sb3_pg.policies.observations import n_rows
 
 
 def seen_space(
@@ -38,7 +41,7 @@ def seen_part(observations: dict[str, Any], space: spaces.Space[Any]) -> Any:
     """
     if isinstance(space, spaces.Dict):
         return {key: observations[key] for key in space.spaces}
-    return next(part for key, part in observations.items() if key != MASK_KEY)
+    return next((part for key, part in observations.items() if key != MASK_KEY), observations[MASK_KEY])
 
 
 class MaskedPolicy(BasePolicy):
@@ -101,7 +104,8 @@ class MaskedPolicy(BasePolicy):
         :param action_masks: ``(n_masks,)``, or ``(n_envs, n_masks)`` for several envs; None if ``observation`` has them
             under the key "action_mask", or if there are none
         :return: actions, and ``state``
-        :raises ValueError: masks are missing, are not expected, have another shape, or allow no action
+        :raises ValueError: masks are missing, are not expected, have another shape or number, or allow no action; or
+            keys of ``observation`` are missing or unknown
         """
         return super().predict(self.with_masks(observation, action_masks), state, episode_start, deterministic)
 
@@ -110,8 +114,14 @@ class MaskedPolicy(BasePolicy):
 
         :param observation: of one env, or of several
         :param masks: argument ``action_masks``
-        :raises ValueError: masks are missing, are not expected, have another shape, or allow no action
+        :raises ValueError: masks are missing, are not expected, have another shape, or allow no action; or
+            ``observation`` is what ``reset`` of an env of Gymnasium returns
         """
+        if isinstance(observation, tuple) and len(observation) == 2 and isinstance(observation[1], dict):
+            raise ValueError(
+                "You have passed a tuple to the predict() function instead of a Numpy array or a Dict: give the "
+                "observation alone, obs of `obs, info = env.reset()`"
+            )
         if not self.masks:
             if masks is not None:
                 raise ValueError(
@@ -134,3 +144,33 @@ class MaskedPolicy(BasePolicy):
                 raise ValueError(f"observation must be a dict with the keys {sorted(others)}, got {type(observation)}")
             observation = dict.fromkeys(others, observation)
         return {**observation, MASK_KEY: masks.astype(np.int8)}
+
+    def obs_to_tensor(self, observation: Any) -> tuple[PyTorchObs, bool]:
+        """Convert observations as SB3's method does, and check the keys and numbers of rows of a dict.
+
+        :param observation: of one env, or of several. A mask may be a row, even for one env
+        :return: observations with a row per env, and whether they are of several envs
+        :raises ValueError: keys are missing or unknown, or the parts are of different numbers of envs
+        """
+        if not isinstance(observation, dict) or not isinstance(self.observation_space, spaces.Dict):
+            return super().obs_to_tensor(observation)
+        others = {key: part for key, part in observation.items() if not (self.masks and key == MASK_KEY)}
+        known = self.observation_space.spaces.keys() - ({MASK_KEY} if self.masks else set())
+        if others.keys() != known:
+            raise ValueError(f"observation must have the keys {sorted(known)}, got {sorted(others, key=str)}")
+        if not others:
+            return super().obs_to_tensor(observation)
+        obs: Any
+        obs, is_vectorized = super().obs_to_tensor(others)
+        n_envs = {key: len(part) for key, part in obs.items()}
+        if len(set(n_envs.values())) > 1:
+            raise ValueError(f"observation must have as many rows for each key, got {n_envs}")
+        if self.masks and MASK_KEY in observation:
+            masks = np.atleast_2d(observation[MASK_KEY])
+            n = n_rows(obs)
+            if len(masks) != n:
+                raise ValueError(
+                    f"action_masks must have as many rows as there are observations, {n}, got {len(masks)}"
+                )
+            obs[MASK_KEY] = th.as_tensor(masks, device=self.device)
+        return obs, is_vectorized

@@ -495,7 +495,7 @@ def test_an_evaluation_of_a_model_that_ignores_masks() -> None:
 
 def test_an_evaluation_without_masks_is_an_error() -> None:
     evaluation = EvalCallback(envs(1, source="none"), eval_freq=10, warn=False)
-    with pytest.raises(ValueError, match="use_action_masks=True takes an env with"):
+    with pytest.raises(ValueError, match="eval_env must give action masks, since the model was"):
         make(ActorCritic, envs(1)).learn(30, callback=evaluation)
 
 
@@ -517,7 +517,7 @@ def test_save_and_load(cls: Any, memory: Any, tmp_path: Path) -> None:
     assert alone.uses_masks
     alone.set_env(envs())
     assert isinstance(alone.env, ActionMaskVecEnv)
-    with pytest.raises(ValueError, match="use_action_masks=True takes an env with"):
+    with pytest.raises(ValueError, match="env must give action masks, since the model was trained with them"):
         alone.set_env(envs(source="none"))
     with pytest.raises(ValueError, match="use_action_masks must be True, as when the model was made"):
         cls.load(tmp_path / "model.zip", use_action_masks=False)

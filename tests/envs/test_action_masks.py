@@ -30,6 +30,7 @@ from sb3_pg.envs import (
     subproc_vec_env,
     with_action_masks,
 )
+from sb3_pg.envs.action_masks import masks_in_infos
 from tests.envs.masked import SIZES, Restless, RestlessVector, mask_at
 
 KINDS = ("discrete", "multi_discrete", "multi_binary")
@@ -139,6 +140,8 @@ def test_a_key_of_another_shape_is_no_mask() -> None:
 
     env = DummyVecEnv([Other])
     assert with_action_masks(env) is env
+    with pytest.raises(ValueError, match="use_action_masks=True takes an env with"):
+        with_action_masks(env, use=True)
 
 
 def test_a_look_at_infos_leaves_the_seeds_and_other_envs_alone() -> None:
@@ -318,15 +321,79 @@ def test_an_env_without_a_mask_at_some_step_is_an_error() -> None:
         env.step(obs["action_mask"].argmax(1))
 
 
-@pytest.mark.parametrize(("mask", "message"), [(np.ones(3), r"shape \(3,\)"), ([2, 0, 0, 1], "other than 0 and 1")])
-def test_a_mask_that_does_not_fit_is_an_error(mask: Any, message: str) -> None:
+@pytest.mark.parametrize("source", ["method", "info"])
+@pytest.mark.parametrize(
+    ("mask", "message"),
+    [
+        (np.ones(3), r"got shape \(3,\)"),
+        (np.ones((2, 4)), r"got shape \(2, 4\)"),
+        (np.ones((3, 4)), r"got shape \(3, 4\)"),
+        (np.ones(8), r"got shape \(8,\)"),
+        (True, r"got shape \(\)"),
+        ([2, 0, 0, 1], "got values other than 0 and 1: .*"),
+        ([0.5, 0, 0, 1], "got values other than 0 and 1: .*"),
+        ([np.nan, 0, 0, 1], "got values other than 0 and 1: .*"),
+    ],
+)
+@pytest.mark.parametrize("n", [1, 2])
+def test_a_mask_that_does_not_fit_is_an_error(n: int, mask: Any, message: str, source: str) -> None:
     class Wrong(Restless):
-        def _masks(self) -> Any:
+        def mask(self) -> Any:
             return mask
 
-    env = with_action_masks(DummyVecEnv([Wrong]))
-    with pytest.raises(ValueError, match=f"action_mask of env 0 must be an array of shape .*{message}"):
+    env = with_action_masks(DummyVecEnv([lambda: Wrong(source=source)] * n), use=True, probe=True)
+    start = r"action_mask of env 0 must be an array of shape \(4,\), True where Discrete\(4\) allows a choice, "
+    with pytest.raises(ValueError, match=f"^{start}{message}$"):  # nothing else is wrong, such as a VecNormalize
         env.reset()
+
+
+@pytest.mark.parametrize("mode", [AutoresetMode.DISABLED, AutoresetMode.NEXT_STEP])
+def test_masks_of_all_envs_of_a_native_vector_env_come_at_once(mode: AutoresetMode) -> None:
+    class AtOnce(RestlessVector):
+        n_rows = 2
+
+        def action_masks(self) -> np.ndarray:
+            return np.ones((self.n_rows, 4), bool)
+
+        def _batch(self, others: dict[str, Any]) -> Any:
+            return super()._batch(others)[0], {}
+
+    inner = AtOnce(2, mode)
+    env: Any = with_action_masks(GymVectorAdapter(inner))
+    assert env.reset()["action_mask"].tolist() == [[1] * 4] * 2
+    inner.n_rows = 3
+    with pytest.raises(ValueError, match=r"action_mask of env 0 must be an array of shape \(4,\).*got shape \(3, 4\)"):
+        env.reset()
+
+
+class Array(Restless):
+    action_masks = np.ones(4, bool)
+
+
+class Property(Restless):
+    @property
+    def action_masks(self) -> np.ndarray:
+        return np.ones(4, bool)
+
+
+class Takes(Restless):
+    def action_masks(self, state: Any) -> np.ndarray:
+        return np.ones(4, bool)
+
+
+@pytest.mark.parametrize("cls", [Array, Property, Takes])
+def test_masks_that_are_no_method_without_arguments_are_named(cls: Any) -> None:
+    made = [lambda: cls(source="none")] * 2
+    message = "action_masks of the env must be a method without arguments"
+    env = DummyVecEnv(made)
+    with pytest.raises(TypeError, match=message):
+        with_action_masks(env)
+    assert with_action_masks(env, use=False) is env
+    for other in (ActionMaskVecEnv(env), with_action_masks(GymVectorAdapter(SyncVectorEnv(made)))):
+        with pytest.raises(TypeError, match=message):
+            other.reset()
+    one = made[0]()
+    assert masks_in_infos(one) is one
 
 
 def test_lists_of_numbers_are_masks_too() -> None:
