@@ -50,7 +50,7 @@ class GradientDiagnosticsCallback(BaseCallback):
     The callback does not change training: the weights are the same to the bit.
 
     :param every: rollouts per measurement
-    :param unit: meaning of a row: "episode", "sample" (a step), or "auto", which is "episode"
+    :param unit: meaning of a row: "episode", "sample" (a step, not with memory), or "auto", which is "episode"
     :param verbose: 1 prints a message the first time that a rollout has too few rows
     :raises TypeError: an argument of the wrong type; when training starts, an algorithm that is not on-policy
     :raises ValueError: an argument out of range; when training starts, a model whose gradient is not a sum of weighted
@@ -108,7 +108,9 @@ class GradientDiagnosticsCallback(BaseCallback):
         n_rows = int(rows.max()) + 1
         if n_rows < 2:
             if self.verbose >= 1 and not self._has_warned:
-                print(f"{type(self).__name__}: the variance needs 2 rows, this rollout has {n_rows}; use unit='sample'")
+                by_step = not by_sample and not has_memory(self.model.policy)
+                advice = "use unit='sample'" if by_step else "collect from more envs, or more steps or episodes"
+                print(f"{type(self).__name__}: the variance needs 2 rows, this rollout has {n_rows}; {advice}")
             self._has_warned = True
             return
         self.diagnostics = _measure(self.model, batch, weights, rows, n_rows)

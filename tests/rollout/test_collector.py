@@ -515,7 +515,7 @@ class Listener:
     def episodes_ended(self, infos: list[dict[str, Any]]) -> None:
         self.told.append(f"{len(infos)} ended")
 
-    def end(self, last_obs: Any) -> None:
+    def end(self, last_obs: Any, starts: np.ndarray) -> None:
         self.told.append(f"end {last_obs.shape}")
 
 
