@@ -133,7 +133,7 @@ def test_custom_objects_are_refused_as_keyword_arguments_are(
     make(ActorCritic, Restless()).save(tmp_path / "model.zip")
     for kwargs in ({"custom_objects": {name: value}}, {name: value}):
         with pytest.raises(ValueError, match=message) as caught:
-            ActorCritic.load(tmp_path / "model.zip", **kwargs)  # type: ignore[arg-type]
+            ActorCritic.load(tmp_path / "model.zip", **kwargs)
         assert caught.type is ValueError
     given = {"use_action_masks": True, "memory": None}
     assert ActorCritic.load(tmp_path / "model.zip", custom_objects=given).uses_masks
@@ -197,7 +197,8 @@ def test_predict_names_what_does_not_fit(cls: Any, memory: Any) -> None:
                 predict(observation, action_masks=np.array(masks))
     with pytest.raises(ValueError, match="action_masks must have as many rows"):
         model.predict({"observation": np.stack([OBS, OBS]), "action_mask": MASK})
-    for observation in ({}, {"obs": OBS}, {"observation": OBS, "obs": OBS}):
+    others: Any = ({}, {"obs": OBS}, {"observation": OBS, "obs": OBS})
+    for observation in others:
         with pytest.raises(ValueError, match=r"observation must have the keys \['observation'\]"):
             model.predict({**observation, "action_mask": MASK})
         with pytest.raises(ValueError, match=r"observation must have the keys \['observation'\]"):
