@@ -5,6 +5,7 @@ Heavy imports live here and not in ``learning.py``: a worker sets its thread lim
 
 import argparse
 import contextlib
+import importlib
 import io
 import math
 import tempfile
@@ -16,7 +17,10 @@ from typing import Any
 import numpy as np
 import torch
 from learning_spec import Run
+from rl_zoo3 import ALGOS
 from rl_zoo3.exp_manager import ExperimentManager
+from sb3_contrib import MaskablePPO
+from sb3_contrib.common.maskable.evaluation import evaluate_policy as evaluate_masked_policy
 from stable_baselines3.common.base_class import BaseAlgorithm
 from stable_baselines3.common.callbacks import BaseCallback
 from stable_baselines3.common.evaluation import evaluate_policy
@@ -24,6 +28,11 @@ from stable_baselines3.common.utils import set_random_seed
 from stable_baselines3.common.vec_env import VecEnv, sync_envs_normalization
 
 import sb3_pg.zoo  # noqa: F401  (registers the algorithms and their configurations)
+from sb3_pg.envs import with_action_masks
+
+with contextlib.suppress(ImportError):  # the extra memory-envs
+    importlib.import_module("popgym")  # registers its envs
+ALGOS["maskable_ppo"] = MaskablePPO  # not in rl_zoo3; its configurations are in masked_peer.yml
 
 # Training env i is seeded with seed + i. These offsets keep the evaluation episodes away from the training episodes,
 # the final ones away from those that picked the best evaluation, and those of different seeds away from each other.
@@ -72,7 +81,8 @@ def evaluate(model: BaseAlgorithm, env: VecEnv, n_episodes: int, deterministic: 
     training_env = model.get_env()
     if model.get_vec_normalize_env() is not None and training_env is not None:
         sync_envs_normalization(training_env, env)
-    returns, _ = evaluate_policy(
+    evaluation: Any = evaluate_masked_policy if isinstance(model, MaskablePPO) else evaluate_policy
+    returns, _ = evaluation(
         model, env, n_eval_episodes=n_episodes, deterministic=deterministic, return_episode_rewards=True
     )
     return float(np.mean(returns)), float(np.std(returns))
@@ -123,15 +133,17 @@ class Evaluations(BaseCallback):
         return True
 
 
-def evaluation_env(manager: ExperimentManager, n_episodes: int, seed: int) -> VecEnv:
+def evaluation_env(manager: ExperimentManager, model: BaseAlgorithm, n_episodes: int, seed: int) -> VecEnv:
     """rl_zoo3's evaluation env (own VecNormalize, frozen, rewards as they are), seeded anew.
+
+    It has action masks in its observations if the model was made with masks.
 
     Several envs share the cost of a forward pass; ``evaluate_policy`` fixes each one's number of episodes beforehand,
     so that short episodes count no more than long ones.
     """
     env = manager.create_envs(min(n_episodes, MAX_EVALUATION_ENVS), eval_env=True)
     env.seed(seed)
-    return env
+    return with_action_masks(env, use=True) if getattr(model, "uses_masks", False) else env
 
 
 def train(run: Run, report: Callable[[Point], None]) -> tuple[dict[str, Any], list[Point]]:
@@ -151,7 +163,7 @@ def train(run: Run, report: Callable[[Point], None]) -> tuple[dict[str, Any], li
         model = experiment[0]
         deterministic = manager.deterministic_eval  # rl_zoo3's rule: everywhere but on Atari and MiniGrid
         evaluations = Evaluations(
-            evaluation_env(manager, run.evaluation_episodes, EVALUATION_SEED + 1000 * run.seed),
+            evaluation_env(manager, model, run.evaluation_episodes, EVALUATION_SEED + 1000 * run.seed),
             run.steps,
             run.evaluations,
             run.evaluation_episodes,
@@ -164,7 +176,7 @@ def train(run: Run, report: Callable[[Point], None]) -> tuple[dict[str, Any], li
         train_seconds = time.perf_counter() - start - evaluations.seconds
         if model.num_timesteps < run.steps:
             raise RuntimeError(f"training ended at step {model.num_timesteps} of {run.steps}")
-        final_env = evaluation_env(manager, run.final_episodes, FINAL_SEED + 1000 * run.seed)
+        final_env = evaluation_env(manager, model, run.final_episodes, FINAL_SEED + 1000 * run.seed)
         final_mean, final_std = evaluate(model, final_env, run.final_episodes, deterministic)
         evaluations.env.close()
         final_env.close()

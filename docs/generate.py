@@ -15,6 +15,7 @@ from typing import Any, Final
 
 import race
 import replay
+import memory
 import tables
 from bench_io import read_csv
 
@@ -169,6 +170,8 @@ def all_tables() -> dict[str, str]:
         "trust_region": trust_region_table(),
         "race": race_table(),
         "replay": replay_table(),
+        "memory": memory.table(read_csv(memory.RESULTS), memory.MEMORY),
+        "masks": memory.table(read_csv(memory.RESULTS), memory.MASKS),
         "algorithms": algorithm_table(),
         "api_algorithms": api_of_algorithms(),
     }

@@ -18,6 +18,7 @@ EXTRAS: Final = {
     "box2d": "envs",
     "mujoco": "envs",
     "pygame": "envs",
+    "popgym": "memory-envs",
     "tensorboard": "tensorboard",
     "wandb": "track",
     "moviepy": "video",
