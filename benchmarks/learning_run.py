@@ -133,17 +133,15 @@ class Evaluations(BaseCallback):
         return True
 
 
-def evaluation_env(manager: ExperimentManager, model: BaseAlgorithm, n_episodes: int, seed: int) -> VecEnv:
-    """rl_zoo3's evaluation env (own VecNormalize, frozen, rewards as they are), seeded anew.
-
-    It has action masks in its observations if the model was made with masks.
+def evaluation_env(manager: ExperimentManager, n_episodes: int, seed: int, masks: bool = False) -> VecEnv:
+    """rl_zoo3's evaluation env (own VecNormalize, frozen, rewards as they are), seeded anew; with action masks or not.
 
     Several envs share the cost of a forward pass; ``evaluate_policy`` fixes each one's number of episodes beforehand,
     so that short episodes count no more than long ones.
     """
     env = manager.create_envs(min(n_episodes, MAX_EVALUATION_ENVS), eval_env=True)
     env.seed(seed)
-    return with_action_masks(env, use=True) if getattr(model, "uses_masks", False) else env
+    return with_action_masks(env, use=True) if masks else env
 
 
 def train(run: Run, report: Callable[[Point], None]) -> tuple[dict[str, Any], list[Point]]:
@@ -161,9 +159,10 @@ def train(run: Run, report: Callable[[Point], None]) -> tuple[dict[str, Any], li
         experiment = manager.setup_experiment()
         assert experiment is not None
         model = experiment[0]
+        masks = getattr(model, "uses_masks", False)
         deterministic = manager.deterministic_eval  # rl_zoo3's rule: everywhere but on Atari and MiniGrid
         evaluations = Evaluations(
-            evaluation_env(manager, model, run.evaluation_episodes, EVALUATION_SEED + 1000 * run.seed),
+            evaluation_env(manager, run.evaluation_episodes, EVALUATION_SEED + 1000 * run.seed, masks),
             run.steps,
             run.evaluations,
             run.evaluation_episodes,
@@ -176,7 +175,7 @@ def train(run: Run, report: Callable[[Point], None]) -> tuple[dict[str, Any], li
         train_seconds = time.perf_counter() - start - evaluations.seconds
         if model.num_timesteps < run.steps:
             raise RuntimeError(f"training ended at step {model.num_timesteps} of {run.steps}")
-        final_env = evaluation_env(manager, model, run.final_episodes, FINAL_SEED + 1000 * run.seed)
+        final_env = evaluation_env(manager, run.final_episodes, FINAL_SEED + 1000 * run.seed, masks)
         final_mean, final_std = evaluate(model, final_env, run.final_episodes, deterministic)
         evaluations.env.close()
         final_env.close()

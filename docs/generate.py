@@ -13,9 +13,9 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any, Final
 
+import memory
 import race
 import replay
-import memory
 import tables
 from bench_io import read_csv
 

@@ -439,7 +439,7 @@ def with_member(member: Any) -> Any:
     [
         with_member(np.ones(4, bool)),
         with_member(property(lambda _: np.ones(4, bool))),
-        with_member(lambda _, state: np.ones(4, bool)),
+        with_member(lambda _, _state: np.ones(4, bool)),
     ],
     ids=["array", "property", "takes an argument"],
 )

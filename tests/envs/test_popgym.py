@@ -33,7 +33,8 @@ def test_these_are_all_families() -> None:
 def test_policies_with_memory_train(family: str) -> None:
     importlib.import_module("popgym")
     model = ActorCritic("MlpPolicy", make(family), n_steps=16, memory="gru", seed=0, device="cpu")
-    before = [parameter.clone() for parameter in model.policy.mlp_extractor.actor.parameters()]
+    memory: Any = model.policy.mlp_extractor.actor
+    before = [parameter.clone() for parameter in memory.parameters()]
     model.learn(32)
-    after = list(model.policy.mlp_extractor.actor.parameters())
+    after = list(memory.parameters())
     assert any(not np.array_equal(a.detach(), b.detach()) for a, b in zip(before, after, strict=True))
