@@ -109,7 +109,7 @@ class ActionMaskVecEnv(VecEnvWrapper):
         envs = inner.envs
         wrapped = _WRAPPED.get(self)
         if wrapped is None or wrapped[0] != envs:
-            wrapped = _WRAPPED[self] = list(envs), [masks_in_infos(env) for env in envs]
+            wrapped = _WRAPPED[self] = list(envs), [_with_masks_in_infos(env) for env in envs]
         inner.envs = wrapped[1]
         try:
             yield
@@ -231,7 +231,8 @@ class MasksInInfos(gym.Wrapper[Any, Any, Any, Any]):
     """Puts what ``env.action_masks()`` returns into infos, which a worker process sends along with observations.
 
     A terminal state has no mask. Masks are copied, also those that the env itself gives in infos: it may change its
-    array when it is reset, before anyone has read the mask of the last state.
+    array when it is reset, before anyone has read the mask of the last state. (Masks in infos of an env in another
+    process are copied if it has an attribute ``action_mask``.)
 
     :param env: the env
     """
@@ -257,11 +258,17 @@ class MasksInInfos(gym.Wrapper[Any, Any, Any, Any]):
 
 
 def masks_in_infos(env: gym.Env[Any, Any]) -> gym.Env[Any, Any]:
-    """Return the env in a :class:`MasksInInfos` if its actions can have masks and it is in none, otherwise itself.
+    """Return the env in a :class:`MasksInInfos` if it is known to give masks and is in none, otherwise itself.
 
     :param env: the env
     """
-    return MasksInInfos(env) if mask_sizes(env.action_space) and not is_wrapped(env, MasksInInfos) else env
+    gives = env.has_wrapper_attr(MASK_METHOD) and _takes_no_arguments(env.get_wrapper_attr(MASK_METHOD))
+    gives = (gives or env.has_wrapper_attr(MASK_KEY)) and bool(mask_sizes(env.action_space))
+    return MasksInInfos(env) if gives and not is_wrapped(env, MasksInInfos) else env
+
+
+def _with_masks_in_infos(env: gym.Env[Any, Any]) -> gym.Env[Any, Any]:
+    return env if is_wrapped(env, MasksInInfos) else MasksInInfos(env)
 
 
 def with_action_masks(env: VecEnv, use: bool | None = None, probe: bool = False) -> VecEnv:

@@ -173,4 +173,4 @@ class MaskedPolicy(BasePolicy):
                     f"action_masks must have as many rows as there are observations, {n}, got {len(masks)}"
                 )
             obs[MASK_KEY] = th.as_tensor(masks, device=self.device)
-        return obs, is_vectorized
+        return {key: obs[key] for key in self.observation_space.spaces if key in obs}, is_vectorized
