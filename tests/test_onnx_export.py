@@ -59,7 +59,13 @@ def envs(name: str, n: int) -> Any:
     return with_action_masks(DummyVecEnv([partial(Restless, name, length=3 + i, as_dict=True) for i in range(n)]))
 
 
-@pytest.mark.parametrize("name", list(CASES))
+#: Exports take seconds each.
+_ALWAYS = ("discrete", "box", "lstm", "masks and gru")
+
+
+@pytest.mark.parametrize(
+    "name", [pytest.param(name, marks=[] if name in _ALWAYS else [pytest.mark.slow]) for name in CASES]
+)
 def test_actions_are_those_of_predict(name: str, tmp_path: Path) -> None:
     """Also within episodes, where a policy with memory remembers what came before."""
     cls, env_id, kwargs = CASES[name]
