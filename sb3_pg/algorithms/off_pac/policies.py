@@ -33,7 +33,7 @@ from sb3_pg.rollout import require_finite_policy, require_finite_step
 
 
 class SeenPart(BaseFeaturesExtractor):
-    """A features extractor of observations with action masks, of which it takes a part.
+    """Runs a features extractor on a part of observations with action masks.
 
     :param space: observation space
     :param seen: space of the part, see :func:`~sb3_pg.policies.seen_space`
