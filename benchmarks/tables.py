@@ -72,14 +72,18 @@ class Cell:
 Cells = dict[tuple[str, int], dict[str, Cell]]  # (env, steps) -> algorithm -> its runs
 
 
+def _decimals(value: float) -> int:
+    return 0 if abs(value) >= 100 else 1 if abs(value) >= 2 else 2
+
+
 def digits(value: float) -> str:
     """Three or four digits, as far as the numbers here tell anything."""
-    return f"{value:.0f}" if abs(value) >= 100 else f"{value:.1f}"
+    return f"{value:.{_decimals(value)}f}"
 
 
 def spread(mean: float, deviation: float) -> str:
-    """``253 ± 27``, both with the digits that the mean has."""
-    return f"{digits(mean)} ± {deviation:.0f}" if abs(mean) >= 100 else f"{mean:.1f} ± {deviation:.1f}"
+    """``253 ± 27``, both with the decimals that the mean has."""
+    return f"{digits(mean)} ± {deviation:.{_decimals(mean)}f}"
 
 
 def budget(steps: int) -> str:

@@ -1,11 +1,13 @@
-"""Environments small enough to check by hand, policies, and what a model holds."""
+"""Environments small enough to check by hand, policies, what a model holds, and slow parameters."""
 
 import copy
+from collections.abc import Collection, Iterable
 from dataclasses import dataclass
 from typing import Any, ClassVar
 
 import gymnasium as gym
 import numpy as np
+import pytest
 import torch as th
 from gymnasium import spaces
 from stable_baselines3.common.callbacks import BaseCallback, CallbackList
@@ -233,3 +235,16 @@ def ready_to_collect(model: Any) -> BaseCallback:
     callback = CallbackList([])
     callback.init_callback(model)
     return callback
+
+
+def the_others_slow(cases: Iterable[Any], quick: Collection[Any]) -> list[Any]:
+    """Return parameters for ``parametrize``, with all but a few marked as slow.
+
+    :param cases: a value each, or a tuple of values each
+    :param quick: the cases that are always tested
+    """
+    cases = list(cases)
+    assert all(case in cases for case in quick), f"{quick} are not all among {cases}"
+    values = (case if isinstance(case, tuple) else (case,) for case in cases)
+    marks: Iterable[Any] = ([] if case in quick else [pytest.mark.slow] for case in cases)
+    return [pytest.param(*of_case, marks=of_this) for of_case, of_this in zip(values, marks, strict=True)]

@@ -6,6 +6,7 @@ import pickle
 import signal
 import warnings
 from collections.abc import Callable
+from itertools import product
 from pathlib import Path
 from typing import Any
 
@@ -25,6 +26,7 @@ from sb3_pg.checkpoints.folder import CheckpointFolder, Manifest
 from sb3_pg.checkpoints.run_state import require_run_attributes
 from sb3_pg.errors import CheckpointError, UntrustedFileError
 from tests.algorithms.every_algorithm import ALGORITHMS, Make
+from tests.helpers import the_others_slow
 
 STEPS = 480
 MAKE: dict[str, Make] = {
@@ -494,8 +496,13 @@ def damage(path: Path, how: str) -> None:
         path.write_bytes(data)
 
 
-@pytest.mark.parametrize("how", ["removed", "truncated", "flipped"])
-@pytest.mark.parametrize("name", ["model.zip", "state", "manifest.json", "block"])
+@pytest.mark.parametrize(
+    ("name", "how"),
+    the_others_slow(
+        product(["model.zip", "state", "manifest.json", "block"], ["removed", "truncated", "flipped"]),
+        quick=[("model.zip", "flipped"), ("state", "truncated"), ("manifest.json", "removed"), ("block", "flipped")],
+    ),
+)
 def test_a_damaged_checkpoint_is_skipped(name: str, how: str, tmp_path: Path) -> None:
     make = MAKE["off-pac"]
     interrupted(make(make_env(), seed=0, device="cpu"), tmp_path)

@@ -5,10 +5,15 @@ from pathlib import Path
 import pytest
 
 from sb3_pg import cli
+from tests.helpers import the_others_slow
 
 
 @pytest.mark.parametrize(
-    ("algo", "vec_env"), [("actor_critic", "dummy"), ("actor_critic", "subproc"), ("off_pac", "dummy")]
+    ("algo", "vec_env"),
+    the_others_slow(
+        [("actor_critic", "dummy"), ("actor_critic", "subproc"), ("off_pac", "dummy")],
+        quick=[("actor_critic", "dummy"), ("off_pac", "dummy")],
+    ),
 )
 def test_train_and_enjoy(algo: str, vec_env: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     common = ["--algo", algo, "--env", "MaskedGrid-v0", "-f", str(tmp_path)]

@@ -1,6 +1,7 @@
 """The ``default:`` blocks work on every observation space: trained, evaluated, watched, continued and searched."""
 
 from collections.abc import Iterator
+from itertools import product
 from pathlib import Path
 from typing import Any, cast
 
@@ -17,6 +18,7 @@ from stable_baselines3.common.vec_env import VecNormalize
 
 from sb3_pg.zoo import ALGORITHMS, config_path, scripts
 from sb3_pg.zoo.spaces import fit_to_observations
+from tests.helpers import the_others_slow
 
 IMAGE = spaces.Box(0, 255, (36, 36, 3), np.uint8)
 SMALL_IMAGE = spaces.Box(0, 255, (7, 7, 3), np.uint8)
@@ -193,8 +195,13 @@ def _vec(env: gym.Env[Any, Any]) -> Any:
     return DummyVecEnv([lambda: env])
 
 
-@pytest.mark.parametrize("algo", ["reinforce", "off_pac"])
-@pytest.mark.parametrize("env", ["Discrete-v0", "Image-v0", "Dict-v0", "Tuple-v0"])
+@pytest.mark.parametrize(
+    ("algo", "env"),
+    the_others_slow(
+        product(["reinforce", "off_pac"], ["Discrete-v0", "Image-v0", "Dict-v0", "Tuple-v0"]),
+        quick=[("reinforce", "Image-v0"), ("reinforce", "Discrete-v0"), ("off_pac", "Dict-v0")],
+    ),
+)
 def test_run_is_watched_continued_and_searched(algo: str, env: str, capsys: pytest.CaptureFixture[str]) -> None:
     run = train(algo, env)
     first = ALGOS[algo].load(run / f"{env}.zip", device="cpu")

@@ -5,6 +5,7 @@ import shutil
 import subprocess
 import sys
 from collections.abc import Iterator
+from itertools import product
 from pathlib import Path
 from typing import Any
 
@@ -29,7 +30,7 @@ from sb3_pg.reporting.curves import env_of, label_of, read_evaluations, read_tra
 from sb3_pg.reporting.plots import main as plot
 from sb3_pg.reporting.scores import read_results
 from sb3_pg.zoo import ALGORITHMS, scripts
-from tests.helpers import ScriptedEnv
+from tests.helpers import ScriptedEnv, the_others_slow
 from tests.reporting.test_curves import write_evaluations, write_monitor
 
 SHORT = ["--num-threads", "1", "--device", "cpu", "--seed", "0"]
@@ -122,8 +123,13 @@ def test_evaluation_can_be_left_out() -> None:
     assert not (run / "best_model.zip").exists()
 
 
-@pytest.mark.parametrize("env", ["Short-v0", "Random-v0"])
-@pytest.mark.parametrize("algo", ["reinforce", "off_policy_pg", "off_pac", "a2c"])
+@pytest.mark.parametrize(
+    ("algo", "env"),
+    the_others_slow(
+        product(["reinforce", "off_policy_pg", "off_pac", "a2c"], ["Short-v0", "Random-v0"]),
+        quick=[("reinforce", "Random-v0"), ("off_policy_pg", "Random-v0"), ("off_pac", "Short-v0")],
+    ),
+)
 def test_evaluation_changes_nothing_in_training(algo: str, env: str) -> None:
     params = ["policy:'MlpPolicy'", "n_envs:1", "policy_kwargs:dict(net_arch=[2])"]
     params += {"a2c": ["n_steps:5", "normalize:True"], "off_pac": ["learning_starts:20", "batch_size:8"]}.get(algo, [])
@@ -233,8 +239,10 @@ def printed(model: Any, n_steps: int, capsys: pytest.CaptureFixture[str]) -> int
     return len(capsys.readouterr().out.splitlines())
 
 
-@pytest.mark.parametrize("n_envs", [1, 4])
-@pytest.mark.parametrize("algorithm", [Reinforce, OffPolicyPG])
+@pytest.mark.parametrize(
+    ("algorithm", "n_envs"),
+    the_others_slow(product([Reinforce, OffPolicyPG], [1, 4]), quick=[(Reinforce, 4), (OffPolicyPG, 1)]),
+)
 def test_a_default_learn_prints_about_as_much_as_a2c(
     algorithm: Any, n_envs: int, capsys: pytest.CaptureFixture[str]
 ) -> None:
@@ -245,7 +253,7 @@ def test_a_default_learn_prints_about_as_much_as_a2c(
     assert 0.4 * theirs < ours < 1.3 * theirs
 
 
-@pytest.mark.parametrize("algo", ALGORITHMS)
+@pytest.mark.parametrize("algo", the_others_slow(ALGORITHMS, quick=["reinforce", "trpo", "off_pac"]))
 def test_a_default_run_prints_about_as_many_tables_as_a2c(algo: str, capsys: pytest.CaptureFixture[str]) -> None:
     n_steps = 2000 if algo == "off_pac" else 12_000
     train(f"--algo {algo} --env CartPole-v1 -n {n_steps} --eval-freq -1", "n_envs:4")
@@ -482,7 +490,9 @@ def test_tracking_without_wandb_names_the_extra(
     assert 'wandb is not installed: pip install "sb3_pg[track]"' in capsys.readouterr().err
 
 
-@pytest.mark.parametrize("algo", [*ALGORITHMS, "a2c"])
+@pytest.mark.parametrize(
+    "algo", the_others_slow([*ALGORITHMS, "a2c"], quick=["reinforce", "npg", "off_policy_pg", "off_pac"])
+)
 def test_a_continued_run_continues_its_count_of_steps(algo: str, capsys: pytest.CaptureFixture[str]) -> None:
     params = ["policy:'MlpPolicy'", "n_envs:1", "learning_rate:'lin_0.01'", "normalize:False"]
     params += {"off_pac": ["learning_starts:20", "batch_size:8"], "off_policy_pg": []}.get(algo, ["n_steps:10"])

@@ -1,6 +1,7 @@
 """The commands of rl_zoo3's own tests (tests/test_train.py and the others of its repository), with our algorithms."""
 
 import shlex
+from itertools import product
 from pathlib import Path
 from typing import Any
 
@@ -12,6 +13,7 @@ from rl_zoo3.utils import get_latest_run_id
 from sb3_pg import KLPenaltyPG, OffPolicyPG
 from sb3_pg.cli import main
 from sb3_pg.zoo import ALGORITHMS
+from tests.helpers import the_others_slow
 
 N_STEPS = 100
 CARTPOLE = [(algo, "CartPole-v1") for algo in ALGORITHMS]
@@ -123,9 +125,13 @@ def test_callbacks_that_stop() -> None:
 OPTIMIZE = "--no-optim-plots --seed 14 --n-trials 2 --n-jobs 1 --n-evaluations 2 --n-startup-trials 1 -optimize"
 
 
-@pytest.mark.parametrize("sampler", ["random", "tpe"])
-@pytest.mark.parametrize("pruner", ["none", "halving", "median"])
-@pytest.mark.parametrize("algo", ["actor_critic", "trpo"])
+@pytest.mark.parametrize(
+    ("sampler", "pruner", "algo"),
+    the_others_slow(
+        product(["random", "tpe"], ["none", "halving", "median"], ["actor_critic", "trpo"]),
+        quick=[("random", "none", "trpo"), ("tpe", "halving", "actor_critic"), ("tpe", "median", "trpo")],
+    ),
+)
 def test_optimize(sampler: str, pruner: str, algo: str) -> None:
     command = (
         f"train -n {N_STEPS} --algo {algo} --env CartPole-v1 -f logs -params policy_kwargs:'dict(net_arch=[32])' "
