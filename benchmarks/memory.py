@@ -28,6 +28,10 @@ MEMORY: Final = {
     "4 observations": ("memory:None", "frame_stack:4"),
     "present observation": ("memory:None",),
 }
+#: SB3's VecFrameStack takes no Discrete observations, so they are made one-hot vectors before.
+MEMORY_OF_DISCRETE: Final = MEMORY | {
+    "4 observations": (*MEMORY["4 observations"], "env_wrapper:gymnasium.wrappers.FlattenObservation")
+}
 MASKS: Final = {"masks": (), "no masks": ("use_action_masks:False",)}
 
 
@@ -62,11 +66,24 @@ class Case:
 #: rl_zoo3 has no settings of RecurrentPPO for popgym.
 _POPGYM_PEER = ("--hyperparams", "policy:MlpLstmPolicy", "n_envs:16", "n_steps:102", "batch_size:408", "gamma:0.9")
 _MASKED_PEER = ("--config", MASKED_PEER)
+#: rl_zoo3's settings for LunarLanderNoVel-v2, which is no longer registered.
+_LUNAR_LANDER_PEER = (
+    *("--hyperparams", "policy:MlpLstmPolicy", "normalize:True", "n_envs:32", "n_steps:512", "batch_size:128"),
+    *("gae_lambda:0.98", "gamma:0.999", "n_epochs:4", "ent_coef:0.01"),
+    "policy_kwargs:dict(ortho_init=False,activation_fn=nn.ReLU,lstm_hidden_size=64,enable_critic_lstm=True,"
+    "net_arch=dict(pi=[64],vf=[64]))",
+)
 CASES: Final = {
     "cartpole": Case("kl_penalty_pg", "CartPoleNoVel-v1", 100_000, MEMORY, "ppo_lstm"),
     "pendulum": Case("trpo", "PendulumNoVel-v1", 100_000, MEMORY, "ppo_lstm"),
     "mountain-car": Case("trpo", "MountainCarContinuousNoVel-v0", 300_000, MEMORY, "ppo_lstm"),
-    "repeat-previous": Case("trpo", "popgym-RepeatPreviousEasy-v0", 200_000, MEMORY, "ppo_lstm", _POPGYM_PEER),
+    "lunar-lander": Case("kl_penalty_pg", "LunarLanderNoVel-v3", 500_000, MEMORY, "ppo_lstm", _LUNAR_LANDER_PEER),
+    "repeat-previous": Case(
+        "trpo", "popgym-RepeatPreviousEasy-v0", 200_000, MEMORY_OF_DISCRETE, "ppo_lstm", _POPGYM_PEER
+    ),
+    "position-only-cartpole": Case(
+        "kl_penalty_pg", "popgym-PositionOnlyCartPoleHard-v0", 200_000, MEMORY, "ppo_lstm", _POPGYM_PEER
+    ),
     "grid": Case("trpo", "MaskedGrid-v0", 50_000, MASKS, "maskable_ppo", _MASKED_PEER),
     "taxi": Case("actor_critic", "Taxi-v4", 200_000, MASKS, "maskable_ppo", _MASKED_PEER),
 }
@@ -94,7 +111,7 @@ def table(rows: Sequence[Row], variants: dict[str, tuple[str, ...]]) -> str:
 
     lines, peers = [], set()
     for case in CASES.values():
-        if case.variants != variants:
+        if set(case.variants) != set(variants):
             continue
         runs: dict[str, list[Row]] = {}
         for row in rows:
