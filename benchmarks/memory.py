@@ -77,7 +77,7 @@ CASES: Final = {
     "cartpole": Case("kl_penalty_pg", "CartPoleNoVel-v1", 100_000, MEMORY, "ppo_lstm"),
     "pendulum": Case("trpo", "PendulumNoVel-v1", 100_000, MEMORY, "ppo_lstm"),
     "mountain-car": Case("trpo", "MountainCarContinuousNoVel-v0", 300_000, MEMORY, "ppo_lstm"),
-    "lunar-lander": Case("kl_penalty_pg", "LunarLanderNoVel-v3", 500_000, MEMORY, "ppo_lstm", _LUNAR_LANDER_PEER),
+    "lunar-lander": Case("kl_penalty_pg", "LunarLanderNoVel-v3", 300_000, MEMORY, "ppo_lstm", _LUNAR_LANDER_PEER),
     "repeat-previous": Case(
         "trpo", "popgym-RepeatPreviousEasy-v0", 200_000, MEMORY_OF_DISCRETE, "ppo_lstm", _POPGYM_PEER
     ),
