@@ -1,5 +1,7 @@
 """Errors that are raised in several modules."""
 
+from typing import Any
+
 
 class SingleStepError(ValueError, AssertionError):
     """A batch has a single step, whose normalized advantage would be 0.
@@ -33,7 +35,11 @@ class NonFiniteError(FloatingPointError, ValueError):
         where = "" if env is None else f" in env {env}"
         when = "" if step is None else f" at step {step} of the rollout"
         super().__init__(f"{tensor} is {value}{where}{when}. {hint}".rstrip())
-        self.tensor, self.value, self.env, self.step = tensor, value, env, step
+        self.tensor, self.value, self.env, self.step, self.hint = tensor, value, env, step, hint
+
+    def __reduce__(self) -> tuple[Any, ...]:
+        """Return how to make the error anew, for pickle."""
+        return type(self), (self.tensor, self.value, self.env, self.step, self.hint)
 
 
 class UntrustedFileError(ValueError):

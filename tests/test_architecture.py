@@ -18,7 +18,8 @@ LEVELS: list[set[str]] = [
     {"action_masks", "compat", "errors", "functional"},
     {"extras"},
     {"policies"},
-    {"envs", "rollout"},
+    {"rollout"},
+    {"envs"},
     {"baselines"},
     {"learner"},
     {"checkpoints"},
@@ -60,6 +61,12 @@ def test_imports_point_downwards(path: Path) -> None:
         if parts[0] == "sb3_pg" and len(parts) > 1 and parts[1] in LEVEL:
             theirs = LEVEL[parts[1]]
             assert theirs < mine or parts[1] == unit(path), f"{path.name} imports {name}"
+
+
+@pytest.mark.parametrize("path", [p for p in MODULES if unit(p) == "envs"], ids=lambda path: path.name)
+def test_only_actors_know_policies_and_rollouts(path: Path) -> None:
+    known = {name.split(".")[1] for name in imports(path) if name.startswith("sb3_pg.")}
+    assert path.parent.name == "actors" or known.isdisjoint({"policies", "rollout"})
 
 
 @pytest.mark.parametrize("path", [p for p in MODULES if unit(p) == "functional"], ids=lambda path: path.name)

@@ -11,7 +11,7 @@ from typing import Any, NamedTuple
 import numpy as np
 import torch as th
 from stable_baselines3.common.base_class import BaseAlgorithm
-from stable_baselines3.common.callbacks import BaseCallback
+from stable_baselines3.common.callbacks import BaseCallback, ConvertCallback
 from stable_baselines3.common.policies import ActorCriticPolicy
 from stable_baselines3.common.utils import obs_as_tensor
 from stable_baselines3.common.vec_env import VecEnv
@@ -223,6 +223,13 @@ def callback_tree(callback: BaseCallback, seen: set[int]) -> Iterator[BaseCallba
                 yield from callback_tree(one, seen)
 
 
+def _reads_infos(callback: BaseCallback) -> bool:
+    """Whether a callback may read infos. SB3's and ours do not, but for that which calls a function of the user's."""
+    if isinstance(callback, ConvertCallback):
+        return callback.callback is not None
+    return not type(callback).__module__.startswith((BaseCallback.__module__, "sb3_pg."))
+
+
 class _Listener:
     """Gives the callbacks of a rollout their ``locals``, and keeps the model's counts.
 
@@ -233,6 +240,8 @@ class _Listener:
 
     def __init__(self, model: BaseAlgorithm, callback: BaseCallback, names: dict[str, Any]) -> None:
         self._model, self._callback, self._names = model, callback, names
+        #: whether a callback may read the infos of all steps
+        self.reads_infos = any(map(_reads_infos, callback_tree(callback, set())))
 
     def start(self, policy: ActorCriticPolicy, sampler: Sampler) -> None:
         """Write the items that do not change."""

@@ -10,6 +10,7 @@ from sb3_pg.envs.action_masks import (
     normalization_with_masks,
     with_action_masks,
 )
+from sb3_pg.envs.actors import ActorVecEnv
 from sb3_pg.envs.adapter import VectorAdapter
 from sb3_pg.envs.envpool_adapter import EnvPoolAdapter
 from sb3_pg.envs.gym_vector import GymVectorAdapter
@@ -20,6 +21,7 @@ from sb3_pg.envs.state import EnvState, get_env_state, set_env_state, subproc_ve
 __all__ = [
     "BACKENDS",
     "ActionMaskVecEnv",
+    "ActorVecEnv",
     "EnvPoolAdapter",
     "EnvState",
     "GymVectorAdapter",

@@ -251,7 +251,9 @@ class MasksInInfos(gym.Wrapper[Any, Any, Any, Any]):
         observation, reward, terminated, truncated, info = self.env.step(action)
         return observation, reward, terminated, truncated, self._with_mask(info, self._has_method and not terminated)
 
-    def _with_mask(self, info: dict[str, Any], ask: bool) -> dict[str, Any]:
+    def _with_mask(self, info: Any, ask: bool) -> Any:
+        if not isinstance(info, dict):
+            return info  # the vectorized env refuses it
         if MASK_KEY in info:
             return {**info, MASK_KEY: deepcopy(info[MASK_KEY])}
         return {**info, MASK_KEY: np.array(self.env.get_wrapper_attr(MASK_METHOD)())} if ask else info

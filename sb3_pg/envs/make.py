@@ -10,13 +10,17 @@ from stable_baselines3.common import env_util
 from stable_baselines3.common.vec_env import DummyVecEnv, VecEnv
 
 from sb3_pg.envs.action_masks import masks_in_infos, with_action_masks
+from sb3_pg.envs.actors import ActorVecEnv
 from sb3_pg.envs.adapter import VectorAdapter
 from sb3_pg.envs.envpool_adapter import EnvPoolAdapter
 from sb3_pg.envs.gym_vector import GymVectorAdapter
 from sb3_pg.envs.state import subproc_vec_env, with_state
 from sb3_pg.extras import extra_hints
 
-BACKENDS: Final = ("auto", "dummy", "subproc", "vector", "envpool")
+BACKENDS: Final = ("auto", "dummy", "subproc", "vector", "envpool", "actors")
+
+#: Backends that take functions which make one env each.
+_OF_SINGLE_ENVS: Final = {"dummy": DummyVecEnv, "subproc": subproc_vec_env, "actors": ActorVecEnv}
 
 
 def make_vec_env(
@@ -29,6 +33,7 @@ def make_vec_env(
     backend_kwargs: dict[str, Any] | None = None,
     monitor_dir: str | None = None,
     use_action_masks: bool | None = None,
+    n_actors: int | None = None,
 ) -> VecEnv:
     """Make vectorized envs, which report ended episodes in ``infos`` as SB3's Monitor does.
 
@@ -45,6 +50,8 @@ def make_vec_env(
     vector    ``gymnasium.make_vec``: the env's native vector entry point if it has one, otherwise Gymnasium's
               SyncVectorEnv (one process per env with ``backend_kwargs={"vectorization_mode": "async"}``)
     envpool   EnvPool: the envs step in C++ threads
+    actors    :class:`~sb3_pg.envs.ActorVecEnv`: processes that hold several envs and a copy of the policy, and collect
+              whole rollouts
     ========= ========================================================================================================
 
     :param env_id: name of a registered env
@@ -56,6 +63,7 @@ def make_vec_env(
     :param backend_kwargs: arguments of the backend, e.g. ``{"num_threads": 2}`` for "envpool"
     :param monitor_dir: folder in which the results of all episodes are written, in the format of SB3's Monitor
     :param use_action_masks: None to look for masks; True to require them; False to leave them out of observations
+    :param n_actors: number of processes, for "actors"; None for one per CPU, at most one per env
     :raises ValueError: an unknown backend, arguments that the backend does not take, or masks are required and missing
     :raises MissingExtraError: an optional dependency is missing
     """
@@ -63,17 +71,23 @@ def make_vec_env(
         raise ValueError(f"backend must be one of {BACKENDS}, got {backend!r}")
     if n_envs < 1:
         raise ValueError(f"n_envs must be at least 1, got {n_envs}")
+    if n_actors is not None and backend != "actors":
+        raise ValueError(f"n_actors must be None with backend={backend!r}, got {n_actors!r}")
     env_kwargs, backend_kwargs = env_kwargs or {}, backend_kwargs or {}
+    if n_actors is not None:
+        if "n_actors" in backend_kwargs:
+            raise ValueError(f"n_actors is given twice: {n_actors}, and {backend_kwargs['n_actors']} in backend_kwargs")
+        backend_kwargs = {**backend_kwargs, "n_actors": n_actors}
     with extra_hints():
         if backend == "auto":
             backend = "vector" if wrapper_class is None and has_native_vector(env_id) else "dummy"
-        if backend in ("dummy", "subproc"):
+        if backend in _OF_SINGLE_ENVS:
             made = env_util.make_vec_env(
                 env_id,
                 n_envs,
                 seed,
                 env_kwargs=env_kwargs,
-                vec_env_cls=DummyVecEnv if backend == "dummy" else cast(Any, subproc_vec_env),
+                vec_env_cls=cast(Any, _OF_SINGLE_ENVS[backend]),
                 vec_env_kwargs=backend_kwargs,
                 wrapper_class=wrapper_class,
                 monitor_dir=monitor_dir,

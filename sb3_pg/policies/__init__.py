@@ -3,7 +3,7 @@
 Other rooms of the package import from here.
 """
 
-from sb3_pg.policies.acting_copy import ActingCopy
+from sb3_pg.policies.acting_copy import ActingCopy, CopiedFrom, can_be_copied, copy_without_optimizer
 from sb3_pg.policies.actions import (
     first_choice,
     from_env,
@@ -56,7 +56,15 @@ from sb3_pg.policies.policy_cache import (
     unvalidated_distributions,
     visible_changes,
 )
-from sb3_pg.policies.samplers import ForwardSampler, MemorySampler, NumpyMemorySampler, Sampler, make_sampler
+from sb3_pg.policies.samplers import (
+    ForwardSampler,
+    MemorySampler,
+    NumpyMemorySampler,
+    Sampler,
+    Share,
+    draws_by_share,
+    make_sampler,
+)
 from sb3_pg.policies.score_actions import (
     ActionScores,
     Distributions,
@@ -76,6 +84,7 @@ __all__ = [
     "Behavior",
     "BehaviorPolicy",
     "BehaviorSampler",
+    "CopiedFrom",
     "Distributions",
     "ExtendedPolicy",
     "Followers",
@@ -94,6 +103,7 @@ __all__ = [
     "PolicyCache",
     "Sampler",
     "Sequences",
+    "Share",
     "Snapshot",
     "State",
     "States",
@@ -101,6 +111,9 @@ __all__ = [
     "action_distribution",
     "adopted",
     "behavior_source",
+    "can_be_copied",
+    "copy_without_optimizer",
+    "draws_by_share",
     "evaluation_mode",
     "example_observation",
     "extended",

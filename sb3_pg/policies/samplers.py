@@ -11,7 +11,8 @@
 """
 
 from collections.abc import Callable
-from typing import Any, Protocol, cast
+from functools import partial
+from typing import Any, NamedTuple, Protocol, cast
 
 import numpy as np
 import torch as th
@@ -21,6 +22,7 @@ from stable_baselines3.common.distributions import (
     CategoricalDistribution,
     DiagGaussianDistribution,
     MultiCategoricalDistribution,
+    StateDependentNoiseDistribution,
 )
 from stable_baselines3.common.policies import ActorCriticPolicy
 from stable_baselines3.common.utils import obs_as_tensor
@@ -53,21 +55,83 @@ class Sampler(Protocol):
         """
 
 
-def make_sampler(policy: ActorCriticPolicy, device: th.device, n_envs: int, state: State | None = None) -> Sampler:
+class Share(NamedTuple):
+    """Some of the envs that a policy acts in at the same time, here or in several processes.
+
+    Actions are drawn with the random numbers that these envs would get among all envs.
+
+    :param first: number of the first of these envs
+    :param n_envs: number of these envs
+    :param n_all: number of all envs
+    """
+
+    first: int
+    n_envs: int
+    n_all: int
+
+    @classmethod
+    def whole(cls, n_envs: int) -> "Share":
+        """Return the share of all envs."""
+        return cls(0, n_envs, n_envs)
+
+    @property
+    def rows(self) -> slice:
+        """Place of these envs among all."""
+        return slice(self.first, self.first + self.n_envs)
+
+    def reset_noise(self, policy: ActorCriticPolicy) -> None:
+        """Draw new gSDE noise for all envs, and keep that of these."""
+        policy.reset_noise(self.n_all)
+        distribution = policy.action_dist
+        if self.n_envs < self.n_all and isinstance(distribution, StateDependentNoiseDistribution):
+            distribution.exploration_matrices = distribution.exploration_matrices[self.rows]
+            if self.n_envs == 1:  # SB3 takes the other matrix for a single observation
+                distribution.exploration_mat = distribution.exploration_matrices[0]
+
+    def use_own_stream(self) -> None:
+        """Seed torch's generator with one of its numbers and ``first``, unless these are the first envs."""
+        if self.first:
+            drawn = int(th.randint(1 << 62, (1,)))
+            th.default_generator.manual_seed(int(np.random.SeedSequence([drawn, self.first]).generate_state(1)[0]))
+
+
+def make_sampler(
+    policy: ActorCriticPolicy, device: th.device, share: Share | int, state: State | None = None
+) -> Sampler:
     """Return the fastest sampler that respects the methods which the policy replaces.
 
     :param policy: in eval mode
     :param device: the policy's device
-    :param n_envs: number of parallel environments
+    :param share: the envs, or the number of envs if they are all
     :param state: what a policy with memory remembers, one sequence per env; None for 0
     """
+    share = share if isinstance(share, Share) else Share.whole(share)
+    sampler = _make_sampler(policy, device, share, state)
+    if draws_by_share(sampler):
+        share.use_own_stream()
+    return sampler
+
+
+def draws_by_share(sampler: Sampler) -> bool:
+    """Whether a sampler draws for its own envs only, so that actions depend on how the envs are shared out.
+
+    It is so where the policy's own methods draw, other than gSDE's, which draws no numbers between two resets.
+
+    :param sampler: from :func:`make_sampler`
+    """
+    if isinstance(sampler, DistributionSampler | MemorySampler):
+        return not sampler.policy.use_sde
+    return not isinstance(sampler, NumpySampler | MlpSampler)
+
+
+def _make_sampler(policy: ActorCriticPolicy, device: th.device, share: Share, state: State | None) -> Sampler:
     remembers = has_memory(policy)
     acting: Any = original(policy) if remembers else policy
     own = own_methods(acting)
     replaced = any(own[:3]) or own.cache.calls_matter
     arrays = None if replaced else _numpy_actor(acting, own.cache)
     if remembers and arrays is not None:
-        return NumpyMemorySampler(acting, arrays, n_envs, state)
+        return NumpyMemorySampler(acting, arrays, share, state)
     if remembers:
         return MemorySampler(acting, device, state)
     # A distribution of the policy's own, such as one with an action mask, may change from step to step: the log-probs
@@ -75,9 +139,9 @@ def make_sampler(policy: ActorCriticPolicy, device: th.device, n_envs: int, stat
     if replaced or overrides(policy, "__call__"):
         return ForwardSampler(policy, device)
     if arrays is not None:
-        return NumpySampler(policy, arrays, n_envs)
+        return NumpySampler(policy, arrays, share)
     layers = mlp_fast_path(policy, own.cache) if type(policy.action_dist) in _OF_OUTPUTS else None
-    return DistributionSampler(policy, device) if layers is None else MlpSampler(policy, layers, device, n_envs)
+    return DistributionSampler(policy, device) if layers is None else MlpSampler(policy, layers, device, share)
 
 
 def _numpy_actor(policy: ActorCriticPolicy, cache: PolicyCache) -> list[NumpyLayer] | None:
@@ -90,9 +154,9 @@ def _numpy_actor(policy: ActorCriticPolicy, cache: PolicyCache) -> list[NumpyLay
     return None if layers is None or layers.n_classes is not None else layers.numpy_actor()
 
 
-def _categorical(logits: th.Tensor, noise: th.Tensor) -> th.Tensor:
+def _categorical(logits: th.Tensor, noise: th.Tensor, rows: slice) -> th.Tensor:
     """Draw as ``torch.multinomial`` does, without its checks, which take longer than the drawing."""
-    return (logits.softmax(1) / noise.exponential_()).argmax(1)
+    return (logits.softmax(1) / noise.exponential_()[rows]).argmax(1)
 
 
 #: Distributions that SB3's policies make from the actor's outputs and, if Gaussian, ``log_std`` alone.
@@ -107,13 +171,13 @@ class NumpySampler:
 
     :param policy: the policy
     :param layers: its actor in NumPy
-    :param n_envs: number of parallel environments
+    :param share: the envs
     """
 
-    def __init__(self, policy: ActorCriticPolicy, layers: list[NumpyLayer], n_envs: int) -> None:
+    def __init__(self, policy: ActorCriticPolicy, layers: list[NumpyLayer], share: Share) -> None:
         self.layers = layers
-        self._noise = th.empty((n_envs, cast(nn.Linear, policy.action_net).out_features))
-        self._numbers = self._noise.numpy()  # the same memory
+        self._noise = th.empty((share.n_all, cast(nn.Linear, policy.action_net).out_features))
+        self._numbers = self._noise.numpy()[share.rows]  # the same memory
         self._log_std: np.ndarray | None = None
         if isinstance(policy.action_dist, DiagGaussianDistribution):
             self._log_std = cast(th.Tensor, policy.log_std).detach().numpy()
@@ -155,13 +219,13 @@ class NumpyMemorySampler(NumpySampler):
 
     :param policy: the policy
     :param layers: the actor's layers after the memory, in NumPy
-    :param n_envs: number of parallel environments
+    :param share: the envs
     :param state: what the policy remembers, None for 0
     """
 
-    def __init__(self, policy: ExtendedPolicy, layers: list[NumpyLayer], n_envs: int, state: State | None) -> None:
-        super().__init__(policy, layers, n_envs)
-        self._memory = NumpyMemory(policy.mlp_extractor.actor.layers, n_envs, state)
+    def __init__(self, policy: ExtendedPolicy, layers: list[NumpyLayer], share: Share, state: State | None) -> None:
+        super().__init__(policy, layers, share)
+        self._memory = NumpyMemory(policy.mlp_extractor.actor.layers, share.n_envs, state)
 
     @property
     def state(self) -> State:
@@ -201,31 +265,39 @@ class MlpSampler:
     :param policy: the policy
     :param layers: its layers
     :param device: the policy's device
-    :param n_envs: number of parallel environments
+    :param share: the envs
     """
 
-    def __init__(self, policy: ActorCriticPolicy, layers: MlpFastPath, device: th.device, n_envs: int) -> None:
+    def __init__(self, policy: ActorCriticPolicy, layers: MlpFastPath, device: th.device, share: Share) -> None:
         self.device, self.layers = device, layers
-        self._decide = self._decision(policy, device, n_envs)
+        self._decide = self._decision(policy, device, share)
 
     @staticmethod
-    def _decision(policy: ActorCriticPolicy, device: th.device, n_envs: int) -> Callable[[th.Tensor], th.Tensor]:
+    def _decision(policy: ActorCriticPolicy, device: th.device, share: Share) -> Callable[[th.Tensor], th.Tensor]:
         """Return what turns the actor's output into actions, with the same random numbers as SB3's distributions."""
         distribution: Any = policy.action_dist
-        if isinstance(distribution, BernoulliDistribution):
-            return lambda logits: th.bernoulli(logits.sigmoid())
         n_outputs = cast(nn.Linear, policy.action_net).out_features
+        rows = share.rows
+        if isinstance(distribution, BernoulliDistribution):
+            chances = th.zeros((share.n_all, n_outputs), device=device)
+
+            def decide(logits: th.Tensor) -> th.Tensor:
+                chances[rows] = logits.sigmoid()
+                return th.bernoulli(chances)[rows]
+
+            return decide
         sizes = [n_outputs]
         if isinstance(distribution, MultiCategoricalDistribution):
             sizes = [int(n) for n in distribution.action_dims]
-        noise = [th.empty((n_envs, size), device=device) for size in sizes]  # drawn anew at every step
+        noise = [th.empty((share.n_all, size), device=device) for size in sizes]  # drawn anew at every step
         if isinstance(distribution, MultiCategoricalDistribution):
-            return lambda logits: th.stack(list(map(_categorical, logits.split(sizes, 1), noise)), 1)
+            categorical = partial(_categorical, rows=rows)
+            return lambda logits: th.stack(list(map(categorical, logits.split(sizes, 1), noise)), 1)
         if isinstance(distribution, DiagGaussianDistribution):
             log_std = cast(th.Tensor, policy.log_std).detach()
             shape = (-1, *cast(tuple[int, ...], policy.action_space.shape))
-            return lambda mean: th.addcmul(mean, log_std.exp(), noise[0].normal_()).reshape(shape)
-        return lambda logits: _categorical(logits, noise[0])
+            return lambda mean: th.addcmul(mean, log_std.exp(), noise[0].normal_()[rows]).reshape(shape)
+        return lambda logits: _categorical(logits, noise[0], rows)
 
     def outputs(self, obs: Any) -> th.Tensor:
         """Return the actor's output: logits or means, ``(n_envs, n_outputs)``."""

@@ -1,8 +1,17 @@
 """Collect env steps, store them, and make batches of them. Other rooms of the package import from here."""
 
+from sb3_pg.rollout.actor import Actor, Failure, Fragment, Playback, RemoteTraceback, env_of, order_for
 from sb3_pg.rollout.batch import RolloutBatch
 from sb3_pg.rollout.buffers import DictTrajectoryRolloutBuffer, TrajectoryRolloutBuffer
-from sb3_pg.rollout.collector import Collector, CollectorState, RolloutListener, skip_reset_steps
+from sb3_pg.rollout.collector import (
+    Collector,
+    CollectorState,
+    Order,
+    Recording,
+    RecordingEnv,
+    RolloutListener,
+    skip_reset_steps,
+)
 from sb3_pg.rollout.env_errors import EnvWorkerError, naming_env_errors, require_form
 from sb3_pg.rollout.make_batch import (
     action_log_probs,
@@ -30,6 +39,7 @@ from sb3_pg.rollout.transition_buffer import (
 )
 
 __all__ = [
+    "Actor",
     "BehaviorReplayBuffer",
     "BehaviorSamples",
     "Collector",
@@ -40,9 +50,16 @@ __all__ = [
     "EndlessEpisodeError",
     "EnvWorkerError",
     "EpisodeLimit",
+    "Failure",
+    "Fragment",
     "NStepBehaviorReplayBuffer",
     "NormalizationGuard",
+    "Order",
     "Pieces",
+    "Playback",
+    "Recording",
+    "RecordingEnv",
+    "RemoteTraceback",
     "RolloutBatch",
     "RolloutListener",
     "Trajectory",
@@ -50,9 +67,11 @@ __all__ = [
     "TrajectoryRolloutBuffer",
     "action_log_probs",
     "batch_from_filled_buffer",
+    "env_of",
     "keep_what_is_drawn",
     "make_batch",
     "naming_env_errors",
+    "order_for",
     "require_finite_observation",
     "require_finite_policy",
     "require_finite_step",

@@ -7,9 +7,9 @@ The loop over steps does nothing else. Log-probs and values come from one batche
 import warnings
 from collections.abc import Callable
 from contextlib import AbstractContextManager, nullcontext
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from operator import itemgetter
-from typing import Any, Protocol
+from typing import Any, NamedTuple, Protocol, TypeGuard
 
 import numpy as np
 import torch as th
@@ -21,9 +21,8 @@ from stable_baselines3.common.vec_env import VecEnv, VecEnvWrapper, VecFrameStac
 from sb3_pg.action_masks import MASK_KEY, first_without_choice, mask_starts, require_some_choice
 from sb3_pg.policies import (
     ActingCopy,
-    MemorySampler,
-    NumpyMemorySampler,
     Sampler,
+    Share,
     State,
     States,
     has_masks,
@@ -50,7 +49,10 @@ from sb3_pg.rollout.rollout_counter import EpisodeLimit, RolloutProgress
 
 
 class RolloutListener(Protocol):
-    """An object that the collector calls at every step of a rollout."""
+    """An object that the collector calls at every step of a rollout.
+
+    If it has an attribute ``reads_infos`` that is False, actors may leave out the infos of steps that end no episode.
+    """
 
     def start(self, policy: ActorCriticPolicy, sampler: Sampler) -> None:
         """Called before the first step.
@@ -113,6 +115,68 @@ class CollectorState:
     memory: States = field(default_factory=dict)
 
 
+@dataclass
+class Order:
+    """What is to be collected by others, and where they start from.
+
+    :param n_steps: steps per env; None for complete episodes
+    :param episodes_per_env: complete episodes per env; None for segments
+    :param limit: longest episode to wait for; None for no limit
+    :param sde_sample_freq: steps between new gSDE noise, -1 for once per rollout
+    :param with_infos: whether the infos of all steps are wanted, and not only of those that end an episode
+    :param state: of the envs
+    """
+
+    n_steps: int | None
+    episodes_per_env: int | None
+    limit: EpisodeLimit | None
+    sde_sample_freq: int
+    with_infos: bool
+    state: CollectorState
+
+
+class Recording(Protocol):
+    """Steps of all envs that others have collected. They are played as if they were taken now."""
+
+    #: gives the actions
+    sampler: Sampler
+    #: ``(n_envs,)``, steps since each env's episode began, after the last step
+    timesteps: np.ndarray
+
+    def step(self, actions: np.ndarray) -> tuple[Any, np.ndarray, np.ndarray, list[dict[str, Any]]]:
+        """Return the next step as ``VecEnv.step`` does, or raise the error that it has raised."""
+
+    def check(self, step: int) -> None:
+        """Raise the error that was found in the numbers of the latest step, if there was one."""
+
+    def require_no_error(self) -> None:
+        """Raise the error that came after the last step, if there was one."""
+
+
+class RecordingEnv(Protocol):
+    """A VecEnv without wrappers that can collect by itself, such as :class:`sb3_pg.envs.ActorVecEnv`."""
+
+    def can_record(self, env: VecEnv, policy: ActorCriticPolicy) -> bool:
+        """Whether it can collect with this policy, and with the wrappers that are around it."""
+
+    def record(self, env: VecEnv, policy: ActorCriticPolicy, order: Order) -> Recording:
+        """Collect. Torch's generator is then where the policy's draws have left it.
+
+        :param env: this one with all wrappers, whose state is brought up to date too
+        :param policy: in eval mode
+        :param order: what to collect
+        """
+
+
+class _Play(NamedTuple):
+    """Where the steps of a rollout come from: the policy and the envs, or a recording."""
+
+    sampler: Sampler
+    step: Callable[[np.ndarray], Any]
+    check: Callable[[int], None]
+    sde_sample_freq: int
+
+
 class Collector:
     """Collects segments of ``n_steps``, or complete episodes, with a policy and a VecEnv.
 
@@ -120,6 +184,8 @@ class Collector:
     theirs wait for the others, and their waiting steps are masked. Dropping unfinished episodes instead would
     over-sample short ones. A VecNormalize around the envs sees waiting steps too. The finished buffer leaves out steps
     that only reset an env (:mod:`sb3_pg.envs`).
+
+    If the env is a :class:`RecordingEnv`, it is asked for a whole rollout, whose steps are then played to the listener.
 
     >>> from stable_baselines3.common.env_util import make_vec_env
     >>> from stable_baselines3.common.policies import ActorCriticPolicy
@@ -135,6 +201,8 @@ class Collector:
     :param state: where the previous rollout has left the envs; None to reset them
     :param act_device: device to compute actions on, with a copy of the policy; None for the policy's own
     :param sde_sample_freq: steps between new gSDE noise, -1 for once per rollout
+    :param share: which envs these are, if the policy acts in others at the same time; None if they are all
+    :raises ValueError: ``act_device`` is no CPU, and the env's actors act on the CPU
     """
 
     def __init__(
@@ -145,11 +213,16 @@ class Collector:
         *,
         act_device: th.device | str | None = None,
         sde_sample_freq: int = -1,
+        share: Share | None = None,
     ) -> None:
         self.policy, self.env, self.sde_sample_freq = policy, env, sde_sample_freq
+        self._share = Share.whole(env.num_envs) if share is None else share
         self.state = CollectorState() if state is None else state
         self._normalization = NormalizationGuard(env)
         self._copy: ActingCopy | None = None
+        self._actors: RecordingEnv | None = env.unwrapped if _can_record(env.unwrapped) else None
+        if self._actors is not None and act_device is not None and get_device(act_device).type != "cpu":
+            raise ValueError(f"act_device must be None or 'cpu': actors act on the CPU, got {str(act_device)!r}")
         if act_device is not None and (device := get_device(act_device)) != policy.device:
             self._copy = ActingCopy(device)
         #: the policy or the copy of it that acts
@@ -237,39 +310,53 @@ class Collector:
         :raises ValueError: both or neither of ``n_steps`` and ``episodes_per_env``
         :raises EndlessEpisodeError: an episode exceeds the limit
         :raises NonFiniteError: a reward, an observation or a parameter of the policy is not finite
-        :raises EnvWorkerError: a worker of a SubprocVecEnv has died
+        :raises EnvWorkerError: a worker of a SubprocVecEnv, or an actor, has died
         """
         if (n_steps is None) == (episodes_per_env is None):
             raise ValueError(
                 f"exactly one of n_steps and episodes_per_env must be given, got n_steps={n_steps} and "
                 f"episodes_per_env={episodes_per_env}"
             )
-        policy, n_envs = self.policy, self.env.num_envs
-        self.n_steps = 0
+        policy, state = self.policy, self.state
+        self.acting, self.n_steps = policy, 0
         set_training_mode(policy, False)
         before = visible_changes(policy)
-        self.acting, device = (policy, policy.device) if self._copy is None else self._copy.of(policy)
+        recorder = self._actors if sampler is None else None
+        if recorder is not None and not recorder.can_record(self.env, policy):
+            recorder = None
+        recording: Recording | None = None
         try:
             require_usable_policy(policy)
-            if policy.use_sde:
-                self.acting.reset_noise(n_envs)
-            if sampler is None:
-                sampler = make_sampler(self.acting, device, n_envs, self._remembered())
             listener = listener or _NoListener()
-            listener.start(policy, sampler)
-            progress = RolloutProgress(n_envs, n_steps, episodes_per_env, limit)
+            play = None if recorder else self._live(sampler)
+            if play is not None:
+                listener.start(policy, play.sampler)
+            progress = RolloutProgress(self.env.num_envs, n_steps, episodes_per_env, limit)
             named, kept = naming_env_errors(self.env), self._normalization.statistics_kept()
             with named, kept, skip_reset_steps(self.env) as resetting:
                 self._reset_if_needed(complete=episodes_per_env is not None)
-                buffer.memory = self.state.memory
-                finished = self._loop(buffer, sampler, listener, progress, resetting)
+                remembered = self._remembered()
+                buffer.memory = state.memory
+                if play is None:
+                    assert recorder is not None
+                    reads_infos = getattr(listener, "reads_infos", True)
+                    now = replace(state, memory={} if remembered is None else {"actor": remembered})
+                    order = Order(n_steps, episodes_per_env, limit, self.sde_sample_freq, reads_infos, now)
+                    recording = recorder.record(self.env, policy, order)
+                    play = _Play(recording.sampler, recording.step, recording.check, -1)
+                    listener.start(policy, play.sampler)
+                finished = self._loop(buffer, play, listener, progress, resetting)
+                if recording is not None and finished:
+                    recording.require_no_error()
         except BaseException:
-            self.state.last_obs = None  # the envs are in an unknown state
+            state.last_obs = None  # the envs are in an unknown state
             raise
-        if isinstance(sampler, MemorySampler | NumpyMemorySampler) and sampler.state is not None:
-            self.state.memory = {"actor": sampler.state}  # that of the critic follows, if it is computed
-        else:
-            self.state.memory = {}
+        after: State | None = getattr(play.sampler, "state", None)
+        state.memory = {} if after is None else {"actor": after}  # that of the critic follows, if it is computed
+        if recording is not None:
+            state.timesteps = recording.timesteps
+            if not finished:  # the envs have gone on
+                state.last_obs = None
         if visible_changes(policy) != before:
             warnings.warn(
                 "The policy's methods or hooks were changed within a rollout. Actions follow the change from the next "
@@ -277,7 +364,20 @@ class Collector:
                 "changes in on_rollout_start or on_rollout_end.",
                 stacklevel=2,
             )
-        return sampler if finished else None
+        return play.sampler if finished else None
+
+    def _live(self, sampler: Sampler | None) -> _Play:
+        """Let the policy act in the envs, now.
+
+        :param sampler: draws the actions; None to draw them from the policy
+        """
+        policy = self.policy
+        self.acting, device = (policy, policy.device) if self._copy is None else self._copy.of(policy)
+        if policy.use_sde:
+            self._share.reset_noise(self.acting)
+        if sampler is None:
+            sampler = make_sampler(self.acting, device, self._share, self._remembered())
+        return _Play(sampler, self.env.step, self._normalization.check, self.sde_sample_freq)
 
     def _remember_stopped(self, buffer: TrajectoryRolloutBuffer) -> None:
         """Keep what a critic with a memory of its own remembers after a rollout that was stopped."""
@@ -307,14 +407,14 @@ class Collector:
     def _loop(
         self,
         buffer: TrajectoryRolloutBuffer,
-        sampler: Sampler,
+        play: _Play,
         listener: RolloutListener,
         progress: RolloutProgress,
         resets_next: np.ndarray | None,
     ) -> bool:
         """Step until the rollout is complete; return False if the listener stopped it."""
-        state, env, check, in_env = self.state, self.env, self._normalization.check, to_env(self.policy)
-        sde_sample_freq = self.sde_sample_freq if self.policy.use_sde else -1
+        state, in_env, (sampler, step, check, sde_sample_freq) = self.state, to_env(self.policy), play
+        sde_sample_freq = sde_sample_freq if self.policy.use_sde else -1
         obs, first_starts = state.last_obs, np.array(state.episode_starts, dtype=bool)
         assert state.timesteps is not None
         timesteps = np.where(first_starts, 0, state.timesteps)
@@ -325,14 +425,14 @@ class Collector:
         while not complete and go_on:
             self._starts.append(starts.copy())
             if sde_sample_freq > 0 and progress.n_steps % sde_sample_freq == 0:
-                self.acting.reset_noise(env.num_envs)
+                self._share.reset_noise(self.acting)
             resetting = None if resets_next is None else resets_next.copy()
             if dimensions is not None:
                 obs = _with_choices(obs, dimensions, progress.n_steps, resetting)
             try:
                 actions = sampler(obs, starts)
                 clipped_actions = in_env(actions)
-                new_obs, rewards, at_start, infos = env.step(clipped_actions)
+                new_obs, rewards, at_start, infos = step(clipped_actions)
             except Exception as error:
                 require_finite_step("observation", obs, progress.n_steps, cause=error)
                 require_finite_policy(self.policy, error)
@@ -374,6 +474,10 @@ class Collector:
         state.last_obs, state.episode_starts = obs, starts
         state.timesteps = np.where(progress.began > 0, progress.n_steps - progress.began, timesteps + progress.n_steps)
         return complete
+
+
+def _can_record(env: VecEnv) -> TypeGuard[RecordingEnv]:
+    return callable(getattr(env, "record", None)) and callable(getattr(env, "can_record", None))
 
 
 def _with_choices(obs: Any, dimensions: np.ndarray, step: int, ignored: np.ndarray | None) -> Any:

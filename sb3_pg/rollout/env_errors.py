@@ -19,7 +19,7 @@ _FORM = (
 
 
 class EnvWorkerError(RuntimeError):
-    """A worker process of a SubprocVecEnv has died, or its env has raised an error."""
+    """A worker process of a SubprocVecEnv, or an actor, has died; or the env of a worker has raised an error."""
 
 
 @contextmanager

@@ -39,13 +39,13 @@ from sb3_pg.algorithms import ALGORITHMS
 from sb3_pg.algorithms.off_policy import OffPolicyShell
 from sb3_pg.algorithms.on_policy import OnPolicyPG
 from sb3_pg.checkpoints import ResumeCallback, latest_checkpoint, unchanged_random_state
-from sb3_pg.envs import GymVectorAdapter, has_native_vector, make_vec_env, subproc_vec_env
+from sb3_pg.envs import ActorVecEnv, GymVectorAdapter, has_native_vector, make_vec_env, subproc_vec_env
 from sb3_pg.zoo.command_errors import CommandError
 from sb3_pg.zoo.registry import config_path
 from sb3_pg.zoo.safe_files import Loading, forget_trust
 from sb3_pg.zoo.spaces import fit_to_observations
 
-VECTOR_BACKENDS: Final = ("vector", "envpool")
+VECTOR_BACKENDS: Final = ("vector", "envpool", "actors")
 """Values of ``--vec-env`` besides rl_zoo3's own: backends of :func:`sb3_pg.envs.make_vec_env`."""
 N_EVALUATIONS: Final = 20
 """Default number of evaluations in a run, without the one of the untrained policy."""
@@ -375,10 +375,12 @@ class _SizedVecEnv(VecEnvWrapper):
 def from_functions(backend: str, env_fns: list[Callable[[], gym.Env[Any, Any]]]) -> VecEnv:
     """Make the vectorized env of a backend that equals these single envs. It serves as ``vec_env_cls`` of SB3.
 
-    :param backend: "vector" or "envpool"
+    :param backend: "vector", "envpool" or "actors"
     :param env_fns: functions that make one env each
     :raises ValueError: the envs have a wrapper that the vectorized env cannot have
     """
+    if backend == "actors":
+        return ActorVecEnv(env_fns)
     env = env_fns[0]()
     spec, monitor, foreign, limits = env.spec, None, [], []
     while isinstance(env, gym.Wrapper):

@@ -27,6 +27,7 @@ from stable_baselines3.common.vec_env import DummyVecEnv, VecEnv, VecFrameStack,
 from sb3_pg import NPG, TRPO, ActorCritic, KLPenaltyPG, Memory, OffPAC, OffPolicyPG, Reinforce
 from sb3_pg.action_masks import mask_sizes
 from sb3_pg.algorithms.shell import LEARN_CHECKS
+from sb3_pg.envs import ActorVecEnv
 from sb3_pg.rollout import EndlessEpisodeError
 from tests.helpers import ACTION_SPACES, OBSERVATION_SPACES, BatchNormExtractor, policy_for
 
@@ -411,6 +412,8 @@ class Case:
     masks: str = "none"
     arguments: dict[str, Any] = field(default_factory=dict)
     learn: dict[str, Any] = field(default_factory=dict)
+    #: in this process; 0 for a DummyVecEnv
+    n_actors: int = 0
 
     def env(self) -> gym.Env[Any, Any] | VecEnv:
         """Return new envs, the last one with the fault; a single env where SB3 cannot vectorize its observations."""
@@ -428,7 +431,9 @@ class Case:
 
         if alone:
             return make(0)
-        return wrapped(DummyVecEnv([lambda i=i: make(i) for i in range(self.n_envs)]), self.wrapper)  # type: ignore[misc]
+        env_fns: Any = [lambda i=i: make(i) for i in range(self.n_envs)]
+        n = min(self.n_actors, self.n_envs)
+        return wrapped(ActorVecEnv(env_fns, n, "serial") if n else DummyVecEnv(env_fns), self.wrapper)
 
 
 @st.composite
@@ -466,6 +471,7 @@ def cases(draw: Any) -> Case:
         draw(st.sampled_from(["none"] * 4 + ["method", "info"])),
         arguments,
         learn,
+        draw(st.sampled_from([0, 0, 0, 1, 2, 3])),
     )
 
 
@@ -521,24 +527,26 @@ def summarized(error: BaseException) -> str:
     return f"{type(error).__name__}: {message[:90]}"
 
 
-def outcome(case: Case) -> str:
+def outcome(case: Case, made: list[Any] | None = None) -> str:
     """Run a case.
 
+    :param made: the model is added to it, if there is one
     :return: "learned", "the env's own error", or the message of the refusal without numbers and names
     :raises WrongError: it ended in another way, or the parameters have changed
     """
     set_random_seed(0)
     with warnings.catch_warnings(), contextlib.redirect_stdout(io.StringIO()):
         warnings.simplefilter("ignore")
-        return _outcome(case)
+        return _outcome(case, [] if made is None else made)
 
 
-def _outcome(case: Case) -> str:
+def _outcome(case: Case, made: list[Any]) -> str:
     env = case.env()
     watch, model = _Watch(60 * case.n_envs), None
     learn = {"total_timesteps": 20 * case.n_envs, "callback": watch, **case.learn}
     try:
         model = case.cls(env=env, **_arguments(case, env.observation_space))
+        made.append(model)
         model.learn(**learn)
     except EnvError:
         _require_unchanged(case, model, watch)

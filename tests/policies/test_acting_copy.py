@@ -88,6 +88,26 @@ def test_the_copy_has_no_optimizer_and_leaves_the_policy_alone() -> None:
     assert {p.data_ptr() for p in acting.parameters()}.isdisjoint(p.data_ptr() for p in policy.parameters())
 
 
+def test_a_changed_attribute_is_copied() -> None:
+    policy: Any = Reinforce("MlpPolicy", vec(ScriptedEnv()), n_steps=8, **SMALL).policy
+    policy.features_extractor.register_module("slope", th.nn.LeakyReLU(0.5))
+    policy.features_extractor.constant = th.zeros(2)
+    set_training_mode(policy, False)
+    keeper = ActingCopy("cpu")
+
+    def extractor() -> Any:
+        acting, _ = keeper.of(policy)
+        return acting.features_extractor
+
+    first = extractor()
+    assert extractor() is first
+    policy.features_extractor.slope.negative_slope = 0.25
+    assert extractor().slope.negative_slope == 0.25
+    policy.features_extractor.constant += 1
+    assert th.equal(extractor().constant, th.ones(2))
+    assert extractor() is extractor()
+
+
 def test_a_device_that_is_none_is_an_error() -> None:
     with pytest.raises(ValueError, match="act_device"):
         Reinforce("MlpPolicy", vec(ScriptedEnv()), act_device="gpu")

@@ -17,7 +17,15 @@ from stable_baselines3.common.utils import ConstantSchedule, obs_as_tensor
 from torch import nn
 from torch.distributions import Distribution
 
-from sb3_pg.policies.samplers import DistributionSampler, ForwardSampler, MlpSampler, NumpySampler, make_sampler
+from sb3_pg.policies.samplers import (
+    DistributionSampler,
+    ForwardSampler,
+    MlpSampler,
+    NumpySampler,
+    Share,
+    draws_by_share,
+    make_sampler,
+)
 from tests.helpers import ACTION_SPACES, OBSERVATION_SPACES, OwnForward
 
 CPU = th.device("cpu")
@@ -236,3 +244,57 @@ def test_sampling_leaves_torchs_validation_as_it_was() -> None:
             assert validates() == chosen
     finally:
         Distribution.set_default_validate_args(__debug__)
+
+
+@pytest.mark.parametrize("observations", ["vector", "discrete"])
+@pytest.mark.parametrize("actions", list(ACTION_SPACES))
+def test_shares_of_the_envs_draw_as_all_of_them(observations: str, actions: str) -> None:
+    policy = make_policy(observations, actions)
+    space = OBSERVATION_SPACES[observations]
+    space.seed(5)
+    obs = np.stack([np.asarray(space.sample()) for _ in range(6)])
+
+    def drawn(share: Share) -> tuple[list[np.ndarray], th.Tensor]:
+        th.manual_seed(3)
+        sampler = make_sampler(policy, CPU, share)
+        assert not draws_by_share(sampler)
+        return [sampler(obs[share.rows]) for _ in range(50)], th.get_rng_state()
+
+    expected, state = drawn(Share.whole(6))
+    parts = [drawn(Share(first, n, 6)) for first, n in ((0, 3), (3, 1), (4, 2))]
+    assert all(th.equal(state, other) for _, other in parts)
+    for step, *of_parts in zip(expected, *(rows for rows, _ in parts), strict=True):
+        np.testing.assert_allclose(np.concatenate(of_parts), step, atol=1e-5)
+
+
+def test_shares_have_streams_of_their_own_where_the_policy_draws() -> None:
+    policy = make_policy("vector", "box")
+    states = []
+    for share in (Share(0, 2, 4), Share(2, 1, 4), Share(3, 1, 4), Share(3, 1, 4)):
+        th.manual_seed(3)
+        before = th.get_rng_state()
+        with pytest.MonkeyPatch.context() as patch:
+            patch.setattr(policy, "get_distribution", policy.get_distribution)  # now it is a method of its own
+            assert draws_by_share(make_sampler(policy, CPU, share))
+        states.append(th.get_rng_state())
+        assert th.equal(states[-1], before) == (share.first == 0)
+    assert not th.equal(states[1], states[2])
+    assert th.equal(states[2], states[3])
+
+
+@pytest.mark.parametrize("shares", [[(0, 2), (2, 3)], [(0, 1), (1, 4)]])
+def test_shares_have_the_same_gsde_noise(shares: list[tuple[int, int]]) -> None:
+    policy = make_policy("vector", "box", use_sde=True)
+    space = OBSERVATION_SPACES["vector"]
+    space.seed(5)
+    obs = np.stack([np.asarray(space.sample()) for _ in range(5)])
+
+    def drawn(share: Share) -> np.ndarray:
+        th.manual_seed(3)
+        share.reset_noise(policy)
+        sampler = make_sampler(policy, CPU, share)
+        assert not draws_by_share(sampler)
+        return sampler(obs[share.rows])
+
+    parts = [drawn(Share(first, n, 5)) for first, n in shares]
+    np.testing.assert_allclose(np.concatenate(parts), drawn(Share.whole(5)), atol=1e-5)

@@ -8,7 +8,7 @@ from rl_zoo3.exp_manager import ExperimentManager
 from stable_baselines3.common.monitor import load_results
 from stable_baselines3.common.vec_env import DummyVecEnv, SubprocVecEnv, VecEnv
 
-from sb3_pg.envs import EnvPoolAdapter, GymVectorAdapter, get_env_state
+from sb3_pg.envs import ActorVecEnv, EnvPoolAdapter, GymVectorAdapter, get_env_state
 from sb3_pg.zoo import scripts
 
 SHORT = ["--verbose", "0", "--num-threads", "1", "--device", "cpu", "--eval-freq", "300", "--eval-episodes", "2"]
@@ -46,6 +46,7 @@ def train(algo: str, env: str, *others: str, params: tuple[str, ...] = ()) -> No
         ("a2c", "CartPole-v1", "envpool", EnvPoolAdapter),
         ("actor_critic", "LunarLanderContinuous-v3", "envpool", EnvPoolAdapter),
         ("reinforce", "CartPole-v1", "dummy", DummyVecEnv),
+        ("reinforce", "CartPole-v1", "actors", ActorVecEnv),
     ],
 )
 def test_training_envs_are_of_the_backend(
@@ -129,6 +130,12 @@ def test_a_wrapper_of_each_of_gymnasiums_own_is_fine(made: list[VecEnv]) -> None
     wrapper = "env_wrapper:'gymnasium.wrappers.TimeAwareObservation'"
     train("reinforce", "Pendulum-v1", "--vec-env", "vector", params=(wrapper,))
     assert made[0].observation_space.shape == (4,)
+
+
+def test_actors_take_any_wrapper(made: list[VecEnv]) -> None:
+    wrapper = "env_wrapper:'gymnasium.wrappers.TimeAwareObservation'"
+    train("actor_critic", "CartPole-v1", "--vec-env", "actors", params=(wrapper, "frame_stack:2", "normalize:True"))
+    assert made[0].observation_space.shape == (10,)
 
 
 def test_arguments_of_the_env_arrive(made: list[VecEnv]) -> None:

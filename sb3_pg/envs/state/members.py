@@ -4,7 +4,7 @@ import inspect
 import random
 from collections.abc import Callable, Collection
 from functools import partial
-from typing import Any, Final, NamedTuple, TypeVar
+from typing import Any, Final, NamedTuple, Protocol, TypeGuard, TypeVar
 
 import gymnasium as gym
 import numpy as np
@@ -36,6 +36,20 @@ _LINKS: Final = frozenset({"env", "venv", "envs"})
 _OF_THE_CALLER: Final = frozenset({"_may_step"})
 #: Packages whose envs and wrappers change neither MuJoCo's models nor the transition tables of "toy_text".
 _KNOWN_PACKAGES: Final = ("gymnasium.", "stable_baselines3.", "sb3_contrib.", "rl_zoo3.", "sb3_pg.")
+
+
+class HasWorkers(Protocol):
+    """A VecEnv whose envs are held by workers, each of which has some of them."""
+
+    def ask_workers(self, what: str, contents: list[Any] | None = None) -> list[Any]:
+        """Return what :func:`layout_of`, :func:`worker_state` or :func:`set_worker_state` returns, for each worker.
+
+        :param what: "layout", "get" or "set"
+        :param contents: for "set": what each worker is to set
+        """
+
+    def workers_attributes(self) -> frozenset[str]:
+        """Return the names of attributes by which it reaches its workers."""
 
 
 class EnvState(NamedTuple):
@@ -209,6 +223,8 @@ def _never_saved(member: Any) -> frozenset[str]:
         return _PROCESSES
     if isinstance(member, AsyncVectorEnv):  # observations are in memory that its workers share
         return frozenset(vars(member))
+    if _has_workers(member):
+        return member.workers_attributes()
     if isinstance(member, VectorAdapter):
         return _OF_THE_CALLER | ({"env"} if isinstance(member, EnvPoolAdapter) else set())
     return frozenset()
@@ -241,10 +257,13 @@ def _difference(saved: dict[str, Any], now: dict[str, Any]) -> str:
         short = [[name.rpartition(".")[2] for name in layout["classes"]] for layout in (now, saved)]
         now_short, saved_short = short if short[0] != short[1] else (now["classes"], saved["classes"])
         return f"from outside to inside it is {' > '.join(now_short)}, the saved one is {' > '.join(saved_short)}"
+    if saved["workers"] and now["workers"] and len(saved["workers"]) != len(now["workers"]):
+        return f"it has {len(now['workers'])} actors, the saved one has {len(saved['workers'])}"
     if len(saved["workers"]) != len(now["workers"]):
         return "either its workers or those of the saved one were made without sb3_pg.envs.make_vec_env"
     differences = map(_difference, saved["workers"], now["workers"])
-    return next((f"env {i}: {text}" for i, text in enumerate(differences) if text), "")
+    kind = "env" if all(worker["n_envs"] == 1 for worker in now["workers"]) else "actor"
+    return next((f"{kind} {i}: {text}" for i, text in enumerate(differences) if text), "")
 
 
 # ---------------------------------------------------------------- other processes
@@ -252,9 +271,15 @@ def _difference(saved: dict[str, Any], now: dict[str, Any]) -> str:
 
 def _is_remote(member: Any) -> bool:
     """Whether a member's envs are in other processes, which give their state."""
+    if _has_workers(member):
+        return True
     if isinstance(member, SubprocVecEnv):
         return member.has_attr(_SERVICE)
     return isinstance(member, AsyncVectorEnv) and all(member.call("has_wrapper_attr", _SERVICE))
+
+
+def _has_workers(member: Any) -> TypeGuard[HasWorkers]:
+    return hasattr(type(member), "ask_workers")
 
 
 def _why_hidden(member: Any) -> str:
@@ -271,29 +296,39 @@ def _why_hidden(member: Any) -> str:
     return ""
 
 
-def _ask(member: SubprocVecEnv | AsyncVectorEnv, what: str) -> list[Any]:
-    """Return an answer of :func:`_serve` per env."""
+def _ask(member: SubprocVecEnv | AsyncVectorEnv | HasWorkers, what: str) -> list[Any]:
+    """Return an answer of :func:`_serve` per env, or per worker that has several."""
     if isinstance(member, SubprocVecEnv):
         return member.env_method(_SERVICE, what)
-    return list(member.call(_SERVICE, what))
+    if isinstance(member, AsyncVectorEnv):
+        return list(member.call(_SERVICE, what))
+    return member.ask_workers(what)
 
 
 def _tell(
-    member: SubprocVecEnv | AsyncVectorEnv, states: list[Any], inexact: str, unpickle: Callable[[bytes], Any]
+    member: SubprocVecEnv | AsyncVectorEnv | HasWorkers,
+    states: list[Any],
+    inexact: str,
+    unpickle: Callable[[bytes], Any],
 ) -> None:
     """Let the processes of a member restore their envs' states.
 
     :raises ValueError: a process could not restore a state
     """
     contents = [{**state, "inexact": inexact, "unpickle": CloudpickleWrapper(unpickle)} for state in states]
+    kind = "env"
     if isinstance(member, SubprocVecEnv):
         for i, content in enumerate(contents):
             member.set_attr(_PENDING, content, indices=i)
-    else:
+        errors = _ask(member, "set")
+    elif isinstance(member, AsyncVectorEnv):
         member.set_attr(_PENDING, contents)
-    for i, error in enumerate(_ask(member, "set")):
+        errors = _ask(member, "set")
+    else:
+        kind, errors = "actor", member.ask_workers("set", contents)
+    for i, error in enumerate(errors):
         if error:
-            raise ValueError(f"env {i}: {error}")
+            raise ValueError(f"{kind} {i}: {error}")
 
 
 def _serve(env: Any, what: str) -> Any:
@@ -302,17 +337,43 @@ def _serve(env: Any, what: str) -> Any:
     The state includes that of the process's global random generators.
     """
     if what == "layout":
-        return _layout(env, _members(env))
+        return layout_of(env)
     if what == "get":
-        return {"state": tuple(get_env_state(env)), "random": _global_random_states()}
+        return worker_state(env)
     content = vars(env)[_PENDING]
     vars(env)[_PENDING] = None
+    return set_worker_state(env, content)
+
+
+def layout_of(env: Any) -> dict[str, Any]:
+    """Return the layout of a worker's envs, see :class:`EnvState`."""
+    return _layout(env, _members(env))
+
+
+def worker_state(env: Any, with_random_states: bool = True) -> dict[str, Any]:
+    """Return the state of a worker's envs.
+
+    :param env: the worker's env, or vectorized envs
+    :param with_random_states: whether to add that of the process's global random generators
+    """
+    random = _global_random_states() if with_random_states else None
+    return {"state": tuple(get_env_state(env)), "random": random}
+
+
+def set_worker_state(env: Any, content: dict[str, Any]) -> str:
+    """Set the state of a worker's envs.
+
+    :param env: the worker's env, or vectorized envs
+    :param content: from :func:`worker_state`, with "inexact" and "unpickle" of :func:`set_env_state`
+    :return: why it is impossible; empty if it was done
+    """
     layout, entries, _ = content["state"]
     try:
         _set(_members(env), EnvState(layout, entries, content["inexact"]), content["unpickle"].var)
     except Exception as error:  # noqa: BLE001 (it would end the process)
         return f"{type(error).__name__}: {error}"
-    _set_global_random_states(content["random"])
+    if content["random"] is not None:
+        _set_global_random_states(content["random"])
     return ""
 
 
