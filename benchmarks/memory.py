@@ -70,8 +70,7 @@ _MASKED_PEER = ("--config", MASKED_PEER)
 _LUNAR_LANDER_PEER = (
     *("--hyperparams", "policy:MlpLstmPolicy", "normalize:True", "n_envs:32", "n_steps:512", "batch_size:128"),
     *("gae_lambda:0.98", "gamma:0.999", "n_epochs:4", "ent_coef:0.01"),
-    "policy_kwargs:dict(ortho_init=False,activation_fn=nn.ReLU,lstm_hidden_size=64,enable_critic_lstm=True,"
-    "net_arch=dict(pi=[64],vf=[64]))",
+    "policy_kwargs:dict(ortho_init=False,activation_fn=nn.ReLU,lstm_hidden_size=64,net_arch=dict(pi=[64],vf=[64]))",
 )
 CASES: Final = {
     "cartpole": Case("kl_penalty_pg", "CartPoleNoVel-v1", 100_000, MEMORY, "ppo_lstm"),
