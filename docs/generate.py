@@ -70,7 +70,6 @@ def algorithm_page(name: str) -> str:
         "arguments": argument_table(cls, arguments),
         "logged": logged_table(name),
         "results": result_table(name),
-        "curves": curves(name),
         "config": config_path(name).relative_to(DOCS.parent).as_posix(),
         **text,
     }
@@ -125,9 +124,11 @@ def logs(row: Mapping[str, str], name: str) -> bool:
 
 
 def result_table(name: str) -> str:
-    """Final returns of an algorithm and of the peers that were run on the same tasks."""
+    """Final returns of an algorithm and of the peers that were run on the same tasks, and their learning curves."""
     cells = tables.read_cells(read_csv(RESULTS / "learning.csv"))
     chosen = tables.tasks(cells, [name], True)
+    if not chosen:
+        return "No task was measured."
     peers = {peer: label for peer, label in PEERS.items() if any(peer in cells[task] for task in chosen)}
     lines = []
     for env, steps in chosen:
@@ -137,7 +138,9 @@ def result_table(name: str) -> str:
         others = (str(cell.get(peer, "")) for peer in peers)
         lines.append([env, tables.budget(steps), str(cell[name]), worst_best, *others])
     header = ["env", "env steps", f"`{ALGORITHMS[name].__name__}`", "worst, best seed", *peers.values()]
-    return tables.markdown(header, lines)
+    class_name = ALGORITHMS[name].__name__
+    figure = f"![Learning curves of {class_name} and of its peers]({curves(name)})"
+    return f"{tables.markdown(header, lines)}\n\n{figure}"
 
 
 def curves(name: str) -> str:

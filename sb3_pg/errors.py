@@ -37,6 +37,17 @@ class NonFiniteError(FloatingPointError, ValueError):
         super().__init__(f"{tensor} is {value}{where}{when}. {hint}".rstrip())
         self.tensor, self.value, self.env, self.step, self.hint = tensor, value, env, step, hint
 
+    def counted_from(self, first_env: int) -> "NonFiniteError":
+        """Return the error with the number of the env among more envs, and the same cause.
+
+        :param first_env: number of the first env that the error counts from
+        """
+        if self.env is None or not first_env:
+            return self
+        error = type(self)(self.tensor, self.value, self.env + first_env, self.step, self.hint)
+        error.__cause__ = self.__cause__
+        return error
+
     def __reduce__(self) -> tuple[Any, ...]:
         """Return how to make the error anew, for pickle."""
         return type(self), (self.tensor, self.value, self.env, self.step, self.hint)

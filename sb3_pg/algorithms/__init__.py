@@ -10,6 +10,7 @@ from typing import Final
 from stable_baselines3.common.base_class import BaseAlgorithm
 
 from sb3_pg.algorithms.actor_critic import ActorCritic
+from sb3_pg.algorithms.async_actor_critic import AsyncActorCritic
 from sb3_pg.algorithms.kl_penalty_pg import KLPenaltyPG
 from sb3_pg.algorithms.off_pac import OffPAC
 from sb3_pg.algorithms.off_policy_pg import OffPolicyPG
@@ -19,6 +20,7 @@ from sb3_pg.algorithms.trpo import NPG, TRPO
 ALGORITHMS: Final[dict[str, type[BaseAlgorithm]]] = {
     "reinforce": Reinforce,
     "actor_critic": ActorCritic,
+    "async_actor_critic": AsyncActorCritic,
     "npg": NPG,
     "trpo": TRPO,
     "kl_penalty_pg": KLPenaltyPG,
@@ -27,4 +29,4 @@ ALGORITHMS: Final[dict[str, type[BaseAlgorithm]]] = {
 }
 """Name on the command line and of the YAML file -> class."""
 
-__all__ = ["NPG", "TRPO", "ActorCritic", "KLPenaltyPG", "OffPAC", "OffPolicyPG", "Reinforce"]
+__all__ = ["NPG", "TRPO", "ActorCritic", "AsyncActorCritic", "KLPenaltyPG", "OffPAC", "OffPolicyPG", "Reinforce"]

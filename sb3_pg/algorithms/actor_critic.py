@@ -13,6 +13,7 @@ from sb3_pg.algorithms.arguments import ON_POLICY, SHARED
 from sb3_pg.algorithms.critic_estimates import CRITIC_ESTIMATES, CriticArguments
 from sb3_pg.algorithms.learners import from_arguments
 from sb3_pg.algorithms.on_policy import OnPolicyPG
+from sb3_pg.algorithms.rms_prop import RMSPROP, with_rms_prop
 from sb3_pg.algorithms.shell import LogInterval
 from sb3_pg.algorithms.validation import SB3, EnvLike, Group, documented
 from sb3_pg.learner import Bootstrapped, GradientStep
@@ -24,19 +25,6 @@ class ActorCriticArguments(CriticArguments, total=False):
 
     critic_learning_rate: float | str | Schedule | None
     n_critic_updates: int
-
-
-RMSPROP = Group(
-    """
-    :param rms_prop_eps: epsilon, added to RMSprop's root mean square
-    :param use_rms_prop: whether to use RMSprop as in Mnih et al. (2016) instead of Adam. An ``optimizer_class`` in
-        ``policy_kwargs`` comes before both
-    """,
-    {
-        "rms_prop_eps": (1e-5, arg.real(0)),
-        "use_rms_prop": (True, arg.instance(bool)),
-    },
-)
 
 
 @documented
@@ -96,19 +84,7 @@ class ActorCritic(OnPolicyPG):
         _init_setup_model: bool = True,
         **kwargs: Unpack[ActorCriticArguments],
     ) -> None:
-        given = arg.given(locals())
-        arg.check_arguments(given, arg.checks_of([RMSPROP]))
-        arg.instance(dict, optional=True)("policy_kwargs", policy_kwargs)
-        of_policy = given["policy_kwargs"] or {}
-        chosen = "optimizer_class" in of_policy
-        if chosen or not given["use_rms_prop"]:
-            why = "an optimizer_class in policy_kwargs" if chosen else "use_rms_prop=False"
-            arg.check_effects(type(self), given, {"rms_prop_eps": why}, {"rms_prop_eps"})
-        else:
-            rms_prop = {"alpha": 0.99, "eps": given["rms_prop_eps"], "weight_decay": 0}
-            optimizer = {"optimizer_class": th.optim.RMSprop, "optimizer_kwargs": rms_prop}
-            given["policy_kwargs"] = {**of_policy, **optimizer}
-        super().__init__(**given)
+        super().__init__(**with_rms_prop(type(self), arg.given(locals())))
 
     def learn(
         self,

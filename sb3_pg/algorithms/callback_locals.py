@@ -223,6 +223,14 @@ def callback_tree(callback: BaseCallback, seen: set[int]) -> Iterator[BaseCallba
                 yield from callback_tree(one, seen)
 
 
+def reads_infos(callback: BaseCallback) -> bool:
+    """Whether a callback, or one that it holds, may read the infos of all steps.
+
+    :param callback: as in :func:`offer`
+    """
+    return any(map(_reads_infos, callback_tree(callback, set())))
+
+
 def _reads_infos(callback: BaseCallback) -> bool:
     """Whether a callback may read infos. SB3's and ours do not, but for that which calls a function of the user's."""
     if isinstance(callback, ConvertCallback):
@@ -241,7 +249,7 @@ class _Listener:
     def __init__(self, model: BaseAlgorithm, callback: BaseCallback, names: dict[str, Any]) -> None:
         self._model, self._callback, self._names = model, callback, names
         #: whether a callback may read the infos of all steps
-        self.reads_infos = any(map(_reads_infos, callback_tree(callback, set())))
+        self.reads_infos = reads_infos(callback)
 
     def start(self, policy: ActorCriticPolicy, sampler: Sampler) -> None:
         """Write the items that do not change."""

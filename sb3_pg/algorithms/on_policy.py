@@ -324,9 +324,13 @@ class OnPolicyPG(Algorithm, OnPolicyAlgorithm):
             _take_back(self.rollout_batch, *self._collected)
         if (batch := self.rollout_batch) is None:
             return
-        report: Report = "step" if self._is_followed_by_log else "batch" if self._has_callbacks else "nothing"
-        if take_update(self, batch, report, self._estimate_seconds) and self.critic_fit == "before":
+        if take_update(self, batch, self._report, self._estimate_seconds) and self.critic_fit == "before":
             _publish(batch, self.rollout_buffer)
+
+    @property
+    def _report(self) -> Report:
+        """Which metrics of an update are wanted."""
+        return "step" if self._is_followed_by_log else "batch" if self._has_callbacks else "nothing"
 
     @property
     def _was_collected(self) -> bool:

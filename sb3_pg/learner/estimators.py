@@ -320,6 +320,7 @@ class VTrace(_StateDiscount):
     the rewards up to the end of the piece or episode, then the critic's value, whatever policy has acted.
 
     A batch holds episodes or pieces of them. ``batch.bootstrap`` holds the present critic's value behind each piece.
+    A batch without ``log_ratio`` is one of the policy itself: all ratios are 1.
 
     :param gamma: discount per env step, in [0, 1]
     :param trace_lambda: lambda, in [0, 1], a factor of each trace coefficient
@@ -356,12 +357,15 @@ class VTrace(_StateDiscount):
         """
         assert batch.log_probs is not None
         batch.log_ratio = log_importance_ratio(log_prob, batch.log_probs, batch.mask)
-        batch.log_weights = truncate(batch.log_ratio, self.max_ratio) if self.correction == "vtrace" else None
+        self._bound(batch)
+
+    def _bound(self, batch: RolloutBatch) -> None:
+        batch.log_weights = truncate(_log_ratio(batch), self.max_ratio) if self.correction == "vtrace" else None
 
     def weights(self, batch: RolloutBatch) -> th.Tensor | None:
         """w_t, times the discount of each step's state if ``state_discount`` is on."""
         discount = super().weights(batch)
-        return discount if self.correction == "none" else _importance(batch, discount)
+        return discount if batch.log_weights is None else _importance(batch, discount)
 
     def estimate(self, batch: RolloutBatch, policy: ActorCriticPolicy) -> tuple[th.Tensor, th.Tensor]:
         """Return V-trace targets, and advantages without the ratio."""
@@ -369,20 +373,24 @@ class VTrace(_StateDiscount):
         rewards, values, ends, gamma = batch.rewards, batch.values, batch.ends, self.gamma
         assert values is not None
         last = batch.bootstrap, batch.mask
+        self._bound(batch)
         if self.correction == "none":
             returns = lambda_return(rewards, values, ends, gamma, self.trace_lambda, *last)
         else:
-            assert batch.log_ratio is not None
             bounds = self.trace_lambda, self.max_ratio, self.max_trace
-            returns = vtrace(rewards, values, batch.log_ratio, ends, gamma, *bounds, *last)
+            returns = vtrace(rewards, values, _log_ratio(batch), ends, gamma, *bounds, *last)
         return returns, vtrace_advantages(rewards, values, returns, None, ends, gamma, 1.0, *last)
 
     def describe(self, batch: RolloutBatch) -> Metrics:
         """Return metrics of the ratios before they are bounded: how far the policy is from those that acted."""
-        assert batch.log_ratio is not None
-        logs = batch.log_ratio[batch.valid]
+        logs = _log_ratio(batch)[batch.valid]
         return {
             "importance_ess": effective_sample_size(logs) / len(logs),
             "largest_weight": logs.max().exp().nan_to_num(),  # a ratio without room is the largest number
             "truncated_fraction": truncated_fraction(logs, self.max_ratio),
         }
+
+
+def _log_ratio(batch: RolloutBatch) -> th.Tensor:
+    """Return the logarithms of the ratios, which are 0 if the policy itself has acted."""
+    return th.zeros_like(batch.rewards) if batch.log_ratio is None else batch.log_ratio

@@ -1,6 +1,15 @@
 """Collect env steps, store them, and make batches of them. Other rooms of the package import from here."""
 
-from sb3_pg.rollout.actor import Actor, Failure, Fragment, Playback, RemoteTraceback, env_of, order_for
+from sb3_pg.rollout.actor import (
+    Actor,
+    Failure,
+    Fragment,
+    Playback,
+    RemoteTraceback,
+    env_of,
+    infos_of_episodes,
+    order_for,
+)
 from sb3_pg.rollout.batch import RolloutBatch
 from sb3_pg.rollout.buffers import DictTrajectoryRolloutBuffer, TrajectoryRolloutBuffer
 from sb3_pg.rollout.collector import (
@@ -17,6 +26,7 @@ from sb3_pg.rollout.make_batch import (
     action_log_probs,
     batch_from_filled_buffer,
     make_batch,
+    score_again,
     score_batch,
     value_again,
 )
@@ -68,6 +78,7 @@ __all__ = [
     "action_log_probs",
     "batch_from_filled_buffer",
     "env_of",
+    "infos_of_episodes",
     "keep_what_is_drawn",
     "make_batch",
     "naming_env_errors",
@@ -77,6 +88,7 @@ __all__ = [
     "require_finite_step",
     "require_form",
     "require_usable_policy",
+    "score_again",
     "score_batch",
     "skip_reset_steps",
     "value_again",

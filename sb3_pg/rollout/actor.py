@@ -9,7 +9,7 @@ import time
 import traceback
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, replace
-from typing import Any
+from typing import Any, NoReturn
 
 import numpy as np
 import torch as th
@@ -22,6 +22,7 @@ from sb3_pg.errors import NonFiniteError
 from sb3_pg.policies import ForwardSampler, Sampler, Share, State, draws_by_share, map_observations
 from sb3_pg.rollout.buffers import DictTrajectoryRolloutBuffer, TrajectoryRolloutBuffer
 from sb3_pg.rollout.collector import Collector, CollectorState, Order
+from sb3_pg.rollout.make_batch import action_log_probs
 
 #: Seconds after which an actor looks whether its learner still waits.
 SECONDS_BETWEEN_LOOKS = 0.2
@@ -62,14 +63,14 @@ class Failure:
             copied = RuntimeError(f"{type(error).__name__}: {error}")
         return cls(copied, text)
 
-    def reraise(self, first_env: int = 0) -> None:
+    def reraise(self, first_env: int = 0) -> NoReturn:
         """Raise the error, with its traceback as its cause.
 
         :param first_env: number of the actor's first env, which errors of numbers count from
         """
         error = self.error
-        if isinstance(error, NonFiniteError) and error.env is not None:
-            error = type(error)(error.tensor, error.value, error.env + first_env, error.step, error.hint)
+        if isinstance(error, NonFiniteError):
+            error = error.counted_from(first_env)
         raise error from RemoteTraceback(self.text)
 
 
@@ -95,6 +96,7 @@ class Fragment:
     :param at_start: ``(n_steps, n_envs)``, True where the step has ended an episode
     :param infos: of each step: env -> its infos
     :param kept: values and log-probs that the policy's own ``forward`` has returned, each ``(n_steps, n_envs)``
+    :param log_probs: of the actions, nats, ``(n_steps, n_envs)``, if the order is ``apart``
     :param memory: what the policy remembers after the last step, as arrays; None if it has no memory
     :param timesteps: ``(n_envs,)``, steps since each env's episode began, after the last step
     :param random: state of torch's generator after the last step; None if it was not the learner's stream
@@ -108,6 +110,7 @@ class Fragment:
     at_start: np.ndarray
     infos: list[dict[int, dict[str, Any]]]
     kept: tuple[np.ndarray, np.ndarray] | None
+    log_probs: np.ndarray | None
     memory: tuple[np.ndarray, ...] | None
     timesteps: np.ndarray
     random: np.ndarray | None
@@ -116,6 +119,17 @@ class Fragment:
 
     def __len__(self) -> int:
         return len(self.rewards)
+
+
+def infos_of_episodes(fragments: Sequence[Fragment]) -> Iterator[dict[str, Any]]:
+    """Yield the infos of steps that have ended an episode, in the order of the steps.
+
+    :param fragments: of actors that have collected at the same time
+    """
+    for row in range(max(map(len, fragments))):
+        for fragment in fragments:
+            if row < len(fragment):
+                yield from (fragment.infos[row][i] for i in np.flatnonzero(fragment.at_start[row]).tolist())
 
 
 # ---------------------------------------------------------------- the actor
@@ -140,29 +154,34 @@ class Actor:
         :param order: what to collect. Its state is that of these envs
         :param random: state of torch's generator
         :param is_orphan: says whether nobody waits for the fragment any more
+        :return: the fragment. An error after the first observation is in it
         """
-        policy = self.policy
+        policy, share = self.policy, Share.whole(self.share.n_envs) if order.apart else self.share
         th.set_rng_state(th.from_numpy(random.copy()))
         tape = _Tape(order, is_orphan)
         collector = Collector(
-            policy, _TapedEnv(env, tape), replace(order.state), sde_sample_freq=order.sde_sample_freq, share=self.share
+            policy, _TapedEnv(env, tape), replace(order.state), sde_sample_freq=order.sde_sample_freq, share=share
         )
         is_dict = isinstance(policy.observation_space, spaces.Dict)
         buffer = (DictTrajectoryRolloutBuffer if is_dict else TrajectoryRolloutBuffer)(
-            order.n_steps, policy.observation_space, policy.action_space, "cpu", n_envs=self.share.n_envs
+            order.n_steps, policy.observation_space, policy.action_space, "cpu", n_envs=share.n_envs
         )
-        failure = None
+        failure, log_probs = None, None
         try:
-            collector.fill(
+            sampler = collector.fill(
                 buffer,
                 n_steps=order.n_steps,
                 episodes_per_env=order.episodes_per_env,
                 limit=order.limit,
                 listener=tape,
             )
-        except Exception as error:  # noqa: BLE001 (the learner raises it)
+            if order.apart and sampler is not None:
+                log_probs = action_log_probs(policy, buffer, sampler).numpy()
+        except Exception as error:
+            if not tape.has_begun:
+                raise
             failure = Failure.of(error, self._place(error, collector.n_steps))
-        return tape.fragment(collector, self.share, failure)
+        return tape.fragment(collector, share, failure, log_probs)
 
     def _place(self, error: Exception, step: int) -> str:
         first, last = self.share.first, self.share.first + self.share.n_envs - 1
@@ -182,13 +201,22 @@ class _Tape:
 
     def __init__(self, order: Order, is_orphan: Callable[[], bool]) -> None:
         self._with_infos, self._is_orphan = order.with_infos, is_orphan
-        self._observations = [order.state.last_obs]
+        self._observations = [] if order.state.last_obs is None else [order.state.last_obs]
         self._actions: list[np.ndarray] = []
         self._rewards: list[np.ndarray] = []
         self._at_start: list[np.ndarray] = []
         self._infos: list[dict[int, dict[str, Any]]] = []
         self._sampler: Sampler | None = None
         self._next_look = 0.0
+
+    @property
+    def has_begun(self) -> bool:
+        """Whether the first observations are known."""
+        return bool(self._observations)
+
+    def began(self, obs: Any) -> None:
+        """Keep what a reset has returned before the first step."""
+        self._observations.append(obs)
 
     def returned(self, obs: Any, rewards: np.ndarray, at_start: np.ndarray, infos: Sequence[dict[str, Any]]) -> None:
         """Keep what a step of the envs has returned."""
@@ -219,12 +247,15 @@ class _Tape:
     def end(self, last_obs: Any, starts: np.ndarray) -> None:
         """Do nothing."""
 
-    def fragment(self, collector: Collector, share: Share, failure: Failure | None) -> Fragment:
+    def fragment(
+        self, collector: Collector, share: Share, failure: Failure | None, log_probs: np.ndarray | None
+    ) -> Fragment:
         """Return what was kept as arrays.
 
         :param collector: after its rollout
         :param share: which of all envs these are
         :param failure: the error that has ended the rollout
+        :param log_probs: of the actions, if they are wanted
         """
         n, sampler, space = len(self._actions), self._sampler, collector.policy.action_space
         kept = None
@@ -241,7 +272,8 @@ class _Tape:
             np.stack(self._rewards[:n]) if n else blank,
             np.stack(self._at_start[:n]) if n else blank.astype(bool),
             self._infos[:n],
-            kept,
+            kept if log_probs is None else None,
+            log_probs,
             None if memory is None else tuple(part.numpy() for part in memory),
             timesteps,
             th.get_rng_state().numpy() if is_streams else None,
@@ -267,7 +299,9 @@ class _TapedEnv(VecEnvWrapper):
 
     def reset(self) -> Any:
         """Reset the envs."""
-        return self.venv.reset()
+        obs = self.venv.reset()
+        self._tape.began(obs)
+        return obs
 
     def step_wait(self) -> VecEnvStepReturn:
         """Step the envs."""
@@ -327,22 +361,19 @@ class Playback:
         self.timesteps = np.concatenate([fragment.timesteps for fragment in fragments])
         #: state of torch's generator after the fragment that has drawn most
         self.random = max((len(one), -i, one.random) for i, one in enumerate(fragments) if one.random is not None)[2]
-        self._row, self._acted = -1, -1
-        self.sampler: Sampler = self._sampler_of(fragments, policy, n)
+        known = [one.log_probs for one in fragments if one.log_probs is not None]
+        self.log_probs = beside(*known) if len(known) == len(fragments) else None
+        self._row, self._acted, self._policy = -1, -1, policy
 
     @property
     def has_failed(self) -> bool:
         """Whether an actor has met with an error."""
         return self._failed is not None
 
-    def infos_of_episodes(self) -> Iterator[dict[str, Any]]:
-        """Yield the infos of steps that have ended an episode, in the order of the steps."""
-        for row in range(len(self._rewards)):
-            for fragment in self._fragments:
-                if row < len(fragment):
-                    yield from (fragment.infos[row][i] for i in np.flatnonzero(fragment.at_start[row]).tolist())
-
-    def _sampler_of(self, fragments: Sequence[Fragment], policy: ActorCriticPolicy, n: int) -> Sampler:
+    @property
+    def sampler(self) -> Sampler:
+        """Gives the actions. It is made anew: kept, it would hold what holds it, and memory would be freed late."""
+        fragments, policy, n = self._fragments, self._policy, len(self._rewards)
         kept = [fragment.kept for fragment in fragments]
         if kept[0] is not None:
             columns = zip(*(one for one in kept if one is not None), strict=True)

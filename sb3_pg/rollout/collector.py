@@ -37,7 +37,7 @@ from sb3_pg.policies import (
 from sb3_pg.rollout.batch import RolloutBatch
 from sb3_pg.rollout.buffers import DictTrajectoryRolloutBuffer, TrajectoryRolloutBuffer
 from sb3_pg.rollout.env_errors import naming_env_errors, require_form
-from sb3_pg.rollout.make_batch import make_batch
+from sb3_pg.rollout.make_batch import make_batch, set_behavior
 from sb3_pg.rollout.nonfinite import (
     NormalizationGuard,
     require_finite_policy,
@@ -124,7 +124,9 @@ class Order:
     :param limit: longest episode to wait for; None for no limit
     :param sde_sample_freq: steps between new gSDE noise, -1 for once per rollout
     :param with_infos: whether the infos of all steps are wanted, and not only of those that end an episode
-    :param state: of the envs
+    :param state: of the envs. Without observations, whoever collects begins with a reset
+    :param apart: whether each actor's fragment is learned from by itself, perhaps by a later policy. Then random
+        numbers are drawn for the actor's envs only, and the fragment has the log-probs of the policy that acted
     """
 
     n_steps: int | None
@@ -133,6 +135,7 @@ class Order:
     sde_sample_freq: int
     with_infos: bool
     state: CollectorState
+    apart: bool = False
 
 
 class Recording(Protocol):
@@ -142,6 +145,8 @@ class Recording(Protocol):
     sampler: Sampler
     #: ``(n_envs,)``, steps since each env's episode began, after the last step
     timesteps: np.ndarray
+    #: of the actions under an older policy that drew them, nats, ``(n_steps, n_envs)``; None if the policy itself did
+    log_probs: np.ndarray | None
 
     def step(self, actions: np.ndarray) -> tuple[Any, np.ndarray, np.ndarray, list[dict[str, Any]]]:
         """Return the next step as ``VecEnv.step`` does, or raise the error that it has raised."""
@@ -231,6 +236,8 @@ class Collector:
         self._starts: list[np.ndarray] = []
         #: env steps per env in the latest rollout, also if it was stopped or has failed
         self.n_steps = 0
+        #: log-probs of the older policy that has taken the latest rollout's steps; None if ``policy`` has
+        self._behavior_log_probs: np.ndarray | None = None
 
     def collect(
         self,
@@ -284,6 +291,8 @@ class Collector:
             value_scale=value_scale,
             keep_graph=keep_graph,
         )
+        if self._behavior_log_probs is not None:
+            set_behavior(batch, buffer, self._behavior_log_probs)
         if batch.critic_state is not None:
             self.state.memory = {**self.state.memory, "critic": _of_envs(batch.critic_state, batch)}
         return batch
@@ -318,7 +327,7 @@ class Collector:
                 f"episodes_per_env={episodes_per_env}"
             )
         policy, state = self.policy, self.state
-        self.acting, self.n_steps = policy, 0
+        self.acting, self.n_steps, self._behavior_log_probs = policy, 0, None
         set_training_mode(policy, False)
         before = visible_changes(policy)
         recorder = self._actors if sampler is None else None
@@ -344,6 +353,7 @@ class Collector:
                     order = Order(n_steps, episodes_per_env, limit, self.sde_sample_freq, reads_infos, now)
                     recording = recorder.record(self.env, policy, order)
                     play = _Play(recording.sampler, recording.step, recording.check, -1)
+                    self._behavior_log_probs = recording.log_probs
                     listener.start(policy, play.sampler)
                 finished = self._loop(buffer, play, listener, progress, resetting)
                 if recording is not None and finished:

@@ -8,6 +8,7 @@ from stable_baselines3.common.buffers import RolloutBuffer
 from stable_baselines3.common.policies import ActorCriticPolicy
 from stable_baselines3.common.utils import obs_as_tensor
 
+from sb3_pg.functional.importance import log_importance_ratio
 from sb3_pg.functional.precision import precise
 from sb3_pg.policies import (
     ForwardSampler,
@@ -148,6 +149,31 @@ def _fill_values(
         others = predict_values(policy, observations) if other_values is None else other_values
         bootstrap.view(-1).index_copy_(0, places, others.to(bootstrap.dtype) * value_scale)
     batch.bootstrap = bootstrap
+
+
+def set_behavior(batch: RolloutBatch, buffer: TrajectoryRolloutBuffer, log_probs: np.ndarray) -> None:
+    """Say that an older policy has taken the steps of a batch.
+
+    :param batch: scored by the present policy
+    :param buffer: that the batch was made from; users of SB3 look for the log-probs there
+    :param log_probs: of the older policy, nats, ``(n_steps, n_envs)``
+    """
+    assert batch.log_probs is not None
+    behavior = th.as_tensor(log_probs, device=batch.log_probs.device)
+    batch.log_ratio = log_importance_ratio(batch.log_probs, behavior, batch.mask)
+    batch.log_probs, buffer.log_probs = behavior, log_probs
+
+
+def score_again(policy: ActorCriticPolicy, batch: RolloutBatch, value_scale: float = 1.0) -> None:
+    """Set the values and the importance ratios of a batch to those of the policy as it is now.
+
+    :param policy: in eval mode
+    :param batch: with the log-probs of the policy that collected it
+    :param value_scale: what the critic's values are multiplied by to give reward units
+    """
+    assert batch.log_probs is not None
+    log_probs = score_batch(policy, batch, with_values=True, value_scale=value_scale)
+    batch.log_ratio = log_importance_ratio(log_probs, batch.log_probs, batch.mask)
 
 
 def value_again(policy: ActorCriticPolicy, batch: RolloutBatch, value_scale: float = 1.0) -> None:

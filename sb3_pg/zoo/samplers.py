@@ -152,6 +152,25 @@ def _suggest_actor_critic(trial: optuna.Trial, n_envs: int) -> Params:
     } | _suggest_pseudo_loss(trial, n_envs, 3)
 
 
+def _suggest_async_actor_critic(trial: optuna.Trial, n_envs: int) -> Params:
+    """Suggest fragments, and a critic with an optimizer of its own."""
+    del n_envs
+    return (
+        {
+            "one_minus_gae_lambda": trial.suggest_float("one_minus_gae_lambda", 0.005, 1.0, log=True),
+            "use_rms_prop": trial.suggest_categorical("use_rms_prop", [False, True]),
+            "normalize_advantage": trial.suggest_categorical("normalize_advantage", [False, True]),
+        }
+        | _suggest_on_policy(trial, least_n_steps_pow=4)
+        | _suggest_gradient_steps(trial)
+    )
+
+
+def _convert_async_actor_critic(sampled_params: Params) -> Params:
+    params = _convert_on_policy(sampled_params)
+    return {name: value for name, value in params.items() if name not in ("n_episodes", "advantage", "critic_target")}
+
+
 def _suggest_trpo(trial: optuna.Trial, n_envs: int) -> Params:
     """``learning_rate`` is the critic's."""
     del n_envs
@@ -234,6 +253,7 @@ COMMON: Final = Search(_suggest_common, _convert_common)
 SEARCHES: Final[Mapping[str, Search]] = {
     "reinforce": Search(_suggest_reinforce, _convert_reinforce),
     "actor_critic": Search(_suggest_actor_critic, _convert_on_policy),
+    "async_actor_critic": Search(_suggest_async_actor_critic, _convert_async_actor_critic),
     "npg": Search(_suggest_trpo, _convert_npg),
     "trpo": Search(_suggest_trpo, _convert_trpo),
     "kl_penalty_pg": Search(_suggest_kl_penalty_pg, _convert_kl_penalty_pg),

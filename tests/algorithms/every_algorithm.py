@@ -3,7 +3,7 @@
 from collections.abc import Callable
 from typing import Any
 
-from sb3_pg import NPG, TRPO, ActorCritic, KLPenaltyPG, OffPAC, OffPolicyPG, Reinforce
+from sb3_pg import NPG, TRPO, ActorCritic, AsyncActorCritic, KLPenaltyPG, OffPAC, OffPolicyPG, Reinforce
 
 #: Actor and critic in one step, as in A2C.
 JOINT: dict[str, Any] = {"critic_learning_rate": None, "n_critic_updates": 1}
@@ -12,13 +12,14 @@ JOINT: dict[str, Any] = {"critic_learning_rate": None, "n_critic_updates": 1}
 Make = Callable[..., Any]
 
 
-CLASSES = (Reinforce, ActorCritic, NPG, TRPO, KLPenaltyPG)
+CLASSES = (Reinforce, ActorCritic, AsyncActorCritic, NPG, TRPO, KLPenaltyPG)
 
 _IN_SEGMENTS: dict[str, Any] = {"n_steps": 8, "batch_size": 8}
 #: What makes each class learn from a few steps.
 FEW_STEPS: dict[Any, dict[str, Any]] = {
     Reinforce: {"n_steps": 8},
     ActorCritic: {"n_steps": 8},
+    AsyncActorCritic: {"n_steps": 8},
     NPG: _IN_SEGMENTS,
     TRPO: _IN_SEGMENTS,
     KLPenaltyPG: _IN_SEGMENTS,
@@ -52,6 +53,20 @@ ALGORITHMS: dict[str, Make] = {
     ),
     "actor-critic-episodes": lambda env, **k: ActorCritic(
         "MlpPolicy", env, **{"n_steps": None, "n_episodes": 4, "advantage": "n_step", "state_discount": True, **k}
+    ),
+    "async-actor-critic": lambda env, **k: AsyncActorCritic("MlpPolicy", env, **{"n_steps": 16, **k}),
+    "async-actor-critic-epochs": lambda env, **k: AsyncActorCritic(
+        "MlpPolicy",
+        env,
+        **{
+            "n_steps": 16,
+            "n_epochs": 2,
+            "gae_lambda": 0.9,
+            "critic_learning_rate": "lin_1e-2",
+            "n_critic_updates": 2,
+            "normalize_value_targets": True,
+            **k,
+        },
     ),
     "npg": lambda env, **k: NPG("MlpPolicy", env, **{"n_steps": 32, "batch_size": 32, "n_critic_updates": 2, **k}),
     "npg-fixed": lambda env, **k: NPG(

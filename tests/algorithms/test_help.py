@@ -83,12 +83,13 @@ def refused(cls: Any) -> set[str]:
 
 
 TYPOS = """
-from sb3_pg import NPG, TRPO, ActorCritic, KLPenaltyPG, OffPAC, OffPolicyPG, Reinforce
+from sb3_pg import NPG, TRPO, ActorCritic, AsyncActorCritic, KLPenaltyPG, OffPAC, OffPolicyPG, Reinforce
 {lines}
 """
 WRONG = {
     "Reinforce": ["n_stps=5", 'baseline="valeu"', 'truncation="never"', "gamma='high'"],
     "ActorCritic": ["n_stps=5", 'advantage="gea"', 'critic_fit="soon"'],
+    "AsyncActorCritic": ["n_stps=5", 'correction="v-trace"', "n_episodes=4"],
     "NPG": ["n_stps=5", 'step="fix"', 'on_nonfinite="ignore"'],
     "TRPO": ["n_stps=5", 'critic_target="lamda"'],
     "KLPenaltyPG": ["n_stps=5", 'dual_update="aditive"'],
@@ -98,6 +99,7 @@ WRONG = {
 RIGHT = {
     "Reinforce": 'baseline="value", n_steps=5, gamma=0.9, seed=0',
     "ActorCritic": 'advantage="gae", n_episodes=4, n_steps=None, critic_fit="before"',
+    "AsyncActorCritic": 'correction="none", max_policy_lag=3, use_rms_prop=False',
     "NPG": 'step="fixed", ent_coef=0.1',
     "TRPO": 'critic_target="lambda", cg_tolerance=0.1',
     "KLPenaltyPG": 'dual_update="additive", vf_coef=0.1',

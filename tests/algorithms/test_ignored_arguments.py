@@ -12,12 +12,14 @@ import pytest
 import torch as th
 from gymnasium import spaces
 from stable_baselines3.common.buffers import ReplayBuffer, RolloutBuffer
+from stable_baselines3.common.monitor import Monitor
 from stable_baselines3.common.noise import NormalActionNoise
 from stable_baselines3.common.policies import ActorCriticPolicy
 from stable_baselines3.common.torch_layers import FlattenExtractor
 
-from sb3_pg import NPG, TRPO, ActorCritic, KLPenaltyPG, OffPAC, OffPolicyPG, Reinforce
+from sb3_pg import NPG, TRPO, ActorCritic, AsyncActorCritic, KLPenaltyPG, OffPAC, OffPolicyPG, Reinforce
 from sb3_pg.algorithms.off_pac.policies import OffPACPolicy
+from sb3_pg.envs import ActorVecEnv
 from sb3_pg.rollout import BehaviorReplayBuffer, TrajectoryReplayBuffer, TrajectoryRolloutBuffer
 from tests.helpers import FaultyEnv, ScriptedEnv, vec
 
@@ -27,6 +29,7 @@ IN_SEGMENTS: Arguments = {"n_steps": 16, "batch_size": 8}
 CLASSES: dict[Any, Arguments] = {
     Reinforce: {"n_episodes": 4},
     ActorCritic: {"n_steps": 8},
+    AsyncActorCritic: {"n_steps": 8},
     NPG: IN_SEGMENTS,
     TRPO: IN_SEGMENTS,
     KLPenaltyPG: IN_SEGMENTS,
@@ -105,6 +108,10 @@ def env_of(lengths: tuple[int, ...] = (3, 5), **kwargs: Any) -> Any:
     return vec(*(ScriptedEnv(lengths, (False, True), first_reward=10.0 * i, **kwargs) for i in range(2)))
 
 
+def actors_of(make: Any) -> Any:
+    return ActorVecEnv([lambda: Monitor(make()) for _ in range(2)], 2, "serial")
+
+
 BOX: Arguments = {"env": lambda: env_of(action_space=spaces.Box(-1, 1, (2,)))}
 SHARED_STEP: Arguments = {"critic_learning_rate": None, "n_critic_updates": 1}
 OWN_STEP: Arguments = {"critic_learning_rate": 0.01}
@@ -112,6 +119,8 @@ REJECTED: Arguments = {"target_kl": 5.0, "line_search_accept_ratio": 0.9, "norma
 FAULT: Arguments = {"env": lambda: vec(*(FaultyEnv("reward", 6, lengths=(9,)) for _ in range(2)))}
 MASKED: Arguments = {"env": lambda: vec(*(OnlyTheFirst((3, 5)) for _ in range(2)))}
 WATCHED: Arguments = {"policy_kwargs": {"features_extractor_class": WhoSees}}
+
+ACTORS: Arguments = {"env": lambda: actors_of(ScriptedEnv), "deterministic": True}
 
 #: Argument -> another value, and the other arguments beside which it has its effect.
 CHANGES: dict[str, tuple[Any, Arguments]] = {
@@ -198,6 +207,14 @@ CHANGES: dict[str, tuple[Any, Arguments]] = {
     "actor_gradient": ("score", {}),
     "n_actions": (2, {"actor_gradient": "score"}),
     "tau": (0.5, {}),
+    # asynchronous
+    "correction": ("none", {"gae_lambda": 0.5}),
+    "max_trace": (0.5, {}),
+    "max_policy_lag": (1, ACTORS),
+    "queue_size": (3, {}),
+    "deterministic": (True, {"env": ACTORS["env"]}),
+    "actor_timeout": (9.0, {}),
+    "max_restarts": (1, {}),
 }
 #: Where a class wants another value, or other arguments beside it.
 CHANGES_OF: dict[tuple[Any, str], tuple[Any, Arguments]] = {
@@ -206,6 +223,7 @@ CHANGES_OF: dict[tuple[Any, str], tuple[Any, Arguments]] = {
     (Reinforce, "n_steps"): (4, {"n_episodes": None}),
     (ActorCritic, "vf_coef"): (3.0, {}),
     (ActorCritic, "max_episode_steps"): (2, {"n_steps": None}),
+    (AsyncActorCritic, "max_episode_steps"): (2, {}),
     (OffPolicyPG, "max_episode_steps"): (2, {}),
     (OffPolicyPG, "on_nonfinite"): ("skip", {**FAULT, "train_freq": (2, "episode")}),
     **{(cls, "max_episode_steps"): (2, {"n_steps": None, "n_episodes": 2}) for cls in TRUST_REGION},
@@ -224,6 +242,8 @@ NAMES = {"tensorboard_log": "tensorboard"}
 #: Another value gives a warning; "device": SB3 takes "cpu:0" for a GPU.
 WARN: set[Any] = {
     *("sub_sampling_factor", "on_nonfinite", "learning_starts", "min_ess", "device"),
+    *((AsyncActorCritic, name) for name in ("queue_size", "actor_timeout", "max_restarts")),
+    (AsyncActorCritic, "max_episode_steps"),
     *((NPG, f"line_search_{name}") for name in ("shrinking_factor", "max_iter", "accept_ratio")),
 }
 #: Arguments of other classes that some do not take, which their error says.

@@ -24,7 +24,7 @@ from stable_baselines3.common.torch_layers import NatureCNN
 from stable_baselines3.common.utils import set_random_seed
 from stable_baselines3.common.vec_env import DummyVecEnv, VecEnv, VecFrameStack, VecMonitor, VecNormalize
 
-from sb3_pg import NPG, TRPO, ActorCritic, KLPenaltyPG, Memory, OffPAC, OffPolicyPG, Reinforce
+from sb3_pg import NPG, TRPO, ActorCritic, AsyncActorCritic, KLPenaltyPG, Memory, OffPAC, OffPolicyPG, Reinforce
 from sb3_pg.action_masks import mask_sizes
 from sb3_pg.algorithms.shell import LEARN_CHECKS
 from sb3_pg.envs import ActorVecEnv
@@ -228,11 +228,12 @@ def wrapped(env: VecEnv, wrapper: str) -> VecEnv:
 
 # ---------------------------------------------------------------- arguments
 
-CLASSES: tuple[Any, ...] = (Reinforce, ActorCritic, NPG, TRPO, KLPenaltyPG, OffPolicyPG, OffPAC)
+CLASSES: tuple[Any, ...] = (Reinforce, ActorCritic, AsyncActorCritic, NPG, TRPO, KLPenaltyPG, OffPolicyPG, OffPAC)
 #: What makes each class learn from a few steps.
 SMALL: dict[Any, dict[str, Any]] = {
     Reinforce: {"n_episodes": None, "n_critic_updates": 2},
     ActorCritic: {"n_steps": 5},
+    AsyncActorCritic: {"n_steps": 5},
     NPG: {"n_steps": 8, "batch_size": 8, "n_critic_updates": 2, "cg_max_steps": 3},
     TRPO: {"n_steps": 8, "batch_size": 8, "n_critic_updates": 2, "cg_max_steps": 3},
     KLPenaltyPG: {"n_steps": 8, "batch_size": 8, "n_epochs": 2},
@@ -289,6 +290,13 @@ VALID: dict[str, list[Any]] = {
     "min_ess": [0.0, 0.1, np.float64(0.5)],
     "max_grad_norm": [None, math.inf, *SCALES],
     "max_ratio": [None, *SCALES],
+    "max_trace": [None, *SCALES],
+    "correction": ["vtrace", "none"],
+    "max_policy_lag": [None, 0, 1, np.int64(3)],
+    "queue_size": COUNTS,
+    "deterministic": BOOLEANS,
+    "actor_timeout": [None, 600, np.float64(100.0)],
+    "max_restarts": [0, np.int64(2)],
     "max_kl_ratio": [None, 1.5, 2],
     "dual_learning_rate": SCALES,
     "target_kl": [0.01, 1, 1e-8, "lin_0.01", np.float64(0.02), Named("falling", lambda p: 0.01 * p)],

@@ -1,7 +1,9 @@
 """An actor alone, and what its fragments become."""
 
 import copy
+import gc
 import pickle
+import weakref
 from typing import Any
 
 import numpy as np
@@ -117,6 +119,21 @@ def test_a_fragment_is_small() -> None:
         assert sum(map(len, fragment.infos)) == (36 if with_infos else n_ended)
         sizes.append(len(pickle.dumps(fragment)))
     assert sizes[1] < sizes[0]
+
+
+def test_a_playback_is_freed_at_once() -> None:
+    """Not when the garbage collector comes to it: fragments of images are large."""
+    env = envs()
+    fragment = Actor(policy(), Share.whole(4)).collect(env, order(state_of(env), n_steps=9), th.get_rng_state().numpy())
+    gc.disable()
+    try:
+        playback = Playback([fragment], policy())
+        playback.step(playback.sampler(None))
+        freed = weakref.ref(playback)
+        del playback
+        assert freed() is None
+    finally:
+        gc.enable()
 
 
 def test_an_orphan_stops() -> None:

@@ -76,6 +76,7 @@ def _envs(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
 SIZES = {
     "reinforce": ["n_envs:2", "n_episodes:4"],
     "actor_critic": ["n_envs:2", "n_steps:16", "n_critic_updates:1", "critic_batch_size:16"],
+    "async_actor_critic": ["n_envs:2", "n_steps:16", "n_critic_updates:1", "critic_batch_size:16"],
     "npg": ["n_envs:2", "n_steps:16", "n_critic_updates:1"],
     "trpo": ["n_envs:2", "n_steps:16", "n_critic_updates:1"],
     "kl_penalty_pg": ["n_envs:2", "n_steps:16", "n_epochs:1", "batch_size:16"],

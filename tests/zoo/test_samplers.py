@@ -52,7 +52,11 @@ def test_reloaded_trial_is_what_ran(algo: str) -> None:
         params = dict(trial.params)
         assert HYPERPARAMS_CONVERTER[algo](trial.params) == hyperparams
         assert trial.params == params
-        renamed = {"off_policy_pg": {"train_freq", "buffer_trajectories"}, "off_pac": {"batch_size"}}
+        renamed = {
+            "off_policy_pg": {"train_freq", "buffer_trajectories"},
+            "off_pac": {"batch_size"},
+            "async_actor_critic": {"n_steps"},
+        }
         assert {"gamma", *renamed.get(algo, {"n_episodes", "n_steps"})} <= trial.user_attrs.keys()
         assert all(trial.user_attrs[name] == hyperparams[name] for name in trial.user_attrs)
 
@@ -111,6 +115,14 @@ def test_conversion_for_actor_critic() -> None:
     expected = CONVERTED | own | GAE
     assert SEARCHES["actor_critic"].convert(params) == expected
     assert SEARCHES["actor_critic"].convert(params | {"rollout": "episodes"}) == expected | EPISODES
+
+
+def test_conversion_for_async_actor_critic() -> None:
+    own = UNCHANGED | {"use_rms_prop": True, "normalize_advantage": False}
+    params = SHARED | own | {"one_minus_gae_lambda": 0.125}
+    expected = CONVERTED | own | {"gae_lambda": 0.875}
+    del expected["n_episodes"]
+    assert SEARCHES["async_actor_critic"].convert(params) == expected
 
 
 TRUST_REGION = SHARED | {"one_minus_gae_lambda": 0.125, "batch_size_pow": 6, "target_kl": 0.02}

@@ -6,9 +6,12 @@ The memory has no name in any file system, so that nothing is left behind howeve
 import mmap
 import os
 import pickle
+import signal
 import sys
 import tempfile
 import uuid
+from collections.abc import Iterator
+from contextlib import contextmanager
 from multiprocessing import reduction
 from typing import Any
 
@@ -61,11 +64,10 @@ class Channel:
         for raw, place in zip(large, places, strict=True):
             assert self._mine is not None
             self._mine[place] = raw
-        self._begin_message()
-        self.pipe.send((number, small, places, None if handle is None else (size, handle)))
-        if handle is not None:
-            _give(self.pipe, handle)
-        self._is_within_message = False
+        with self._whole_message():
+            self.pipe.send((number, small, places, None if handle is None else (size, handle)))
+            if handle is not None:
+                _give(self.pipe, handle)
 
     def receive(self) -> Any:
         """Wait for a message, and return it.
@@ -74,19 +76,38 @@ class Channel:
         :raises OSError: the same, or an earlier message was interrupted
         """
         self.pipe.poll(None)  # an interrupt of the wait does no harm
-        self._begin_message()
-        self.number, small, places, new = self.pipe.recv()
-        if new is not None:
-            self._theirs = _taken(self.pipe, *new)
-        self._is_within_message = False
+        with self._whole_message():
+            self.number, small, places, new = self.pipe.recv()
+            if new is not None:
+                self._theirs = _taken(self.pipe, *new)
         memory = memoryview(self._theirs or b"")
         return pickle.loads(small, buffers=[bytearray(memory[place]) for place in places])
 
-    def _begin_message(self) -> None:
-        """Refuse to go on after a message of which a part was sent or read, such as at ctrl-C."""
+    @contextmanager
+    def _whole_message(self) -> Iterator[None]:
+        """Let signals, such as that of ctrl-C, wait until a message was sent or read. On Windows they do not wait.
+
+        :raises ConnectionError: a part of an earlier message was sent or read
+        """
         if self._is_within_message:
             raise ConnectionError("an earlier message was cut off")
-        self._is_within_message = True
+        with _signals_wait():
+            self._is_within_message = True
+            yield
+            self._is_within_message = False
+
+
+@contextmanager
+def _signals_wait() -> Iterator[None]:
+    if not hasattr(signal, "pthread_sigmask"):
+        yield
+        return
+    before = signal.pthread_sigmask(signal.SIG_BLOCK, ())
+    try:
+        signal.pthread_sigmask(signal.SIG_BLOCK, signal.valid_signals())  # raises what a handler raises that is due
+        yield
+    finally:
+        signal.pthread_sigmask(signal.SIG_SETMASK, before)
 
 
 if sys.platform == "win32":

@@ -41,12 +41,14 @@ class Collected(NamedTuple):
     :param wrappers: state of the wrappers after it, from the innermost to the outermost
     :param reset_infos: of the latest reset of each env
     :param warned: warnings that nobody has seen yet
+    :param waited: seconds between the answer before and the order for this
     """
 
     fragment: Fragment
     wrappers: list[WrapperState]
     reset_infos: list[dict[str, Any]]
     warned: list[Warned]
+    waited: float
 
 
 class Answer(NamedTuple):
@@ -68,6 +70,8 @@ class Host:
     def __init__(self, share: Share, is_process: bool) -> None:
         self.share, self._is_process = share, is_process
         self._actor: Actor | None = None
+        #: seconds between the latest answer and the command after it
+        self.waited = 0.0
 
     def close(self) -> None:
         """Close the envs."""
@@ -103,10 +107,14 @@ class Host:
 
         In a process of its own, seeds are also those of the global random generators, which some envs draw from.
         """
+        self.seed(seeds, options)
+        return self.env.reset(), self.env.reset_infos
+
+    def seed(self, seeds: list[int | None], options: list[dict[str, Any]]) -> None:
+        """Set seeds and options of the next reset, as :meth:`reset` does."""
         if self._is_process and seeds[0] is not None:
             set_random_seed(seeds[0] % 2**32)
         compat.set_seeds_and_options(self.env, seeds, options)
-        return self.env.reset(), self.env.reset_infos
 
     def step(self, actions: np.ndarray) -> tuple[Any, np.ndarray, np.ndarray, Sequence[Any], list[dict[str, Any]]]:
         """Step the envs. Return what a VecEnv returns, and the infos of the latest resets."""
@@ -171,7 +179,7 @@ class Host:
         with catching as caught:
             fragment = self._actor.collect(env, order, random, is_orphan)
         warned = [Warned(str(one.message), one.category, one.filename, one.lineno) for one in caught or ()]
-        return Collected(fragment, taken_back(env), self.env.reset_infos, warned)
+        return Collected(fragment, taken_back(env), self.env.reset_infos, warned, self.waited)
 
 
 class _Infos(list[dict[str, Any]]):

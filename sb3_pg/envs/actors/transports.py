@@ -5,7 +5,10 @@ A transport is a class of workers, of which each has one :class:`~sb3_pg.envs.ac
 """
 
 import multiprocessing as mp
+import os
 import signal
+import time
+import weakref
 from collections.abc import Callable
 from typing import Any, Final, Protocol
 
@@ -20,12 +23,17 @@ from sb3_pg.rollout import EnvWorkerError, Failure
 SECONDS_TO_END: Final = 5.0
 #: Module that the fork server imports.
 _PRELOADED: Final = "sb3_pg.envs.actors.preloaded"
+#: This process's ends of the pipes to actors.
+_PIPES: Final[weakref.WeakSet[Any]] = weakref.WeakSet()
 #: Errors of a pipe to a dead process.
 _OF_PIPES = (EOFError, ConnectionError)
 
 
 class Worker(Protocol):
     """One host, here or elsewhere. Each command is answered before the next one is sent."""
+
+    #: what ``multiprocessing.connection.wait`` waits for until there is an answer; None if :meth:`send` waits for it
+    pipe: Any
 
     def send(self, command: str, *args: Any) -> None:
         """Send a command.
@@ -50,12 +58,17 @@ class Worker(Protocol):
         :param seconds: how long to wait until it ends by itself
         """
 
+    def kill(self) -> None:
+        """End the host at once, whatever it does."""
+
 
 class SerialWorker:
     """A host in this process.
 
     :param share: which of all envs it has
     """
+
+    pipe = None
 
     def __init__(self, share: Share) -> None:
         self._host = Host(share, is_process=False)
@@ -77,6 +90,10 @@ class SerialWorker:
         del seconds
         self._host.close()
 
+    def kill(self) -> None:
+        """Close the envs."""
+        self.close(0.0)
+
 
 class ProcessWorker:
     """A host in a process of its own.
@@ -92,10 +109,11 @@ class ProcessWorker:
         if context.get_start_method() == "forkserver":
             context.set_forkserver_preload(["__main__", _PRELOADED])
         pipe, other = context.Pipe()
-        self._channel, self._share = Channel(pipe), share
+        self.pipe, self._channel, self._share = pipe, Channel(pipe), share
         #: numbers of the latest command, and of the latest answer
         self._sent = self._answered = 0
         name = f"actor of env {share.first}"
+        _PIPES.add(pipe)
         self._process = context.Process(target=_serve, args=(other, share), daemon=True, name=name)
         self._process.start()
         other.close()
@@ -119,7 +137,7 @@ class ProcessWorker:
         while True:
             try:
                 answer: Answer = self._channel.receive()
-            except _OF_PIPES as error:
+            except (EOFError, OSError) as error:  # an OSError: the process has died while it was sending
                 raise self._death() from error
             finally:
                 self._answered = self._channel.number
@@ -142,7 +160,7 @@ class ProcessWorker:
 
     def hang_up(self) -> None:
         """Close the pipe, which ends the process."""
-        self._channel.pipe.close()
+        self.pipe.close()
 
     def close(self, seconds: float) -> None:
         """Wait for the end of the process, then end it."""
@@ -152,9 +170,23 @@ class ProcessWorker:
             self._process.terminate()
             self._process.join(1.0)
         if self._process.is_alive():  # the env ignores the signal
-            self._process.kill()
-            self._process.join()
+            self.kill()
 
+    def kill(self) -> None:
+        """Kill the process."""
+        self.hang_up()
+        self._process.kill()
+        self._process.join()
+
+
+def _close_pipes() -> None:
+    """Close a forked process's copies of the pipes. Otherwise actors would not notice the end of their learner."""
+    for pipe in tuple(_PIPES):
+        pipe.close()
+
+
+if hasattr(os, "register_at_fork"):
+    os.register_at_fork(after_in_child=_close_pipes)
 
 TRANSPORTS: Final[dict[str, Callable[..., Worker]]] = {"processes": ProcessWorker, "serial": SerialWorker}
 
@@ -183,7 +215,9 @@ def _serve(pipe: Any, share: Share) -> None:
 def _serve_once(channel: Channel, host: Host) -> None:
     """Read a command, run it, and send the answer."""
     try:
+        began = time.perf_counter()
         command, args = channel.receive()
+        host.waited = time.perf_counter() - began
         # While a fragment is collected, nothing comes through the pipe but its end, or "hurry".
         answer = host.answer(command, *args, *([channel.pipe.poll] if command == "collect" else []))
         channel.send(answer, channel.number)

@@ -4,8 +4,10 @@ import os
 import time
 import warnings
 import weakref
-from collections.abc import Sequence
-from typing import Any, Literal
+from collections.abc import Iterable, Sequence
+from functools import partial
+from multiprocessing.connection import wait
+from typing import Any, Literal, Protocol
 
 import cloudpickle  # type: ignore[import-untyped]
 import numpy as np
@@ -15,7 +17,7 @@ from stable_baselines3.common.vec_env import CloudpickleWrapper, VecEnv, VecMoni
 from stable_baselines3.common.vec_env.base_vec_env import VecEnvIndices, VecEnvStepReturn
 
 from sb3_pg import compat
-from sb3_pg.envs.actors.host import Collected, EnvMaker, weights_of
+from sb3_pg.envs.actors.host import Collected, EnvMaker, Warned, weights_of
 from sb3_pg.envs.actors.transports import SECONDS_TO_END, TRANSPORTS, Worker
 from sb3_pg.envs.actors.wrappers import put_together, states_for, why_not_rebuilt, wrappers_around
 from sb3_pg.policies import (
@@ -27,7 +29,7 @@ from sb3_pg.policies import (
     original,
     set_training_mode,
 )
-from sb3_pg.rollout import Order, Playback, order_for
+from sb3_pg.rollout import EnvWorkerError, Failure, Order, Playback, infos_of_episodes, order_for
 
 
 class ActorVecEnv(VecEnv):
@@ -80,6 +82,10 @@ class ActorVecEnv(VecEnv):
         if start_method is not None and transport == "serial":
             raise ValueError(f"start_method must be None with transport='serial', got {start_method!r}")
         method = {} if start_method is None else {"start_method": start_method}
+        self._new_worker = partial(TRANSPORTS[transport], **method)
+        self._env_fns = list(env_fns)
+        #: whether actors are in this process, one after the other
+        self.is_serial = transport == "serial"
         parts = np.array_split(np.arange(n_envs), n_actors)
         #: which envs each actor has
         self.shares = [Share(int(part[0]), len(part), n_envs) for part in parts]
@@ -87,14 +93,17 @@ class ActorVecEnv(VecEnv):
         self._finalizer = weakref.finalize(self, _close, self._workers)
         #: what the actors' policies are copies of
         self._copied: CopiedFrom | None = None
+        self._pickled_policy = b""
+        #: which the actors collect for, if each goes on by itself
+        self.stream: Stream | None = None
         self._has_warned: set[str] = set()
         #: in which the warnings of actors are found that were shown already
         self._warnings: dict[str | tuple[str, type[Warning], int], int] = {}
         self._actions: np.ndarray | None = None
         try:
             for share in self.shares:
-                self._workers.append(TRANSPORTS[transport](share, **method))
-            made = self._ask("make", [(CloudpickleWrapper(list(env_fns[share.rows])),) for share in self.shares])
+                self._workers.append(self._new_worker(share))
+            made = self._ask("make", [self._to_make(share) for share in self.shares])
             observation_space, action_space, metadata = made[0]
             super().__init__(n_envs, observation_space, action_space)
         except BaseException:
@@ -102,8 +111,13 @@ class ActorVecEnv(VecEnv):
             raise
         self.metadata = metadata
 
+    def _to_make(self, share: Share) -> tuple[CloudpickleWrapper]:
+        return (CloudpickleWrapper(self._env_fns[share.rows]),)
+
     def _ask(self, command: str, args: Sequence[tuple[Any, ...]], of: Sequence[int] | None = None) -> list[Any]:
         """Let workers run a command at the same time, and return what it returns.
+
+        If the actors collect by themselves, this waits until each has finished its fragment.
 
         :param command: name of a method of the host
         :param args: its arguments, of each worker
@@ -112,6 +126,11 @@ class ActorVecEnv(VecEnv):
         workers = self._workers if of is None else [self._workers[i] for i in of]
         if not workers:
             raise ValueError("the envs are closed")
+        if self.stream is not None:
+            if command in ("reset", "step"):
+                raise ValueError(f"{command} must wait for the end of learn(): the actors collect by themselves")
+            self.stream.settle()
+            workers = self._workers if of is None else [self._workers[i] for i in of]
         for worker, given in zip(workers, args, strict=True):
             worker.send(command, *given)
         answers = [worker.receive() for worker in workers]
@@ -245,7 +264,9 @@ class ActorVecEnv(VecEnv):
 
     def workers_attributes(self) -> frozenset[str]:
         """Return the names of attributes that are not part of the envs' state."""
-        return frozenset({"shares", "_workers", "_finalizer", "_copied", "_has_warned", "_warnings", "_actions"})
+        return frozenset({"shares", "_workers", "_finalizer", "_copied", "_has_warned", "_warnings", "_actions"}) | {
+            *("_new_worker", "_env_fns", "_pickled_policy", "is_serial", "stream")
+        }
 
     # ---------------------------------------------------------------- whole rollouts
 
@@ -271,7 +292,7 @@ class ActorVecEnv(VecEnv):
             except Exception as error:  # noqa: BLE001 (whatever the policy's own parts raise)
                 return self._step_instead(f"the policy cannot be copied to actors ({error})")
             self._ask("policy", [(pickled,)] * len(self.shares))
-            self._copied = CopiedFrom(module)
+            self._copied, self._pickled_policy = CopiedFrom(module), pickled
         return True
 
     def _step_instead(self, reason: str) -> bool:
@@ -296,18 +317,78 @@ class ActorVecEnv(VecEnv):
             "collect", [(order_for(order, share), weights, random, states_for(env, share)) for share in self.shares]
         )
         for one in collected:
-            for warned in one.warned:
-                warnings.warn_explicit(*warned, registry=self._warnings)
-        playback = Playback([one.fragment for one in collected], policy)
+            self.show(one.warned)
+        fragments = [one.fragment for one in collected]
+        playback = Playback(fragments, policy)
         th.set_rng_state(th.from_numpy(playback.random))
         if not playback.has_failed:
             put_together(env, [one.wrappers for one in collected])
             self.reset_infos = [info for one in collected for info in one.reset_infos]
             for wrapper in wrappers_around(env):
                 if isinstance(wrapper, VecMonitor) and wrapper.results_writer:
-                    for info in playback.infos_of_episodes():
+                    for info in infos_of_episodes(fragments):
                         wrapper.results_writer.write_row(info["episode"])
         return playback
+
+    # ---------------------------------------------------------------- for a stream of fragments
+
+    def worker(self, number: int) -> Worker:
+        """Return an actor.
+
+        :param number: its number
+        """
+        return self._workers[number]
+
+    def show(self, warned: Iterable[Warned]) -> None:
+        """Show warnings of an actor, unless they were shown already.
+
+        :param warned: the warnings
+        """
+        for warning in warned:
+            warnings.warn_explicit(*warning, registry=self._warnings)
+
+    def require_record(self, env: VecEnv, policy: ActorCriticPolicy) -> None:
+        """Require what :meth:`can_record` tells, in the middle of a stream.
+
+        :param env: as in :meth:`can_record`
+        :param policy: as in :meth:`can_record`
+        :raises ValueError: the policy or the wrappers have become such that actors cannot have them
+        """
+        if not self.can_record(env, policy):
+            raise ValueError("policy and wrappers must be such that actors can have them: they were changed in learn()")
+
+    def replace_worker(self, number: int, seeds: list[int], timeout: float | None) -> Failure | None:
+        """End an actor and start another one in its place, with envs and policy.
+
+        :param number: of the actor
+        :param seeds: of its envs, for their first reset
+        :param timeout: seconds that each command may take; None for no limit
+        :return: the error that the env has raised; None if there was none
+        :raises EnvWorkerError: it has died, or takes too long
+        """
+        self._workers[number].kill()
+        share = self.shares[number]
+        worker = self._workers[number] = self._new_worker(share)
+        commands: dict[str, tuple[Any, ...]] = {
+            "make": self._to_make(share),
+            "policy": (self._pickled_policy,),
+            "seed": (seeds, [{} for _ in seeds]),
+        }
+        for command, args in commands.items():
+            worker.send(command, *args)
+            if worker.pipe is not None and not wait([worker.pipe], timeout):
+                worker.kill()
+                raise EnvWorkerError(f"An actor that was started again has not answered {command!r} in {timeout} s.")
+            if (failure := worker.receive().failure) is not None:
+                return failure
+        return None
+
+
+class Stream(Protocol):
+    """Lets each actor go on by itself, see :class:`~sb3_pg.envs.actors.stream.FragmentStream`."""
+
+    def settle(self) -> None:
+        """Wait until no actor is busy."""
 
 
 def _beside(observations: Sequence[Any]) -> Any:

@@ -141,18 +141,71 @@ def put_together(env: VecEnv, parts: Sequence[Sequence[WrapperState]]) -> None:
             values = [state.attributes[name] for state in states]
             if name in _PER_ENV[type(wrapper)]:
                 attributes[name] = _side_by_side(attributes.get(name), values)
-            elif isinstance(values[0], dict):
-                for key, rms in attributes[name].items():
-                    merge_statistics(rms, [value[key] for value in values])
-            elif isinstance(values[0], RunningMeanStd):
-                merge_statistics(attributes[name], values)
-            elif isinstance(values[0], bool):
-                attributes[name] = any(values)
-            else:  # a count
-                attributes[name] += sum(value - attributes[name] for value in values)
+            else:
+                attributes[name] = _merged(attributes[name], values, attributes[name])
 
 
-def merge_statistics(base: RunningMeanStd, parts: Sequence[RunningMeanStd]) -> None:
+def put_back(env: VecEnv, sent: Sequence[WrapperState], returned: Sequence[WrapperState]) -> None:
+    """Add what one part has seen to what the learner's wrappers share, while other parts go on.
+
+    :param env: the learner's env with its wrappers
+    :param sent: from :func:`shared_state`, when the part began
+    :param returned: from :func:`taken_back`, of the part
+    """
+    for wrapper, before, after in zip(wrappers_around(env), sent, returned, strict=True):
+        attributes = vars(wrapper)
+        for name, value in before.attributes.items():
+            attributes[name] = _merged(attributes[name], [after.attributes[name]], value)
+
+
+def shared_state(states: Sequence[WrapperState]) -> list[WrapperState]:
+    """Return a copy of what all parts have in common of what a rollout changes.
+
+    :param states: from :func:`states_for`
+    """
+    shared = []
+    for cls, attributes in states:
+        names = _TOGETHER.get(cls, frozenset()) & attributes.keys()
+        shared.append(WrapperState(cls, {name: copy.deepcopy(attributes[name]) for name in names}))
+    return shared
+
+
+def going_on(states: Sequence[WrapperState], returned: Sequence[WrapperState]) -> list[WrapperState]:
+    """Return the learner's wrappers for a part that goes on where its latest fragment has ended.
+
+    :param states: from :func:`states_for`
+    :param returned: from :func:`taken_back`, of the part
+    """
+    return [
+        WrapperState(
+            cls, attributes | {name: after.attributes[name] for name in _PER_ENV[cls] & after.attributes.keys()}
+        )
+        for (cls, attributes), after in zip(states, returned, strict=True)
+    ]
+
+
+def _merged(now: Any, values: Sequence[Any], before: Any) -> Any:
+    """Return what all parts have in common, with what they have seen.
+
+    :param now: the learner's. Statistics are changed in place
+    :param values: those of parts that have gone on from ``before``
+    :param before: what these parts have begun with
+    """
+    if isinstance(now, dict):
+        for key, rms in now.items():
+            merge_statistics(rms, [value[key] for value in values], before[key])
+    elif isinstance(now, RunningMeanStd):
+        merge_statistics(now, values, before)
+    elif isinstance(now, bool):
+        return now or any(values)
+    else:  # a count
+        return now + sum(value - before for value in values)
+    return now
+
+
+def merge_statistics(
+    base: RunningMeanStd, parts: Sequence[RunningMeanStd], before: RunningMeanStd | None = None
+) -> None:
     r"""Add to running statistics what several copies have seen since.
 
     With n, m and M the count, the mean and the sum of squared deviations,
@@ -163,12 +216,14 @@ def merge_statistics(base: RunningMeanStd, parts: Sequence[RunningMeanStd]) -> N
     is solved for b, which a copy has seen besides a, the base. Source: Chan, Golub and LeVeque (1983), eq. 2.1.
 
     :param base: is changed. Its object stays the same, since evaluation envs may share it
-    :param parts: copies of ``base`` that have gone on, in the order of the envs. A single one replaces its numbers
+    :param parts: copies of ``before`` that have gone on, in the order of the envs. A single one replaces the numbers of
+        ``base`` if these are still those of ``before``
+    :param before: what the parts have begun with; None for ``base``
     """
-    if len(parts) == 1:
+    before = base.copy() if before is None or before is base else before
+    if len(parts) == 1 and base.count == before.count:
         vars(base).update(vars(parts[0]))
         return
-    before = base.copy()
     for part in parts:
         count = part.count - before.count
         if count <= 0:

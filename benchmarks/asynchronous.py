@@ -1,0 +1,164 @@
+"""AsyncActorCritic against the same learner in one process, and what lag costs; env steps per second, and returns.
+
+    python benchmarks/asynchronous.py rate
+    python benchmarks/asynchronous.py lag --lags 1 5 20 50 --seeds 5
+
+Protocol
+--------
+- ``rate``: asynchronous, one process, asynchronous, ...: what the machine does meanwhile hits both. A rate is the
+  median over the repetitions; ``ratio`` is the median of the pairwise ratios, with least and greatest beside.
+  ``update`` is the share of the time that the one process spends in updates. ``epochs`` are the updates from each
+  fragment, chosen so that collecting and updates take about as long where ``balanced`` is in the name.
+- 16 envs, 64 steps of each env per fragment, one torch thread in every process. Both sides make an update from as many
+  steps: the one process has the envs of one actor.
+- ``lag``: actors in this process, so that a fragment's lag is the number of actors: 1, 5, 20 or 50 actors of one env
+  each. Return of the final policy on CartPole-v1 after ``--steps`` env steps, with V-trace and without.
+- RLlib's IMPALA is measured by its own script in an environment of its own, on the same machine, before and after
+  ``rate``: see ``asynchronous_rllib.py``.
+"""
+
+import statistics
+import sys
+import time
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any, Final
+
+import numpy as np
+import torch
+from bench_io import cpu_count, format_table, make_parser, merge_csv, versions
+from stable_baselines3.common.evaluation import evaluate_policy
+from stable_baselines3.common.vec_env import VecEnv
+
+from sb3_pg import AsyncActorCritic
+from sb3_pg.envs import make_vec_env
+
+RESULTS = Path(__file__).resolve().parent / "results"
+PACKAGES = ("sb3_pg", "stable_baselines3", "gymnasium", "mujoco", "torch", "numpy")
+N_ENVS, N_STEPS = 16, 64
+#: Case -> env, and updates from each fragment.
+CASES: Final[dict[str, tuple[str, int]]] = {
+    "cartpole": ("CartPole-v1", 1),
+    "hopper": ("Hopper-v5", 1),
+    "cartpole-balanced": ("CartPole-v1", 3),
+    "hopper-balanced": ("Hopper-v5", 12),
+}
+RATE_FIGURES = ("case", "n_actors", "async_rate", "one_rate", "ratio", "ratio_min", "ratio_max", "update", "lag")
+RATE_COLUMNS = (*RATE_FIGURES, "epochs", "n_envs", "n_steps", "steps", "repeats", "cpu_count", "date", "versions")
+LAG_FIGURES = ("lag", "correction", "seed", "score", "measured_lag")
+LAG_COLUMNS = (*LAG_FIGURES, "n_steps", "steps", "date", "versions")
+
+
+def model_on(env: VecEnv, seed: int, **arguments: Any) -> AsyncActorCritic:
+    """The algorithm, with settings that solve CartPole-v1."""
+    given = {
+        "n_steps": N_STEPS,
+        "gamma": 0.98,
+        "gae_lambda": 0.98,
+        "learning_rate": 3e-3,
+        "use_rms_prop": False,
+        "normalize_advantage": True,
+    }
+    return AsyncActorCritic("MlpPolicy", env, seed=seed, device="cpu", **{**given, **arguments})
+
+
+def rate_of(env: VecEnv, seed: int, epochs: int, steps: int) -> tuple[float, dict[str, Any]]:
+    """Env steps per second of ``learn()`` after a warm-up, and what it has logged."""
+    model = model_on(env, seed, n_epochs=epochs)
+    model.learn(4 * N_STEPS * env.num_envs, log_interval=None)
+    began = time.perf_counter()
+    model.learn(steps, log_interval=None)
+    seconds = time.perf_counter() - began
+    env.close()
+    return model.num_timesteps / seconds, dict(model.logger.name_to_value)
+
+
+def measure_rate(case: str, n_actors: int, repeats: int, steps: int) -> dict[str, Any]:
+    """One row: ``repeats`` times both sides."""
+    name, epochs = CASES[case]
+    mine, one, updates, lags = [], [], [], []
+    for seed in range(repeats):
+        env = make_vec_env(name, N_ENVS, "actors", seed, n_actors=n_actors)
+        rate, logged = rate_of(env, seed, epochs, steps)
+        mine.append(rate)
+        lags.append(logged["rollout/policy_lag_mean"])
+        rate, logged = rate_of(make_vec_env(name, N_ENVS // n_actors, "dummy", seed), seed, epochs, steps)
+        one.append(rate)
+        update = epochs * logged["time/update_seconds"]  # of the latest rollout's last epoch
+        updates.append(update / (update + logged["time/collect_seconds"]))
+    ratios = [ours / theirs for ours, theirs in zip(mine, one, strict=True)]
+    return {
+        "case": case,
+        "n_actors": n_actors,
+        "async_rate": round(statistics.median(mine)),
+        "one_rate": round(statistics.median(one)),
+        "ratio": round(statistics.median(ratios), 2),
+        "ratio_min": round(min(ratios), 2),
+        "ratio_max": round(max(ratios), 2),
+        "update": round(statistics.median(updates), 2),
+        "lag": round(statistics.median(lags), 1),
+        "epochs": epochs,
+    }
+
+
+def measure_lag(lag: int, correction: str, seed: int, steps: int) -> dict[str, Any]:
+    """One row: the score of a policy whose actors lag by so many updates."""
+    env = make_vec_env("CartPole-v1", lag, "actors", seed, n_actors=lag, backend_kwargs={"transport": "serial"})
+    model = model_on(env, seed, deterministic=True, correction=correction)
+    model.learn(steps, log_interval=None)
+    score, _ = evaluate_policy(model, make_vec_env("CartPole-v1", 4, "dummy", 1000 + seed), 20, warn=False)
+    env.close()
+    logged = model.logger.name_to_value
+    return {
+        "lag": lag,
+        "correction": correction,
+        "seed": seed,
+        "score": round(float(np.mean(score)), 1),
+        "measured_lag": round(logged["rollout/policy_lag_mean"], 1),
+    }
+
+
+def main(arguments: Sequence[str] | None = None) -> int:
+    """Measure, save each row, print the table."""
+    parser = make_parser(__doc__)
+    parser.add_argument("what", choices=["rate", "lag"])
+    parser.add_argument("--cases", nargs="+", choices=list(CASES), default=list(CASES), help="of rate; default: all")
+    parser.add_argument("--n-actors", type=int, default=2)
+    parser.add_argument("--repeats", type=int, default=5)
+    parser.add_argument("--lags", nargs="+", type=int, default=[1, 5, 20, 50])
+    parser.add_argument("--seeds", type=int, default=5)
+    parser.add_argument("--steps", type=int, default=100_000, help="env steps of each run")
+    parser.add_argument("--output", type=Path, help="CSV file; other rows stay in it")
+    options = parser.parse_args(arguments)
+    if min(options.repeats, options.steps, options.seeds, *options.lags) < 1 or N_ENVS % options.n_actors:
+        parser.error(f"all numbers are 1 or more, and --n-actors divides {N_ENVS}")
+    torch.set_num_threads(1)
+    stamps: dict[str, Any] = {
+        "n_steps": N_STEPS,
+        "steps": options.steps,
+        "date": time.strftime("%Y-%m-%d", time.gmtime()),
+        "versions": versions(*PACKAGES),
+    }
+    rows = []
+    if options.what == "rate":
+        stamps |= {"n_envs": N_ENVS, "repeats": options.repeats, "cpu_count": cpu_count()}
+        for case in options.cases:
+            print(f"{case} ...", file=sys.stderr, flush=True)
+            rows.append(measure_rate(case, options.n_actors, options.repeats, options.steps))
+            # saved case by case: an interrupt costs the current one only
+            path = options.output or RESULTS / "asynchronous.csv"
+            merge_csv(path, [rows[-1] | stamps], RATE_COLUMNS, ("case", "n_actors"))
+        print(format_table(rows, RATE_FIGURES))
+        return 0
+    for lag in options.lags:
+        for correction in ("vtrace", "none"):
+            for seed in range(options.seeds):
+                rows.append(measure_lag(lag, correction, seed, options.steps))
+                path = options.output or RESULTS / "asynchronous_lag.csv"
+                merge_csv(path, [rows[-1] | stamps], LAG_COLUMNS, ("lag", "correction", "seed"))
+    print(format_table(rows, LAG_FIGURES))
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())
