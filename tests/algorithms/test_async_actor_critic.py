@@ -11,6 +11,7 @@ import textwrap
 import time
 import warnings
 from collections.abc import Callable
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
@@ -392,8 +393,9 @@ class Killer(BaseCallback):
         self.n_rollouts += 1
         if len(self.seconds) < self.n and self.n_rollouts % self.every == 0:
             workers: Any = self.training_env.unwrapped._workers  # type: ignore[attr-defined]
-            os.kill(self.random.choice(workers)._process.pid, signal.SIGKILL)
-            self.seconds.append(time.monotonic())
+            with suppress(ProcessLookupError):  # that of the last kill, which was not noticed yet
+                os.kill(self.random.choice(workers)._process.pid, signal.SIGKILL)
+                self.seconds.append(time.monotonic())
 
     def _on_step(self) -> bool:
         self.n_learned += len(self.locals["dones"])
