@@ -10,7 +10,7 @@ from contextlib import contextmanager, nullcontext, redirect_stdout, suppress
 from copy import deepcopy
 from functools import partial
 from pathlib import Path
-from typing import Any, Final
+from typing import Any, Final, cast
 
 import gymnasium as gym
 import yaml  # type: ignore[import-untyped]
@@ -35,7 +35,8 @@ from stable_baselines3.common.vec_env import (
 )
 
 from sb3_pg import compat
-from sb3_pg.algorithms import ALGORITHMS
+from sb3_pg.algorithms import ALGORITHMS, AsyncActorCritic
+from sb3_pg.algorithms.async_actor_critic import is_asynchronous
 from sb3_pg.algorithms.off_policy import OffPolicyShell
 from sb3_pg.algorithms.on_policy import OnPolicyPG
 from sb3_pg.checkpoints import ResumeCallback, latest_checkpoint, unchanged_random_state
@@ -307,6 +308,8 @@ class Experiment(ExperimentManager):
             kwargs["log_interval"] = None
         elif self.algo in ALGORITHMS:
             kwargs["log_interval"] = "auto"
+        if isinstance(model, AsyncActorCritic) and is_asynchronous(model):
+            self._fit_callbacks_to_fragments(model)
         try:
             with _refilled_buffer(model) if self.continue_training else nullcontext():
                 model.learn(self.n_timesteps, callback=self.callbacks or None, **kwargs)
@@ -321,6 +324,19 @@ class Experiment(ExperimentManager):
             assert model.env is not None
             with suppress(EOFError):  # the interrupt has ended worker processes too
                 model.env.close()
+
+    def _fit_callbacks_to_fragments(self, model: BaseAlgorithm) -> None:
+        """Leave out checkpoints to resume from, which need a boundary between rollouts, and keep frequencies.
+
+        :param model: learns from fragments, each of one actor. Callbacks are called at each of their steps
+        """
+        assert model.env is not None
+        self.callbacks = [one for one in self.callbacks if not isinstance(one, ResumeCallback)]
+        for one in self.callbacks:
+            for name in {"eval_freq", "save_freq"} & vars(one).keys():
+                setattr(one, name, getattr(one, name) * len(cast(ActorVecEnv, model.env.unwrapped).shares))
+        if self.verbose > 0:
+            print("This run cannot be resumed: what its actors are collecting is not saved.")
 
 
 @contextmanager

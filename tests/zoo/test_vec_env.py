@@ -47,6 +47,7 @@ def train(algo: str, env: str, *others: str, params: tuple[str, ...] = ()) -> No
         ("actor_critic", "LunarLanderContinuous-v3", "envpool", EnvPoolAdapter),
         ("reinforce", "CartPole-v1", "dummy", DummyVecEnv),
         ("reinforce", "CartPole-v1", "actors", ActorVecEnv),
+        ("async_actor_critic", "CartPole-v1", "actors", ActorVecEnv),
     ],
 )
 def test_training_envs_are_of_the_backend(
