@@ -153,7 +153,7 @@ class Actor:
         :param env: the envs, with wrappers in the state in which the learner's are
         :param order: what to collect. Its state is that of these envs
         :param random: state of torch's generator
-        :param is_orphan: says whether nobody waits for the fragment any more
+        :param is_orphan: says whether the learner has stopped waiting for the fragment
         :return: the fragment. An error after the first observation is in it
         """
         policy, share = self.policy, Share.whole(self.share.n_envs) if order.apart else self.share

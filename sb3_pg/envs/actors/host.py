@@ -40,7 +40,7 @@ class Collected(NamedTuple):
     :param fragment: the steps
     :param wrappers: state of the wrappers after it, from the innermost to the outermost
     :param reset_infos: of the latest reset of each env
-    :param warned: warnings that nobody has seen yet
+    :param warned: warnings that have not been shown yet
     :param waited: seconds between the answer before and the order for this
     """
 
@@ -168,7 +168,7 @@ class Host:
         :param weights: the policy's parameters and buffers, as bytes
         :param random: state of torch's generator
         :param wrappers: around the envs, from the innermost to the outermost
-        :param is_orphan: says whether nobody waits for the fragment any more
+        :param is_orphan: says whether the learner has stopped waiting for the fragment
         """
         assert self._actor is not None
         for mine, now in zip(self._weights, weights, strict=True):
@@ -183,7 +183,7 @@ class Host:
 
 
 class _Infos(list[dict[str, Any]]):
-    """Infos of all envs whose deep copy is deep for ended episodes only: nobody keeps the others.
+    """Infos of all envs. A deep copy copies only those of ended episodes deeply: the others are not kept.
 
     DummyVecEnv copies infos at every step. Without this, an actor takes a twelfth more time in HalfCheetah.
     """

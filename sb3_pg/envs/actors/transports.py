@@ -1,6 +1,6 @@
 """Carry commands to the hosts of envs, and their answers back.
 
-A transport is a class of workers, of which each has one :class:`~sb3_pg.envs.actors.host.Host`. Another one is added to
+A transport is a class of workers. Each worker has one :class:`~sb3_pg.envs.actors.host.Host`. Another one is added to
 ``TRANSPORTS``.
 """
 

@@ -39,7 +39,7 @@ _KNOWN_PACKAGES: Final = ("gymnasium.", "stable_baselines3.", "sb3_contrib.", "r
 
 
 class HasWorkers(Protocol):
-    """A VecEnv whose envs are held by workers, each of which has some of them."""
+    """A VecEnv whose workers hold the envs. Each worker holds some of them."""
 
     def ask_workers(self, what: str, contents: list[Any] | None = None) -> list[Any]:
         """Return what :func:`layout_of`, :func:`worker_state` or :func:`set_worker_state` returns, for each worker.
