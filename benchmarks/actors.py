@@ -29,7 +29,7 @@ from typing import Any
 import gymnasium as gym
 import numpy as np
 import torch
-from bench_io import cpu_count, format_table, make_parser, merge_csv, versions
+from bench_io import cpu_count, date_and_versions, format_table, make_parser, merge_csv
 from gymnasium import spaces
 from speed_timing import Clock, Factory, Sample, time_learning
 from stable_baselines3.common.base_class import BaseAlgorithm
@@ -206,8 +206,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
         "steps": options.steps,
         "repeats": options.repeats,
         "cpu_count": cpu_count(),
-        "date": time.strftime("%Y-%m-%d", time.gmtime()),
-        "versions": versions(*PACKAGES),
+        **date_and_versions(PACKAGES),
     }
     rows = []
     for case in options.cases:

@@ -26,7 +26,7 @@ from typing import Any, Final
 
 import numpy as np
 import torch
-from bench_io import cpu_count, format_table, make_parser, merge_csv, versions
+from bench_io import cpu_count, date_and_versions, format_table, make_parser, merge_csv
 from stable_baselines3.common.evaluation import evaluate_policy
 from stable_baselines3.common.vec_env import VecEnv
 
@@ -136,8 +136,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     stamps: dict[str, Any] = {
         "n_steps": N_STEPS,
         "steps": options.steps,
-        "date": time.strftime("%Y-%m-%d", time.gmtime()),
-        "versions": versions(*PACKAGES),
+        **date_and_versions(PACKAGES),
     }
     rows = []
     if options.what == "rate":

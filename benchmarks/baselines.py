@@ -37,7 +37,7 @@ from pathlib import Path
 from typing import Any
 
 from baselines_spec import ESTIMATORS, LEARNING_KEY, REFERENCE, RUN, Result, Run
-from bench_io import limit_threads, make_parser, merge_csv, read_csv, row_key, versions
+from bench_io import date_and_versions, limit_threads, make_parser, merge_csv, read_csv, row_key
 from learning import FIRST_TUNING_SEED, REPORT_SEEDS, clock, end_with_parent
 from learning_spec import parse_hyperparams
 
@@ -89,7 +89,7 @@ def files(folder: Path) -> tuple[Path, Path]:
 def save(run: Run, result: Result, folder: Path) -> None:
     """Variances first, then the curve, which marks a run as finished."""
     learning, variance = files(folder)
-    stamps = {"versions": versions(*PACKAGES), "date": time.strftime("%Y-%m-%d", time.gmtime())}
+    stamps = date_and_versions(PACKAGES)
     if result.variance:
         merge_csv(variance, [run.identity | row | stamps for row in result.variance], VARIANCE_COLUMNS, RUN)
     merge_csv(learning, [run.identity | row | stamps for row in result.learning], LEARNING_COLUMNS, LEARNING_KEY)

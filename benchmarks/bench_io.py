@@ -9,6 +9,7 @@ import csv
 import fcntl
 import os
 import platform
+import time
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from importlib.metadata import PackageNotFoundError, version
@@ -50,6 +51,11 @@ def versions(*packages: str) -> str:
             return f"{package}=none"
 
     return " ".join([f"python={platform.python_version()}", *map(stamp, packages)])
+
+
+def date_and_versions(packages: Iterable[str]) -> dict[str, str]:
+    """Columns that every result has: the day in UTC, and the versions of packages."""
+    return {"date": time.strftime("%Y-%m-%d", time.gmtime()), "versions": versions(*packages)}
 
 
 def read_csv(path: Path) -> list[dict[str, str]]:

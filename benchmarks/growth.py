@@ -18,14 +18,13 @@ Protocol
 import itertools
 import statistics
 import sys
-import time
 from collections.abc import Callable, Sequence
 from functools import partial
 from pathlib import Path
 from typing import Any
 
 import torch
-from bench_io import format_table, make_parser, merge_csv, read_csv, versions
+from bench_io import date_and_versions, format_table, make_parser, merge_csv, read_csv
 from speed_cases import a2c, contrib_trpo, reinforce, trpo
 from speed_timing import ROLLOUT, Envs, Factory, time_learning
 from stable_baselines3.common.base_class import BaseAlgorithm
@@ -114,8 +113,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     torch.set_num_threads(1)
     stamps = {
         "repeats": options.repeats,
-        "date": time.strftime("%Y-%m-%d", time.gmtime()),
-        "versions": versions(*PACKAGES),
+        **date_and_versions(PACKAGES),
     }
     for axis, x in itertools.chain.from_iterable(itertools.product([axis], AXES[axis]) for axis in options.axes):
         print(f"{axis} = {x}", file=sys.stderr, flush=True)

@@ -37,7 +37,17 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
-from bench_io import cpu_count, format_table, limit_threads, make_parser, merge_csv, read_csv, row_key, versions
+from bench_io import (
+    cpu_count,
+    date_and_versions,
+    format_table,
+    limit_threads,
+    make_parser,
+    merge_csv,
+    read_csv,
+    row_key,
+    versions,
+)
 from learning_spec import KEY, Run, parse_hyperparams
 
 REPORT = Path(__file__).resolve().parent / "results" / "learning.csv"
@@ -122,8 +132,7 @@ def save(run: Run, result: tuple[dict[str, Any], Sequence[tuple[int, float, floa
     stamps = {
         "final_episodes": run.final_episodes,
         "gymnasium": versions("gymnasium").partition("gymnasium=")[2],
-        "versions": versions(*PACKAGES),
-        "date": time.strftime("%Y-%m-%d", time.gmtime()),
+        **date_and_versions(PACKAGES),
         "command": run.command,
     }
     merge_csv(output, [identity | measured | stamps], COLUMNS, KEY)

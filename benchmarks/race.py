@@ -21,14 +21,13 @@ import math
 import statistics
 import sys
 import tempfile
-import time
 from collections.abc import Sequence
 from functools import partial
 from pathlib import Path
 from typing import Any
 
 import torch
-from bench_io import cpu_count, format_table, make_parser, merge_csv, versions
+from bench_io import cpu_count, date_and_versions, format_table, make_parser, merge_csv
 from learning_run import EVALUATION_SEED, Evaluations, Point, evaluation_env, make_manager, resolve_hyperparams
 from stable_baselines3.common.utils import set_random_seed
 from stable_baselines3.common.vec_env import DummyVecEnv
@@ -129,8 +128,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     torch.set_num_threads(1)
     stamps = {
         "cpu_count": cpu_count(),
-        "date": time.strftime("%Y-%m-%d", time.gmtime()),
-        "versions": versions(*PACKAGES),
+        **date_and_versions(PACKAGES),
     }
     for algo in options.algo:
         race(algo, options.seeds[0], 2 * EVERY)

@@ -24,13 +24,12 @@ import multiprocessing
 import statistics
 import sys
 import tempfile
-import time
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from bench_io import format_table, limit_threads, make_parser, merge_csv, read_csv, versions
+from bench_io import date_and_versions, format_table, limit_threads, make_parser, merge_csv, read_csv
 
 RESULTS = Path(__file__).resolve().parent / "results"
 RATES = (3e-4, 1e-3, 3e-3, 1e-2)
@@ -208,7 +207,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
         for arm, best in TASKS[env].rates.items()
         for rate in (RATES if options.tune else [best])
     ]
-    stamps = {"date": time.strftime("%Y-%m-%d", time.gmtime()), "versions": versions(*PACKAGES)}
+    stamps = date_and_versions(PACKAGES)
     with multiprocessing.get_context("spawn").Pool(options.jobs, maxtasksperchild=1) as pool:
         for row in pool.imap_unordered(run, jobs):
             print(" ".join(str(row[name]) for name in (*KEY, "steps")), file=sys.stderr, flush=True)

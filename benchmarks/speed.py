@@ -46,13 +46,12 @@ Protocol
 import math
 import statistics
 import sys
-import time
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
 import torch
-from bench_io import cpu_count, format_table, make_parser, merge_csv, versions
+from bench_io import cpu_count, date_and_versions, format_table, make_parser, merge_csv
 from speed_cases import CASES
 from speed_memory import peak_memory
 from speed_peers import CASES as PEER_CASES
@@ -127,8 +126,7 @@ def main(arguments: Sequence[str] | None = None, cases: Sequence[Case] = ALL_CAS
         "steps": options.steps,
         "repeats": options.repeats,
         "cpu_count": cpu_count(),
-        "date": time.strftime("%Y-%m-%d", time.gmtime()),
-        "versions": versions(*PACKAGES),
+        **date_and_versions(PACKAGES),
     }
     rows = []
     for case in cases:

@@ -15,14 +15,13 @@ Protocol
 """
 
 import sys
-import time
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import torch
-from bench_io import format_table, limit_threads, make_parser, versions, write_csv
+from bench_io import date_and_versions, format_table, limit_threads, make_parser, write_csv
 
 RESULTS = Path(__file__).resolve().parent / "results"
 ENV = "CartPole-v1"
@@ -152,7 +151,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     parser.add_argument("--output", type=Path, default=RESULTS / "staleness.csv")
     options = parser.parse_args(arguments)
     limit_threads()
-    stamps = {"date": time.strftime("%Y-%m-%d", time.gmtime()), "versions": versions(*PACKAGES)}
+    stamps = date_and_versions(PACKAGES)
     rows = [row | stamps for seed in options.seeds for row in measure(seed, options.warmup, options.episodes)]
     write_csv(options.output, rows, COLUMNS)
     draw(rows).savefig(options.output.with_suffix(".png"))

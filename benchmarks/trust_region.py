@@ -22,7 +22,6 @@ Protocol
 
 import statistics
 import sys
-import time
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
 from functools import partial
@@ -33,7 +32,7 @@ import gymnasium as gym
 import numpy as np
 import sb3_contrib
 import torch
-from bench_io import format_table, make_parser, merge_csv, versions
+from bench_io import date_and_versions, format_table, make_parser, merge_csv
 from gymnasium import spaces
 from stable_baselines3.common.env_util import make_vec_env
 from torch.distributions import Distribution, kl_divergence
@@ -188,7 +187,7 @@ def main(arguments: Sequence[str] | None = None, settings: Settings | None = Non
         parser.error("--updates is 1 or more")
     settings = Settings(tuple(options.seeds), options.updates, settings.n_envs, settings.n_steps)
     torch.set_num_threads(1)
-    stamps = {"date": time.strftime("%Y-%m-%d", time.gmtime()), "versions": versions(*PACKAGES)}
+    stamps = date_and_versions(PACKAGES)
     rows = []
     for task in options.tasks:
         for implementation in IMPLEMENTATIONS:
