@@ -75,14 +75,17 @@ class Failure:
 
 
 def env_of(error: Exception) -> int | None:
-    """Return the number of the env that has raised an error within a DummyVecEnv; None if none has.
+    """Return the number of the env in which an error or its cause was raised; None if a DummyVecEnv raised neither.
 
     :param error: being handled
     """
-    for frame, _ in traceback.walk_tb(error.__traceback__):
-        if frame.f_code is DummyVecEnv.step_wait.__code__:
-            number: int | None = frame.f_locals.get("env_idx")
-            return number
+    cause: BaseException | None = error
+    while cause is not None:
+        for frame, _ in traceback.walk_tb(cause.__traceback__):
+            if frame.f_code in (DummyVecEnv.step_wait.__code__, DummyVecEnv.reset.__code__):
+                number: int | None = frame.f_locals.get("env_idx")
+                return number
+        cause = cause.__cause__
     return None
 
 

@@ -20,7 +20,7 @@ from sb3_pg.envs.action_masks import masks_in_infos
 from sb3_pg.envs.actors.wrappers import WrapperState, taken_back, wrapped
 from sb3_pg.envs.state.members import layout_of, set_worker_state, worker_state
 from sb3_pg.policies import Share
-from sb3_pg.rollout import Actor, Failure, Fragment, Order, env_of
+from sb3_pg.rollout import Actor, Failure, Fragment, Order, env_of, naming_env_errors
 
 EnvMaker = Callable[[], gym.Env[Any, Any]]
 
@@ -108,7 +108,8 @@ class Host:
         In a process of its own, seeds are also those of the global random generators, which some envs draw from.
         """
         self.seed(seeds, options)
-        return self.env.reset(), self.env.reset_infos
+        with naming_env_errors(self.env):
+            return self.env.reset(), self.env.reset_infos
 
     def seed(self, seeds: list[int | None], options: list[dict[str, Any]]) -> None:
         """Set seeds and options of the next reset, as :meth:`reset` does."""
@@ -119,7 +120,8 @@ class Host:
     def step(self, actions: np.ndarray) -> tuple[Any, np.ndarray, np.ndarray, Sequence[Any], list[dict[str, Any]]]:
         """Step the envs. Return what a VecEnv returns, and the infos of the latest resets."""
         self.env.buf_infos = list(self.env.buf_infos)
-        return *self.env.step(actions), self.env.reset_infos
+        with naming_env_errors(self.env):
+            return *self.env.step(actions), self.env.reset_infos
 
     def on_env(self, method: str, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
         """Call a method of the DummyVecEnv."""

@@ -73,6 +73,20 @@ def test_an_env_that_fails_gives_the_error_of_dummy(
         assert "the simulator crashed" in str(error.__cause__)
 
 
+class OddReset(ScriptedEnv):
+    def reset(self, **kwargs: Any) -> Any:
+        return None
+
+
+@pytest.mark.parametrize("make", [DummyVecEnv, lambda fns: ActorVecEnv(fns, 2, "serial")])
+def test_a_reset_that_returns_something_else_is_named(make: Any) -> None:
+    fns = [lambda i=i: (OddReset if i == 2 else ScriptedEnv)((5,)) for i in range(N_ENVS)]
+    with pytest.raises(TypeError, match=r"env.reset \(observation, info\)") as caught:
+        ActorCritic("MlpPolicy", make(fns), n_steps=8, device="cpu").learn(100)
+    if make is not DummyVecEnv:
+        assert "In reset of the actor of envs 2 to 3, in env 2" in str(caught.value.__cause__)
+
+
 @pytest.mark.parametrize("fault", ["observation", "reward"])
 def test_numbers_are_checked_before_they_are_normalized(fault: str) -> None:
     results = []
