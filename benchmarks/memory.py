@@ -83,6 +83,9 @@ CASES: Final = {
     "position-only-cartpole": Case(
         "kl_penalty_pg", "popgym-PositionOnlyCartPoleHard-v0", 200_000, MEMORY, "ppo_lstm", _POPGYM_PEER
     ),
+    "position-only-pendulum": Case(
+        "trpo", "popgym-PositionOnlyPendulumHard-v0", 200_000, MEMORY, "ppo_lstm", _POPGYM_PEER
+    ),
     "grid": Case("trpo", "MaskedGrid-v0", 50_000, MASKS, "maskable_ppo", _MASKED_PEER),
     "taxi": Case("actor_critic", "Taxi-v4", 200_000, MASKS, "maskable_ppo", _MASKED_PEER),
 }
