@@ -19,6 +19,7 @@ EXTRAS: Final = {
     "mujoco": "envs",
     "pygame": "envs",
     "popgym": "memory-envs",
+    "ray": "ray",
     "tensorboard": "tensorboard",
     "wandb": "track",
     "moviepy": "video",

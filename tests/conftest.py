@@ -5,6 +5,7 @@ from __future__ import annotations
 import multiprocessing.util
 import os
 import tempfile
+from importlib.util import find_spec
 from typing import TYPE_CHECKING
 
 import pytest
@@ -12,6 +13,14 @@ import torch as th
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
+
+
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    """Leave out the tests that need Ray where it is not installed."""
+    if find_spec("ray") is None:
+        for item in items:
+            if item.get_closest_marker("ray"):
+                item.add_marker(pytest.mark.skip(reason="Ray is not installed"))
 
 
 @pytest.fixture(autouse=True, scope="session")

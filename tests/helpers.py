@@ -32,6 +32,8 @@ ACTION_SPACES: dict[str, spaces.Space[Any]] = {
     "multi_discrete": spaces.MultiDiscrete([2, 3]),
     "multi_binary": spaces.MultiBinary(3),
 }
+#: where actors may be
+TRANSPORTS = ["serial", "processes", pytest.param("ray", marks=pytest.mark.ray)]
 
 
 class ScriptedEnv(gym.Env[Any, Any]):

@@ -17,10 +17,15 @@ from sb3_pg.envs.gym_vector import GymVectorAdapter
 from sb3_pg.envs.state import subproc_vec_env, with_state
 from sb3_pg.extras import extra_hints
 
-BACKENDS: Final = ("auto", "dummy", "subproc", "vector", "envpool", "actors")
+BACKENDS: Final = ("auto", "dummy", "subproc", "vector", "envpool", "actors", "ray")
 
 #: Backends that take functions which make one env each.
-_OF_SINGLE_ENVS: Final = {"dummy": DummyVecEnv, "subproc": subproc_vec_env, "actors": ActorVecEnv}
+_OF_SINGLE_ENVS: Final[dict[str, Callable[..., VecEnv]]] = {
+    "dummy": DummyVecEnv,
+    "subproc": subproc_vec_env,
+    "actors": ActorVecEnv,
+    "ray": partial(ActorVecEnv, transport="ray"),
+}
 
 
 def make_vec_env(
@@ -52,6 +57,7 @@ def make_vec_env(
     envpool   EnvPool: the envs step in C++ threads
     actors    :class:`~sb3_pg.envs.ActorVecEnv`: processes that hold several envs and a copy of the policy, and collect
               whole rollouts
+    ray       the same with processes of a `Ray <https://docs.ray.io>`_ cluster, which may be on several machines
     ========= ========================================================================================================
 
     :param env_id: name of a registered env
@@ -63,7 +69,7 @@ def make_vec_env(
     :param backend_kwargs: arguments of the backend, e.g. ``{"num_threads": 2}`` for "envpool"
     :param monitor_dir: folder in which the results of all episodes are written, in the format of SB3's Monitor
     :param use_action_masks: None to look for masks; True to require them; False to leave them out of observations
-    :param n_actors: number of processes, for "actors"; None for one per CPU, at most one per env
+    :param n_actors: number of processes, for "actors" and "ray"; None for one per CPU, at most one per env
     :raises ValueError: an unknown backend, arguments that the backend does not take, or masks are required and missing
     :raises MissingExtraError: an optional dependency is missing
     """
@@ -71,7 +77,7 @@ def make_vec_env(
         raise ValueError(f"backend must be one of {BACKENDS}, got {backend!r}")
     if n_envs < 1:
         raise ValueError(f"n_envs must be at least 1, got {n_envs}")
-    if n_actors is not None and backend != "actors":
+    if n_actors is not None and backend not in ("actors", "ray"):
         raise ValueError(f"n_actors must be None with backend={backend!r}, got {n_actors!r}")
     env_kwargs, backend_kwargs = env_kwargs or {}, backend_kwargs or {}
     if n_actors is not None:

@@ -74,6 +74,9 @@ class Share(NamedTuple):
         """Return the share of all envs."""
         return cls(0, n_envs, n_envs)
 
+    def __str__(self) -> str:
+        return f"envs {self.first} to {self.first + self.n_envs - 1}"
+
     @property
     def rows(self) -> slice:
         """Place of these envs among all."""

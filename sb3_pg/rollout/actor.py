@@ -187,10 +187,9 @@ class Actor:
         return tape.fragment(collector, share, failure, log_probs)
 
     def _place(self, error: Exception, step: int) -> str:
-        first, last = self.share.first, self.share.first + self.share.n_envs - 1
-        place = f"In the actor of envs {first} to {last}, at step {step} of the rollout"
+        place = f"In the actor of {self.share}, at step {step} of the rollout"
         env = env_of(error)
-        return place if env is None else f"{place}, in env {first + env}"
+        return place if env is None else f"{place}, in env {self.share.first + env}"
 
 
 class _Tape:

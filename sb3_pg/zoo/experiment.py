@@ -46,7 +46,7 @@ from sb3_pg.zoo.registry import config_path
 from sb3_pg.zoo.safe_files import Loading, forget_trust
 from sb3_pg.zoo.spaces import fit_to_observations
 
-VECTOR_BACKENDS: Final = ("vector", "envpool", "actors")
+VECTOR_BACKENDS: Final = ("vector", "envpool", "actors", "ray")
 """Values of ``--vec-env`` besides rl_zoo3's own: backends of :func:`sb3_pg.envs.make_vec_env`."""
 N_EVALUATIONS: Final = 20
 """Default number of evaluations in a run, without the one of the untrained policy."""
@@ -391,12 +391,12 @@ class _SizedVecEnv(VecEnvWrapper):
 def from_functions(backend: str, env_fns: list[Callable[[], gym.Env[Any, Any]]]) -> VecEnv:
     """Make the vectorized env of a backend that equals these single envs. It serves as ``vec_env_cls`` of SB3.
 
-    :param backend: "vector", "envpool" or "actors"
+    :param backend: one of ``VECTOR_BACKENDS``
     :param env_fns: functions that make one env each
     :raises ValueError: the envs have a wrapper that the vectorized env cannot have
     """
-    if backend == "actors":
-        return ActorVecEnv(env_fns)
+    if backend in ("actors", "ray"):
+        return ActorVecEnv(env_fns, transport="ray" if backend == "ray" else "processes")
     env = env_fns[0]()
     spec, monitor, foreign, limits = env.spec, None, [], []
     while isinstance(env, gym.Wrapper):

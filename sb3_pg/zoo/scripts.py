@@ -53,7 +53,8 @@ _CHANGED: Final[dict[str, dict[str, Any]]] = {
     "--vec-env": {
         "choices": ["dummy", "subproc", *VECTOR_BACKENDS],
         "help": "VecEnv of the training envs (default: dummy): SB3's, Gymnasium's vector env, EnvPool's (extra "
-        "`envpool`), or actors, one process per CPU that collects whole rollouts",
+        "`envpool`), or actors, one process per CPU that collects whole rollouts; with ray, they are in a Ray cluster "
+        "(extra `ray`)",
     },
     "--trained-agent": {
         "help": "Path to a pretrained agent to continue training. The count of its steps goes on, and -n adds to it; "

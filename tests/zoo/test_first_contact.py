@@ -385,7 +385,7 @@ def test_help_says_what_differs(capsys: pytest.CaptureFixture[str]) -> None:
     with pytest.raises(SystemExit):
         main(["train", "--help"])
     text = " ".join(capsys.readouterr().out.split())
-    assert "--vec-env {dummy,subproc,vector,envpool,actors}" in text
+    assert "--vec-env {dummy,subproc,vector,envpool,actors,ray}" in text
     assert "a twentieth of the run" in text
     assert "extra `track`" in text
 

@@ -48,6 +48,7 @@ def train(algo: str, env: str, *others: str, params: tuple[str, ...] = ()) -> No
         ("reinforce", "CartPole-v1", "dummy", DummyVecEnv),
         ("reinforce", "CartPole-v1", "actors", ActorVecEnv),
         ("async_actor_critic", "CartPole-v1", "actors", ActorVecEnv),
+        pytest.param("actor_critic", "CartPole-v1", "ray", ActorVecEnv, marks=pytest.mark.ray),
     ],
 )
 def test_training_envs_are_of_the_backend(

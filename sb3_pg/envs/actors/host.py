@@ -58,6 +58,18 @@ class Answer(NamedTuple):
     failure: Failure | None = None
 
 
+class Broadcast:
+    """An argument that several hosts get.
+
+    :param value: the argument
+    """
+
+    def __init__(self, value: Any) -> None:
+        self.value = value
+        #: what a transport sends in its place, which it makes once
+        self.packed: Any = None
+
+
 class Host:
     """Does what the learner's side asks for.
 
@@ -88,9 +100,10 @@ class Host:
             return Answer(getattr(self, command)(*args))
         except Exception as error:  # noqa: BLE001 (the learner raises it)
             env = env_of(error)
-            first, last = self.share.first, self.share.first + self.share.n_envs - 1
-            place = f"In {command} of the actor of envs {first} to {last}"
-            return Answer(None, Failure.of(error, place if env is None else f"{place}, in env {first + env}"))
+            place = f"In {command} of the actor of {self.share}"
+            return Answer(
+                None, Failure.of(error, place if env is None else f"{place}, in env {self.share.first + env}")
+            )
 
     # ---------------------------------------------------------------- as a VecEnv
 

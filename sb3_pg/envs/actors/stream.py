@@ -9,7 +9,6 @@ import warnings
 from collections import deque
 from collections.abc import Iterable
 from dataclasses import dataclass, field, replace
-from multiprocessing.connection import wait
 from operator import itemgetter
 from typing import Any, NamedTuple
 
@@ -170,8 +169,8 @@ class FragmentStream:
         if self._in_turn:
             delivery = None
             while delivery is None:
-                self._wait({self._turn})
-                delivery = self._taken(self._turn)
+                if self._turn in self._wait([self._turn]):
+                    delivery = self._taken(self._turn)
             self._turn = (self._turn + 1) % len(self._flights)
         else:
             self._read(block=False)
@@ -193,9 +192,9 @@ class FragmentStream:
         for number, flight in enumerate(self._flights):
             while flight.is_flying:
                 try:
-                    self._wait({number})
-                    flight.answer = self._envs.worker(number).receive()
-                    flight.is_flying = False
+                    if number in self._wait([number]):
+                        flight.answer = self._envs.worker(number).receive()
+                        flight.is_flying = False
                 except EnvWorkerError as error:
                     self._replace(number, error)
 
@@ -220,27 +219,26 @@ class FragmentStream:
         :param seconds: to wait at most; None for as long as it takes
         """
         flights = {number: self._flights[number] for number in numbers}
-        pipes = {number: self._envs.worker(number).pipe for number, flight in flights.items() if flight.is_flying}
-        answered = [number for number in flights if pipes.get(number) is None]
-        waiting = {pipe: number for number, pipe in pipes.items() if pipe is not None}
+        answered = [number for number, flight in flights.items() if not flight.is_flying]
+        waiting = [number for number, flight in flights.items() if flight.is_flying]
         if not waiting:
             return answered
         if answered:
             seconds = 0.0
         began = time.monotonic()
-        deadlines = [flights[number].deadline for number in waiting.values()]
-        left = min((deadline - began for deadline in deadlines if deadline is not None), default=None)
-        if left is not None:
-            seconds = max(0.0, left if seconds is None else min(left, seconds))
-        found: list[Any] = wait(list(waiting), seconds)
+        deadlines = [deadline for number in waiting if (deadline := flights[number].deadline) is not None]
+        if deadlines:
+            left = max(0.0, min(deadlines) - began)
+            seconds = left if seconds is None else min(left, seconds)
+        found = self._envs.wait_for(waiting, seconds)
         now = time.monotonic()
         self.waits.learner += now - began
-        for pipe, number in waiting.items():
+        for number in waiting:
             deadline = flights[number].deadline
-            if pipe not in found and deadline is not None and deadline <= now:
-                self._envs.worker(number).kill()  # whoever reads the answer finds that the pipe is closed
+            if number not in found and deadline is not None and deadline <= now:
+                self._envs.worker(number).kill()
                 self._restart(number, EnvWorkerError(f"{self._name(number)} has not answered for {self._timeout} s."))
-        return answered + [waiting[pipe] for pipe in found]
+        return answered + found
 
     def _taken(self, number: int) -> Delivery | None:
         """Read an actor's answer, and let the actor go on. Return None if there is none: it was started again.
@@ -333,8 +331,7 @@ class FragmentStream:
     # ---------------------------------------------------------------- faults
 
     def _name(self, number: int) -> str:
-        share = self._flights[number].share
-        return f"The actor of envs {share.first} to {share.first + share.n_envs - 1}"
+        return f"The actor of {self._flights[number].share}"
 
     def _restart(self, number: int, why: EnvWorkerError | Failure) -> None:
         self._replace(number, why)

@@ -9,18 +9,22 @@ import os
 import signal
 import time
 import weakref
-from collections.abc import Callable
+from collections.abc import Sequence
+from multiprocessing.connection import wait
 from typing import Any, Final, Protocol
 
 import torch as th
 
 from sb3_pg.envs.actors.channel import Channel
-from sb3_pg.envs.actors.host import Answer, Host
+from sb3_pg.envs.actors.host import Answer, Broadcast, Host
+from sb3_pg.envs.actors.on_ray import RayWorker, cpu_count
 from sb3_pg.policies import Share
 from sb3_pg.rollout import EnvWorkerError, Failure
 
 #: Seconds that actors have to end after their pipes were closed. An env may be in a long step.
 SECONDS_TO_END: Final = 5.0
+#: Seconds that an actor may take to start, in addition to the limit for its first answer.
+SECONDS_TO_START: Final = 30.0
 #: Module that the fork server imports.
 _PRELOADED: Final = "sb3_pg.envs.actors.preloaded"
 #: This process's ends of the pipes to actors.
@@ -30,10 +34,32 @@ _OF_PIPES = (EOFError, ConnectionError)
 
 
 class Worker(Protocol):
-    """One host, here or elsewhere. Each command is answered before the next one is sent."""
+    """One host, here or elsewhere. Each command is answered before the next one is sent.
 
-    #: what ``multiprocessing.connection.wait`` waits for until there is an answer; None if :meth:`send` waits for it
-    pipe: Any
+    :param share: which of all envs it has
+    :param options: of this transport
+    """
+
+    def __init__(self, share: Share, **options: Any) -> None: ...
+
+    @staticmethod
+    def n_cpus() -> int:
+        """Return the number of CPUs that there are for workers."""
+
+    @staticmethod
+    def wait(workers: Sequence[Any], seconds: float | None) -> list[Any]:
+        """Wait until one of these has answered. Return those that have.
+
+        :param workers: of this class, to which a command was sent
+        :param seconds: to wait at most; None for as long as it takes
+        """
+
+    @staticmethod
+    def await_start(workers: Sequence[Any]) -> None:
+        """Wait until all have started, if that takes long enough to tell the user how far it is.
+
+        :param workers: of this class, to which the first command was sent
+        """
 
     def send(self, command: str, *args: Any) -> None:
         """Send a command.
@@ -62,21 +88,38 @@ class Worker(Protocol):
         """End the host at once, whatever it does."""
 
 
-class SerialWorker:
+class _LocalWorker:
+    """What workers on this machine have in common."""
+
+    @staticmethod
+    def n_cpus() -> int:
+        """Return the number of CPUs that this process may use."""
+        return cpu_count()
+
+    @staticmethod
+    def await_start(workers: Sequence[Any]) -> None:
+        """Do nothing: they start within a second."""
+
+
+class SerialWorker(_LocalWorker):
     """A host in this process.
 
     :param share: which of all envs it has
     """
 
-    pipe = None
-
     def __init__(self, share: Share) -> None:
         self._host = Host(share, is_process=False)
         self._answer = Answer(None)
 
+    @staticmethod
+    def wait(workers: "Sequence[SerialWorker]", seconds: float | None) -> "list[SerialWorker]":
+        """Return all: :meth:`send` has waited."""
+        del seconds
+        return list(workers)
+
     def send(self, command: str, *args: Any) -> None:
         """Run the command."""
-        self._answer = self._host.answer(command, *args)
+        self._answer = self._host.answer(command, *map(_value, args))
 
     def receive(self) -> Answer:
         """Return what it has returned."""
@@ -95,7 +138,7 @@ class SerialWorker:
         self.close(0.0)
 
 
-class ProcessWorker:
+class ProcessWorker(_LocalWorker):
     """A host in a process of its own.
 
     :param share: which of all envs it has
@@ -118,12 +161,18 @@ class ProcessWorker:
         self._process.start()
         other.close()
 
+    @staticmethod
+    def wait(workers: "Sequence[ProcessWorker]", seconds: float | None) -> "list[ProcessWorker]":
+        """Wait until one of these has answered, or has died. Return those that have."""
+        of_pipes = {worker.pipe: worker for worker in workers}
+        return [of_pipes[pipe] for pipe in wait(list(of_pipes), seconds)]
+
     def send(self, command: str, *args: Any) -> None:
         """Send a command. If the wait for the answer before was interrupted, that is dropped first."""
         if self._answered < self._sent:
             self._send("hurry")
             self.receive()
-        self._send(command, *args)
+        self._send(command, *map(_value, args))
 
     def _send(self, command: str, *args: Any) -> None:
         self._sent += 1
@@ -146,8 +195,7 @@ class ProcessWorker:
 
     def _death(self) -> EnvWorkerError:
         self._process.join(1.0)
-        first, last = self._share.first, self._share.first + self._share.n_envs - 1
-        who, advice = f"The actor of envs {first} to {last}", "Make new envs and call set_env(env) to go on."
+        who, advice = f"The actor of {self._share}", "Make new envs and call set_env(env) to go on."
         if self._process.exitcode is None:
             return EnvWorkerError(f"{who} can no longer be reached: a message was interrupted. {advice}")
         what = f"{who} has died, exit code {self._process.exitcode}."
@@ -188,7 +236,11 @@ def _close_pipes() -> None:
 if hasattr(os, "register_at_fork"):
     os.register_at_fork(after_in_child=_close_pipes)
 
-TRANSPORTS: Final[dict[str, Callable[..., Worker]]] = {"processes": ProcessWorker, "serial": SerialWorker}
+TRANSPORTS: Final[dict[str, type[Worker]]] = {"processes": ProcessWorker, "serial": SerialWorker, "ray": RayWorker}
+
+
+def _value(arg: Any) -> Any:
+    return arg.value if isinstance(arg, Broadcast) else arg
 
 
 def _checked(start_method: str | None) -> str:

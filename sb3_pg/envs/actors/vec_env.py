@@ -1,12 +1,9 @@
 """A vectorized env whose envs are shared out to actors, which can collect whole rollouts by themselves."""
 
-import os
 import time
 import warnings
 import weakref
 from collections.abc import Iterable, Sequence
-from functools import partial
-from multiprocessing.connection import wait
 from typing import Any, Literal, Protocol
 
 import cloudpickle  # type: ignore[import-untyped]
@@ -17,8 +14,8 @@ from stable_baselines3.common.vec_env import CloudpickleWrapper, VecEnv, VecMoni
 from stable_baselines3.common.vec_env.base_vec_env import VecEnvIndices, VecEnvStepReturn
 
 from sb3_pg import compat
-from sb3_pg.envs.actors.host import Collected, EnvMaker, Warned, weights_of
-from sb3_pg.envs.actors.transports import SECONDS_TO_END, TRANSPORTS, Worker
+from sb3_pg.envs.actors.host import Broadcast, Collected, EnvMaker, Warned, weights_of
+from sb3_pg.envs.actors.transports import SECONDS_TO_END, SECONDS_TO_START, TRANSPORTS, Worker
 from sb3_pg.envs.actors.wrappers import put_together, states_for, why_not_rebuilt, wrappers_around
 from sb3_pg.policies import (
     CopiedFrom,
@@ -53,36 +50,38 @@ class ActorVecEnv(VecEnv):
     NumPy's or Python's global random generator draw from that of their process, which is seeded with its first env.
 
     :param env_fns: functions that make one env each
-    :param n_actors: number of actors; None for one per CPU, at most one per env
-    :param transport: "processes", or "serial" for actors in this process, one after the other
+    :param n_actors: number of actors; None for one per CPU (of the cluster), at most one per env
+    :param transport: "processes"; "ray" for processes of a Ray cluster; or "serial" for
+        actors in this process, one after the other
     :param start_method: of processes: "forkserver" or "spawn"; None for "forkserver" where there is one
     :raises ValueError: an argument is out of range
     :raises TypeError: ``n_actors`` is no whole number
     :raises EnvWorkerError: an actor has died
+    :raises MissingExtraError: Ray is not installed
     """
 
     def __init__(
         self,
         env_fns: Sequence[EnvMaker],
         n_actors: int | None = None,
-        transport: Literal["processes", "serial"] = "processes",
+        transport: Literal["processes", "serial", "ray"] = "processes",
         start_method: Literal["forkserver", "spawn"] | None = None,
     ) -> None:
         n_envs = len(env_fns)
-        if n_actors is None:
-            n_actors = min(n_envs, _cpu_count())
-        if isinstance(n_actors, bool) or not isinstance(n_actors, int | np.integer):
+        if isinstance(n_actors, bool) or not isinstance(n_actors, int | np.integer | None):
             raise TypeError(f"n_actors must be a whole number or None, got {n_actors!r}")
         if not n_envs:
             raise ValueError("env_fns must have at least one function, got none")
-        if not 1 <= n_actors <= n_envs:
+        if n_actors is not None and not 1 <= n_actors <= n_envs:
             raise ValueError(f"n_actors must be from 1 to the number of envs, {n_envs}, or None, got {n_actors}")
         if transport not in TRANSPORTS:
             raise ValueError(f"transport must be one of {list(TRANSPORTS)}, got {transport!r}")
-        if start_method is not None and transport == "serial":
-            raise ValueError(f"start_method must be None with transport='serial', got {start_method!r}")
-        method = {} if start_method is None else {"start_method": start_method}
-        self._new_worker = partial(TRANSPORTS[transport], **method)
+        if start_method is not None and transport != "processes":
+            raise ValueError(f"start_method must be None with transport={transport!r}, got {start_method!r}")
+        self._transport = TRANSPORTS[transport]
+        if n_actors is None:
+            n_actors = min(n_envs, self._transport.n_cpus())
+        self._worker_options = {} if start_method is None else {"start_method": start_method}
         self._env_fns = list(env_fns)
         #: whether actors are in this process, one after the other
         self.is_serial = transport == "serial"
@@ -102,8 +101,11 @@ class ActorVecEnv(VecEnv):
         self._actions: np.ndarray | None = None
         try:
             for share in self.shares:
-                self._workers.append(self._new_worker(share))
-            made = self._ask("make", [self._to_make(share) for share in self.shares])
+                self._workers.append(self._transport(share, **self._worker_options))
+            for worker, share in zip(self._workers, self.shares, strict=True):
+                worker.send("make", *self._to_make(share))
+            self._transport.await_start(self._workers)
+            made = self._answers(self._workers)
             observation_space, action_space, metadata = made[0]
             super().__init__(n_envs, observation_space, action_space)
         except BaseException:
@@ -133,6 +135,10 @@ class ActorVecEnv(VecEnv):
             workers = self._workers if of is None else [self._workers[i] for i in of]
         for worker, given in zip(workers, args, strict=True):
             worker.send(command, *given)
+        return self._answers(workers)
+
+    @staticmethod
+    def _answers(workers: Sequence[Worker]) -> list[Any]:
         answers = [worker.receive() for worker in workers]
         for answer in answers:
             if answer.failure is not None:
@@ -265,7 +271,7 @@ class ActorVecEnv(VecEnv):
     def workers_attributes(self) -> frozenset[str]:
         """Return the names of attributes that are not part of the envs' state."""
         return frozenset({"shares", "_workers", "_finalizer", "_copied", "_has_warned", "_warnings", "_actions"}) | {
-            *("_new_worker", "_env_fns", "_pickled_policy", "is_serial", "stream")
+            *("_worker_options", "_transport", "_env_fns", "_pickled_policy", "is_serial", "stream")
         }
 
     # ---------------------------------------------------------------- whole rollouts
@@ -291,7 +297,7 @@ class ActorVecEnv(VecEnv):
                 pickled = cloudpickle.dumps(copy_without_optimizer(module).to("cpu"))
             except Exception as error:  # noqa: BLE001 (whatever the policy's own parts raise)
                 return self._step_instead(f"the policy cannot be copied to actors ({error})")
-            self._ask("policy", [(pickled,)] * len(self.shares))
+            self._ask("policy", [(Broadcast(pickled),)] * len(self.shares))
             self._copied, self._pickled_policy = CopiedFrom(module), pickled
         return True
 
@@ -310,7 +316,7 @@ class ActorVecEnv(VecEnv):
         :param policy: as for :meth:`can_record`
         :param order: what to collect
         """
-        weights, random = weights_of(original(policy)), th.get_rng_state().numpy()
+        weights, random = Broadcast(weights_of(original(policy))), th.get_rng_state().numpy()
         if policy.use_sde:  # for those who call predict() later: the noise with which the actors begin
             policy.reset_noise(self.num_envs)
         collected: list[Collected] = self._ask(
@@ -339,6 +345,15 @@ class ActorVecEnv(VecEnv):
         """
         return self._workers[number]
 
+    def wait_for(self, numbers: Sequence[int], seconds: float | None) -> list[int]:
+        """Wait until one of some actors has answered, and return those that have.
+
+        :param numbers: of actors to which a command was sent
+        :param seconds: to wait at most; None for as long as it takes
+        """
+        workers = {self._workers[number]: number for number in numbers}
+        return [workers[worker] for worker in self._transport.wait(list(workers), seconds)]
+
     def show(self, warned: Iterable[Warned]) -> None:
         """Show warnings of an actor, unless they were shown already.
 
@@ -362,13 +377,13 @@ class ActorVecEnv(VecEnv):
 
         :param number: of the actor
         :param seeds: of its envs, for their first reset
-        :param timeout: seconds that each command may take; None for no limit
+        :param timeout: seconds that each command may take, besides the start; None for no limit
         :return: the error that the env has raised; None if there was none
         :raises EnvWorkerError: it has died, or takes too long
         """
         self._workers[number].kill()
         share = self.shares[number]
-        worker = self._workers[number] = self._new_worker(share)
+        worker = self._workers[number] = self._transport(share, **self._worker_options)
         commands: dict[str, tuple[Any, ...]] = {
             "make": self._to_make(share),
             "policy": (self._pickled_policy,),
@@ -376,9 +391,10 @@ class ActorVecEnv(VecEnv):
         }
         for command, args in commands.items():
             worker.send(command, *args)
-            if worker.pipe is not None and not wait([worker.pipe], timeout):
+            limit = None if timeout is None else timeout + (SECONDS_TO_START if command == "make" else 0)
+            if not self._transport.wait([worker], limit):
                 worker.kill()
-                raise EnvWorkerError(f"An actor that was started again has not answered {command!r} in {timeout} s.")
+                raise EnvWorkerError(f"An actor that was started again has not answered {command!r} in {limit} s.")
             if (failure := worker.receive().failure) is not None:
                 return failure
         return None
@@ -401,8 +417,3 @@ def _close(workers: list[Worker]) -> None:
     end = time.monotonic() + SECONDS_TO_END
     while workers:
         workers.pop().close(max(0.0, end - time.monotonic()))
-
-
-def _cpu_count() -> int:
-    """Return the number of CPUs that this process may use."""
-    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1

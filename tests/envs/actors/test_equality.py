@@ -22,7 +22,15 @@ from stable_baselines3.common.vec_env import (
 
 from sb3_pg import ActorCritic, Memory, OffPolicyPG, Reinforce
 from sb3_pg.envs import ActorVecEnv
-from tests.helpers import ACTION_SPACES, OBSERVATION_SPACES, OwnForward, ScriptedEnv, parameters, policy_for
+from tests.helpers import (
+    ACTION_SPACES,
+    OBSERVATION_SPACES,
+    OwnForward,
+    ScriptedEnv,
+    parameters,
+    policy_for,
+    the_others_slow,
+)
 
 N_ENVS = 5
 BOXES = spaces.Dict({"a": spaces.Box(-1, 1, (2,), np.float32), "b": spaces.Box(-1, 1, (3,), np.float32)})
@@ -165,6 +173,18 @@ def test_spawned_processes() -> None:
     case = next(case for case in CASES if case.name == "all wrappers")
     spawned = train(case, ActorVecEnv(case.env_fns(), 2, start_method="spawn"))
     require_same(spawned, train(case, ActorVecEnv(case.env_fns(), 2, "serial")))
+
+
+ON_RAY = ("box", "lstm, episodes", "masks, normalized", "off-policy", "sde, often", "dict", "all wrappers")
+
+
+@pytest.mark.ray
+@pytest.mark.parametrize("name", the_others_slow([case.name for case in CASES], ON_RAY))
+def test_ray_gives_what_serial_actors_give_to_the_bit(name: str) -> None:
+    (case,) = (case for case in CASES if case.name == name)
+    require_same(
+        train(case, ActorVecEnv(case.env_fns(), 2, "ray")), train(case, ActorVecEnv(case.env_fns(), 2, "serial"))
+    )
 
 
 @pytest.mark.cuda

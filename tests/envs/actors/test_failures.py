@@ -22,7 +22,7 @@ from stable_baselines3.common.vec_env import DummyVecEnv, VecCheckNan, VecEnv, V
 from sb3_pg import ActorCritic, NonFiniteError, Reinforce
 from sb3_pg.envs import ActorVecEnv
 from sb3_pg.rollout import EndlessEpisodeError, EnvWorkerError
-from tests.helpers import FaultyEnv, ScriptedEnv, parameters
+from tests.helpers import TRANSPORTS, FaultyEnv, ScriptedEnv, parameters
 
 pytestmark = pytest.mark.usefixtures("one_thread")
 N_ENVS = 4
@@ -55,7 +55,7 @@ def checked(env: VecEnv) -> VecEnv:
     return VecCheckNan(env, raise_exception=True)
 
 
-@pytest.mark.parametrize("transport", ["serial", "processes"])
+@pytest.mark.parametrize("transport", TRANSPORTS)
 @pytest.mark.parametrize(
     ("fault", "wrap"), [("raise", plain), ("observation", plain), ("reward", plain), ("observation", checked)]
 )
@@ -154,7 +154,7 @@ class Warns(ScriptedEnv):
         return super().step(action)
 
 
-@pytest.mark.parametrize("transport", ["serial", "processes"])
+@pytest.mark.parametrize("transport", TRANSPORTS)
 def test_warnings_reach_the_learner(transport: Any) -> None:
     env = ActorVecEnv([Warns, Warns], 2, transport)
     model = ActorCritic("MlpPolicy", env, n_steps=8, device="cpu")

@@ -10,7 +10,7 @@ from stable_baselines3.common.vec_env import VecEnv, VecNormalize
 
 from sb3_pg import ActorCritic, Reinforce, ResumeCallback
 from sb3_pg.envs import make_vec_env
-from tests.helpers import parameters
+from tests.helpers import TRANSPORTS, parameters
 
 pytestmark = pytest.mark.usefixtures("one_thread")
 
@@ -31,7 +31,7 @@ def make(transport: str) -> VecEnv:
     return VecNormalize(env)
 
 
-@pytest.mark.parametrize("transport", ["processes", "serial"])
+@pytest.mark.parametrize("transport", TRANSPORTS)
 @pytest.mark.parametrize("cls", [ActorCritic, Reinforce])
 def test_a_resumed_run_equals_an_uninterrupted_one(cls: Any, transport: str, tmp_path: Path) -> None:
     arguments: dict[str, Any] = {"memory": "lstm", "n_steps": 8} if cls is ActorCritic else {"n_episodes": 8}

@@ -20,7 +20,7 @@ from stable_baselines3.common.vec_env import VecEnv, VecFrameStack, VecMonitor, 
 from sb3_pg.envs import ActorVecEnv
 from sb3_pg.envs.actors.stream import Delivery, FragmentEnv, FragmentStream
 from sb3_pg.rollout import CollectorState, EnvWorkerError, Order
-from tests.helpers import FaultyEnv, ScriptedEnv
+from tests.helpers import TRANSPORTS, FaultyEnv, ScriptedEnv
 
 pytestmark = pytest.mark.usefixtures("one_thread")
 N_STEPS = 6
@@ -80,7 +80,7 @@ def follows(first: Delivery, second: Delivery) -> None:
     np.testing.assert_array_equal(second.fragment.rewards[0], fragment.rewards[-1] + 1)
 
 
-@pytest.mark.parametrize("transport", ["serial", "processes"])
+@pytest.mark.parametrize("transport", TRANSPORTS)
 def test_each_actor_goes_on_where_it_was(transport: Any) -> None:
     with stream_of([scripted()] * 5, 2, transport, in_turn=True) as (stream, _, _):
         delivered = [stream.next() for _ in range(8)]
@@ -183,7 +183,7 @@ def seen_by(n_steps: int) -> np.ndarray:
     return np.array(seen, np.float64)
 
 
-@pytest.mark.parametrize("transport", ["serial", "processes"])
+@pytest.mark.parametrize("transport", TRANSPORTS)
 @pytest.mark.parametrize("n_actors", [1, 3])
 def test_statistics_are_those_of_all_that_was_seen(transport: Any, n_actors: int) -> None:
     def wrap(env: VecEnv) -> VecEnv:
@@ -249,8 +249,9 @@ def test_an_actor_that_is_killed() -> None:
     follows(first[1], next(one for one in delivered if one.env.actor == 1))
 
 
-def test_an_actor_that_hangs() -> None:
-    with stream_of([scripted(), Hangs], 2, max_restarts=1, timeout=0.5, in_turn=True) as (stream, _, _):
+@pytest.mark.parametrize("transport", TRANSPORTS[1:])
+def test_an_actor_that_hangs(transport: Any) -> None:
+    with stream_of([scripted(), Hangs], 2, transport, max_restarts=1, timeout=0.5, in_turn=True) as (stream, _, _):
         with pytest.warns(UserWarning, match=r"envs 1 to 1 is started again: .* has not answered for 0\.5 s"):
             delivered = [stream.next() for _ in range(4)]
         assert [one.env.actor for one in delivered] == [0, 1, 0, 1]
@@ -258,7 +259,26 @@ def test_an_actor_that_hangs() -> None:
             take(stream, 4)
 
 
-@pytest.mark.parametrize("transport", ["serial", "processes"])
+class HangsAtOnce(ScriptedEnv):
+    def step(self, action: Any) -> Any:
+        time.sleep(60)
+        return super().step(action)
+
+
+@pytest.mark.parametrize("transport", TRANSPORTS[1:])
+@pytest.mark.parametrize("in_turn", [True, False])
+def test_an_actor_that_hangs_again(in_turn: bool, transport: Any) -> None:
+    began = time.monotonic()
+    with (
+        stream_of([HangsAtOnce], 1, transport, max_restarts=2, timeout=0.5, in_turn=in_turn) as (stream, _, _),
+        pytest.warns(UserWarning, match="is started again"),
+        pytest.raises(EnvWorkerError, match=r"max_restarts=2 is reached"),
+    ):
+        stream.next()
+    assert time.monotonic() - began < 40
+
+
+@pytest.mark.parametrize("transport", TRANSPORTS)
 @pytest.mark.parametrize("max_restarts", [0, 2])
 def test_an_env_that_raises(transport: Any, max_restarts: int) -> None:
     """Each life of the env ends at its 9th step: one fragment, then an error."""
@@ -283,7 +303,7 @@ class FailsToReset(ScriptedEnv):
         return super().reset(**kwargs)
 
 
-@pytest.mark.parametrize("transport", ["serial", "processes"])
+@pytest.mark.parametrize("transport", TRANSPORTS)
 def test_an_env_that_cannot_be_reset(transport: Any) -> None:
     with (
         stream_of([FailsToReset, scripted()], 2, transport, max_restarts=1) as (stream, _, _),

@@ -20,13 +20,13 @@ from stable_baselines3.common.vec_env import DummyVecEnv, VecEnv, VecEnvWrapper,
 from sb3_pg import ActorCritic, GradientDiagnosticsCallback, OffPAC, OffPolicyPG, Reinforce
 from sb3_pg.envs import ActorVecEnv, get_env_state, make_vec_env, set_env_state
 from sb3_pg.rollout import Collector
-from tests.helpers import ScriptedEnv, parameters
+from tests.helpers import TRANSPORTS, ScriptedEnv, parameters
 
 pytestmark = pytest.mark.usefixtures("one_thread")
 N_ENVS = 5
 
 
-@pytest.fixture(scope="module", params=["processes", "serial"])
+@pytest.fixture(scope="module", params=TRANSPORTS)
 def env(request: pytest.FixtureRequest) -> Iterator[VecEnv]:
     made = make_vec_env(
         "CartPole-v1", N_ENVS, "actors", seed=1, n_actors=2, backend_kwargs={"transport": request.param}
@@ -274,7 +274,7 @@ def test_other_wrappers_are_stepped(wrapper: Any, recwarn: pytest.WarningsRecord
     assert messages == [f"The learner steps these envs, which takes longer than if actors collected: {reason}"]
 
 
-@pytest.mark.parametrize("transport", ["processes", "serial"])
+@pytest.mark.parametrize("transport", TRANSPORTS)
 def test_a_wrapper_with_replaced_methods_is_stepped(transport: Any) -> None:
     env = VecNormalize(ActorVecEnv([ScriptedEnv] * 2, 2, transport))
     env.normalize_reward = lambda reward: 0 * reward  # type: ignore[method-assign]
@@ -413,7 +413,7 @@ def test_act_device() -> None:
 # ---------------------------------------------------------------- exact state
 
 
-@pytest.mark.parametrize("transport", ["processes", "serial"])
+@pytest.mark.parametrize("transport", TRANSPORTS)
 def test_the_state_of_the_envs(transport: Any) -> None:
     def make() -> VecEnv:
         env: VecEnv = ActorVecEnv([lambda i=i: Monitor(ScriptedEnv((3, 5 + i))) for i in range(4)], 2, transport)  # type: ignore[misc]
