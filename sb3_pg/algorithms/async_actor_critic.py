@@ -2,7 +2,7 @@
 
 import math
 import time
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any, ClassVar, Literal
 
 import numpy as np
@@ -128,13 +128,15 @@ class _FragmentsBar(ProgressBarCallback):
 class _Window:
     """Fragments since the latest log.
 
-    :param began: time of the latest log, seconds
+    :param began: when the last fragment before them was got, seconds
+    :param before: what had been waited until then
     :param n_fragments: their number
     :param lags: sum of their lags
     :param largest_lag: largest of their lags
     """
 
     began: float
+    before: Waits
     n_fragments: int = 0
     lags: int = 0
     largest_lag: int = 0
@@ -294,7 +296,8 @@ class AsyncActorCritic(OnPolicyPG):
         self._whole_buffer = self.rollout_buffer
         self._buffers: dict[int, TrajectoryRolloutBuffer] = {}
         self._critics_memory: list[dict[str, State]] = [{} for _ in envs.shares]
-        self._window = _Window(time.perf_counter())
+        self._window = _Window(time.perf_counter(), Waits())
+        self._next_window = self._window
         self._n_dropped = 0
 
     def _end_stream(self) -> None:
@@ -305,7 +308,7 @@ class AsyncActorCritic(OnPolicyPG):
         self.rollout_buffer = self._whole_buffer
         self._first_env = 0
         self._stream = self._collector = self._last_obs = self._timesteps = self._memory = None
-        del self._whole_buffer, self._buffers, self._critics_memory, self._window
+        del self._whole_buffer, self._buffers, self._critics_memory, self._window, self._next_window
 
     def _buffer_for(self, n_envs: int) -> TrajectoryRolloutBuffer:
         """Return a buffer for the fragments of so many envs."""
@@ -391,10 +394,11 @@ class AsyncActorCritic(OnPolicyPG):
 
     def _log_fragment(self, stream: FragmentStream, lag: int) -> None:
         """Record what is known of the fragments since the latest log."""
-        now, record = time.perf_counter(), self.logger.record
         if "rollout/policy_lag_max" not in self.logger.name_to_value:  # the log has been written
-            self._window, stream.waits = _Window(now), Waits()
-        window = self._window
+            self._window = self._next_window
+        window, waits, record = self._window, stream.waits, self.logger.record
+        now = time.perf_counter()
+        self._next_window = _Window(now, replace(waits))
         window.n_fragments += 1
         window.lags += lag
         window.largest_lag = max(window.largest_lag, lag)
@@ -402,8 +406,8 @@ class AsyncActorCritic(OnPolicyPG):
         record("rollout/policy_lag_max", window.largest_lag)
         record("rollout/fragments_dropped", self._n_dropped)
         record("rollout/actor_restarts", stream.n_restarts)
-        record("time/learner_wait_seconds", stream.waits.learner, self._detail)
-        record("time/actor_wait_seconds", stream.waits.actors, self._detail)
+        record("time/learner_wait_seconds", waits.learner - window.before.learner, self._detail)
+        record("time/actor_wait_seconds", waits.actors - window.before.actors, self._detail)
         if now > window.began:
             record("time/fragments_per_second", window.n_fragments / (now - window.began), self._detail)
 
@@ -421,6 +425,7 @@ _OF_A_RUN = (
     "_buffers",
     "_critics_memory",
     "_window",
+    "_next_window",
     "_is_learning",
     "_n_dropped",
     "_first_env",

@@ -20,13 +20,14 @@ import pytest
 import torch as th
 from stable_baselines3.common.callbacks import BaseCallback, CheckpointCallback
 from stable_baselines3.common.evaluation import evaluate_policy
+from stable_baselines3.common.logger import KVWriter, Logger
 from stable_baselines3.common.monitor import Monitor
 from stable_baselines3.common.vec_env import DummyVecEnv, VecEnv, VecNormalize
 
 from sb3_pg import ActorCritic, AsyncActorCritic, Memory, NonFiniteError, ResumeCallback
 from sb3_pg.envs import ActorVecEnv, make_vec_env
 from sb3_pg.rollout import EnvWorkerError
-from tests.envs.actors.test_failures import is_alive, shared_memory, wait_until
+from tests.envs.actors.test_failures import Slow, is_alive, shared_memory, wait_until
 from tests.helpers import ACTION_SPACES, OBSERVATION_SPACES, FaultyEnv, ScriptedEnv, parameters, policy_for, two_envs
 
 pytestmark = pytest.mark.usefixtures("one_thread")
@@ -278,6 +279,30 @@ def test_a_run() -> None:
     env.close()
     assert wait_until(lambda: set(multiprocessing.active_children()) <= before[0])
     assert shared_memory() <= before[1]
+
+
+class Logs(KVWriter):
+    def __init__(self) -> None:
+        self.rows: list[dict[str, Any]] = []
+
+    def write(self, key_values: dict[str, Any], *_: Any, **__: Any) -> None:
+        self.rows.append(dict(key_values))
+
+
+@pytest.mark.parametrize("log_interval", [1, 3])
+def test_times_in_the_log_add_up(log_interval: int) -> None:
+    """Those of a learner that mostly waits: a fragment takes 120 ms."""
+    env, logs = ActorVecEnv([Slow, Slow], 2), Logs()
+    model = make(env, n_steps=6)
+    model.set_logger(Logger(None, [logs]))
+    began = time.perf_counter()
+    model.learn(6 * 18, log_interval=log_interval)
+    seconds = time.perf_counter() - began
+    env.close()
+    n = log_interval * len(logs.rows)
+    assert n == 18
+    assert 0.7 * seconds < sum(log_interval / row["time/fragments_per_second"] for row in logs.rows) < seconds
+    assert sum(row["time/learner_wait_seconds"] for row in logs.rows) > 0.6 * seconds
 
 
 class Stop(BaseCallback):

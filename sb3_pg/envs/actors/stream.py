@@ -63,12 +63,10 @@ class Waits:
 
     :param learner: seconds that the learner has waited for fragments
     :param actors: seconds that actors have waited for orders, all of them together
-    :param n_fragments: fragments that the learner has got
     """
 
     learner: float = 0.0
     actors: float = 0.0
-    n_fragments: int = 0
 
 
 @dataclass
@@ -144,7 +142,6 @@ class FragmentStream:
         self.version = 0
         #: how often actors were started again
         self.n_restarts = 0
-        #: since the learner has last replaced it
         self.waits = Waits()
         self._flights = []
         for number, share in enumerate(self._envs.shares):
@@ -178,7 +175,6 @@ class FragmentStream:
                 self._read(block=True)
             delivery = self._queue.popleft()
             self._read(block=False)
-        self.waits.n_fragments += 1
         delivery.env.fragment = delivery.fragment
         return delivery
 
