@@ -57,6 +57,7 @@ class SlowEnv(gym.Env[Any, Any]):
     :param spins: whether it computes
     """
 
+    metadata = {"render_modes": ["rgb_array"]}  # noqa: RUF012 (as Gymnasium has it): the default of make_vec_env
     observation_space = spaces.Box(-1, 1, (16,), np.float32)
     action_space = spaces.Discrete(2)
 

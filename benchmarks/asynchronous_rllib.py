@@ -1,9 +1,9 @@
 """RLlib's IMPALA on the envs of ``asynchronous.py``: env steps per second. It runs in an environment of its own.
 
-    python -m venv /tmp/rllib && /tmp/rllib/bin/pip install "ray[rllib]" torch "gymnasium[mujoco]"
+    python -m venv /tmp/rllib && /tmp/rllib/bin/pip install "ray[rllib]" torch "gymnasium[classic-control,mujoco]"
     /tmp/rllib/bin/python benchmarks/asynchronous_rllib.py CartPole-v1 --n-actors 2 --seconds 120
 
-The steps are counted from the end of the first iteration, when all runners have started.
+The steps are counted from the first iteration that reports some.
 """
 
 import argparse
@@ -15,8 +15,8 @@ N_ENVS, N_STEPS = 16, 64
 
 
 def steps_of(result: dict[str, Any]) -> int:
-    """Env steps since the start, from what ``train()`` of RLlib's new stack returns."""
-    return int(result["env_runners"]["num_env_steps_sampled_lifetime"])
+    """Env steps since the start, from what ``train()`` returns. Its first results may have none."""
+    return int(result.get("env_runners", {}).get("num_env_steps_sampled_lifetime", 0))
 
 
 def main() -> None:
@@ -38,7 +38,9 @@ def main() -> None:
         .training(train_batch_size_per_learner=N_STEPS * N_ENVS // options.n_actors)
         .build_algo()
     )
-    first = steps_of(algorithm.train())
+    first = 0
+    while not first:
+        first = steps_of(algorithm.train())
     began = time.perf_counter()
     latest = first
     while time.perf_counter() - began < options.seconds:
