@@ -179,6 +179,7 @@ ON_RAY = ("box", "lstm, episodes", "masks, normalized", "off-policy", "sde, ofte
 
 
 @pytest.mark.ray
+@pytest.mark.filterwarnings("ignore:The environment is already wrapped with a `Monitor`")
 @pytest.mark.parametrize("name", the_others_slow([case.name for case in CASES], ON_RAY))
 def test_ray_gives_what_serial_actors_give_to_the_bit(name: str) -> None:
     (case,) = (case for case in CASES if case.name == name)
