@@ -50,7 +50,6 @@ LOGGED: Final = (
     *("rollout/policy_lag_mean", "time/learner_wait_seconds", "time/actor_wait_seconds"),
     *("time/collect_seconds", "time/update_seconds"),
 )
-# In actors too, which import this script.
 register("Sleep-v0", "actors:SlowEnv", kwargs={"spins": False})
 COLORS: Final = {"hopper-64": "#CC3366", "hopper-256": "#117733", "sleep-32": "#4477AA"}
 

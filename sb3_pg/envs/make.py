@@ -5,6 +5,7 @@ from functools import partial
 from typing import Any, Final, cast
 
 import gymnasium as gym
+from gymnasium.envs.registration import EnvSpec
 from gymnasium.vector import AutoresetMode
 from stable_baselines3.common import env_util
 from stable_baselines3.common.vec_env import DummyVecEnv, VecEnv
@@ -89,7 +90,7 @@ def make_vec_env(
             backend = "vector" if wrapper_class is None and has_native_vector(env_id) else "dummy"
         if backend in _OF_SINGLE_ENVS:
             made = env_util.make_vec_env(
-                env_id,
+                partial(_from_spec, gym.spec(env_id)) if backend in ("actors", "ray") else env_id,
                 n_envs,
                 seed,
                 env_kwargs=env_kwargs,
@@ -118,6 +119,14 @@ def has_native_vector(env_id: str) -> bool:
     """
     spec = gym.spec(env_id)
     return spec.vector_entry_point is not None and not spec.additional_wrappers
+
+
+def _from_spec(spec: EnvSpec, **env_kwargs: Any) -> gym.Env[Any, Any]:
+    """Make an env in a process that may not know its name, as SB3's ``make_vec_env`` makes those that it knows."""
+    try:
+        return gym.make(spec, **{"render_mode": "rgb_array", **env_kwargs})
+    except TypeError:  # it has no render_mode
+        return gym.make(spec, **env_kwargs)
 
 
 def _make_gym_vector(

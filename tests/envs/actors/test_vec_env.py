@@ -10,6 +10,7 @@ from typing import Any
 import numpy as np
 import pytest
 import torch as th
+from gymnasium.envs.registration import register, registry
 from gymnasium.wrappers import OrderEnforcing
 from stable_baselines3 import PPO
 from stable_baselines3.common.callbacks import BaseCallback, EvalCallback, StopTrainingOnMaxEpisodes
@@ -282,6 +283,18 @@ def test_a_wrapper_with_replaced_methods_is_stepped(transport: Any) -> None:
     with pytest.warns(UserWarning, match="actors cannot have VecNormalize with replaced methods around their envs"):
         model.learn(16)
     assert not model.rollout_buffer.rewards.any()
+    env.close()
+
+
+@pytest.mark.parametrize("transport", TRANSPORTS)
+def test_an_env_that_only_the_learner_has_registered(transport: Any) -> None:
+    register("OnlyHere-v0", ScriptedEnv)
+    try:
+        kwargs = {"transport": transport}
+        env = make_vec_env("OnlyHere-v0", 2, "actors", env_kwargs={"lengths": (4,)}, n_actors=2, backend_kwargs=kwargs)
+    finally:
+        del registry["OnlyHere-v0"]
+    assert env.get_attr("lengths") == [(4,)] * 2
     env.close()
 
 
