@@ -26,7 +26,7 @@ from typing import Any, Final
 
 import numpy as np
 import torch
-from bench_io import cpu_count, date_and_versions, format_table, make_parser, merge_csv
+from bench_io import cpu_count, date_and_versions, format_table, make_parser, merge_csv, read_csv
 from stable_baselines3.common.evaluation import evaluate_policy
 from stable_baselines3.common.vec_env import VecEnv
 
@@ -118,6 +118,30 @@ def measure_lag(lag: int, correction: str, seed: int, steps: int) -> dict[str, A
     }
 
 
+def draw(rows: Sequence[dict[str, str]]) -> Any:
+    """Return against lag: a point for each seed, a line through the means."""
+    from matplotlib.backends.backend_agg import FigureCanvasAgg  # noqa: PLC0415
+    from matplotlib.figure import Figure  # noqa: PLC0415
+
+    figure = Figure(figsize=(6, 4), dpi=150, layout="constrained")
+    FigureCanvasAgg(figure)
+    panel = figure.subplots()
+    lags = sorted({int(row["lag"]) for row in rows})
+    for correction, color in {"vtrace": "#117733", "none": "#CC3366"}.items():
+        scores = [
+            [float(row["score"]) for row in rows if (int(row["lag"]), row["correction"]) == (lag, correction)]
+            for lag in lags
+        ]
+        panel.plot(range(len(lags)), [np.mean(of_lag) for of_lag in scores], "-", color=color, label=correction)
+        for place, of_lag in enumerate(scores):
+            panel.plot([place] * len(of_lag), of_lag, "o", color=color, alpha=0.5, markersize=4)
+    panel.set_xticks(range(len(lags)), [str(lag) for lag in lags])
+    panel.set(xlabel="Lag of the actors' weights [updates]", ylabel="Return of the final policy, CartPole-v1")
+    panel.grid(alpha=0.3)
+    panel.legend(title="correction")
+    return figure
+
+
 def main(arguments: Sequence[str] | None = None) -> int:
     """Measure, save each row, print the table."""
     parser = make_parser(__doc__)
@@ -155,6 +179,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
                 rows.append(measure_lag(lag, correction, seed, options.steps))
                 path = options.output or RESULTS / "asynchronous_lag.csv"
                 merge_csv(path, [rows[-1] | stamps], LAG_COLUMNS, ("lag", "correction", "seed"))
+    draw(read_csv(path)).savefig(path.with_suffix(".png"))
     print(format_table(rows, LAG_FIGURES))
     return 0
 

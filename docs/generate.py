@@ -13,6 +13,7 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any, Final
 
+import asynchronous
 import memory
 import race
 import replay
@@ -175,9 +176,54 @@ def all_tables() -> dict[str, str]:
         "replay": replay_table(),
         "memory": memory.table(read_csv(memory.RESULTS), memory.MEMORY),
         "masks": memory.table(read_csv(memory.RESULTS), memory.MASKS),
+        "actors": actors_table(),
+        "asynchronous": asynchronous_table(),
         "algorithms": algorithm_table(),
         "api_algorithms": api_of_algorithms(),
     }
+
+
+#: What is measured -> words for it; and the names of envs in ``actors.csv``.
+ACTOR_CASES: Final = {"collect": "collecting", "train": "`ActorCritic`", "trpo": "`TRPO`"}
+ACTOR_ENVS: Final = {
+    "hopper": "Hopper-v5",
+    "cheetah": "HalfCheetah-v5",
+    "spin": "1 ms of computing a step",
+    "sleep": "1 ms of waiting a step",
+}
+
+
+def actors_table() -> str:
+    """Env steps per second of two actors beside SB3's vectorized envs."""
+    lines = []
+    for row in read_csv(RESULTS / "actors.csv"):
+        what, _, env = row["case"].partition("-")
+        if env not in ACTOR_ENVS:
+            continue
+        rates = (f"{int(row[f'{side}_rate']):,}" for side in ("dummy", "subproc", "actors"))
+        ratios = (ratio_of(row, f"of_{side}") for side in ("dummy", "subproc"))
+        lines.append([ACTOR_CASES[what], ACTOR_ENVS[env], *rates, *ratios])
+    header = ["what", "env", "Dummy", "Subproc", "actors", "actors / Dummy", "actors / Subproc"]
+    return tables.markdown(header, lines)
+
+
+def ratio_of(row: Mapping[str, Any], name: str) -> str:
+    """Median of a ratio, with least and greatest: ``1.8 (1.7-1.9)``."""
+    return f"{row[name]} ({row[f'{name}_min']}-{row[f'{name}_max']})"
+
+
+def asynchronous_table() -> str:
+    """Env steps per second of AsyncActorCritic beside one process and RLlib."""
+    rllib = {row["env"]: int(row["rate"]) for row in read_csv(RESULTS / "asynchronous_rllib.csv")}
+    lines = []
+    for row in read_csv(RESULTS / "asynchronous.csv"):
+        env, rate = asynchronous.CASES[row["case"]][0], int(row["async_rate"])
+        peer = f"{rllib[env]:,} ({rate / rllib[env]:.0f})" if row["epochs"] == "1" else ""
+        share = f"{100 * float(row['update']):.0f} %"
+        rates = f"{rate:,}", f"{int(row['one_rate']):,}"
+        lines.append([env, row["epochs"], share, *rates, ratio_of(row, "ratio"), row["lag"], peer])
+    header = ["env", "`n_epochs`", "updates take", "asynchronous", "one process", "ratio", "lag", "IMPALA (times)"]
+    return tables.markdown(header, lines)
 
 
 def algorithm_table() -> str:

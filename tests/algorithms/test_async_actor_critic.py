@@ -1,6 +1,7 @@
 """AsyncActorCritic. The stream of fragments alone: tests/envs/actors/test_stream.py."""
 
 import copy
+import gc
 import multiprocessing
 import os
 import random
@@ -324,6 +325,7 @@ def test_the_progress_bar_counts_the_steps_of_fragments(callback: Any, capsys: p
     bar = pytest.importorskip("tqdm.rich").tqdm
     totals = []
     env = actors("serial")
+    gc.collect()  # bars of earlier tests
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(bar, "close", lambda self: totals.append((self.n, self.total)))
         model = make(env, deterministic=True).learn(200, callback, progress_bar=True)

@@ -24,6 +24,7 @@ def test_lags(tmp_path: Path) -> None:
     path = tmp_path / "lags.csv"
     arguments = ["lag", "--lags", "1", "3", "--seeds", "1", "--steps", "1500", "--output", str(path)]
     assert asynchronous.main(arguments) == 0
+    assert path.with_suffix(".png").is_file()
     rows = read_csv(path)
     assert [(row["lag"], row["correction"]) for row in rows] == [
         (lag, correction) for lag in ("1", "3") for correction in ("none", "vtrace")
