@@ -13,16 +13,20 @@ Protocol
 - ``train-*`` times ``learn()`` of ActorCritic, ``trpo-*`` of TRPO, both with their defaults, after a warm-up.
 - ``spin`` is an env whose step computes for 1 ms, ``sleep`` one whose step waits for 1 ms; both have 16 numbers to see
   and episodes of 100 steps.
+- ``apart-*`` is the limit of this machine: in the place of the actors, as many processes collect in as many envs, each
+  for itself. Cores that share a cache or a clock are slower together than alone.
 - ``collect-null`` is DummyVecEnv against itself: its ratios are what this machine, at this hour, can tell apart.
 """
 
 import gc
 import math
+import multiprocessing
 import statistics
 import sys
 import time
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from concurrent.futures import ProcessPoolExecutor
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -108,10 +112,14 @@ def trpo(env: VecEnv, n_steps: int, seed: int) -> BaseAlgorithm:
 
 ALGORITHMS: dict[str, Factory | None] = {"collect": None, "train": actor_critic, "trpo": trpo}
 CASES = (
-    *(f"{what}-{env}" for what in ALGORITHMS for env in ("hopper", "cheetah")),
+    *(f"{what}-{env}" for what in (*ALGORITHMS, "apart") for env in ("hopper", "cheetah")),
     *(f"{what}-{env}" for what in ("collect", "train") for env in ("spin", "sleep")),
     "collect-null",
 )
+
+
+#: of a process that collects beside others
+_BARRIERS: list[Any] = []
 
 
 @dataclass(frozen=True)
@@ -161,16 +169,42 @@ def time_collecting(envs: Envs, n_steps: int, seed: int, steps: int, clock: Cloc
     return Sample(n_rollouts * n_steps * env.num_envs, seconds)
 
 
+def time_apart(envs: Envs, seed: int, steps: int) -> Sample:
+    """Time as many processes as there are actors, which share nothing but the machine."""
+    context = multiprocessing.get_context("spawn")
+    alone = replace(envs, side="dummy", n_envs=envs.n_envs // envs.n_actors)
+    barrier = context.Barrier(envs.n_actors)
+    with ProcessPoolExecutor(envs.n_actors, context, _wait_for_others, (barrier,)) as pool:
+        tasks = [pool.submit(_collect_beside, alone, seed + i, steps // envs.n_actors) for i in range(envs.n_actors)]
+        samples = [task.result() for task in tasks]
+    return Sample(sum(sample.steps for sample in samples), max(sample.seconds for sample in samples))
+
+
+def _wait_for_others(barrier: Any) -> None:
+    torch.set_num_threads(1)
+    _BARRIERS.append(barrier)
+
+
+def _collect_beside(envs: Envs, seed: int, steps: int) -> Sample:
+    """Collect when all processes are ready."""
+    time_collecting(envs, N_STEPS, seed, 1)
+    _BARRIERS[0].wait()
+    return time_collecting(envs, N_STEPS, seed, steps)
+
+
 def measure(case: str, n_actors: int, repeats: int, steps: int) -> dict[str, Any]:
     """One row: ``repeats`` times dummy, subproc, actors."""
     what, _, env = case.partition("-")
     steps = steps // 10 if env in ("spin", "sleep") else steps
-    factory = ALGORITHMS[what]
+    factory = ALGORITHMS.get(what)
     samples: dict[str, list[Sample]] = {side: [] for side in SIDES}
     for repetition in range(repeats):
         for side in SIDES:
             set_random_seed(repetition)
             envs: Any = Envs(env, side, n_actors, N_ENVS)
+            if (what, side) == ("apart", "actors"):
+                samples[side].append(time_apart(envs, repetition, steps))
+                continue
             samples[side].append(
                 time_collecting(envs, N_STEPS, repetition, steps)
                 if factory is None

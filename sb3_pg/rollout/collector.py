@@ -88,6 +88,8 @@ class RolloutListener(Protocol):
 class _NoListener:
     """Does nothing, for rollouts without a listener."""
 
+    reads_infos = False
+
     def start(self, policy: ActorCriticPolicy, sampler: Sampler) -> None: ...
 
     def step(self, obs: Any, starts: np.ndarray, names: dict[str, Any]) -> bool:

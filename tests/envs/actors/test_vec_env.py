@@ -231,7 +231,8 @@ def test_infos_that_nobody_reads_are_not_sent() -> None:
     model.learn(40, progress_bar=False, callback=Seen())
     model.learn(40, callback=lambda *_: True)
     model.learn(40, callback=[StopTrainingOnMaxEpisodes(100), GradientDiagnosticsCallback()])
-    assert sent == [False, True, True, False]
+    Collector(model.policy, env).collect(n_steps=8)
+    assert sent == [False, True, True, False, False]
 
 
 @pytest.mark.parametrize("arguments", [{"n_steps": 8}, {"n_episodes": N_ENVS}])
