@@ -197,9 +197,10 @@ def measure(case: str, n_actors: int, repeats: int, steps: int) -> dict[str, Any
     what, _, env = case.partition("-")
     steps = steps // 10 if env in ("spin", "sleep") else steps
     factory = ALGORITHMS.get(what)
-    samples: dict[str, list[Sample]] = {side: [] for side in SIDES}
+    sides = [side for side in SIDES if (what, side) != ("apart", "subproc")]
+    samples: dict[str, list[Sample]] = {side: [] for side in sides}
     for repetition in range(repeats):
-        for side in SIDES:
+        for side in sides:
             set_random_seed(repetition)
             envs: Any = Envs(env, side, n_actors, N_ENVS)
             if (what, side) == ("apart", "actors"):
@@ -211,12 +212,12 @@ def measure(case: str, n_actors: int, repeats: int, steps: int) -> dict[str, Any
                 else time_learning(factory, envs, N_STEPS, 1, repetition, steps, N_STEPS * N_ENVS)
             )
     row: dict[str, Any] = {"case": case, "n_actors": n_actors}
-    for side in SIDES:
+    for side in sides:
         row[f"{side}_rate"] = round(statistics.median(sample.rate for sample in samples[side]))
         if factory is not None:
             shares = [sample.update_seconds / sample.seconds for sample in samples[side]]
             row[f"{side}_update"] = round(statistics.median(shares), 3)
-    for side in ("dummy", "subproc"):
+    for side in sides[:-1]:
         ratios = [mine.rate / theirs.rate for mine, theirs in zip(samples["actors"], samples[side], strict=True)]
         row[f"of_{side}"] = round(statistics.median(ratios), 2)
         row[f"of_{side}_min"], row[f"of_{side}_max"] = round(min(ratios), 2), round(max(ratios), 2)

@@ -184,7 +184,12 @@ def all_tables() -> dict[str, str]:
 
 
 #: What is measured -> words for it; and the names of envs in ``actors.csv``.
-ACTOR_CASES: Final = {"collect": "collecting", "train": "`ActorCritic`", "trpo": "`TRPO`"}
+ACTOR_CASES: Final = {
+    "collect": "collecting",
+    "apart": "limit of collecting",
+    "train": "`ActorCritic`",
+    "trpo": "`TRPO`",
+}
 ACTOR_ENVS: Final = {
     "hopper": "Hopper-v5",
     "cheetah": "HalfCheetah-v5",
@@ -200,15 +205,22 @@ def actors_table() -> str:
         what, _, env = row["case"].partition("-")
         if env not in ACTOR_ENVS:
             continue
-        rates = (f"{int(row[f'{side}_rate']):,}" for side in ("dummy", "subproc", "actors"))
+        rates = (number(row[f"{side}_rate"]) for side in ("dummy", "subproc", "actors"))
         ratios = (ratio_of(row, f"of_{side}") for side in ("dummy", "subproc"))
         lines.append([ACTOR_CASES[what], ACTOR_ENVS[env], *rates, *ratios])
     header = ["what", "env", "Dummy", "Subproc", "actors", "actors / Dummy", "actors / Subproc"]
     return tables.markdown(header, lines)
 
 
+def number(text: str) -> str:
+    """A whole number with commas; nothing for nothing."""
+    return f"{int(text):,}" if text else ""
+
+
 def ratio_of(row: Mapping[str, Any], name: str) -> str:
-    """Median of a ratio, with least and greatest: ``1.8 (1.7-1.9)``."""
+    """Median of a ratio, with least and greatest: ``1.8 (1.7-1.9)``; nothing for nothing."""
+    if not row[name]:
+        return ""
     return f"{row[name]} ({row[f'{name}_min']}-{row[f'{name}_max']})"
 
 
