@@ -230,9 +230,9 @@ def draw(rows: Sequence[dict[str, Any]]) -> Any:
             label = f"{case}, {kind}"
             panels[0].plot(x, column("rate"), style, color=color, label=label)
             panels[1].plot(x, column("lag"), style, color=color, label=label)
-            panels[2].plot(x, column("actor_wait"), style, color=color, label=f"{case}, actors")
+            panels[2].plot(x, column("actor_wait"), style, color=color)
             if kind == "simulated":
-                panels[2].plot(x, column("learner_wait"), ":", color=color, label=f"{case}, learner")
+                panels[2].plot(x, column("learner_wait"), ":", color=color)
                 for panel in panels:
                     panel.axvline(float(of_case[0]["saturated_at"]), color=color, alpha=0.3, linewidth=1)
     for panel, name in zip(panels, ("Fragments per second", "Lag [updates]", "Share of time waiting"), strict=True):
@@ -241,7 +241,9 @@ def draw(rows: Sequence[dict[str, Any]]) -> Any:
     panels[1].set_yscale("log")
     panels[0].set_yscale("log")
     panels[0].legend()
-    panels[2].legend()
+    for style, label in (("-", "actors"), (":", "learner")):
+        panels[2].plot([], [], style, color="black", label=label)
+    panels[2].legend(loc="center right")
     return figure
 
 
