@@ -9,14 +9,21 @@ import pickle
 import signal
 import sys
 import tempfile
+import threading
 import uuid
 from collections.abc import Iterator
 from contextlib import contextmanager
 from multiprocessing import reduction
-from typing import Any
+from typing import Any, Final
 
 #: Bytes of an array from which it goes through the shared memory.
 LEAST_SHARED = 1024
+#: Signals whose handlers may raise an exception: of ctrl-C, of a system that ends processes, of timers and of users.
+_SIGNALS: Final = tuple(
+    getattr(signal, name)
+    for name in ("SIGINT", "SIGTERM", "SIGHUP", "SIGALRM", "SIGUSR1", "SIGUSR2", "SIGBREAK")
+    if hasattr(signal, name)
+)
 #: Arrays begin at multiples of this number of bytes.
 _ALIGNMENT = 64
 
@@ -57,17 +64,18 @@ class Channel:
         for raw in large:
             places.append(slice(end, end + raw.nbytes))
             end += -(-raw.nbytes // _ALIGNMENT) * _ALIGNMENT
-        size, handle = len(self._mine or ()), None
+        memory, size, handle = self._mine, len(self._mine or ()), None
         if end > size:
             size = max(end, 2 * size)
-            self._mine, handle = _new_memory(size)
+            memory, handle = _new_memory(size)
         for raw, place in zip(large, places, strict=True):
-            assert self._mine is not None
-            self._mine[place] = raw
+            assert memory is not None
+            memory[place] = raw
         with self._whole_message():
             self.pipe.send((number, small, places, None if handle is None else (size, handle)))
             if handle is not None:
                 _give(self.pipe, handle)
+            self._mine = memory  # not before: an interrupt may come between new memory and its message
 
     def receive(self) -> Any:
         """Wait for a message, and return it.
@@ -85,7 +93,7 @@ class Channel:
 
     @contextmanager
     def _whole_message(self) -> Iterator[None]:
-        """Let signals, such as that of ctrl-C, wait until a message was sent or read. On Windows they do not wait.
+        """Let signals, such as that of ctrl-C, wait until a message was sent or read.
 
         :raises ConnectionError: a part of an earlier message was sent or read
         """
@@ -99,15 +107,34 @@ class Channel:
 
 @contextmanager
 def _signals_wait() -> Iterator[None]:
-    if not hasattr(signal, "pthread_sigmask"):
+    """Call the handlers of signals afterwards. A mask would not do: the system gives the signal to another thread."""
+    if threading.current_thread() is not threading.main_thread():  # handlers run in the main thread
         yield
         return
-    before = signal.pthread_sigmask(signal.SIG_BLOCK, ())
+    handlers: dict[int, Any] = {}
+    arrived: list[tuple[int, Any]] = []
     try:
-        signal.pthread_sigmask(signal.SIG_BLOCK, signal.valid_signals())  # raises what a handler raises that is due
+        for number in _SIGNALS:
+            if callable(handler := signal.getsignal(number)):
+                handlers[number] = handler
+                signal.signal(number, lambda *signal_and_frame: arrived.append(signal_and_frame))
         yield
     finally:
-        signal.pthread_sigmask(signal.SIG_SETMASK, before)
+        _put_back(dict(handlers))
+    for number, frame in arrived:
+        handlers[number](number, frame)
+
+
+def _put_back(handlers: dict[int, Any]) -> None:
+    """Put back the handlers of signals, all of them even if one of them is called and raises."""
+    try:
+        while handlers:
+            number = next(iter(handlers))
+            signal.signal(number, handlers[number])
+            del handlers[number]
+    finally:
+        if handlers:
+            _put_back(handlers)
 
 
 if sys.platform == "win32":

@@ -8,6 +8,8 @@ import pickle
 import sys
 import time
 from collections.abc import Sequence
+from contextlib import suppress
+from pathlib import Path
 from typing import Any, Final
 
 import torch as th
@@ -60,9 +62,12 @@ class RayHost:
     """A host in an actor of Ray.
 
     :param share: which of all envs it has
+    :param folder: the learner's working directory, which it changes to where there is one of this name
     """
 
-    def __init__(self, share: Share) -> None:
+    def __init__(self, share: Share, folder: str) -> None:
+        with suppress(OSError):
+            os.chdir(folder)
         th.set_num_threads(1)
         self._host = Host(share, is_process=True)
         self._orphaned = 0
@@ -112,7 +117,7 @@ class RayWorker:
             "scheduling_strategy": "SPREAD",
             "concurrency_groups": {"beside": 1},
         }
-        self._actor = self._ray.remote(**options)(RayHost).remote(share)
+        self._actor = self._ray.remote(**options)(RayHost).remote(share, str(Path.cwd()))
         self._sent = 0
         #: of the answer that was not read yet
         self._answer: Any = None

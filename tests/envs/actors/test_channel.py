@@ -2,12 +2,17 @@
 
 import multiprocessing as mp
 import os
+import signal
+import sys
+import threading
+import time
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pytest
 
+from sb3_pg.envs.actors import channel
 from sb3_pg.envs.actors.channel import LEAST_SHARED, Channel
 
 
@@ -110,3 +115,68 @@ def test_the_number_of_a_message_that_cannot_be_loaded_arrives(ends: Any) -> Non
     assert other.number == 7
     one.send("next", 8)
     assert other.receive() == "next"
+
+
+class NotWritten:
+    """Memory whose first write is interrupted."""
+
+    def __setitem__(self, place: Any, raw: Any) -> None:
+        raise KeyboardInterrupt
+
+
+def test_memory_that_was_never_given_is_not_used(ends: Any) -> None:
+    one, other = ends
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(channel, "_new_memory", lambda _: (NotWritten(), None))
+        with pytest.raises(KeyboardInterrupt):
+            one.send(np.ones(LEAST_SHARED), 1)
+    one.send(np.ones(LEAST_SHARED), 2)
+    np.testing.assert_array_equal(other.receive(), np.ones(LEAST_SHARED))
+
+
+class Signalled(Exception):  # noqa: N818 (as KeyboardInterrupt)
+    pass
+
+
+class PipeWithSignals:
+    """Gets a signal after each part of a message."""
+
+    def __init__(self, pipe: Any) -> None:
+        self.pipe = pipe
+
+    def __getattr__(self, name: str) -> Any:
+        def called(*args: Any) -> Any:
+            result = getattr(self.pipe, name)(*args)
+            if name in ("send", "recv"):
+                os.kill(os.getpid(), signal.SIGTERM)
+                time.sleep(0.05)  # the handler is called here, unless it waits
+            return result
+
+        return called
+
+
+@pytest.mark.skipif(sys.platform == "win32", reason="os.kill ends the process")
+def test_signals_wait_for_the_end_of_a_message(ends: Any) -> None:
+    """Also where the system gives the signal to a thread of another library."""
+    _, other = ends
+
+    def interrupt(*_: Any) -> None:
+        raise Signalled
+
+    one = Channel(PipeWithSignals(ends[0].pipe))
+    end = threading.Event()
+    threading.Thread(target=end.wait, daemon=True).start()
+    previous = signal.signal(signal.SIGTERM, interrupt)
+    try:
+        for number in (1, 2):
+            with pytest.raises(Signalled):
+                one.send("text", number)
+            assert other.receive() == "text"
+            assert signal.getsignal(signal.SIGTERM) is interrupt
+            other.send("answer", number)
+            with pytest.raises(Signalled):
+                one.receive()
+            assert one.number == number
+    finally:
+        signal.signal(signal.SIGTERM, previous)
+        end.set()

@@ -7,6 +7,7 @@ import signal
 import subprocess
 import sys
 import textwrap
+import threading
 import time
 import warnings
 from collections.abc import Callable
@@ -231,9 +232,15 @@ class Slow(ScriptedEnv):
 
 
 class Interruptions:
-    """Raises KeyboardInterrupt in this process after a time."""
+    """Raises KeyboardInterrupt in this process after a time.
+
+    Another thread is there, as those of torch often are: the system may give it the signal.
+    """
 
     def __enter__(self) -> "Interruptions":
+        self._end = threading.Event()
+        threading.Thread(target=self._end.wait, daemon=True).start()
+
         def interrupt(*_: Any) -> None:
             raise KeyboardInterrupt
 
@@ -250,6 +257,7 @@ class Interruptions:
 
     def __exit__(self, *_: object) -> None:
         self.after(0)
+        self._end.set()
         signal.signal(signal.SIGALRM, self._previous)
 
 

@@ -5,7 +5,7 @@ import gc
 import pickle
 import random
 from collections.abc import Iterator
-from typing import Any
+from typing import Any, cast
 
 import numpy as np
 import pytest
@@ -289,7 +289,7 @@ def test_a_wrapper_with_replaced_methods_is_stepped(transport: Any) -> None:
 
 @pytest.mark.parametrize("transport", TRANSPORTS)
 def test_an_env_that_only_the_learner_has_registered(transport: Any) -> None:
-    register("OnlyHere-v0", ScriptedEnv)
+    register("OnlyHere-v0", cast(Any, ScriptedEnv))
     try:
         kwargs = {"transport": transport}
         env = make_vec_env("OnlyHere-v0", 2, "actors", env_kwargs={"lengths": (4,)}, n_actors=2, backend_kwargs=kwargs)
