@@ -1,7 +1,10 @@
 """Run random cases, and print how they ended: ``python -m tests.fuzz --cases 10000``."""
 
 import argparse
+import os
 import sys
+import tempfile
+from pathlib import Path
 
 import torch as th
 from hypothesis import HealthCheck, Phase, given, seed, settings
@@ -42,7 +45,11 @@ def main() -> int:
     parser.add_argument("--seed", type=int, default=0)
     arguments = parser.parse_args()
     th.set_num_threads(1)
-    summary = run(arguments.cases, arguments.seed)
+    before = Path.cwd()
+    with tempfile.TemporaryDirectory() as folder:  # some cases take a random word for a folder
+        os.chdir(folder)
+        summary = run(arguments.cases, arguments.seed)
+        os.chdir(before)
     print(summary)
     return int(bool(summary.wrong) or summary.share_learned < 0.7)
 
