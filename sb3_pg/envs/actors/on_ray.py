@@ -91,9 +91,9 @@ class RayHost:
             self._answered_at = time.perf_counter()
 
     def drop(self, number: int) -> None:
-        """End fragments that nobody waits for any longer. It runs beside the commands.
+        """End a fragment whose answer nobody reads. Ray calls this while the fragment is being collected.
 
-        :param number: of the latest of these commands
+        :param number: of the command that collects it
         """
         self._orphaned = number
 
@@ -156,7 +156,7 @@ class RayWorker:
             line = f"{n_workers - len(waiting)} of {n_workers} actors have started on Ray, {seconds:.0f} s"
             if waiting and not workers[0]._is_local:
                 n_cpus, free = (read().get("CPU", 0) for read in (ray.cluster_resources, ray.available_resources))
-                line += f". Each takes one of {n_cpus:.0f} CPUs, of which {free:.0f} are free"
+                line += f". Each actor takes one CPU. The cluster has {n_cpus:.0f}, and {free:.0f} of them are free"
             print(line, file=sys.stderr, flush=True)
 
     def send(self, command: str, *args: Any) -> None:

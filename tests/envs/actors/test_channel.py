@@ -135,7 +135,7 @@ def test_memory_that_was_never_given_is_not_used(ends: Any) -> None:
 
 
 class Signalled(Exception):  # noqa: N818 (as KeyboardInterrupt)
-    pass
+    """What the handler of a signal raises."""
 
 
 class PipeWithSignals:

@@ -376,24 +376,30 @@ def test_a_script_without_a_guard_is_told_so(start_method: str, tmp_path: Path) 
     assert "does so under `if __name__ == '__main__':`" in done.stderr
 
 
-@pytest.mark.slow
-@pytest.mark.skipif(sys.platform != "linux", reason="it looks into /proc")
-@pytest.mark.parametrize("number", [signal.SIGKILL, signal.SIGINT, signal.SIGTERM])
-def test_actors_end_with_their_learner(number: int, tmp_path: Path) -> None:
+def actors_of_ended_learner(script: str, number: int, tmp_path: Path) -> list[int]:
+    """Run a script that prints the ids of its actors' processes, end it by a signal, and return the ids."""
     path = tmp_path / "script.py"
-    path.write_text(textwrap.dedent(SCRIPT))
-    before = shared_memory()
+    path.write_text(textwrap.dedent(script))
     with subprocess.Popen(
         [sys.executable, path], stdout=subprocess.PIPE, stderr=subprocess.DEVNULL, text=True, start_new_session=True
     ) as learner:
         assert learner.stdout is not None
         actors = [int(pid) for pid in learner.stdout.readline().split()]
-        assert len(actors) == 2
         time.sleep(0.5)  # in the middle of a fragment
         if number == signal.SIGINT:
             os.killpg(learner.pid, number)
         else:
             os.kill(learner.pid, number)
-        learner.wait(20)
-        assert wait_until(lambda: not any(map(is_alive, actors)), 10)
+        learner.wait(30)
+    return actors
+
+
+@pytest.mark.slow
+@pytest.mark.skipif(sys.platform != "linux", reason="it looks into /proc")
+@pytest.mark.parametrize("number", [signal.SIGKILL, signal.SIGINT, signal.SIGTERM])
+def test_actors_end_with_their_learner(number: int, tmp_path: Path) -> None:
+    before = shared_memory()
+    actors = actors_of_ended_learner(SCRIPT, number, tmp_path)
+    assert len(actors) == 2
+    assert wait_until(lambda: not any(map(is_alive, actors)), 10)
     assert shared_memory() <= before
