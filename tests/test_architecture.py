@@ -23,6 +23,7 @@ LEVELS: list[set[str]] = [
     {"baselines"},
     {"learner"},
     {"checkpoints"},
+    {"demonstrations"},
     {"algorithms"},
     {"callbacks"},
     {"zoo", "reporting"},

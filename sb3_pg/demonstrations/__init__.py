@@ -1,0 +1,5 @@
+"""Learn from demonstrations: episodes of an expert, of a dataset or of a logged policy."""
+
+from sb3_pg.demonstrations.data import Demonstrations
+
+__all__ = ["Demonstrations"]

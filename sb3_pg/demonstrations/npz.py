@@ -1,0 +1,77 @@
+"""Files of named arrays, NumPy's ``.npz``, which can be memory-mapped."""
+
+import struct
+import zipfile
+import zlib
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any, BinaryIO, Final
+
+import numpy as np
+
+from sb3_pg.errors import DamagedFileError
+
+#: Bytes of a member's header in a zip file, before its name.
+_HEADER: Final = 30
+
+
+def read_npz(path: Path, mmap: bool = False) -> dict[str, np.ndarray]:
+    """Return the arrays of a file that ``numpy.savez`` has written. Nothing is unpickled.
+
+    :param path: the file
+    :param mmap: whether the arrays stay on the disk, where a row is read when it is used. They are read-only
+    :raises OSError: there is no such file, or it cannot be opened
+    :raises DamagedFileError: the file is truncated, is not a file of arrays, or holds Python objects
+    :raises ValueError: ``mmap`` is True, and the file is compressed
+    """
+    with _reading(path), path.open("rb") as file, zipfile.ZipFile(file) as archive:
+        members = {info.filename.removesuffix(".npy"): info for info in archive.infolist()}
+        is_stored = all(info.compress_type == zipfile.ZIP_STORED for info in members.values())
+        if not mmap:
+            return {name: _read(archive, info) for name, info in members.items()}
+        if is_stored:
+            return {name: _map(path, file, info) for name, info in members.items()}
+    raise ValueError(f"mmap must be False for a compressed file such as {path}, got True")
+
+
+def write_npz(file: BinaryIO, arrays: Mapping[str, np.ndarray]) -> None:
+    """Write arrays as ``numpy.savez`` does, uncompressed. An array that is memory-mapped is read in pieces.
+
+    :param file: open for writing
+    :param arrays: name -> array of numbers
+    """
+    with zipfile.ZipFile(file, "w", zipfile.ZIP_STORED) as archive:
+        for name, array in arrays.items():
+            with archive.open(f"{name}.npy", "w", force_zip64=True) as member:
+                np.lib.format.write_array(member, np.asarray(array), allow_pickle=False)
+
+
+@contextmanager
+def _reading(path: Path) -> Iterator[None]:
+    """Context in which a damaged file raises DamagedFileError."""
+    try:
+        yield
+    except (EOFError, NotImplementedError, ValueError, struct.error, zipfile.BadZipFile, zlib.error) as error:
+        raise DamagedFileError(str(path), error) from error
+
+
+def _read(archive: zipfile.ZipFile, info: zipfile.ZipInfo) -> np.ndarray:
+    with archive.open(info) as member:
+        array: np.ndarray = np.lib.format.read_array(member, allow_pickle=False)
+        return array
+
+
+def _map(path: Path, file: BinaryIO, info: zipfile.ZipInfo) -> np.ndarray:
+    """Map a stored member: its bytes are an ``.npy`` file that begins somewhere in the ``.npz``."""
+    file.seek(info.header_offset)
+    name_length, extra_length = struct.unpack("<HH", file.read(_HEADER)[-4:])
+    file.seek(name_length + extra_length, 1)
+    version = np.lib.format.read_magic(file)
+    read_header: Any = getattr(np.lib.format, f"read_array_header_{version[0]}_{version[1]}")
+    shape, is_fortran, dtype = read_header(file)
+    if dtype.hasobject:
+        raise ValueError(f"{info.filename} holds Python objects")
+    if 0 in shape:
+        return np.zeros(shape, dtype)  # no bytes to map
+    return np.memmap(path, dtype, "r", file.tell(), shape, "F" if is_fortran else "C")

@@ -1,0 +1,131 @@
+"""Compare arrays of demonstrations with a model's observation and action space."""
+
+import warnings
+from typing import Any, Final
+
+import numpy as np
+from gymnasium import spaces
+from stable_baselines3.common.preprocessing import is_image_space
+
+from sb3_pg.errors import SpaceError
+
+#: Numbers that are compared at a time. It bounds the memory that memory-mapped arrays take.
+CHUNK: Final = 1 << 24
+
+
+def chunks(array: np.ndarray) -> list[tuple[int, np.ndarray]]:
+    """Cut an array into pieces of at most :data:`CHUNK` numbers, or of one row.
+
+    :param array: one row per step
+    :return: first row and piece; the pieces are views
+    """
+    size = max(1, CHUNK // max(1, int(np.prod(array.shape[1:]))))
+    return [(first, array[first : first + size]) for first in range(0, len(array), size)]
+
+
+def check_observations(name: str, observations: Any, space: spaces.Space[Any], row: str) -> None:
+    """Require observations that fit a space.
+
+    :param name: name of the observations, for the error message
+    :param observations: one row per step or episode, or a dict of those
+    :param space: a model's observation space; its images may have their channels first or last
+    :param row: what a row is, for the error message
+    :raises ValueError: keys, shape or type differ, or an integer is not in the space
+    """
+    if isinstance(space, spaces.Dict):
+        given = list(observations) if isinstance(observations, dict) else []
+        if set(given) != set(space.spaces):
+            got = f"the keys {given}" if given else "no dict"
+            raise ValueError(
+                f"{name} must be a dict with the keys {list(space.spaces)} of the model's space, got {got}"
+            )
+        for key, part in space.spaces.items():
+            check_observations(f"{name}[{key!r}]", observations[key], part, row)
+        return
+    if isinstance(observations, dict):
+        raise ValueError(f"{name} must be an array that fits {space}, got a dict with the keys {list(observations)}")
+    shapes = [space.shape]
+    if isinstance(space, spaces.Box) and is_image_space(space):
+        channels_first, channels_last = np.roll(space.shape, 1), np.roll(space.shape, -1)
+        shapes += [tuple(map(int, channels_last)), tuple(map(int, channels_first))]
+    _require_form(name, observations, space, shapes)
+    if observations.shape[1:] == space.shape:
+        bad = _first_outside(observations, *_bounds(space))
+    else:  # an image in the other layout, whose bounds are the same everywhere
+        bad = _first_outside(observations, *(bound.flat[0] for bound in _bounds(space)))
+    if bad is None:
+        return
+    value, n, _ = bad
+    message = f"{name} should be in {space}, got {value} at {row} {n}"
+    if not _is_integer(space):
+        warnings.warn(f"{message}. They are used as they are", stacklevel=3)
+        return
+    raise ValueError(message.replace("should", "must"))
+
+
+def check_actions(actions: np.ndarray, space: spaces.Space[Any], squashed: bool) -> None:
+    """Require actions that a policy can learn. See ``Demonstrations.check_spaces`` for those outside of a Box.
+
+    :param actions: as the env numbers them, one row per step
+    :param space: a model's action space
+    :param squashed: whether the policy squashes its actions
+    :raises ValueError: shape or type differ, or an action is not in the space
+    """
+    _require_form("actions", actions, space, [space.shape])
+    bad = _first_outside(actions, *_bounds(space))
+    if bad is None:
+        return
+    value, n, n_bad = bad
+    got = f"got {value} at step {n}"
+    if squashed or not isinstance(space, spaces.Box):
+        raise ValueError(f"actions must be in {space}{', since the policy squashes its own' * squashed}, {got}")
+    warnings.warn(
+        f"actions of {n_bad} of {len(actions)} steps are outside of {space}, {got}. They are learned as they are, as a "
+        "Gaussian policy's own are before they are clipped; make sure that they are in the units of the env",
+        stacklevel=3,
+    )
+
+
+def _require_form(name: str, array: np.ndarray, space: spaces.Space[Any], shapes: list[Any]) -> None:
+    """Require a row's shape, and a type whose numbers the space can have."""
+    if array.shape[1:] not in shapes:
+        raise ValueError(f"{name} must have shape {space.shape} a row to fit {space}, got {array.shape[1:]}")
+    if _is_integer(space) and array.dtype.kind == "f":
+        raise ValueError(f"{name} must be integers to fit {space}, got {array.dtype}")
+
+
+def _is_integer(space: spaces.Space[Any]) -> bool:
+    return space.dtype is None or np.dtype(space.dtype).kind != "f"
+
+
+def _bounds(space: spaces.Space[Any]) -> tuple[np.ndarray, np.ndarray]:
+    """Return the smallest and the largest number of each place in the space."""
+    if isinstance(space, spaces.Box):
+        return space.low, space.high
+    if isinstance(space, spaces.Discrete):
+        return np.asarray(space.start), np.asarray(space.start + space.n - 1)
+    if isinstance(space, spaces.MultiDiscrete):
+        start = space.start.astype(np.int64)
+        return start, start + space.nvec.astype(np.int64) - 1
+    if isinstance(space, spaces.MultiBinary):
+        return np.zeros(space.shape, np.int8), np.ones(space.shape, np.int8)
+    raise SpaceError(f"demonstrations must have Box, Discrete, MultiDiscrete, MultiBinary or Dict spaces, got {space}")
+
+
+def _first_outside(array: np.ndarray, low: Any, high: Any) -> tuple[Any, int, int] | None:
+    """Return the first number outside of the bounds, its row, and the number of rows with such numbers."""
+    if array.dtype.kind in "biu":
+        limits = np.iinfo(np.uint8 if array.dtype == bool else array.dtype)
+        if array.dtype != bool and (low <= limits.min).all() and (high >= limits.max).all():
+            return None  # as in images: nothing to read
+    found: tuple[Any, int] | None = None
+    n_bad = 0
+    for first, piece in chunks(array):
+        outside = (piece < low) | (piece > high)
+        if not outside.any():
+            continue
+        n_bad += int(outside.reshape(len(piece), -1).any(axis=1).sum())
+        if found is None:
+            place = tuple(np.argwhere(outside)[0])
+            found = piece[place], first + int(place[0])
+    return None if found is None else (*found, n_bad)
