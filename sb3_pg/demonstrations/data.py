@@ -9,11 +9,13 @@ from typing import Any, Final
 
 import numpy as np
 from gymnasium import spaces
+from stable_baselines3.common.base_class import BaseAlgorithm
 from stable_baselines3.common.policies import BasePolicy
 from typing_extensions import Self
 
 from sb3_pg.checkpoints.model_file import write_whole
 from sb3_pg.demonstrations.npz import read_npz, write_npz
+from sb3_pg.demonstrations.record import EnvLike, record
 from sb3_pg.demonstrations.space_checks import check_actions, check_observations, chunks
 from sb3_pg.errors import NonFiniteError
 from sb3_pg.policies import from_env, map_observations, scaled, stored_dtype
@@ -113,6 +115,44 @@ class Demonstrations:
         if given := [name for name, value in others.items() if value is not None]:
             raise ValueError(f"{given[0]} must be left out, since {observations!r} is a file with all arrays")
         return cls.load(observations)
+
+    @classmethod
+    def from_model(
+        cls,
+        model: BaseAlgorithm,
+        env: EnvLike,
+        n_episodes: int = 20,
+        *,
+        deterministic: bool = True,
+        seed: int | None = 0,
+        n_envs: int | None = None,
+        max_episode_steps: int = 100_000,
+    ) -> Self:
+        """Run an expert for some complete episodes.
+
+        The expert sees what it was trained on: a VecNormalize of its own, or else of ``env``, normalizes its
+        observations, with statistics that do not change. Observations and rewards are stored as they were before. An
+        expert that was trained with action masks gets those of the env, and observations have them under the key
+        "action_mask", where the classes of this package look for them.
+
+        Each env contributes the same number of episodes, or one more, fixed before. So short episodes are not more
+        likely to be kept. The first episode of each env comes first, then the second, and so on.
+
+        :param model: a model of SB3, sb3-contrib or this package; recurrent ones too
+        :param env: id of a registered env, an env, or a VecEnv. It must show what the model was trained on: give a
+            VecEnv with the same wrappers where there were some. The model's own env is refused
+        :param n_episodes: how many
+        :param deterministic: whether to take the most likely action instead of a sample
+        :param seed: seed of the envs (env i takes seed + i) and of samples; None for one that differs each time. The
+            global random generators stay as they were
+        :param n_envs: how many envs to make of an id; None for 8, or one for each episode if there are fewer
+        :param max_episode_steps: longest episode that is waited for
+        :raises TypeError: ``model`` or ``env`` is something else
+        :raises ValueError: the env does not fit the model, or a number is below 1
+        :raises EndlessEpisodeError: an episode is longer than ``max_episode_steps``
+        :raises MissingExtraError: the env needs an optional dependency
+        """
+        return cls(**record(model, env, n_episodes, deterministic, seed, n_envs, max_episode_steps))
 
     @classmethod
     def load(cls, path: PathOrStr, mmap: bool = False) -> Self:
