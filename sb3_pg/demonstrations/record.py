@@ -17,7 +17,7 @@ from stable_baselines3.common.vec_env import DummyVecEnv, VecEnv, VecNormalize, 
 
 from sb3_pg.action_masks import MASK_KEY
 from sb3_pg.checkpoints import unchanged_random_state
-from sb3_pg.demonstrations.space_checks import check_observations
+from sb3_pg.demonstrations.checks import check_observations, require_count
 from sb3_pg.envs import GymVectorAdapter, NormalizationWithMasks, make_vec_env, with_action_masks
 from sb3_pg.envs.action_masks import OBSERVATION_KEY
 from sb3_pg.policies import has_masks, map_observations
@@ -45,8 +45,8 @@ def record(
     if not isinstance(model, BaseAlgorithm):
         raise TypeError(f"model must be a model of Stable-Baselines3, sb3-contrib or sb3_pg, got {model!r}")
     for name, value in (("n_episodes", n_episodes), ("n_envs", n_envs), ("max_episode_steps", max_episode_steps)):
-        if value is not None and value < 1:
-            raise ValueError(f"{name} must be at least 1, got {value}")
+        if value is not None or name != "n_envs":
+            require_count(name, value)
     with ExitStack() as stack:
         made = _made(model, env, n_episodes, n_envs)
         if isinstance(env, str):

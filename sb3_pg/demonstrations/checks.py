@@ -1,6 +1,7 @@
-"""Compare arrays of demonstrations with a model's observation and action space."""
+"""Checks of arguments, and of arrays against a model's observation and action space."""
 
 import warnings
+from numbers import Integral
 from typing import Any, Final
 
 import numpy as np
@@ -11,6 +12,8 @@ from sb3_pg.errors import SpaceError
 
 #: Numbers that are compared at a time. It bounds the memory that memory-mapped arrays take.
 CHUNK: Final = 1 << 24
+#: How far an action may be outside of the bounds, as a fraction of their distance.
+_ROUNDING: Final = 1e-6
 
 
 def chunks(array: np.ndarray) -> list[tuple[int, np.ndarray]]:
@@ -21,6 +24,22 @@ def chunks(array: np.ndarray) -> list[tuple[int, np.ndarray]]:
     """
     size = max(1, CHUNK // max(1, int(np.prod(array.shape[1:]))))
     return [(first, array[first : first + size]) for first in range(0, len(array), size)]
+
+
+def require_count(name: str, value: Any, most: int | None = None) -> None:
+    """Require a positive integer.
+
+    :param name: name of the argument, for the error message
+    :param value: its value
+    :param most: largest value that is allowed
+    :raises TypeError: it is no integer
+    :raises ValueError: it is below 1 or too large
+    """
+    allowed = "at least 1" if most is None else f"in [1, {most}]"
+    if isinstance(value, bool) or not isinstance(value, Integral):
+        raise TypeError(f"{name} must be an integer {allowed}, got {value!r}")
+    if int(value) < 1 or (most is not None and int(value) > most):
+        raise ValueError(f"{name} must be {allowed}, got {value}")
 
 
 def check_observations(name: str, observations: Any, space: spaces.Space[Any], row: str) -> None:
@@ -44,15 +63,15 @@ def check_observations(name: str, observations: Any, space: spaces.Space[Any], r
         return
     if isinstance(observations, dict):
         raise ValueError(f"{name} must be an array that fits {space}, got a dict with the keys {list(observations)}")
+    low, high = _bounds(space)
     shapes = [space.shape]
     if isinstance(space, spaces.Box) and is_image_space(space):
         channels_first, channels_last = np.roll(space.shape, 1), np.roll(space.shape, -1)
         shapes += [tuple(map(int, channels_last)), tuple(map(int, channels_first))]
     _require_form(name, observations, space, shapes)
-    if observations.shape[1:] == space.shape:
-        bad = _first_outside(observations, *_bounds(space))
-    else:  # an image in the other layout, whose bounds are the same everywhere
-        bad = _first_outside(observations, *(bound.flat[0] for bound in _bounds(space)))
+    if observations.shape[1:] != space.shape:  # an image in the other layout, whose bounds are the same everywhere
+        low, high = low.flat[0], high.flat[0]
+    bad = _first_outside(observations, low, high)
     if bad is None:
         return
     value, n, _ = bad
@@ -71,8 +90,12 @@ def check_actions(actions: np.ndarray, space: spaces.Space[Any], squashed: bool)
     :param squashed: whether the policy squashes its actions
     :raises ValueError: shape or type differ, or an action is not in the space
     """
+    low, high = _bounds(space)
     _require_form("actions", actions, space, [space.shape])
-    bad = _first_outside(actions, *_bounds(space))
+    if not _is_integer(space):  # an action that was rescaled may miss the bound by its rounding
+        margin = _ROUNDING * (high.astype(np.float64) - low)
+        low, high = low - margin, high + margin
+    bad = _first_outside(actions, low, high)
     if bad is None:
         return
     value, n, n_bad = bad
@@ -109,7 +132,7 @@ def _bounds(space: spaces.Space[Any]) -> tuple[np.ndarray, np.ndarray]:
         return start, start + space.nvec.astype(np.int64) - 1
     if isinstance(space, spaces.MultiBinary):
         return np.zeros(space.shape, np.int8), np.ones(space.shape, np.int8)
-    raise SpaceError(f"demonstrations must have Box, Discrete, MultiDiscrete, MultiBinary or Dict spaces, got {space}")
+    raise SpaceError(f"spaces must be Box, Discrete, MultiDiscrete, MultiBinary or Dict, got {space}")
 
 
 def _first_outside(array: np.ndarray, low: Any, high: Any) -> tuple[Any, int, int] | None:
