@@ -2,7 +2,7 @@
 
 import warnings
 from numbers import Integral
-from typing import Any, Final
+from typing import Any, Final, NamedTuple
 
 import numpy as np
 from gymnasium import spaces
@@ -62,7 +62,9 @@ def check_observations(name: str, observations: Any, space: spaces.Space[Any], r
             check_observations(f"{name}[{key!r}]", observations[key], part, row)
         return
     if isinstance(observations, dict):
-        raise ValueError(f"{name} must be an array that fits {space}, got a dict with the keys {list(observations)}")
+        raise ValueError(
+            f"{name} must be an array, as in the model's space, got a dict with the keys {list(observations)}"
+        )
     low, high = _bounds(space)
     shapes = [space.shape]
     if isinstance(space, spaces.Box) and is_image_space(space):
@@ -72,14 +74,14 @@ def check_observations(name: str, observations: Any, space: spaces.Space[Any], r
     if observations.shape[1:] != space.shape:  # an image in the other layout, whose bounds are the same everywhere
         low, high = low.flat[0], high.flat[0]
     bad = _first_outside(observations, low, high)
-    if bad is None:
-        return
-    value, n, _ = bad
-    message = f"{name} should be in {space}, got {value} at {row} {n}"
-    if not _is_integer(space):
-        warnings.warn(f"{message}. They are used as they are", stacklevel=3)
-        return
-    raise ValueError(message.replace("should", "must"))
+    if bad is not None and _is_integer(space):
+        raise ValueError(f"{name} must be in {bad.bounds}, got {bad.value} at {row} {bad.row}")
+    if bad is not None:
+        warnings.warn(
+            f"{name} should be in {bad.bounds}, the bounds of the model's space, got {bad.value} at {row} {bad.row}. "
+            "They are used as they are",
+            stacklevel=4,
+        )
 
 
 def check_actions(actions: np.ndarray, space: spaces.Space[Any], squashed: bool) -> None:
@@ -92,29 +94,29 @@ def check_actions(actions: np.ndarray, space: spaces.Space[Any], squashed: bool)
     """
     low, high = _bounds(space)
     _require_form("actions", actions, space, [space.shape])
-    if not _is_integer(space):  # an action that was rescaled may miss the bound by its rounding
-        margin = _ROUNDING * (high.astype(np.float64) - low)
-        low, high = low - margin, high + margin
-    bad = _first_outside(actions, low, high)
+    # an action that was rescaled may miss the bound by its rounding
+    margin = 0 if _is_integer(space) else _ROUNDING * (high.astype(np.float64) - low)
+    bad = _first_outside(actions, low, high, margin)
     if bad is None:
         return
-    value, n, n_bad = bad
-    got = f"got {value} at step {n}"
+    got = f"got {bad.value} at step {bad.row}"
     if squashed or not isinstance(space, spaces.Box):
-        raise ValueError(f"actions must be in {space}{', since the policy squashes its own' * squashed}, {got}")
+        why = ", since the policy squashes its own" if squashed else ""
+        raise ValueError(f"actions must be in {bad.bounds}{why}, {got}")
     warnings.warn(
-        f"actions of {n_bad} of {len(actions)} steps are outside of {space}, {got}. They are learned as they are, as a "
-        "Gaussian policy's own are before they are clipped; make sure that they are in the units of the env",
-        stacklevel=3,
+        f"actions of {bad.n_rows} of {len(actions)} steps are outside of the bounds, such as {bad.bounds}, {got}. They "
+        "are learned as they are, as a Gaussian policy's own are before they are clipped. Make sure that they are in "
+        "the units of the env",
+        stacklevel=4,
     )
 
 
 def _require_form(name: str, array: np.ndarray, space: spaces.Space[Any], shapes: list[Any]) -> None:
     """Require a row's shape, and a type whose numbers the space can have."""
     if array.shape[1:] not in shapes:
-        raise ValueError(f"{name} must have shape {space.shape} a row to fit {space}, got {array.shape[1:]}")
+        raise ValueError(f"{name} must have shape {space.shape} a row, as in the model's space, got {array.shape[1:]}")
     if _is_integer(space) and array.dtype.kind == "f":
-        raise ValueError(f"{name} must be integers to fit {space}, got {array.dtype}")
+        raise ValueError(f"{name} must be integers, as in the model's space, got {array.dtype}")
 
 
 def _is_integer(space: spaces.Space[Any]) -> bool:
@@ -135,20 +137,38 @@ def _bounds(space: spaces.Space[Any]) -> tuple[np.ndarray, np.ndarray]:
     raise SpaceError(f"spaces must be Box, Discrete, MultiDiscrete, MultiBinary or Dict, got {space}")
 
 
-def _first_outside(array: np.ndarray, low: Any, high: Any) -> tuple[Any, int, int] | None:
-    """Return the first number outside of the bounds, its row, and the number of rows with such numbers."""
-    if array.dtype.kind in "biu":
-        limits = np.iinfo(np.uint8 if array.dtype == bool else array.dtype)
-        if array.dtype != bool and (low <= limits.min).all() and (high >= limits.max).all():
+class _Outside(NamedTuple):
+    """The first number outside of the bounds.
+
+    :param value: the number
+    :param row: its row
+    :param bounds: its bounds, as text
+    :param n_rows: number of rows with a number outside
+    """
+
+    value: Any
+    row: int
+    bounds: str
+    n_rows: int
+
+
+def _first_outside(array: np.ndarray, low: Any, high: Any, margin: Any = 0) -> _Outside | None:
+    """Return the first number outside of the bounds; None if there is none.
+
+    :param margin: how far a number may be outside
+    """
+    if array.dtype.kind in "iu":
+        limits = np.iinfo(array.dtype)
+        if (low <= limits.min).all() and (high >= limits.max).all():
             return None  # as in images: nothing to read
-    found: tuple[Any, int] | None = None
-    n_bad = 0
+    found: _Outside | None = None
     for first, piece in chunks(array):
-        outside = (piece < low) | (piece > high)
-        if not outside.any():
-            continue
-        n_bad += int(outside.reshape(len(piece), -1).any(axis=1).sum())
-        if found is None:
+        outside = (piece < low - margin) | (piece > high + margin)
+        n_rows = int(outside.reshape(len(piece), -1).any(axis=1).sum())
+        if n_rows and found is None:
             place = tuple(np.argwhere(outside)[0])
-            found = piece[place], first + int(place[0])
-    return None if found is None else (*found, n_bad)
+            lowest, highest = (np.broadcast_to(bound, piece.shape[1:])[place[1:]] for bound in (low, high))
+            found = _Outside(piece[place], first + int(place[0]), f"[{lowest}, {highest}]", n_rows)
+        elif found is not None:
+            found = found._replace(n_rows=found.n_rows + n_rows)
+    return found

@@ -4,7 +4,6 @@ from collections.abc import Iterator, Mapping, Sequence
 from contextlib import nullcontext
 from functools import cached_property
 from itertools import pairwise
-from numbers import Real
 from os import PathLike
 from pathlib import Path
 from typing import Any, Final
@@ -423,7 +422,7 @@ class Demonstrations:
 
     def _held_out(self, validation: Any, seed: int | None) -> np.ndarray:
         """Return whether each episode is held out, ``(n_episodes,)``."""
-        if not isinstance(validation, Real) or not 0 <= validation < 1:
+        if not isinstance(validation, int | float) or not 0 <= validation < 1:
             raise ValueError(f"validation must be in [0, 1), got {validation!r}")
         n = min(max(round(validation * self.n_episodes), validation > 0), self.n_episodes - 1)
         held_out = np.zeros(self.n_episodes, bool)

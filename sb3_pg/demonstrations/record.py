@@ -48,12 +48,12 @@ def record(
         if value is not None or name != "n_envs":
             require_count(name, value)
     with ExitStack() as stack:
+        stack.enter_context(unchanged_random_state(model.device))
         made = _made(model, env, n_episodes, n_envs)
         if isinstance(env, str):
             stack.callback(made.close)
         expert = _Expert(model, made, deterministic)
         stack.enter_context(_not_normalizing(made))
-        stack.enter_context(unchanged_random_state(model.device))
         if seed is not None:
             set_random_seed(seed)
             made.seed(seed)

@@ -48,7 +48,7 @@ def test_round_trip_of_actions(space: str) -> None:
 def cart_pole() -> Demonstrations:
     observations = np.zeros((5, 4), np.float32)
     actions = np.array([0, 0, 0, 0, 0])
-    return Demonstrations(observations, actions, np.ones(5), final_observations=np.ones((1, 4), np.float32))
+    return Demonstrations(observations, actions, np.ones(5), final_observations=np.full((1, 4), 0.1, np.float32))
 
 
 def test_those_who_read_it_can_make_the_env(minari: Any) -> None:
@@ -69,6 +69,7 @@ def test_spaces_follow_from_the_numbers_where_there_is_no_env(minari: Any) -> No
     assert dataset.observation_space == OBSERVATION_SPACES["image"]
 
 
+@pytest.mark.filterwarnings("ignore::UserWarning:minari")
 def test_a_dataset_without_final_observations(minari: Any) -> None:
     buffer_of = importlib.import_module("minari.data_collector").EpisodeBuffer
     rows = np.arange(6.0).reshape(3, 2)
