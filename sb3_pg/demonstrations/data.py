@@ -18,7 +18,7 @@ from typing_extensions import Self
 
 from sb3_pg.checkpoints.model_file import write_whole
 from sb3_pg.demonstrations.checks import check_actions, check_observations, chunks, require_count
-from sb3_pg.demonstrations.files import read_arrays, write_npz
+from sb3_pg.demonstrations.files import HDF5, read_arrays, write_npz
 from sb3_pg.demonstrations.minari_data import read_dataset, space_of, write_dataset
 from sb3_pg.demonstrations.record import EnvLike, record
 from sb3_pg.errors import NonFiniteError
@@ -228,7 +228,7 @@ class Demonstrations:
         ``timeouts`` stand for ``terminated`` and ``truncated``, and ``next_observations`` has the final observations.
         The file's other arrays are ignored. Nothing in the file is run.
 
-        :param path: an ``.npz``, or HDF5 (``.hdf5``, ``.h5``; extra ``minari``); ``.npz`` is added if it has no suffix
+        :param path: an ``.npz``, which is added if it is left out, or HDF5 (``.hdf5``, ``.h5``; extra ``minari``)
         :param mmap: whether observations and actions stay on the disk, where a row is read when it is used. Choose it
             for images that do not fit into the memory. Numbers with a fraction are read once, to check them
         :raises OSError: there is no such file
@@ -237,8 +237,7 @@ class Demonstrations:
             file that is compressed, or HDF5
         :raises MissingExtraError: HDF5 needs an optional dependency
         """
-        path = Path(path)
-        path = path if path.suffix else path.with_name(f"{path.name}.npz")
+        path = _with_suffix(path, (".npz", *HDF5))
         return cls._from_named(read_arrays(path, {*_NAMES, *_OTHER_NAMES, "next_observations"}, mmap), str(path))
 
     @classmethod
@@ -274,10 +273,11 @@ class Demonstrations:
             made.final_observations = finals
         return made
 
-    def save(self, path: PathOrStr) -> None:
+    def save(self, path: PathOrStr) -> Path:
         """Write everything to one file, whole or not at all, as ``numpy.savez`` does. See :meth:`load`.
 
-        :param path: the file; ``.npz`` is added if it has no suffix
+        :param path: the file; ``.npz`` is added if it does not end so
+        :return: path of the file
         :raises OSError: the disk is full, or the file cannot be written. An old file stays as it was
         """
         named = {
@@ -285,7 +285,9 @@ class Demonstrations:
             for attribute in _NAMES
             for name, array in _named_arrays(attribute, getattr(self, attribute), "{}/{}")
         }
-        write_whole(Path(path), lambda file: write_npz(file, named), "npz")
+        path = _with_suffix(path, (".npz",))
+        write_whole(path, lambda file: write_npz(file, named), "npz")
+        return path
 
     @property
     def n_steps(self) -> int:
@@ -519,6 +521,12 @@ def _flags(name: str, values: Any, n_steps: int) -> np.ndarray:
     if len(bad):
         raise ValueError(f"{name} must be True or False, got {array[bad[0]]} at step {bad[0]}")
     return array.astype(bool)  # a copy, also if it is memory-mapped
+
+
+def _with_suffix(path: PathOrStr, suffixes: tuple[str, ...]) -> Path:
+    """Return a path that ends with one of the suffixes; the first is added if it does not."""
+    path = Path(path)
+    return path if path.suffix in suffixes else path.with_name(f"{path.name}{suffixes[0]}")
 
 
 def _form(rows: Rows) -> str:

@@ -13,6 +13,8 @@ import numpy as np
 from sb3_pg.errors import DamagedFileError
 from sb3_pg.extras import extra_hints
 
+#: Suffixes of files that are HDF5.
+HDF5: Final = (".hdf5", ".h5")
 #: Bytes of a member's header in a zip file, before its name.
 _HEADER: Final = 30
 
@@ -20,7 +22,7 @@ _HEADER: Final = 30
 def read_arrays(path: Path, names: Collection[str], mmap: bool = False) -> dict[str, np.ndarray]:
     """Return arrays of a file. Nothing is unpickled.
 
-    :param path: a file that ``numpy.savez`` has written, or HDF5 if its name ends with .hdf5 or .h5
+    :param path: a file that ``numpy.savez`` has written, or HDF5 if its suffix says so
     :param names: the arrays to read, if the file has them; those named ``name/...`` belong to ``name``
     :param mmap: whether the arrays stay on the disk, where a row is read when it is used. They are read-only
     :raises OSError: there is no such file, or it cannot be opened
@@ -28,7 +30,7 @@ def read_arrays(path: Path, names: Collection[str], mmap: bool = False) -> dict[
     :raises ValueError: ``mmap`` is True, and the file is compressed, or HDF5
     :raises MissingExtraError: HDF5 needs h5py
     """
-    if path.suffix in (".hdf5", ".h5"):
+    if path.suffix in HDF5:
         if mmap:
             raise ValueError(f"mmap must be False for HDF5 such as {path}, got True")
         return _read_hdf5(path, names)
