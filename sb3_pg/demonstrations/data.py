@@ -165,7 +165,7 @@ class Demonstrations:
         """Read a dataset of `Minari <https://minari.farama.org>`_. All of it comes into the memory.
 
         :param dataset_id: such as ``"mujoco/hopper/expert-v0"``. Datasets are in the folder that the environment
-            variable ``MINARI_DATASETS_PATH`` names, or else in ``~/.minari/datasets``
+            variable ``MINARI_DATASETS_PATH`` names by its absolute path, or else in ``~/.minari/datasets``
         :param download: whether to download it if it is not there
         :raises FileNotFoundError: it is not there
         :raises ValueError: its observations are a Tuple, it has no episode, or the class refuses its arrays

@@ -7,6 +7,7 @@ rl_zoo3 writes anything. If it asks for something impossible, the script prints 
 import argparse
 import difflib
 import importlib
+import os
 import runpy
 import sys
 from collections.abc import Callable, Iterator, Mapping, Sequence
@@ -347,6 +348,9 @@ class _RecordParser(_AgentParser):
                 self.error(f"argument --{name.replace('_', '-')}: must be at least 1, got {getattr(parsed, name)}")
         if Path(parsed.output).is_dir():
             self.error(f"argument -o/--output: must be a file, got the folder {parsed.output!r}")
+        folder = next(path for path in Path(parsed.output).absolute().parents if path.exists())
+        if not (folder.is_dir() and os.access(folder, os.W_OK)):
+            self.error(f"argument -o/--output: nothing can be written to {str(folder)!r}")
         return parsed
 
 

@@ -126,7 +126,7 @@ def test_record_the_best_of_another_folder(here: Path, capsys: pytest.CaptureFix
         ("-o demos --n-episodes many", "argument --n-episodes: invalid int value: 'many'"),
         ("-o demos -n 100", "unrecognized arguments: -n 100"),
         ("-o demos --no-render", "unrecognized arguments: --no-render"),
-        ("-o logs/reinforce/CartPole-v1_1/best_model.zip/demos", "best_model.zip"),
+        ("-o logs/reinforce/CartPole-v1_1/best_model.zip/demos", "argument -o/--output: nothing can be written to"),
     ],
 )
 def test_record_of_what_is_impossible(
