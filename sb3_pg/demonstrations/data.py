@@ -166,8 +166,8 @@ class Demonstrations:
 
         :param dataset_id: such as ``"mujoco/hopper/expert-v0"``. Datasets are in the folder that the environment
             variable ``MINARI_DATASETS_PATH`` names by its absolute path, or else in ``~/.minari/datasets``
-        :param download: whether to download it if it is not there
-        :raises FileNotFoundError: it is not there
+        :param download: whether to download it if the folder does not have it
+        :raises FileNotFoundError: the folder does not have it
         :raises ValueError: its observations are a Tuple, it has no episode, or the class refuses its arrays
         :raises MissingExtraError: Minari is not installed
         """
@@ -187,9 +187,10 @@ class Demonstrations:
         :param dataset_id: a new one, such as ``"my/hopper-expert-v0"``; see :meth:`from_minari`
         :param env: where the episodes come from; those who read the dataset can make it
         :param observation_space: None for that of ``env``, or else one that follows from the numbers
-        :param action_space: likewise. Without both, Discrete actions have as many choices as were taken
+        :param action_space: None for that of ``env``, or else one that follows from the numbers: Discrete actions then
+            have as many choices as were taken
         :param metadata: other arguments of ``minari.create_dataset_from_buffers``, such as ``author``
-        :raises ValueError: there is such a dataset, the id is malformed, rewards or final observations are unknown, or
+        :raises ValueError: the dataset exists, the id is malformed, rewards or final observations are unknown, or
             the arrays do not fit the spaces
         :raises MissingExtraError: Minari is not installed
         """
@@ -331,8 +332,8 @@ class Demonstrations:
 
         The arrays are copied, memory-mapped ones into the memory: see :meth:`held_out_steps` for large ones.
 
-        :param validation: fraction of the episodes to hold out, in [0, 1). It is rounded, but if it is positive, at
-            least one episode is held out and at least one is left. None is if there is one episode
+        :param validation: fraction of the episodes to hold out, in [0, 1). If it is positive, at least one of several
+            episodes is held out, and at least one is not. A single episode is not held out
         :param seed: seed of the draw; None for one that differs each time
         :return: the second is None if no episode is held out
         :raises ValueError: ``validation`` is not in [0, 1)

@@ -54,7 +54,10 @@ def record(
             stack.callback(made.close)
         expert = _Expert(model, made, deterministic)
         stack.enter_context(_not_normalizing(made))
+        stack.callback(setattr, model, "action_space", model.action_space)
+        model.action_space = copy.deepcopy(model.action_space)  # DQN's random actions come from it
         if seed is not None:
+            model.action_space.seed(seed)
             set_random_seed(seed)
             made.seed(seed)
         stack.enter_context(naming_env_errors(made))

@@ -149,6 +149,16 @@ def test_samples_follow_from_the_seed_and_other_draws_do_not_notice() -> None:
     assert first.actions.tolist() == again.actions.tolist() != other.actions.tolist()
 
 
+def test_random_actions_of_dqn_follow_from_the_seed() -> None:
+    model = expert(cls=stable_baselines3.DQN)
+    model.exploration_rate = 0.5
+    drawn = [
+        Demonstrations.from_model(model, "CartPole-v1", 3, deterministic=False, seed=seed).actions.tolist()
+        for seed in (5, 5, 6)
+    ]
+    assert drawn[0] == drawn[1] != drawn[2]
+
+
 @pytest.mark.parametrize("kind", ["gru", "RecurrentPPO"])
 def test_an_expert_with_memory(kind: str) -> None:
     model: Any
