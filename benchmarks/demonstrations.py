@@ -16,8 +16,8 @@ Protocol
 - ``ppo`` and ``a2c`` are what people do by hand: the actor of SB3's class, with rl_zoo3's settings, is cloned by
   ``ActorCritic.pretrain`` without critic and with all of the expert's certainty (``min_std=0``), and learns on at once.
 - Every ``every`` env steps the deterministic policy plays 10 episodes in envs of their own. Step 0 is the cloned
-  policy, with 50 episodes. A run ends where 90 % of the expert's score is reached and 50,000 steps are over, or at the budget.
-  Steps of ``warm_up_critic`` count.
+  policy, with 50 episodes. A run ends where 90 % of the expert's score is reached and 50,000 steps are over, or at the
+  budget. Steps of ``warm_up_critic`` count.
 - ``worst`` is the least evaluation in the first 50,000 steps, as a share of the cloned policy's score. ``steps_to_90``
   is the first evaluation with 90 % of the expert's score; ``with_demos`` adds the steps of the demonstrations.
 """
