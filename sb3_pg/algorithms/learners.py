@@ -1,5 +1,6 @@
 """How a policy-gradient algorithm makes its learner from its arguments, and takes updates with it."""
 
+import copy
 import math
 import time
 from collections.abc import Callable
@@ -7,10 +8,12 @@ from dataclasses import fields
 from operator import attrgetter
 from typing import Any, NamedTuple, TypeVar
 
+import numpy as np
 from stable_baselines3.common.type_aliases import Schedule
 from stable_baselines3.common.utils import update_learning_rate
 
 from sb3_pg.algorithms import validation as arg
+from sb3_pg.envs import normalization_with_masks
 from sb3_pg.errors import NonFiniteError
 from sb3_pg.learner import (
     CriticFit,
@@ -108,7 +111,25 @@ def refresh_learner(model: Any) -> Learner:
         learner = model.learner = Learner(model.policy, estimator, step, state=model.learner_state)
     learner.estimator, learner.step, learner.critic = estimator, step, critic_fit(model)
     learner.normalize_advantage = model.normalize_advantage
+    _refresh_anchor(model, learner)
     return learner
+
+
+def _refresh_anchor(model: Any, learner: Learner) -> None:
+    """Give the learner the model's anchor. A new one is copied first: the user's may be given to several models.
+
+    :raises TypeError: it is no anchor
+    :raises ValueError: it does not fit the policy
+    """
+    if model.anchor is not learner.anchor:
+        model.checks["anchor"]("anchor", model.anchor)
+        anchor = copy.copy(model.anchor)
+        if anchor is not None:
+            anchor.require_fit(model.policy)
+        learner.anchor = model.anchor = anchor
+    if learner.anchor is not None:
+        normalization = normalization_with_masks(model.env, np.empty(0)) or model.get_vec_normalize_env()
+        learner.anchor.normalize = None if normalization is None else normalization.normalize_obs
 
 
 def set_up_learner(model: Any) -> None:

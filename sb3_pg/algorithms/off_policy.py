@@ -34,7 +34,7 @@ from sb3_pg.algorithms.saved_files import load_replay_buffer, save_replay_buffer
 from sb3_pg.algorithms.shell import Algorithm, LogInterval, waits_for_learning_starts
 from sb3_pg.algorithms.validation import SB3, EnvLike, Group
 from sb3_pg.errors import NonFiniteError
-from sb3_pg.learner import ImportanceSampled, Learner, LearnerState, Report, Step
+from sb3_pg.learner import Anchor, ImportanceSampled, Learner, LearnerState, Report, Step
 from sb3_pg.learner.rollback import require_log_probs
 from sb3_pg.policies import (
     Behavior,
@@ -176,6 +176,7 @@ class OffPolicyShell(Algorithm, OffPolicyAlgorithm):
     buffer_trajectories: int
     behavior_policy: Behavior | None
     min_ess: float
+    anchor: Anchor | None = None
     learner: Learner
     learner_state: LearnerState
     _collector: Collector | None = None

@@ -29,7 +29,7 @@ from sb3_pg.algorithms.learners import (
 from sb3_pg.algorithms.shell import Algorithm, LogInterval
 from sb3_pg.algorithms.validation import SB3, EnvLike, Group
 from sb3_pg.errors import NonFiniteError
-from sb3_pg.learner import Estimator, Learner, LearnerState, Report, Step
+from sb3_pg.learner import Anchor, Estimator, Learner, LearnerState, Report, Step
 from sb3_pg.rollout import (
     Collector,
     DictTrajectoryRolloutBuffer,
@@ -68,6 +68,7 @@ class OnPolicyPG(Algorithm, OnPolicyAlgorithm):
     critic_fit: Literal["after", "before"]
     max_episode_steps: int
     act_device: th.device | str | None
+    anchor: Anchor | None = None
     learner: Learner
     learner_state: LearnerState
     #: the latest rollout; None before the first rollout, and after a rollout with numbers that were not finite

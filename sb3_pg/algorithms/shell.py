@@ -707,10 +707,11 @@ class Algorithm(BaseAlgorithm):
         self.logger.record("train/n_skipped", self._n_skipped)
 
     def _record(self, metrics: Metrics) -> None:
-        """Log metrics under ``train/``, with a single transfer from the device."""
+        """Log metrics under ``train/``, unless their names have a slash, with a single transfer from the device."""
         values = th.stack([th.as_tensor(v, device=self.device).detach().float() for v in metrics.values()]).tolist()
         for name, value in zip(metrics, values, strict=True):
-            self.logger.record(f"train/{name}", value, self._detail if name in _DETAILS else None)
+            whole = name if "/" in name else f"train/{name}"
+            self.logger.record(whole, value, self._detail if name in _DETAILS else None)
 
     @property
     def _detail(self) -> str | None:
