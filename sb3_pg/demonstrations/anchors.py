@@ -69,7 +69,7 @@ class KLAnchor(Anchor):
         super().__init__(coef, decay)
 
     def draw(self, policy: ActorCriticPolicy) -> Penalty:
-        """Return the divergence from :math:`\\pi_0`."""
+        """Return the divergence from the first policy."""
         first = self._first(policy)
 
         def penalty(observations: Any, now: Distributions | None) -> th.Tensor:
@@ -83,7 +83,7 @@ class KLAnchor(Anchor):
         return penalty
 
     def require_fit(self, policy: ActorCriticPolicy) -> None:
-        """Require distributions of known divergence, and parameters like those of :math:`\\pi_0`."""
+        """Require distributions of known divergence, and parameters like those of the first policy."""
         require_known_divergence(policy)
         if self.reference is None:
             return
@@ -105,12 +105,12 @@ class KLAnchor(Anchor):
             raise ValueError("reference of an anchor must be None, or a dict of finite tensors")
 
     def restart(self) -> None:
-        """Forget all updates, and :math:`\\pi_0`: the next update makes a new copy."""
+        """Forget all updates and the first policy: the next update makes a new copy."""
         super().restart()
         self.reference = self._module = None
 
     def state_dict(self) -> dict[str, Any]:
-        """As the base class, with :math:`\\pi_0`."""
+        """As the base class, with the parameters of the first policy."""
         return {**super().state_dict(), "reference": self.reference}
 
     def load_state_dict(self, state: Mapping[str, Any]) -> None:

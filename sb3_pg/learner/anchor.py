@@ -48,7 +48,7 @@ class Anchor(ABC):
 
     @property
     def weight(self) -> float:
-        """c d^k, reward units per nat."""
+        """The present weight c d^k, reward units per nat."""
         return self.coef * self.decay**self.n_updates
 
     @abstractmethod
@@ -65,6 +65,7 @@ class Anchor(ABC):
         :param policy: the policy that is trained
         :raises ValueError: it cannot
         """
+        del policy
 
     def require_valid(self) -> None:
         """Check the attributes, which users set and files fill.
@@ -123,6 +124,7 @@ def _number(name: str, value: Any, high: float) -> float:
     allowed = "a finite number of at least 0" if high == math.inf else f"a number in [0, {high:g}]"
     if isinstance(value, bool) or not isinstance(value, Real):
         raise TypeError(f"{name} of an anchor must be {allowed}, got {value!r}")
-    if not (0 <= value <= high and value < math.inf):
+    number = float(value)
+    if not (0 <= number <= high and number < math.inf):
         raise ValueError(f"{name} of an anchor must be {allowed}, got {value!r}")
-    return float(value)
+    return number

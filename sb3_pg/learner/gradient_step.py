@@ -26,9 +26,10 @@ class GradientStep(Step):
               - c_{ent} \hat E[H(\pi_\theta(\cdot|s_t))] + c_k P(\theta) + c_{vf} \hat E[(V_\phi(s_t) - y_t)^2]
 
     For complete episodes, E is the sum over time and the mean over episodes; for segments, the mean over steps. The
-    critic's E is always the mean over steps. c_k P is the weighted penalty of an :class:`~sb3_pg.learner.Anchor`, a mean
-    over steps; for complete episodes it is multiplied by their mean length, as the sums over time are. A critic with steps of its own has no term here, unless actor and critic
-    share features, which are trained by both losses.
+    critic's E is always the mean over steps. A critic with steps of its own has no term here, unless actor and critic
+    share features, which are trained by both losses. c_k P is the weighted penalty of an
+    :class:`~sb3_pg.learner.Anchor`, a mean over steps. For complete episodes it is multiplied by their mean length: its
+    share of the gradient is that with segments.
 
     :param ent_coef: c_ent, weight of the entropy bonus, reward units per nat
     :param vf_coef: c_vf, weight of the critic's loss

@@ -35,9 +35,9 @@ class KLPenaltyStep(Step):
        passes of minibatch gradient steps
     2. :math:`\lambda \leftarrow \max\big(0,\; \lambda + \alpha\, (\bar D_{KL} - \epsilon)\big)`
 
-    The parameters are those of :class:`~sb3_pg.KLPenaltyPG`. ``kl_coef`` is lambda, which the step moves. The penalty of
-    an :class:`~sb3_pg.learner.Anchor` is part of each minibatch's loss, with a draw of its own, but not of the logged
-    surrogate.
+    The parameters are those of :class:`~sb3_pg.KLPenaltyPG`. ``kl_coef`` is lambda, which the step moves. The penalty
+    of an :class:`~sb3_pg.learner.Anchor` is part of each minibatch's loss, with a draw of its own. The logged surrogate
+    is without it.
     """
 
     kl_coef: float = 1.0

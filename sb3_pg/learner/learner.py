@@ -131,8 +131,7 @@ class LearnerState:
 
     Three more things last, each in the object that uses it: the fitted baseline in the estimator, the KL coefficient in
     :class:`~sb3_pg.learner.KLPenaltyStep`, and what an :class:`~sb3_pg.learner.Anchor` remembers. The algorithms keep
-    them in ``model.fitted_baseline``, ``model.kl_coef`` and ``model.anchor``, and give them to every new estimator, step
-    and learner.
+    them in ``model.fitted_baseline``, ``model.kl_coef`` and ``model.anchor``.
 
     :param return_scale: running scale of the critic's targets
     :param n_warmed_up: updates in which only the critic was trained

@@ -91,9 +91,9 @@ class SurrogateObjective:
     .. math:: L(\theta) = \hat E[\rho_t(\theta)\, w_t \hat A_t] + c_{ent} \hat E[H(\pi_\theta(\cdot|s_t))]
               - c_k P(\theta), \qquad \rho_t(\theta) = \frac{\pi_\theta(a_t|s_t)}{\pi_{old}(a_t|s_t)}
 
-    E is the mean over steps, and c_k P the weighted penalty of an :class:`~sb3_pg.learner.Anchor`. Source: Schulman et al. (2015), eq. 14; Kakade and Langford (2002), theorem 4.1. An
-    entropy without closed form is estimated by rho - 1 - rho log pi, whose gradient at theta_old is that of the score
-    function.
+    E is the mean over steps, and c_k P the weighted penalty of an :class:`~sb3_pg.learner.Anchor`. Source: Schulman et
+    al. (2015), eq. 14; Kakade and Langford (2002), theorem 4.1. An entropy without closed form is estimated by
+    rho - 1 - rho log pi, whose gradient at theta_old is that of the score function.
 
     :param policy: in evaluation mode whenever a method is called: the policy that acts
     :param observations: the states that it was in, one row per sample, or their history
@@ -296,9 +296,9 @@ class NaturalStep(Step):
               L(\theta) - L(\theta_{old}) \ge \eta\, \beta^k\, \nabla L^T s
 
     L is :class:`~sb3_pg.learner.trust_region.SurrogateObjective`, F the Fisher matrix of the whole action vector's
-    distribution, averaged over the batch's states (:class:`~sb3_pg.functional.FisherVectorProduct`): an anchor changes L,
-    and neither F nor the divergence. Source: Kakade (2001); Schulman et al. (2015), appendix C. (The slides print g^T F g for the denominator, which is g^T F^-1 g = x^T F x,
-    and exchange the two policies in the divergence.)
+    distribution, averaged over states (:class:`~sb3_pg.functional.FisherVectorProduct`). An anchor changes L, and
+    neither F nor the divergence. Source: Kakade (2001); Schulman et al. (2015), appendix C. (The slides print g^T F g
+    for the denominator, which is g^T F^-1 g = x^T F x, and exchange the two policies in the divergence.)
 
     :param target_kl: delta, joint KL, nats
     :param step_size: alpha of the step :math:`\alpha (F + c I)^{-1} \nabla L`, which is taken instead of the one above;
