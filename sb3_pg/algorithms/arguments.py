@@ -7,7 +7,7 @@ import torch as th
 from stable_baselines3.common.buffers import RolloutBuffer
 
 from sb3_pg.algorithms import validation as arg
-from sb3_pg.algorithms.learners import critic_fit, uses_critic
+from sb3_pg.algorithms.learners import critic_fit, require_valid_anchor, uses_critic
 from sb3_pg.algorithms.validation import Group
 from sb3_pg.learner import Anchor
 from sb3_pg.policies import Memory, takes_other_numbers, to_memory
@@ -63,7 +63,7 @@ def _check_memory(_name: str, value: Any) -> None:
 def _check_anchor(name: str, value: Any) -> None:
     arg.instance(Anchor, optional=True)(name, value)
     if value is not None:
-        value.require_valid()
+        require_valid_anchor(value)
 
 
 def _check_shared(model: Any) -> None:

@@ -9,6 +9,7 @@ from operator import attrgetter
 from typing import Any, NamedTuple, TypeVar
 
 import numpy as np
+from stable_baselines3.common.policies import ActorCriticPolicy
 from stable_baselines3.common.type_aliases import Schedule
 from stable_baselines3.common.utils import update_learning_rate
 
@@ -16,6 +17,7 @@ from sb3_pg.algorithms import validation as arg
 from sb3_pg.envs import normalization_with_masks
 from sb3_pg.errors import NonFiniteError
 from sb3_pg.learner import (
+    Anchor,
     CriticFit,
     Estimator,
     Learner,
@@ -115,6 +117,21 @@ def refresh_learner(model: Any) -> Learner:
     return learner
 
 
+def require_valid_anchor(anchor: Anchor, policy: ActorCriticPolicy | None = None) -> None:
+    """Require an anchor whose attributes are in range, and that fits a policy if one is given.
+
+    :raises TypeError: an attribute is of the wrong type
+    :raises ValueError: an attribute is out of range, or the anchor does not fit
+    """
+    try:
+        anchor.require_valid()
+        if policy is not None:
+            anchor.require_fit(policy)
+    except (TypeError, ValueError) as error:
+        kind = TypeError if isinstance(error, TypeError) else ValueError
+        raise kind(f"anchor must be a {type(anchor).__name__} that fits: {error}") from error
+
+
 def _refresh_anchor(model: Any, learner: Learner) -> None:
     """Give the learner the model's anchor. A new one is copied first: the user's may be given to several models.
 
@@ -125,9 +142,10 @@ def _refresh_anchor(model: Any, learner: Learner) -> None:
         model.checks["anchor"]("anchor", model.anchor)
         anchor = copy.copy(model.anchor)
         if anchor is not None:
-            anchor.require_fit(model.policy)
+            require_valid_anchor(anchor, model.policy)
         learner.anchor = model.anchor = anchor
     if learner.anchor is not None:
+        require_valid_anchor(learner.anchor)  # users set its attributes too
         normalization = normalization_with_masks(model.env, np.empty(0)) or model.get_vec_normalize_env()
         learner.anchor.normalize = None if normalization is None else normalization.normalize_obs
 

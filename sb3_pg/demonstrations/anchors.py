@@ -8,6 +8,7 @@ import numpy as np
 import torch as th
 from stable_baselines3.common.policies import ActorCriticPolicy
 
+from sb3_pg.action_masks import MASK_KEY, first_forbidden, mask_starts
 from sb3_pg.demonstrations.data import Demonstrations
 from sb3_pg.functional import joint_kl
 from sb3_pg.learner import Anchor, Penalty
@@ -19,6 +20,7 @@ from sb3_pg.policies import (
     action_distribution,
     can_be_copied,
     copy_without_optimizer,
+    has_masks,
     has_memory,
     map_observations,
     original,
@@ -87,22 +89,15 @@ class KLAnchor(Anchor):
         require_known_divergence(policy)
         if self.reference is None:
             return
+        _require_tensors(self.reference)
         own = {name: tensor.shape for name, tensor in _tensors_of_actor(policy).items()}
         theirs = {name: tensor.shape for name, tensor in self.reference.items()}
         if own != theirs:
             different = sorted(name for name in own.keys() | theirs.keys() if own.get(name) != theirs.get(name))
             raise ValueError(
-                f"anchor must be of a policy like the model's: {different[0]!r} is {theirs.get(different[0])} in the "
-                f"anchor, and {own.get(different[0])} in the policy"
+                f"reference must be of a policy like the model's: its {different[0]!r} has the shape "
+                f"{theirs.get(different[0])}, and the policy's {own.get(different[0])}"
             )
-
-    def require_valid(self) -> None:
-        """As the base class."""
-        super().require_valid()
-        given: Any = self.reference
-        is_fine = given is None or (isinstance(given, dict) and all(isinstance(x, th.Tensor) for x in given.values()))
-        if not (is_fine and all(x.isfinite().all() for x in (given or {}).values())):
-            raise ValueError("reference of an anchor must be None, or a dict of finite tensors")
 
     def restart(self) -> None:
         """Forget all updates and the first policy: the next update makes a new copy."""
@@ -115,6 +110,8 @@ class KLAnchor(Anchor):
 
     def load_state_dict(self, state: Mapping[str, Any]) -> None:
         """As the base class."""
+        if state.get("reference") is not None:
+            _require_tensors(state["reference"])
         super().load_state_dict(state)
         self._module = None
 
@@ -129,7 +126,7 @@ class KLAnchor(Anchor):
             set_training_mode(module, module.training)  # brings its cache up to date
             if not can_be_copied(module):
                 raise ValueError(
-                    "anchor copies the policy, which must have no hooks and no methods that are replaced in the object"
+                    "policy must have no hooks and no methods that are replaced in the object: a KLAnchor copies it"
                 )
             self._module = copy_without_optimizer(module)
             with th.no_grad():
@@ -138,6 +135,13 @@ class KLAnchor(Anchor):
                     tensors[name].copy_(value)
             set_training_mode(self._module, False)
         return self._module
+
+
+def _require_tensors(reference: Any) -> None:
+    """Require the parameters of a policy, which may come from a file."""
+    is_dict = isinstance(reference, dict) and all(isinstance(value, th.Tensor) for value in reference.values())
+    if not (is_dict and all(value.isfinite().all() for value in reference.values())):
+        raise ValueError("reference must be None, or a dict of finite tensors")
 
 
 def _tensors_of_actor(policy: ActorCriticPolicy) -> dict[str, th.Tensor]:
@@ -180,7 +184,7 @@ class DemonstrationLoss(Anchor):
 
     def __init__(self, demos: Demonstrations, coef: float, decay: float = 1.0, batch_size: int | None = 256) -> None:
         if not isinstance(demos, Demonstrations):
-            raise TypeError(f"demos of an anchor must be Demonstrations, got {demos!r}")
+            raise TypeError(f"demos must be Demonstrations, got {demos!r}")
         #: None in a model that was loaded, if they are in the file ``path``
         self.demos: Demonstrations | None = demos
         self.path: str | None = None
@@ -198,19 +202,28 @@ class DemonstrationLoss(Anchor):
         return penalty
 
     def require_fit(self, policy: ActorCriticPolicy) -> None:
-        """Require demonstrations that fit the policy's spaces."""
-        if self.demos is not None:
-            squashed = policy.squash_output
-            self.demos.check_spaces(policy.observation_space, policy.action_space, squashed=squashed)
+        """Require demonstrations that fit the policy's spaces, and actions that their masks allow."""
+        demos = self.demos
+        if demos is None:
+            return
+        space = policy.action_space
+        demos.check_spaces(policy.observation_space, space, squashed=policy.squash_output)
+        if has_masks(policy):
+            observations: Any = demos.observations
+            bad = first_forbidden(demos.actions_for(policy), observations[MASK_KEY], mask_starts(space))
+            if bad is not None:
+                raise ValueError(
+                    f"demos must have actions that {MASK_KEY} allows, got {demos.actions[bad]} at step {bad}"
+                )
 
     def require_valid(self) -> None:
         """As the base class."""
         super().require_valid()
         size: Any = self.batch_size
         if size is not None and (isinstance(size, bool) or not isinstance(size, int | np.integer)):
-            raise TypeError(f"batch_size of an anchor must be a whole number of at least 1 or None, got {size!r}")
+            raise TypeError(f"batch_size must be a whole number of at least 1 or None, got {size!r}")
         if size is not None and size < 1:
-            raise ValueError(f"batch_size of an anchor must be a whole number of at least 1 or None, got {size}")
+            raise ValueError(f"batch_size must be a whole number of at least 1 or None, got {size}")
         self.batch_size = None if size is None else int(size)
 
     def _minibatch(self, policy: ActorCriticPolicy) -> tuple[Any, th.Tensor]:
@@ -234,7 +247,9 @@ class DemonstrationLoss(Anchor):
         if self.normalize is not None:
             observations = self.normalize(observations)
         seen: Any = policy.obs_to_tensor(observations)[0]
-        actions = policy_actions(th.as_tensor(self._actions[1][rows], device=policy.device), policy.action_space)
+        taken = np.array(self._actions[1][rows])  # a copy: torch wants arrays that it may write to
+        flat = th.as_tensor(taken.reshape(len(taken), -1), device=policy.device)
+        actions = policy_actions(flat, policy.action_space)
         return seen if sequences is None else History(seen, sequences), actions
 
     def _rows_of(self, demos: Demonstrations) -> Any:

@@ -77,7 +77,7 @@ class Anchor(ABC):
         self.decay = _number("decay", self.decay, 1.0)
         n: Any = self.n_updates
         if isinstance(n, bool) or not isinstance(n, Integral) or n < 0:
-            raise ValueError(f"n_updates of an anchor must be a whole number of at least 0, got {n!r}")
+            raise ValueError(f"n_updates must be a whole number of at least 0, got {n!r}")
 
     def restart(self) -> None:
         """Forget all updates: the next one is the first."""
@@ -123,8 +123,8 @@ class Anchor(ABC):
 def _number(name: str, value: Any, high: float) -> float:
     allowed = "a finite number of at least 0" if high == math.inf else f"a number in [0, {high:g}]"
     if isinstance(value, bool) or not isinstance(value, Real):
-        raise TypeError(f"{name} of an anchor must be {allowed}, got {value!r}")
+        raise TypeError(f"{name} must be {allowed}, got {value!r}")
     number = float(value)
     if not (0 <= number <= high and number < math.inf):
-        raise ValueError(f"{name} of an anchor must be {allowed}, got {value!r}")
+        raise ValueError(f"{name} must be {allowed}, got {value!r}")
     return number

@@ -70,8 +70,8 @@ def nonfinite_gradient(
             step, env = bad[0].tolist()
             return NonFiniteError(name, float(tensor[step, env]), env, step)
     for name, value in (metrics or {}).items():
-        if name.startswith("anchor/") and not math.isfinite(value):
-            return NonFiniteError(name, float(value), hint="The policy never takes an action that the anchor asks for.")
+        if name.startswith("anchor/") and not math.isfinite(penalty := float(th.as_tensor(value).detach())):
+            return NonFiniteError(name, penalty, hint="The policy never takes an action that the anchor asks for.")
     for name, parameter in policy.named_parameters():
         if parameter.grad is not None and not parameter.grad.isfinite().all():
             value = parameter.grad[~parameter.grad.isfinite()][0]

@@ -119,9 +119,9 @@ def test_what_the_line_search_predicts_and_measures(name: str, chunk_size: int) 
     """Both are of the anchored objective: L(theta) = E[rho A] - c P, mean over the steps of a batch."""
     oracle = Enumeration(MDP, THETA, "reward_to_go", GAMMA, state_discount=False)
     index = np.array([[2, 7]])
-    arguments = {"gamma": GAMMA, "advantage": "monte_carlo", "n_critic_updates": 1, "batch_size": None}
+    arguments: dict[str, Any] = {"gamma": GAMMA, "advantage": "monte_carlo", "n_critic_updates": 1, "batch_size": None}
     arguments |= {"n_steps": None, "n_episodes": 2, "target_kl": 0.02, "fisher_chunk_size": chunk_size}
-    model = playing_model(TRPO, MDP, THETA, 2, **arguments)
+    model: Any = playing_model(TRPO, MDP, THETA, 2, **arguments)
     anchor(model, name)
     (episodes,) = episodes_of(MDP, index)
     taken = step(model, episodes)
@@ -135,7 +135,7 @@ def test_what_the_line_search_predicts_and_measures(name: str, chunk_size: int) 
         return float((ratio * credit).mean()) - COEF * PENALTIES[name](theta, visits)
 
     rises = [objective(THETA + d) - objective(THETA - d) for d in 1e-5 * np.eye(THETA.size)]
-    logged = model.logger.name_to_value
+    logged: dict[str, Any] = model.logger.name_to_value
     assert logged["train/step_outcome"] == "accepted"
     assert logged["train/surrogate_predicted"] == pytest.approx(np.array(rises) / 2e-5 @ taken, rel=1e-4)
     assert logged["train/surrogate_realized"] == pytest.approx(objective(THETA + taken) - objective(THETA), rel=1e-3)
