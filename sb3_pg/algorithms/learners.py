@@ -2,19 +2,24 @@
 
 import copy
 import math
+import sys
 import time
 from collections.abc import Callable
 from dataclasses import fields
 from operator import attrgetter
 from typing import Any, NamedTuple, TypeVar
 
-import numpy as np
-from stable_baselines3.common.policies import ActorCriticPolicy
-from stable_baselines3.common.type_aliases import Schedule
+import torch as th
+from stable_baselines3.common.callbacks import BaseCallback
+from stable_baselines3.common.type_aliases import MaybeCallback, Schedule
 from stable_baselines3.common.utils import update_learning_rate
 
 from sb3_pg.algorithms import validation as arg
-from sb3_pg.envs import normalization_with_masks
+from sb3_pg.algorithms.callback_locals import callback_tree
+from sb3_pg.algorithms.pretraining import normalizer, space_of
+from sb3_pg.checkpoints import ResumeCallback
+from sb3_pg.demonstrations import DemonstrationLoss
+from sb3_pg.demonstrations.critic_fit import CriticToFit, followers
 from sb3_pg.errors import NonFiniteError
 from sb3_pg.learner import (
     Anchor,
@@ -28,6 +33,7 @@ from sb3_pg.learner import (
 )
 from sb3_pg.learner.optimizers import with_fewer_operations
 from sb3_pg.learner.rollback import require_usable_std
+from sb3_pg.policies import original, predict_all_values, predict_values, value_function
 from sb3_pg.rollout import RolloutBatch
 
 BuiltT = TypeVar("BuiltT")
@@ -93,7 +99,7 @@ def critic_fit(model: Any) -> CriticFit:
         n_passes=model.n_critic_updates,
         batch_size=model.critic_batch_size or shared,
         before_actor=model.critic_fit == "before",
-        warmup_updates=model.critic_warmup_updates,
+        warmup_updates=model.critic_warmup_updates if model._rollouts_left is None else sys.maxsize,
         normalize_targets=model.normalize_value_targets,
         revalue=getattr(model, "recompute_advantage", False),
         in_eval_mode=rule.keeps_statistics,
@@ -117,16 +123,17 @@ def refresh_learner(model: Any) -> Learner:
     return learner
 
 
-def require_valid_anchor(anchor: Anchor, policy: ActorCriticPolicy | None = None) -> None:
-    """Require an anchor whose attributes are in range, and that fits a policy if one is given.
+def require_valid_anchor(anchor: Anchor, model: Any = None) -> None:
+    """Require an anchor whose attributes are in range, and that fits a model if one is given.
 
     :raises TypeError: an attribute is of the wrong type
     :raises ValueError: an attribute is out of range, or the anchor does not fit
     """
     try:
         anchor.require_valid()
-        if policy is not None:
-            anchor.require_fit(policy)
+        if model is not None and not anchor.fits:
+            demos = anchor.demos if isinstance(anchor, DemonstrationLoss) else None
+            anchor.require_fit(model.policy, None if demos is None else space_of(model, demos))
     except (TypeError, ValueError) as error:
         kind = TypeError if isinstance(error, TypeError) else ValueError
         raise kind(f"anchor must be a {type(anchor).__name__} that fits: {error}") from error
@@ -140,14 +147,10 @@ def _refresh_anchor(model: Any, learner: Learner) -> None:
     """
     if model.anchor is not learner.anchor:
         model.checks["anchor"]("anchor", model.anchor)
-        anchor = copy.copy(model.anchor)
-        if anchor is not None:
-            require_valid_anchor(anchor, model.policy)
-        learner.anchor = model.anchor = anchor
+        learner.anchor = model.anchor = copy.copy(model.anchor)
     if learner.anchor is not None:
-        require_valid_anchor(learner.anchor)  # users set its attributes too
-        normalization = normalization_with_masks(model.env, np.empty(0)) or model.get_vec_normalize_env()
-        learner.anchor.normalize = None if normalization is None else normalization.normalize_obs
+        learner.anchor.normalize = normalizer(model)
+        require_valid_anchor(learner.anchor, model)  # users set its attributes too
 
 
 def set_up_learner(model: Any) -> None:
@@ -201,6 +204,71 @@ def take_update(model: Any, batch: RolloutBatch, report: Report, seconds: float 
     model.logger.record("train/n_updates", model._n_updates, exclude="tensorboard")
     model.logger.record("time/update_seconds", time.perf_counter() - began + seconds, model._detail)
     return True
+
+
+def critic_to_fit(self: Any) -> CriticToFit | None:
+    """Return the critic V, for demonstrations; None if the algorithm uses none."""
+    learner, policy = refresh_learner(self), self.policy
+    if not learner.estimator.requires_critic:
+        return None
+
+    head = original(policy).value_net
+
+    def value_after(history: Any, observations: Any) -> th.Tensor:
+        if history is None:
+            return predict_values(policy, observations)
+        values = predict_all_values(policy, history, followers(observations))[1]
+        assert values is not None
+        return values
+
+    def scaled_by(targets: th.Tensor | None) -> float:
+        if targets is not None and learner.critic.normalize_targets:
+            learner.state.return_scale = learner.state.return_scale.updated(targets)
+        return learner.value_scale
+
+    return CriticToFit(
+        parameters=list(learner.critic_only.values()),
+        predict=lambda observations, actions: value_function(policy)(observations),
+        value_after=value_after,
+        heads=[head] if isinstance(head, th.nn.Linear) and head.bias is not None else [],
+        gamma=self.gamma,
+        bootstraps=bootstraps_truncated(self),
+        total=getattr(self, "returns", None) == "total",
+        scaled_by=scaled_by,
+        in_training_mode=not learner.shares_features,
+    )
+
+
+def warm_up_critic(self: Any, n_rollouts: int, callback: MaybeCallback = None) -> Any:
+    """Collect rollouts with the present policy, and train only the critic on them.
+
+    An untrained critic gives wrong advantages, which drive a pretrained policy away from what it has learned. This is
+    what ``critic_warmup_updates`` does at the beginning of ``learn``, done at once; those updates then count as done.
+    Schedules have their first value. ``num_timesteps`` counts the steps; give ``reset_num_timesteps=False`` to the next
+    ``learn`` to go on counting.
+
+    :param n_rollouts: rollouts, as long as those of ``learn``. The critic is trained as often on each as it is there
+    :param callback: as in ``learn``. A :class:`~sb3_pg.ResumeCallback` is for ``learn`` alone
+    :return: the model
+    :raises ValueError: no critic is in use, or an argument is out of range
+    :raises TypeError: an argument is of the wrong type
+    :raises NonFiniteError: as in ``learn``
+    """
+    arg.integer(1)("n_rollouts", n_rollouts)
+    arg.callback("callback", callback)
+    if not uses_critic(self):
+        raise ValueError("warm_up_critic trains a critic, and none is in use: use baseline='value'")
+    given = callback if isinstance(callback, list) else [callback]
+    roots = [one for one in given if isinstance(one, BaseCallback)]
+    if any(isinstance(one, ResumeCallback) for root in roots for one in callback_tree(root, set())):
+        raise ValueError("callback must hold no ResumeCallback, whose checkpoints learn goes on from: give it to learn")
+    self._require_no_resumption("warm_up_critic")
+    before = {"learning_starts": self.learning_starts} if hasattr(self, "learning_starts") else {}
+    vars(self).update(dict.fromkeys(before, 0), _rollouts_left=int(n_rollouts), _current_progress_remaining=1.0)
+    try:
+        return self.learn(1 << 62, callback, log_interval=None, reset_num_timesteps=False)
+    finally:
+        vars(self).update(before, _rollouts_left=None)
 
 
 def value_scale(model: Any) -> float:

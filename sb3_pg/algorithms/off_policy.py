@@ -25,10 +25,12 @@ from sb3_pg.algorithms.callback_locals import OffPolicyListener, collecting
 from sb3_pg.algorithms.learners import (
     CriticRule,
     bootstraps_truncated,
+    critic_to_fit,
     refresh_learner,
     set_up_learner,
     take_update,
     value_scale,
+    warm_up_critic,
 )
 from sb3_pg.algorithms.saved_files import load_replay_buffer, save_replay_buffer
 from sb3_pg.algorithms.shell import Algorithm, LogInterval, waits_for_learning_starts
@@ -164,6 +166,8 @@ class OffPolicyShell(Algorithm, OffPolicyAlgorithm):
     load_replay_buffer = load_replay_buffer
     save_replay_buffer = save_replay_buffer
     value_scale = property(value_scale)
+    warm_up_critic = warm_up_critic
+    _critic_to_fit = critic_to_fit
     policy: ActorCriticPolicy
     replay_buffer: TrajectoryReplayBuffer | None
     batch_size: int | None  # type: ignore[assignment]
@@ -321,6 +325,8 @@ class OffPolicyShell(Algorithm, OffPolicyAlgorithm):
         :return: steps of all envs, episodes, and whether to go on
         :raises NonFiniteError: a reward or an observation is not finite
         """
+        if self._ends_here():
+            return RolloutReturn(0, 0, continue_training=False)
         self._at_boundary()
         names = {name: value for name, value in locals().items() if name not in ("__class__", "callback")}
         began, steps_before = time.perf_counter(), self.num_timesteps

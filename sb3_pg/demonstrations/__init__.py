@@ -2,5 +2,6 @@
 
 from sb3_pg.demonstrations.anchors import DemonstrationLoss, KLAnchor
 from sb3_pg.demonstrations.data import Demonstrations
+from sb3_pg.demonstrations.report import PretrainReport
 
-__all__ = ["DemonstrationLoss", "Demonstrations", "KLAnchor"]
+__all__ = ["DemonstrationLoss", "Demonstrations", "KLAnchor", "PretrainReport"]

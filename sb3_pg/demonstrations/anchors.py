@@ -6,26 +6,22 @@ from typing import Any, ClassVar, Final
 
 import numpy as np
 import torch as th
+from gymnasium import spaces
 from stable_baselines3.common.policies import ActorCriticPolicy
 
-from sb3_pg.action_masks import MASK_KEY, first_forbidden, mask_starts
 from sb3_pg.demonstrations.data import Demonstrations
-from sb3_pg.functional import joint_kl
+from sb3_pg.demonstrations.steps import DemonstratedSteps
+from sb3_pg.functional import behavior_cloning_loss, joint_kl
 from sb3_pg.learner import Anchor, Penalty
 from sb3_pg.learner.trust_region import require_known_divergence, require_torch_distributions
 from sb3_pg.policies import (
     Distributions,
-    History,
-    Sequences,
     action_distribution,
     can_be_copied,
     copy_without_optimizer,
-    has_masks,
     has_memory,
-    map_observations,
     original,
     parameter_sets_of,
-    policy_actions,
     score_actions,
     score_in_chunks,
     set_training_mode,
@@ -84,12 +80,16 @@ class KLAnchor(Anchor):
 
         return penalty
 
-    def require_fit(self, policy: ActorCriticPolicy) -> None:
+    def require_fit(self, policy: ActorCriticPolicy, observation_space: spaces.Space[Any] | None = None) -> None:
         """Require distributions of known divergence, and parameters like those of the first policy."""
         require_known_divergence(policy)
-        if self.reference is None:
-            return
-        _require_tensors(self.reference)
+        if self.reference is not None:
+            _require_tensors(self.reference)
+            self._require_like(policy)
+        super().require_fit(policy, observation_space)
+
+    def _require_like(self, policy: ActorCriticPolicy) -> None:
+        assert self.reference is not None
         own = {name: tensor.shape for name, tensor in _tensors_of_actor(policy).items()}
         theirs = {name: tensor.shape for name, tensor in self.reference.items()}
         if own != theirs:
@@ -117,6 +117,8 @@ class KLAnchor(Anchor):
 
     def _first(self, policy: ActorCriticPolicy) -> ActorCriticPolicy:
         """Return pi_0, in evaluation mode, on the policy's device."""
+        if not self.fits:
+            self.require_fit(policy)
         if self.reference is None:
             require_finite_policy(policy)
             self.reference = {name: tensor.detach().cpu().clone() for name, tensor in _tensors_of_actor(policy).items()}
@@ -162,9 +164,9 @@ class DemonstrationLoss(Anchor):
     many demonstrations there are: ``coef`` is :math:`\lambda_0 n_D / n`, for n steps in a batch and
     ``normalize_advantage=True``. With NPG and TRPO the Fisher matrix is that of the batch alone, as in DAPG.
 
-    Observations are normalized as the env's are, by the present statistics of a VecNormalize. Actions are learned as
-    :meth:`~sb3_pg.Demonstrations.actions_for` describes. A policy with ``memory`` learns from whole episodes, drawn at
-    random until they have ``batch_size`` steps.
+    Observations are normalized as the env's are, by the present statistics of a VecNormalize. Actions and action masks
+    are treated as ``pretrain`` does. A policy with ``memory`` learns from whole episodes, drawn at random until they
+    have ``batch_size`` steps.
 
     A model's file holds the demonstrations' arrays. Those that are memory-mapped stay in their own file: a model that
     was loaded wants them again, by ``model.anchor.demos = Demonstrations.load(path, mmap=True)``.
@@ -178,18 +180,27 @@ class DemonstrationLoss(Anchor):
     """
 
     name: ClassVar[str] = "nll"
-    transient: ClassVar[tuple[str, ...]] = (*Anchor.transient, "_actions")
-    #: actions as the policy draws them, once they are known, and the demonstrations that they are of
-    _actions: tuple[Demonstrations, np.ndarray] | None = None
+    transient: ClassVar[tuple[str, ...]] = (*Anchor.transient, "_steps")
+    _demos: Demonstrations | None
+    #: the demonstrations as the policy takes them, once they are known to fit
+    _steps: DemonstratedSteps | None = None
 
     def __init__(self, demos: Demonstrations, coef: float, decay: float = 1.0, batch_size: int | None = 256) -> None:
-        if not isinstance(demos, Demonstrations):
-            raise TypeError(f"demos must be Demonstrations, got {demos!r}")
-        #: None in a model that was loaded, if they are in the file ``path``
-        self.demos: Demonstrations | None = demos
+        self.demos = demos
         self.path: str | None = None
         self.batch_size = batch_size
         super().__init__(coef, decay)
+
+    @property
+    def demos(self) -> Demonstrations | None:
+        """The demonstrations; None in a model that was loaded, if they are in the file ``path``."""
+        return self._demos
+
+    @demos.setter
+    def demos(self, demos: Demonstrations) -> None:
+        if not isinstance(demos, Demonstrations):
+            raise TypeError(f"demos must be Demonstrations, got {demos!r}")
+        self._demos, self._steps, self.fits = demos, None, False
 
     def draw(self, policy: ActorCriticPolicy) -> Penalty:
         """Draw a minibatch, and return its mean of -log pi."""
@@ -197,24 +208,17 @@ class DemonstrationLoss(Anchor):
 
         def penalty(_observations: Any, _distributions: Distributions | None) -> th.Tensor:
             score = score_actions if th.is_grad_enabled() else score_in_chunks
-            return -score(policy, observations, actions, with_values=False).log_prob.mean()
+            return behavior_cloning_loss(score(policy, observations, actions, with_values=False).log_prob)
 
         return penalty
 
-    def require_fit(self, policy: ActorCriticPolicy) -> None:
+    def require_fit(self, policy: ActorCriticPolicy, observation_space: spaces.Space[Any] | None = None) -> None:
         """Require demonstrations that fit the policy's spaces, and actions that their masks allow."""
-        demos = self.demos
-        if demos is None:
-            return
-        space = policy.action_space
-        demos.check_spaces(policy.observation_space, space, squashed=policy.squash_output)
-        if has_masks(policy):
-            observations: Any = demos.observations
-            bad = first_forbidden(demos.actions_for(policy), observations[MASK_KEY], mask_starts(space))
-            if bad is not None:
-                raise ValueError(
-                    f"demos must have actions that {MASK_KEY} allows, got {demos.actions[bad]} at step {bad}"
-                )
+        if (demos := self._demos) is not None:
+            space = policy.observation_space if observation_space is None else observation_space
+            demos.check_spaces(space, policy.action_space, squashed=policy.squash_output)
+            self._steps = DemonstratedSteps(demos, policy, self._normalized)
+        super().require_fit(policy, observation_space)
 
     def require_valid(self) -> None:
         """As the base class."""
@@ -226,56 +230,42 @@ class DemonstrationLoss(Anchor):
             raise ValueError(f"batch_size must be a whole number of at least 1 or None, got {size}")
         self.batch_size = None if size is None else int(size)
 
+    def _normalized(self, rows: Any) -> Any:
+        return rows if self.normalize is None else self.normalize(rows)
+
     def _minibatch(self, policy: ActorCriticPolicy) -> tuple[Any, th.Tensor]:
         """Return observations, or their history, and actions, as the policy takes them."""
-        demos = self.demos
+        demos = self._demos
         if demos is None:
             raise ValueError(
                 f"the anchor's demonstrations are in {self.path!r}, which loading a model does not open: set "
                 "model.anchor.demos = Demonstrations.load(path, mmap=True)"
             )
-        if self._actions is None or self._actions[0] is not demos:
+        if self._steps is None or self._steps.policy is not policy:
             self.require_fit(policy)
-            self._actions = demos, demos.actions_for(policy)
-        sequences = None
+        steps, size = self._steps, self.batch_size
+        assert steps is not None
+        draws = size is not None and size < demos.n_steps
         if has_memory(policy):
-            rows, ids, steps = self._rows_of_episodes(demos)
-            sequences = Sequences(ids, steps, policy.device)
-        else:
-            rows = self._rows_of(demos)
-        observations = map_observations(lambda array: array[rows], demos.observations)
-        if self.normalize is not None:
-            observations = self.normalize(observations)
-        seen: Any = policy.obs_to_tensor(observations)[0]
-        taken = np.array(self._actions[1][rows])  # a copy: torch wants arrays that it may write to
-        flat = th.as_tensor(taken.reshape(len(taken), -1), device=policy.device)
-        actions = policy_actions(flat, policy.action_space)
-        return seen if sequences is None else History(seen, sequences), actions
+            episodes = self._drawn_episodes(demos) if draws else demos.episodes
+            rows = np.concatenate([np.arange(episode.start, episode.stop) for episode in episodes])
+            return steps.history(episodes), steps.actions[th.as_tensor(rows, device=policy.device)]
+        if not draws:
+            return steps.observations(slice(None)), steps.actions
+        chosen = th.randint(demos.n_steps, (size or 0,)).sort().values
+        return steps.observations(chosen.numpy()), steps.actions[chosen.to(policy.device)]
 
-    def _rows_of(self, demos: Demonstrations) -> Any:
-        """Draw steps."""
-        if self.batch_size is None or self.batch_size >= demos.n_steps:
-            return slice(None)
-        return th.randint(demos.n_steps, (self.batch_size,)).sort().values.numpy()
-
-    def _rows_of_episodes(self, demos: Demonstrations) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
-        """Draw whole episodes.
-
-        :return: the number of each of their steps, of its episode among the drawn ones, and of the step within it
-        """
-        bounds = np.array([(steps.start, steps.stop) for steps in demos.episodes])
-        if self.batch_size is not None and self.batch_size < demos.n_steps:
-            bounds = bounds[th.randperm(len(bounds)).numpy()]
-            enough = int(np.searchsorted((bounds[:, 1] - bounds[:, 0]).cumsum(), self.batch_size))
-            bounds = bounds[: enough + 1]
-        ids = np.repeat(np.arange(len(bounds)), bounds[:, 1] - bounds[:, 0])
-        steps = np.concatenate([np.arange(last - first) for first, last in bounds])
-        return bounds[ids, 0] + steps, ids, steps
+    def _drawn_episodes(self, demos: Demonstrations) -> list[slice]:
+        """Draw episodes until they have enough steps."""
+        order = th.randperm(demos.n_episodes).numpy()
+        lengths = np.array([episode.stop - episode.start for episode in demos.episodes])
+        last = int(np.searchsorted(lengths[order].cumsum(), self.batch_size or 0))
+        return [demos.episodes[number] for number in order[: last + 1]]
 
     def __getstate__(self) -> dict[str, Any]:
         """Return the attributes for pickle and for a model's file: the demonstrations' arrays, or their path."""
         state = super().__getstate__()
-        demos = state.pop("demos")
+        demos = state.pop("_demos")
         if demos is not None:
             state["path"] = _mapped_file(demos)
         if state["path"] is None:
@@ -284,7 +274,7 @@ class DemonstrationLoss(Anchor):
 
     def __setstate__(self, state: dict[str, Any]) -> None:
         arrays = state.pop("arrays", None)
-        vars(self).update(state, demos=None if arrays is None else Demonstrations.from_arrays(**arrays))
+        vars(self).update(state, _demos=None if arrays is None else Demonstrations(**arrays))
 
 
 def _mapped_file(demos: Demonstrations) -> str | None:

@@ -7,6 +7,7 @@ from numbers import Integral, Real
 from typing import Any, ClassVar
 
 import torch as th
+from gymnasium import spaces
 from stable_baselines3.common.policies import ActorCriticPolicy
 from typing_extensions import Self
 
@@ -37,9 +38,11 @@ class Anchor(ABC):
     #: name of the penalty in the log
     name: ClassVar[str]
     #: Attributes that are made anew when they are needed: neither copied nor stored.
-    transient: ClassVar[tuple[str, ...]] = ("normalize",)
-    #: normalizes raw observations as the env does, at present; None if it does not
+    transient: ClassVar[tuple[str, ...]] = ("normalize", "fits")
+    #: function from raw observations to those that the policy gets at present; None for no change
     normalize: Callable[[Any], Any] | None = None
+    #: whether the anchor is known to fit the policy
+    fits = False
 
     def __init__(self, coef: float, decay: float = 1.0) -> None:
         self.coef, self.decay = coef, decay
@@ -59,13 +62,15 @@ class Anchor(ABC):
         :raises ValueError: the anchor does not fit the policy
         """
 
-    def require_fit(self, policy: ActorCriticPolicy) -> None:
+    def require_fit(self, policy: ActorCriticPolicy, observation_space: spaces.Space[Any] | None = None) -> None:
         """Require a policy that the anchor can hold.
 
         :param policy: the policy that is trained
+        :param observation_space: space of raw observations; None for the policy's
         :raises ValueError: it cannot
         """
-        del policy
+        del policy, observation_space
+        self.fits = True
 
     def require_valid(self) -> None:
         """Check the attributes, which users set and files fill.
@@ -105,7 +110,7 @@ class Anchor(ABC):
         made = self.__copy__()
         vars(made).update(state)
         made.require_valid()
-        vars(self).update(state)
+        vars(self).update(state, fits=False)
 
     def __copy__(self) -> Self:
         made = object.__new__(type(self))

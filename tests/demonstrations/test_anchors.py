@@ -180,7 +180,7 @@ def masked_demos(forbidden: bool) -> Demonstrations:
 @each_class
 def test_action_masks(cls: Any) -> None:
     env = vec(*(Masked((3, 5)) for _ in range(2)))
-    with pytest.raises(ValueError, match=r"demos must have actions that action_mask allows, got 2 at step 5"):
+    with pytest.raises(ValueError, match=r"actions must be allowed by the action_mask of their step, got 2 at step 5"):
         cls("MlpPolicy", env, anchor=DemonstrationLoss(masked_demos(forbidden=True), 1.0), **FEW_STEPS[cls], **SMALL)
     for anchor in (KLAnchor(1.0), DemonstrationLoss(masked_demos(forbidden=False), 1.0)):
         model = cls("MlpPolicy", env, anchor=anchor, **FEW_STEPS[cls], **SMALL).learn(64)
@@ -217,12 +217,9 @@ def test_memory(cls: Any) -> None:
 def test_whole_episodes_are_drawn_until_there_are_enough_steps() -> None:
     demos = demos_in(OBSERVATION_SPACES["vector"], ACTION_SPACES["discrete"], n=40, length=4)
     anchor = DemonstrationLoss(demos, 1.0, batch_size=10)
-    rows, ids, steps = anchor._rows_of_episodes(demos)
-    assert len(rows) == 12
-    assert ids.tolist() == [0] * 4 + [1] * 4 + [2] * 4
-    assert steps.tolist() == [0, 1, 2, 3] * 3
-    assert (rows % 4 == steps).all()
-    assert len({row // 4 for row in rows}) == 3
+    chosen = anchor._drawn_episodes(demos)
+    assert len({episode.start for episode in chosen}) == len(chosen) == 3
+    assert all(episode in demos.episodes for episode in chosen)
 
 
 def test_observations_are_normalized_as_the_envs_are_now() -> None:
@@ -324,6 +321,16 @@ def test_another_anchor_begins_with_the_policy_as_it_is() -> None:
     model.learn(5, reset_num_timesteps=False)
     assert th.equal(model.anchor.reference["action_net.weight"], now)
     assert model.anchor.n_updates == 1
+
+
+def test_pretraining_makes_another_first_policy() -> None:
+    model = actor_critic(anchor=KLAnchor(1.0, 0.5)).learn(20)
+    model.pretrain(cart_poles(), n_epochs=2, critic=False)
+    assert (model.anchor.n_updates, model.anchor.reference) == (0, None)
+    now = model.policy.action_net.weight.detach().clone()
+    model.learn(10, reset_num_timesteps=False)
+    assert th.equal(model.anchor.reference["action_net.weight"], now)
+    assert model.anchor.weight == 0.25
 
 
 def test_a_learner_without_algorithm() -> None:
