@@ -20,7 +20,20 @@ from stable_baselines3.common.env_util import make_vec_env
 from stable_baselines3.common.logger import KVWriter, Logger, configure
 from stable_baselines3.common.vec_env import VecFrameStack, VecNormalize
 
-from sb3_pg import TRPO, ActorCritic, Memory, NonFiniteError, OffPAC, OffPolicyPG, Reinforce, ResumeCallback
+from sb3_pg import (
+    TRPO,
+    ActorCritic,
+    DemonstrationLoss,
+    Demonstrations,
+    KLAnchor,
+    KLPenaltyPG,
+    Memory,
+    NonFiniteError,
+    OffPAC,
+    OffPolicyPG,
+    Reinforce,
+    ResumeCallback,
+)
 from sb3_pg.checkpoints import latest_checkpoint
 from sb3_pg.checkpoints.folder import CheckpointFolder, Manifest
 from sb3_pg.checkpoints.run_state import require_run_attributes
@@ -45,8 +58,24 @@ MAKE: dict[str, Make] = {
     "off-policy-pg-memory": lambda env, **k: OffPolicyPG(
         "MlpPolicy", env, **{"memory": Memory("gru", 8), "train_freq": (24, "step"), **k}
     ),
+    "trpo-kl-anchor": lambda env, **k: TRPO(
+        "MlpPolicy", env, **{"n_steps": 32, "batch_size": 32, "anchor": KLAnchor(0.5, 0.9), **k}
+    ),
+    "actor-critic-kl-anchor-memory": lambda env, **k: ActorCritic(
+        "MlpPolicy", env, **{"memory": Memory("gru", 8), "n_steps": 7, "anchor": KLAnchor(0.5, 0.9), **k}
+    ),
+    "kl-penalty-demonstrations": lambda env, **k: KLPenaltyPG(
+        "MlpPolicy", env, **{"n_steps": 32, "n_epochs": 2, "anchor": demonstrated(env), **k}
+    ),
     "actor-critic-sde": lambda env, **k: ActorCritic("MlpPolicy", env, **{"use_sde": True, "n_steps": 16, **k}),
 }
+
+
+def demonstrated(env: Any) -> DemonstrationLoss:
+    rng = np.random.default_rng(0)
+    observations = rng.normal(scale=0.1, size=(30, *env.observation_space.shape))
+    actions = np.zeros((30, *env.action_space.shape), env.action_space.dtype)
+    return DemonstrationLoss(Demonstrations(observations, actions), 0.5, decay=0.9, batch_size=8)
 
 
 class KilledError(Exception):
