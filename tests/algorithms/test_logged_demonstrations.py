@@ -85,7 +85,7 @@ def test_a_clone_with_memory_remembers_the_episode() -> None:
 
 
 def test_they_are_normalized_as_the_envs_are() -> None:
-    env = VecNormalize(make_vec_env("Pendulum-v1", 2, seed=0))
+    env: Any = VecNormalize(make_vec_env("Pendulum-v1", 2, seed=0))
     model: Any = OffPolicyPG("MlpPolicy", env, max_episode_steps=200, train_freq=(2, "episode"), **SMALL).learn(1)
     demos = demos_of(env.action_space, env.venv.observation_space)
     model.replay_buffer.reset()

@@ -331,7 +331,7 @@ VALID: dict[str, list[Any]] = {
     "act_device": [None, "cpu", th.device("cpu")],
     "memory": [None, "lstm", {"kind": "gru", "hidden_size": np.int64(3)}, Memory("gru", 2, 2, "none", 2)],
     "use_action_masks": [None, False],
-    "anchor": [None, KLAnchor(0.0), KLAnchor(1, 0.5), KLAnchor(np.float32(1e-3), Fraction(9, 10))],
+    "anchor": [None, KLAnchor(0.0), KLAnchor(1, 0.5), KLAnchor(1e-3, 0.9)],
     "device": ["cpu", "auto", th.device("cpu")],
     "max_episode_steps": [30, np.int64(40), 10**9],
     "n_steps": [None, 4, 1, np.int64(6)],
