@@ -3,6 +3,8 @@ PYTHON ?= python3
 VENV = .venv
 # The versions to install. An empty file (/dev/null) lets pip choose the newest ones.
 CONSTRAINTS = constraints.txt
+# The extra to install.
+EXTRA = dev
 # What pip is to be told when it installs torch, e.g. the index of the builds without CUDA:
 #   make demo TORCH_INDEX="--index-url https://download.pytorch.org/whl/cpu"
 TORCH_INDEX ?=
@@ -53,7 +55,7 @@ test-pythons:
 # With the lower bound of each dependency, then with the newest release of each.
 test-lowest:
 	$(PYTHON) .ci/lowest_constraints.py > .venv-lowest.txt
-	$(MAKE) test VENV=.venv-lowest CONSTRAINTS=.venv-lowest.txt
+	$(MAKE) test VENV=.venv-lowest CONSTRAINTS=.venv-lowest.txt EXTRA=tests
 
 test-newest:
 	$(MAKE) test VENV=.venv-newest CONSTRAINTS=/dev/null
@@ -62,7 +64,7 @@ test-newest:
 $(STAMP): pyproject.toml constraints.txt
 	$(PYTHON) -m venv $(VENV)
 	$(BIN)/python -m pip install $(TORCH_INDEX) $$(grep '^torch==' $(CONSTRAINTS) || echo torch)
-	$(BIN)/python -m pip install --constraint $(CONSTRAINTS) --editable '.[dev]'
+	$(BIN)/python -m pip install --constraint $(CONSTRAINTS) --editable '.[$(EXTRA)]'
 	touch $(STAMP)
 
 $(DOCS_STAMP): $(STAMP)

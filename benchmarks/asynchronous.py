@@ -10,7 +10,8 @@ Protocol
   ``update`` is the share of the time that the one process spends in updates. ``epochs`` are the updates from each
   fragment, chosen so that collecting and updates take about as long where ``balanced`` is in the name.
 - 16 envs, 64 steps of each env per fragment, one torch thread in every process. Both sides make an update from as many
-  steps: the one process has the envs of one actor.
+  steps: the one process has the envs of one actor. ``one-env`` is what RLlib's IMPALA has by default: one env per
+  actor, and 500 steps for an update.
 - ``lag``: actors in this process, so that a fragment's lag is the number of actors: 1, 5, 20 or 50 actors of one env
   each. Return of the final policy on CartPole-v1 after ``--steps`` env steps, with V-trace and without.
 - RLlib's IMPALA is measured by its own script in an environment of its own, on the same machine, before and after
@@ -21,6 +22,7 @@ import statistics
 import sys
 import time
 from collections.abc import Sequence
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Final
 
@@ -36,12 +38,31 @@ from sb3_pg.envs import make_vec_env
 RESULTS = Path(__file__).resolve().parent / "results"
 PACKAGES = ("sb3_pg", "stable_baselines3", "gymnasium", "mujoco", "torch", "numpy")
 N_ENVS, N_STEPS = 16, 64
-#: Case -> env, and updates from each fragment.
-CASES: Final[dict[str, tuple[str, int]]] = {
-    "cartpole": ("CartPole-v1", 1),
-    "hopper": ("Hopper-v5", 1),
-    "cartpole-balanced": ("CartPole-v1", 3),
-    "hopper-balanced": ("Hopper-v5", 12),
+
+
+@dataclass(frozen=True)
+class Case:
+    """What is timed.
+
+    :param env: id of the env
+    :param epochs: updates from each fragment
+    :param envs_per_actor: envs of each actor; None: ``N_ENVS`` are shared out
+    :param n_steps: steps of each env per fragment; None: ``N_STEPS``
+    """
+
+    env: str
+    epochs: int = 1
+    envs_per_actor: int | None = None
+    n_steps: int | None = None
+
+
+CASES: Final = {
+    "cartpole": Case("CartPole-v1"),
+    "hopper": Case("Hopper-v5"),
+    "cartpole-balanced": Case("CartPole-v1", epochs=4),
+    "hopper-balanced": Case("Hopper-v5", epochs=18),
+    "cartpole-one-env": Case("CartPole-v1", envs_per_actor=1, n_steps=500),
+    "hopper-one-env": Case("Hopper-v5", envs_per_actor=1, n_steps=500),
 }
 RATE_FIGURES = ("case", "n_actors", "async_rate", "one_rate", "ratio", "ratio_min", "ratio_max", "update", "lag")
 RATE_COLUMNS = (*RATE_FIGURES, "epochs", "n_envs", "n_steps", "steps", "repeats", "cpu_count", "date", "versions")
@@ -49,7 +70,19 @@ LAG_FIGURES = ("lag", "correction", "seed", "score", "measured_lag")
 LAG_COLUMNS = (*LAG_FIGURES, "n_steps", "steps", "date", "versions")
 
 
-def model_on(env: VecEnv, seed: int, **arguments: Any) -> AsyncActorCritic:
+class Timed(AsyncActorCritic):
+    """Adds up the seconds that updates take."""
+
+    seconds_of_updates = 0.0
+
+    def train(self) -> None:
+        """As in the base class."""
+        began = time.perf_counter()
+        super().train()
+        self.seconds_of_updates += time.perf_counter() - began
+
+
+def model_on(env: VecEnv, seed: int, **arguments: Any) -> Timed:
     """The algorithm, with settings that solve CartPole-v1."""
     given = {
         "n_steps": N_STEPS,
@@ -59,33 +92,36 @@ def model_on(env: VecEnv, seed: int, **arguments: Any) -> AsyncActorCritic:
         "use_rms_prop": False,
         "normalize_advantage": True,
     }
-    return AsyncActorCritic("MlpPolicy", env, seed=seed, device="cpu", **{**given, **arguments})
+    return Timed("MlpPolicy", env, seed=seed, device="cpu", **{**given, **arguments})
 
 
-def rate_of(env: VecEnv, seed: int, epochs: int, steps: int) -> tuple[float, dict[str, Any]]:
-    """Env steps per second of ``learn()`` after a warm-up, and what it has logged."""
-    model = model_on(env, seed, n_epochs=epochs)
-    model.learn(4 * N_STEPS * env.num_envs, log_interval=None)
+def rate_of(env: VecEnv, seed: int, epochs: int, n_steps: int, steps: int) -> tuple[float, float, float]:
+    """Env steps per second of ``learn()`` after a warm-up, the updates' share of the time, and the mean policy lag."""
+    model = model_on(env, seed, n_epochs=epochs, n_steps=n_steps)
+    model.learn(4 * n_steps * env.num_envs, log_interval=None)
+    model.seconds_of_updates = 0.0
     began = time.perf_counter()
     model.learn(steps, log_interval=None)
     seconds = time.perf_counter() - began
     env.close()
-    return model.num_timesteps / seconds, dict(model.logger.name_to_value)
+    lag = model.logger.name_to_value.get("rollout/policy_lag_mean", 0.0)
+    return model.num_timesteps / seconds, model.seconds_of_updates / seconds, lag
 
 
 def measure_rate(case: str, n_actors: int, repeats: int, steps: int) -> dict[str, Any]:
     """One row: ``repeats`` times both sides."""
-    name, epochs = CASES[case]
+    timed = CASES[case]
+    epochs, n_steps = timed.epochs, timed.n_steps or N_STEPS
+    share = timed.envs_per_actor or N_ENVS // n_actors
     mine, one, updates, lags = [], [], [], []
     for seed in range(repeats):
-        env = make_vec_env(name, N_ENVS, "actors", seed, n_actors=n_actors)
-        rate, logged = rate_of(env, seed, epochs, steps)
+        env = make_vec_env(timed.env, share * n_actors, "actors", seed, n_actors=n_actors)
+        rate, _, lag = rate_of(env, seed, epochs, n_steps, steps)
         mine.append(rate)
-        lags.append(logged["rollout/policy_lag_mean"])
-        rate, logged = rate_of(make_vec_env(name, N_ENVS // n_actors, "dummy", seed), seed, epochs, steps)
+        lags.append(lag)
+        rate, update, _ = rate_of(make_vec_env(timed.env, share, "dummy", seed), seed, epochs, n_steps, steps)
         one.append(rate)
-        update = epochs * logged["time/update_seconds"]  # of the latest rollout's last epoch
-        updates.append(update / (update + logged["time/collect_seconds"]))
+        updates.append(update)
     ratios = [ours / theirs for ours, theirs in zip(mine, one, strict=True)]
     return {
         "case": case,
@@ -98,6 +134,8 @@ def measure_rate(case: str, n_actors: int, repeats: int, steps: int) -> dict[str
         "update": round(statistics.median(updates), 2),
         "lag": round(statistics.median(lags), 1),
         "epochs": epochs,
+        "n_envs": share * n_actors,
+        "n_steps": n_steps,
     }
 
 
@@ -115,6 +153,7 @@ def measure_lag(lag: int, correction: str, seed: int, steps: int) -> dict[str, A
         "seed": seed,
         "score": round(float(np.mean(score)), 1),
         "measured_lag": round(logged["rollout/policy_lag_mean"], 1),
+        "n_steps": N_STEPS,
     }
 
 
@@ -157,14 +196,10 @@ def main(arguments: Sequence[str] | None = None) -> int:
     if min(options.repeats, options.steps, options.seeds, *options.lags) < 1 or N_ENVS % options.n_actors:
         parser.error(f"all numbers are 1 or more, and --n-actors divides {N_ENVS}")
     torch.set_num_threads(1)
-    stamps: dict[str, Any] = {
-        "n_steps": N_STEPS,
-        "steps": options.steps,
-        **date_and_versions(PACKAGES),
-    }
+    stamps: dict[str, Any] = {"steps": options.steps, **date_and_versions(PACKAGES)}
     rows = []
     if options.what == "rate":
-        stamps |= {"n_envs": N_ENVS, "repeats": options.repeats, "cpu_count": cpu_count()}
+        stamps |= {"repeats": options.repeats, "cpu_count": cpu_count()}
         for case in options.cases:
             print(f"{case} ...", file=sys.stderr, flush=True)
             rows.append(measure_rate(case, options.n_actors, options.repeats, options.steps))

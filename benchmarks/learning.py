@@ -55,7 +55,7 @@ REPORT_SEEDS = range(5)
 FIRST_TUNING_SEED = 100
 
 COLUMNS = (
-    *("algo", "env", "seed", "steps", "timesteps", "n_envs"),
+    *("algo", "env", "seed", "steps", "timesteps", "n_envs", "n_actors"),
     *("final_mean", "final_std", "final_episodes", "best_eval_mean", "best_eval_step"),
     *("wall_seconds", "steps_per_second", "config_hash", "gymnasium", "versions", "date", "command"),
 )
@@ -76,6 +76,7 @@ def config_hash(hyperparams: dict[str, Any], run: Run) -> str:
     """Ten hexadecimal digits for the hyperparameters in use and the evaluation protocol."""
     used = {name: value for name, value in hyperparams.items() if name != "n_timesteps"}  # a budget, and in the key
     protocol = [run.evaluations, run.evaluation_episodes, run.final_episodes]
+    protocol += [run.n_actors] if run.n_actors else []
     return hashlib.sha256(json.dumps([used, protocol], sort_keys=True, default=str).encode()).hexdigest()[:10]
 
 
@@ -130,6 +131,7 @@ def save(run: Run, result: tuple[dict[str, Any], Sequence[tuple[int, float, floa
     ]
     merge_csv(curves_path(output), curve, CURVE_COLUMNS, KEY)
     stamps = {
+        "n_actors": run.n_actors or "",
         "final_episodes": run.final_episodes,
         "gymnasium": versions("gymnasium").partition("gymnasium=")[2],
         **date_and_versions(PACKAGES),
@@ -246,6 +248,7 @@ def plan(options: argparse.Namespace) -> list[Run]:
                 evaluations=options.evaluations,
                 evaluation_episodes=options.evaluation_episodes,
                 final_episodes=options.final_episodes,
+                n_actors=options.n_actors,
             )
             settings = vars(run) | {"config_hash": config_hash(hyperparams, run)}
             runs += [Run(**settings | {"seed": seed}) for seed in dict.fromkeys(options.seeds)]
@@ -262,6 +265,7 @@ def parse_options(arguments: Sequence[str] | None) -> argparse.Namespace:
     parser.add_argument("--jobs", type=int, default=cpu_count(), help="processes, one thread each; default: all CPUs")
     parser.add_argument("--hyperparams", nargs="+", default=[], metavar="NAME:VALUE", help="on top of the YAML file")
     parser.add_argument("--config", help="another YAML file (or module) than the algorithm's own")
+    parser.add_argument("--n-actors", type=int, default=0, help="actors that collect; default: 0, DummyVecEnv")
     parser.add_argument("--output", type=Path, default=REPORT, help="CSV file; its curves go to *_curves.csv")
     parser.add_argument("--evaluations", type=int, default=Run.evaluations, help="per run, evenly spaced")
     parser.add_argument("--evaluation-episodes", type=int, default=Run.evaluation_episodes)
@@ -269,6 +273,8 @@ def parse_options(arguments: Sequence[str] | None) -> argparse.Namespace:
     parser.add_argument("--force", action="store_true", help="do finished runs again")
     parser.add_argument("--summary", action="store_true", help="print the table of --output and stop")
     options = parser.parse_args(arguments)
+    if options.n_actors < 0:
+        parser.error(f"--n-actors must be at least 0, got {options.n_actors}")
     if not options.summary and not (options.algo and options.env):
         parser.error("--algo and --env are needed (or --summary)")
     numbers = (options.jobs, options.evaluations, options.evaluation_episodes, options.final_episodes)

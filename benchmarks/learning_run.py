@@ -12,6 +12,7 @@ import tempfile
 import time
 from collections.abc import Callable
 from copy import deepcopy
+from functools import partial
 from typing import Any
 
 import numpy as np
@@ -25,10 +26,10 @@ from stable_baselines3.common.base_class import BaseAlgorithm
 from stable_baselines3.common.callbacks import BaseCallback
 from stable_baselines3.common.evaluation import evaluate_policy
 from stable_baselines3.common.utils import set_random_seed
-from stable_baselines3.common.vec_env import VecEnv, sync_envs_normalization
+from stable_baselines3.common.vec_env import DummyVecEnv, VecEnv, sync_envs_normalization
 
 import sb3_pg.zoo  # noqa: F401  (registers the algorithms and their configurations)
-from sb3_pg.envs import with_action_masks
+from sb3_pg.envs import ActorVecEnv, with_action_masks
 
 with contextlib.suppress(ImportError):  # the extra memory-envs
     importlib.import_module("popgym")  # registers its envs
@@ -156,7 +157,10 @@ def train(run: Run, report: Callable[[Point], None]) -> tuple[dict[str, Any], li
     with tempfile.TemporaryDirectory() as folder, contextlib.redirect_stdout(io.StringIO()):
         set_random_seed(run.seed)
         manager = make_manager(run.algo, run.env, run.seed, run.steps, run.hyperparams, run.config, folder)
+        envs: Any = partial(ActorVecEnv, n_actors=run.n_actors) if run.n_actors else DummyVecEnv
+        manager.vec_env_class = envs
         experiment = manager.setup_experiment()
+        manager.vec_env_class = DummyVecEnv  # for evaluations
         assert experiment is not None
         model = experiment[0]
         masks = getattr(model, "uses_masks", False)

@@ -29,6 +29,7 @@ class Run:
     evaluations: int = 20
     evaluation_episodes: int = 5
     final_episodes: int = 50
+    n_actors: int = 0  # processes that collect; 0: DummyVecEnv
 
     @property
     def key(self) -> tuple[str, ...]:
@@ -49,6 +50,7 @@ class Run:
             if getattr(self, name) != getattr(Run, name):
                 words += ["--" + name.replace("_", "-"), str(getattr(self, name))]
         words += ["--config", self.config] if self.config else []
+        words += ["--n-actors", str(self.n_actors)] if self.n_actors else []
         words += ["--hyperparams", *self.overrides] if self.overrides else []
         return shlex.join(words)
 

@@ -9,6 +9,7 @@ import csv
 import inspect
 import math
 import re
+import statistics
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any, Final
@@ -178,6 +179,7 @@ def all_tables() -> dict[str, str]:
         "masks": memory.table(read_csv(memory.RESULTS), memory.MASKS),
         "actors": actors_table(),
         "asynchronous": asynchronous_table(),
+        "actors_learning": actors_learning_table(),
         "algorithms": algorithm_table(),
         "api_algorithms": api_of_algorithms(),
     }
@@ -226,16 +228,31 @@ def ratio_of(row: Mapping[str, Any], name: str) -> str:
 
 def asynchronous_table() -> str:
     """Env steps per second of AsyncActorCritic beside one process and RLlib."""
-    rllib = {row["env"]: int(row["rate"]) for row in read_csv(RESULTS / "asynchronous_rllib.csv")}
+    rllib = {(row["env"], row["n_envs"]): int(row["rate"]) for row in read_csv(RESULTS / "asynchronous_rllib.csv")}
     lines = []
     for row in read_csv(RESULTS / "asynchronous.csv"):
-        env, rate = asynchronous.CASES[row["case"]][0], int(row["async_rate"])
-        peer = f"{rllib[env]:,} ({rate / rllib[env]:.0f})" if row["epochs"] == "1" else ""
+        env, rate = asynchronous.CASES[row["case"]].env, int(row["async_rate"])
+        theirs = rllib[env, row["n_envs"]]
+        peer = f"{theirs:,} ({rate / theirs:.0f})" if row["epochs"] == "1" else ""
         share = f"{100 * float(row['update']):.0f} %"
         rates = f"{rate:,}", f"{int(row['one_rate']):,}"
-        lines.append([env, row["epochs"], share, *rates, ratio_of(row, "ratio"), row["lag"], peer])
-    header = ["env", "`n_epochs`", "updates take", "asynchronous", "one process", "ratio", "lag", "IMPALA (times)"]
+        lines.append([env, row["n_envs"], row["epochs"], share, *rates, ratio_of(row, "ratio"), row["lag"], peer])
+    what = ["env", "envs", "`n_epochs`", "updates take"]
+    header = [*what, "asynchronous", "one process", "ratio", "lag", "IMPALA (times)"]
     return tables.markdown(header, lines)
+
+
+def actors_learning_table() -> str:
+    """Final returns with actors beside those without."""
+    finals: dict[tuple[str, str, str, str], list[float]] = {}
+    for row in read_csv(RESULTS / "actors_learning.csv"):
+        task = row["env"], tables.budget(int(row["steps"])), tables.OURS[row["algo"]], row["n_actors"]
+        finals.setdefault(task, []).append(float(row["final_mean"]))
+    lines = []
+    for (env, steps, name, n_actors), scores in sorted(finals.items()):
+        score = tables.spread(statistics.fmean(scores), statistics.stdev(scores))
+        lines.append([env, steps, f"`{name}`", n_actors or "none", score, tables.digits(min(scores))])
+    return tables.markdown(["env", "steps", "class", "actors", "return", "worst seed"], lines)
 
 
 def algorithm_table() -> str:

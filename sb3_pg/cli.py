@@ -20,6 +20,7 @@ class _Command(NamedTuple):
 COMMANDS: Final = {
     "train": _Command("train an agent, or optimize hyperparameters (rl_zoo3.train)", "sb3_pg.zoo.scripts", "train"),
     "enjoy": _Command("watch or score an agent trained here (rl_zoo3.enjoy)", "sb3_pg.zoo.scripts", "enjoy"),
+    "record": _Command("record demonstrations of an agent trained here", "sb3_pg.zoo.scripts", "record"),
     "record-video": _Command(
         "record a video of an agent trained here (rl_zoo3.record_video)", "sb3_pg.zoo.scripts", "record_video"
     ),

@@ -19,6 +19,8 @@ EXTRAS: Final = {
     "mujoco": "envs",
     "pygame": "envs",
     "popgym": "memory-envs",
+    "h5py": "minari",
+    "minari": "minari",
     "ray": "ray",
     "tensorboard": "tensorboard",
     "wandb": "track",

@@ -38,7 +38,7 @@ def test_no_command_is_a_wrong_call(capsys: pytest.CaptureFixture[str]) -> None:
     ("name", "hint"),
     [
         ("trian", "did you mean 'train'?"),
-        ("record", "did you mean 'record-video'?"),
+        ("record-v", "did you mean 'record-video'?"),
         ("xyz", "choose from train, enjoy"),
     ],
 )

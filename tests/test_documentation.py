@@ -53,7 +53,7 @@ def test_blocks_of_the_readme_run_when_pasted(tmp_path: Path) -> None:
 #: Page -> what stands in for the command line that its block reads.
 COMMAND_LINES = {"rl_zoo3": "--algo reinforce --env CartPole-v1 -n 200 --eval-freq -1"}
 #: Export takes packages that need not be there; tests/test_onnx_export.py does the same.
-NEEDS = {"onnx": ("onnx", "onnxruntime", "onnxscript"), "many_cores": ("ray",)}
+NEEDS = {"demonstrations": ("minari",), "onnx": ("onnx", "onnxruntime", "onnxscript"), "many_cores": ("ray",)}
 
 
 @pytest.mark.slow

@@ -1,26 +1,34 @@
 """Demonstrations: complete episodes of observations and actions, with rewards if they are known."""
 
 from collections.abc import Iterator, Mapping, Sequence
+from contextlib import nullcontext
 from functools import cached_property
 from itertools import pairwise
 from os import PathLike
 from pathlib import Path
 from typing import Any, Final
 
+import gymnasium as gym
 import numpy as np
 from gymnasium import spaces
+from gymnasium.envs.registration import EnvSpec
+from stable_baselines3.common.base_class import BaseAlgorithm
 from stable_baselines3.common.policies import BasePolicy
 from typing_extensions import Self
 
 from sb3_pg.checkpoints.model_file import write_whole
-from sb3_pg.demonstrations.npz import read_npz, write_npz
-from sb3_pg.demonstrations.space_checks import check_actions, check_observations, chunks
+from sb3_pg.demonstrations.checks import check_actions, check_observations, chunks, require_count
+from sb3_pg.demonstrations.files import HDF5, read_arrays, write_npz
+from sb3_pg.demonstrations.minari_data import read_dataset, space_of, write_dataset
+from sb3_pg.demonstrations.record import EnvLike, record
 from sb3_pg.errors import NonFiniteError
 from sb3_pg.policies import from_env, map_observations, scaled, stored_dtype
 
 #: An array, or a dict of arrays, with one row per step or per episode.
 Rows = np.ndarray | dict[str, np.ndarray]
 PathOrStr = str | PathLike[str]
+#: Names of the arrays, here and in files.
+_NAMES: Final = ("observations", "actions", "rewards", "terminated", "truncated", "final_observations")
 #: Other names of the arrays in files, those of D4RL's datasets.
 _OTHER_NAMES: Final = {"terminals": "terminated", "timeouts": "truncated"}
 #: Largest size of an action that a squashed policy learns, where 1 is the bound. It draws the bound with probability 0.
@@ -115,23 +123,123 @@ class Demonstrations:
         return cls.load(observations)
 
     @classmethod
+    def from_model(
+        cls,
+        model: BaseAlgorithm,
+        env: EnvLike,
+        n_episodes: int = 20,
+        *,
+        deterministic: bool = True,
+        seed: int | None = 0,
+        n_envs: int | None = None,
+        max_episode_steps: int = 100_000,
+    ) -> Self:
+        """Run an expert for some complete episodes.
+
+        The expert sees what it was trained on: a VecNormalize of its own, or else of ``env``, normalizes its
+        observations, with statistics that do not change. Observations and rewards are stored as they were before. An
+        expert that was trained with action masks gets those of the env, and observations have them under the key
+        "action_mask", where the classes of this package look for them.
+
+        Each env contributes the same number of episodes, or one more, fixed before. So short episodes are not more
+        likely to be kept. The first episode of each env comes first, then the second, and so on.
+
+        :param model: a model of SB3, sb3-contrib or this package; recurrent ones too
+        :param env: id of a registered env, an env, or a VecEnv. It must show what the model was trained on: give a
+            VecEnv with the same wrappers where there were some. The model's own env is refused
+        :param n_episodes: how many
+        :param deterministic: whether to take the most likely action instead of a sample
+        :param seed: seed of the envs (env i takes seed + i) and of samples; None for one that differs each time. The
+            global random generators stay as they were
+        :param n_envs: how many envs to make of an id; None for 8, or one for each episode if there are fewer
+        :param max_episode_steps: longest episode that is waited for
+        :raises TypeError: ``model`` or ``env`` is something else
+        :raises ValueError: the env does not fit the model, or a number is below 1
+        :raises EndlessEpisodeError: an episode is longer than ``max_episode_steps``
+        :raises MissingExtraError: the env needs an optional dependency
+        """
+        return cls(**record(model, env, n_episodes, deterministic, seed, n_envs, max_episode_steps))
+
+    @classmethod
+    def from_minari(cls, dataset_id: str, download: bool = False) -> Self:
+        """Read a dataset of `Minari <https://minari.farama.org>`_. All of it comes into the memory.
+
+        :param dataset_id: such as ``"mujoco/hopper/expert-v0"``. Datasets are in the folder that the environment
+            variable ``MINARI_DATASETS_PATH`` names by its absolute path, or else in ``~/.minari/datasets``
+        :param download: whether to download it if the folder does not have it
+        :raises FileNotFoundError: the folder does not have it
+        :raises ValueError: its observations are a Tuple, it has no episode, or the class refuses its arrays
+        :raises MissingExtraError: Minari is not installed
+        """
+        return cls(**read_dataset(dataset_id, download))
+
+    def to_minari(
+        self,
+        dataset_id: str,
+        env: str | gym.Env[Any, Any] | EnvSpec | None = None,
+        *,
+        observation_space: spaces.Space[Any] | None = None,
+        action_space: spaces.Space[Any] | None = None,
+        **metadata: Any,
+    ) -> None:
+        """Write everything as a dataset of Minari, whole or not at all. Images are not compressed, so nothing is lost.
+
+        :param dataset_id: a new one, such as ``"my/hopper-expert-v0"``; see :meth:`from_minari`
+        :param env: where the episodes come from; those who read the dataset can make it
+        :param observation_space: None for that of ``env``, or else one that follows from the numbers
+        :param action_space: None for that of ``env``, or else one that follows from the numbers: Discrete actions then
+            have as many choices as were taken
+        :param metadata: other arguments of ``minari.create_dataset_from_buffers``, such as ``author``
+        :raises ValueError: the dataset exists, the id is malformed, rewards or final observations are unknown, or
+            the arrays do not fit the spaces
+        :raises MissingExtraError: Minari is not installed
+        """
+        for name in ("rewards", "final_observations"):
+            if getattr(self, name) is None:
+                raise ValueError(f"{name} must be known, since Minari's datasets have them, got None")
+        if env is not None and (observation_space is None or action_space is None):
+            with nullcontext(env) if isinstance(env, gym.Env) else gym.make(env) as made:
+                observation_space = made.observation_space if observation_space is None else observation_space
+                action_space = made.action_space if action_space is None else action_space
+        observation_space = space_of(self.observations) if observation_space is None else observation_space
+        action_space = space_of(self.actions) if action_space is None else action_space
+        self.check_spaces(observation_space, action_space)
+        write_dataset(dataset_id, list(self._buffers()), env, observation_space, action_space, metadata)
+
+    def _buffers(self) -> Iterator[dict[str, Any]]:
+        """Yield the arguments of Minari's ``EpisodeBuffer``, for each episode."""
+        for i, steps in enumerate(self.episodes):
+
+            def with_final(rows: np.ndarray, finals: np.ndarray, i: int = i, steps: slice = steps) -> np.ndarray:
+                return np.concatenate((rows[steps], finals[i : i + 1]))
+
+            yield {
+                "observations": map_observations(with_final, self.observations, self.final_observations),
+                "actions": self.actions[steps],
+                "rewards": None if self.rewards is None else self.rewards[steps],
+                "terminations": self.terminated[steps],
+                "truncations": self.truncated[steps],
+            }
+
+    @classmethod
     def load(cls, path: PathOrStr, mmap: bool = False) -> Self:
-        """Read a file that :meth:`save` has written, or an ``.npz`` with the names of D4RL's arrays.
+        """Read a file that :meth:`save` has written, or a file with the names of D4RL's arrays.
 
-        The arrays are named as the attributes are; those of a dict ``observations/key``. D4RL's names are
-        ``terminals``, ``timeouts`` and ``next_observations``; the file's other arrays are ignored. Nothing in the file
-        is run.
+        The arrays are named as the attributes are; those of a dict ``observations/key``. D4RL's names ``terminals`` and
+        ``timeouts`` stand for ``terminated`` and ``truncated``, and ``next_observations`` has the final observations.
+        The file's other arrays are ignored. Nothing in the file is run.
 
-        :param path: the file; ``.npz`` is added if it has no suffix
+        :param path: an ``.npz``, which is added if it is left out, or HDF5 (``.hdf5``, ``.h5``; extra ``minari``)
         :param mmap: whether observations and actions stay on the disk, where a row is read when it is used. Choose it
             for images that do not fit into the memory. Numbers with a fraction are read once, to check them
         :raises OSError: there is no such file
         :raises DamagedFileError: the file cannot be read
-        :raises ValueError: it has no observations or actions, or the class refuses its arrays
+        :raises ValueError: it has no observations or actions, the class refuses its arrays, or ``mmap`` is True for a
+            file that is compressed, or HDF5
+        :raises MissingExtraError: HDF5 needs an optional dependency
         """
-        path = Path(path)
-        path = path if path.suffix else path.with_name(f"{path.name}.npz")
-        return cls._from_named(read_npz(path, mmap), str(path))
+        path = _with_suffix(path, (".npz", *HDF5))
+        return cls._from_named(read_arrays(path, {*_NAMES, *_OTHER_NAMES, "next_observations"}, mmap), str(path))
 
     @classmethod
     def _from_named(cls, arrays: Mapping[str, np.ndarray], source: str) -> Self:
@@ -166,18 +274,21 @@ class Demonstrations:
             made.final_observations = finals
         return made
 
-    def save(self, path: PathOrStr) -> None:
+    def save(self, path: PathOrStr) -> Path:
         """Write everything to one file, whole or not at all, as ``numpy.savez`` does. See :meth:`load`.
 
-        :param path: the file; ``.npz`` is added if it has no suffix
+        :param path: the file; ``.npz`` is added if it does not end so
+        :return: path of the file
         :raises OSError: the disk is full, or the file cannot be written. An old file stays as it was
         """
         named = {
             name: array
-            for attribute in ("observations", "actions", "rewards", "terminated", "truncated", "final_observations")
+            for attribute in _NAMES
             for name, array in _named_arrays(attribute, getattr(self, attribute), "{}/{}")
         }
-        write_whole(Path(path), lambda file: write_npz(file, named), "npz")
+        path = _with_suffix(path, (".npz",))
+        write_whole(path, lambda file: write_npz(file, named), "npz")
+        return path
 
     @property
     def n_steps(self) -> int:
@@ -213,8 +324,7 @@ class Demonstrations:
         :param n_episodes: how many
         :raises ValueError: it is below 1, or there are fewer
         """
-        if not 1 <= n_episodes <= self.n_episodes:
-            raise ValueError(f"n_episodes must be in [1, {self.n_episodes}], got {n_episodes}")
+        require_count("n_episodes", n_episodes, self.n_episodes)
         return self._select(range(n_episodes))
 
     def split(self, validation: float, seed: int | None = None) -> "tuple[Demonstrations, Demonstrations | None]":
@@ -222,8 +332,8 @@ class Demonstrations:
 
         The arrays are copied, memory-mapped ones into the memory: see :meth:`held_out_steps` for large ones.
 
-        :param validation: fraction of the episodes to hold out, in [0, 1). It is rounded, but if it is positive, at
-            least one episode is held out and at least one is left. None is if there is one episode
+        :param validation: fraction of the episodes to hold out, in [0, 1). If it is positive, at least one of several
+            episodes is held out, and at least one is not. A single episode is not held out
         :param seed: seed of the draw; None for one that differs each time
         :return: the second is None if no episode is held out
         :raises ValueError: ``validation`` is not in [0, 1)
@@ -313,10 +423,10 @@ class Demonstrations:
         forms = f"observations={_form(self.observations)}, actions={_form(self.actions)}"
         return f"{type(self).__name__}(n_episodes={self.n_episodes}, n_steps={self.n_steps}, {forms}{mean})"
 
-    def _held_out(self, validation: float, seed: int | None) -> np.ndarray:
+    def _held_out(self, validation: Any, seed: int | None) -> np.ndarray:
         """Return whether each episode is held out, ``(n_episodes,)``."""
-        if not 0 <= validation < 1:
-            raise ValueError(f"validation must be in [0, 1), got {validation}")
+        if not isinstance(validation, int | float) or not 0 <= validation < 1:
+            raise ValueError(f"validation must be in [0, 1), got {validation!r}")
         n = min(max(round(validation * self.n_episodes), validation > 0), self.n_episodes - 1)
         held_out = np.zeros(self.n_episodes, bool)
         held_out[np.random.default_rng(seed).permutation(self.n_episodes)[:n]] = True
@@ -412,6 +522,12 @@ def _flags(name: str, values: Any, n_steps: int) -> np.ndarray:
     if len(bad):
         raise ValueError(f"{name} must be True or False, got {array[bad[0]]} at step {bad[0]}")
     return array.astype(bool)  # a copy, also if it is memory-mapped
+
+
+def _with_suffix(path: PathOrStr, suffixes: tuple[str, ...]) -> Path:
+    """Return a path that ends with one of the suffixes; the first is added if it does not."""
+    path = Path(path)
+    return path if path.suffix in suffixes else path.with_name(f"{path.name}{suffixes[0]}")
 
 
 def _form(rows: Rows) -> str:

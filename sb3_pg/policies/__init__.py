@@ -37,6 +37,7 @@ from sb3_pg.policies.observations import (
     Observations,
     example_observation,
     map_observations,
+    n_rows,
     split_observations,
 )
 from sb3_pg.policies.parameter_sets import ParameterSets, parameter_sets_of, reachable_parameters
@@ -131,6 +132,7 @@ __all__ = [
     "mask_distribution",
     "masked_uniform_behavior",
     "minibatches",
+    "n_rows",
     "one_in",
     "original",
     "parameter_sets_of",

@@ -7,10 +7,12 @@ rl_zoo3 writes anything. If it asks for something impossible, the script prints 
 import argparse
 import difflib
 import importlib
+import os
 import runpy
 import sys
-from collections.abc import Iterator, Mapping, Sequence
-from contextlib import ExitStack, contextmanager
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import ExitStack, closing, contextmanager, suppress
+from functools import partial
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any, Final
@@ -22,11 +24,14 @@ import rl_zoo3.utils
 import yaml  # type: ignore[import-untyped]
 from huggingface_sb3 import EnvironmentName  # type: ignore[import-untyped]
 from rl_zoo3.utils import StoreDict, create_test_env, get_model_path
+from stable_baselines3.common.vec_env import DummyVecEnv, VecEnv
 
 from sb3_pg.algorithms import ALGORITHMS
 from sb3_pg.checkpoints import latest_checkpoint
+from sb3_pg.demonstrations import Demonstrations
 from sb3_pg.envs import with_action_masks
 from sb3_pg.extras import extra_hints
+from sb3_pg.rollout import EndlessEpisodeError
 from sb3_pg.zoo.command_errors import CommandError
 from sb3_pg.zoo.experiment import CHECKPOINTS, VECTOR_BACKENDS, Experiment, refusing, refusing_env
 from sb3_pg.zoo.safe_files import SettingsLoader, replaced, safe_files
@@ -130,6 +135,25 @@ def enjoy(arguments: Sequence[str]) -> None:
     with _script("enjoy", (*_TRAINED_HERE, *arguments), rl_zoo3.enjoy, members):
         _import_gym_packages()
         rl_zoo3.enjoy.enjoy()
+
+
+def record(arguments: Sequence[str]) -> None:
+    """Record demonstrations of a trained agent, which is loaded as :func:`enjoy` does.
+
+    :param arguments: the command line: that of :func:`enjoy` with other options for what is recorded
+    :raises SystemExit: the arguments are wrong, or are ``--help``
+    :raises MissingExtraError: the environment needs an optional dependency
+    """
+    with _script("record", (*_TRAINED_HERE, *arguments), rl_zoo3.enjoy, _FOR_TRAINED_AGENTS):
+        _import_gym_packages()
+        agent = _LoadedAgent(rl_zoo3.enjoy)
+        with closing(agent.env), refusing(EndlessEpisodeError, OSError, ValueError):
+            seed, n_episodes, deterministic = agent.options.seed, agent.options.n_episodes, agent.deterministic
+            demos = Demonstrations.from_model(
+                agent.model, agent.env, n_episodes, deterministic=deterministic, seed=seed
+            )
+            path = demos.save(agent.options.output)
+        print(f"{demos.summary()}\nWritten to {path}")
 
 
 def record_video(arguments: Sequence[str]) -> None:
@@ -284,6 +308,99 @@ class _AgentParser(argparse.ArgumentParser):
         """
         self.add_argument(_TRUSTED, action="store_true", help=_TRUSTED_HELP)
         return super().parse_args(*args, **kwargs)
+
+
+class _RecordParser(_AgentParser):
+    """Builds the command line of ``sb3-pg record``: that of enjoy, without what is for watching."""
+
+    #: options of rl_zoo3 that are left out, by their destination, with their value
+    LEFT_OUT: Final[Mapping[str, Any]] = {
+        "n_timesteps": 1,  # all is recorded where the first action is asked for
+        "no_render": True,
+        "norm_reward": False,
+        "reward_log": "",
+        "progress": False,
+    }
+
+    def add_argument(self, *names: Any, **options: Any) -> argparse.Action:
+        """Add an option, unless it is left out."""
+        if names[-1].lstrip("-").replace("-", "_") in self.LEFT_OUT:
+            return argparse.Action(names, "left_out")
+        if "--n-envs" in names:
+            options |= {"default": None, "help": "number of environments (default: 8, or one for each episode)"}
+        return super().add_argument(*names, **options)
+
+    def parse_args(self, *args: Any, **kwargs: Any) -> Any:
+        """Parse the command line.
+
+        :raises SystemExit: it cannot be parsed, or a number is out of range
+        """
+        self.add_argument("--n-episodes", type=int, default=20, help="number of episodes (default: %(default)s)")
+        self.add_argument(
+            "-o", "--output", required=True, help="the file to write, .npz (Demonstrations.load reads it)"
+        )
+        self.set_defaults(**self.LEFT_OUT)
+        parsed = super().parse_args(*args, **kwargs)
+        if parsed.n_envs is None:
+            parsed.n_envs = min(parsed.n_episodes, 8)
+        for name in ("n_episodes", "n_envs"):
+            if getattr(parsed, name) < 1:
+                self.error(f"argument --{name.replace('_', '-')}: must be at least 1, got {getattr(parsed, name)}")
+        if Path(parsed.output).is_dir():
+            self.error(f"argument -o/--output: must be a file, got the folder {parsed.output!r}")
+        folder = next(path for path in Path(parsed.output).absolute().parents if path.exists())
+        if not (folder.is_dir() and os.access(folder, os.W_OK)):
+            self.error(f"argument -o/--output: nothing can be written to {str(folder)!r}")
+        return parsed
+
+
+class _FirstActionError(Exception):
+    """The script asks its agent for the first action."""
+
+
+class _LoadedAgent:
+    """The agent and the envs that ``rl_zoo3.enjoy`` has made when it asks for the first action.
+
+    :param script: the module, which makes envs and loads models by its members
+    """
+
+    model: Any
+    env: VecEnv
+    #: of the command line
+    options: argparse.Namespace
+    #: whether the script would take the most likely action
+    deterministic: bool
+
+    def __init__(self, script: Any) -> None:
+        make_env: Callable[..., VecEnv] = script.create_test_env
+        parser = _RecordParser()
+
+        def parse_args() -> argparse.Namespace:
+            self.options = parser.parse_args()
+            return self.options
+
+        def made(*args: Any, **kwargs: Any) -> VecEnv:
+            self.env = make_env(*args, **kwargs | {"vec_env_cls": DummyVecEnv})  # processes take seconds to start
+            return self.env
+
+        def load(cls: Any, *args: Any, **kwargs: Any) -> Any:
+            self.model = cls.load(*args, **kwargs)
+            self.model.env = None  # HER's is the one to record in
+            return SimpleNamespace(predict=predict)
+
+        def predict(*_: Any, deterministic: bool, **__: Any) -> None:
+            self.deterministic = deterministic
+            raise _FirstActionError
+
+        members = {
+            "argparse": SimpleNamespace(
+                ArgumentParser=lambda: SimpleNamespace(add_argument=parser.add_argument, parse_args=parse_args)
+            ),
+            "create_test_env": made,
+            "ALGOS": {name: SimpleNamespace(load=partial(load, cls)) for name, cls in script.ALGOS.items()},
+        }
+        with replaced(script, members), suppress(_FirstActionError):
+            script.enjoy()
 
 
 def _import(parser: argparse.ArgumentParser, option: str, name: str) -> Any:

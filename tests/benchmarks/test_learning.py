@@ -3,6 +3,7 @@ from dataclasses import replace
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
+from unittest.mock import patch
 
 import learning
 import learning_run
@@ -10,6 +11,8 @@ import numpy as np
 import pytest
 from bench_io import read_csv, write_csv
 from learning_spec import KEY, Run, parse_hyperparams
+
+from sb3_pg.envs import ActorVecEnv
 
 SHORT = Run("a2c", "CartPole-v1", 100, 600, ("n_envs:3",), evaluations=4, evaluation_episodes=2, final_episodes=3)
 
@@ -59,14 +62,16 @@ def test_config_hash_is_of_hyperparameters_and_protocol_not_of_the_budget() -> N
     assert learning.config_hash({"n_envs": 2, "gamma": 0.9}, replace(SHORT, seed=3, steps=7)) == base
     assert learning.config_hash({"gamma": 0.8, "n_envs": 2}, SHORT) != base
     assert learning.config_hash({"gamma": 0.9, "n_envs": 2}, replace(SHORT, final_episodes=50)) != base
+    assert learning.config_hash({"gamma": 0.9, "n_envs": 2}, replace(SHORT, n_actors=2)) != base
 
 
 def test_row_says_how_to_repeat_it() -> None:
-    words = SHORT.command.split()[2:]
+    words = replace(SHORT, n_actors=2).command.split()[2:]
     options = learning.parse_options([*words, "--output", "other.csv"])
     assert (options.algo, options.env, options.seeds, options.steps) == (["a2c"], ["CartPole-v1"], [100], 600)
     assert (options.evaluations, options.evaluation_episodes, options.final_episodes) == (4, 2, 3)
     assert options.hyperparams == ["n_envs:3"]
+    assert options.n_actors == 2
 
 
 def test_summary_has_every_seed_and_names_the_missing(tmp_path: Path) -> None:
@@ -123,6 +128,14 @@ def test_evaluating_changes_nothing_in_training() -> None:
     once, often = (learning_run.train(replace(SHORT, seed=0, evaluations=n), lambda _: None)[0] for n in (1, 4))
     same = ("final_mean", "final_std", "timesteps", "n_envs")
     assert [once[name] for name in same] == [often[name] for name in same]
+
+
+def test_actors_collect() -> None:
+    with patch("learning_run.ActorVecEnv", wraps=ActorVecEnv) as made:
+        measured, points = learning_run.train(replace(SHORT, algo="actor_critic", n_actors=2), lambda _: None)
+    made.assert_called_once()
+    assert made.call_args.kwargs == {"n_actors": 2}
+    assert (measured["n_envs"], len(points)) == (3, SHORT.evaluations)
 
 
 def test_a_failed_run_is_reported_and_the_others_are_saved(tmp_path: Path, capfd: pytest.CaptureFixture[str]) -> None:

@@ -1,10 +1,11 @@
-"""``sb3-pg train`` and ``sb3-pg enjoy`` on an env with action masks."""
+"""``sb3-pg train``, ``enjoy`` and ``record`` on an env with action masks."""
 
 from pathlib import Path
 
 import pytest
 
-from sb3_pg import cli
+from sb3_pg import Demonstrations, cli
+from sb3_pg.action_masks import MASK_KEY
 from tests.helpers import the_others_slow
 
 
@@ -22,3 +23,7 @@ def test_train_and_enjoy(algo: str, vec_env: str, tmp_path: Path, capsys: pytest
     assert "Saving to" in capsys.readouterr().out
     cli.main(["enjoy", *common, "--no-render", "-n", "150"])
     assert "Mean reward" in capsys.readouterr().out
+    cli.main(["record", *common, "--n-episodes", "2", "-o", str(tmp_path / "demos")])
+    demos = Demonstrations.load(tmp_path / "demos.npz")
+    assert isinstance(demos.observations, dict)
+    assert demos.observations[MASK_KEY][range(len(demos)), demos.actions].all()

@@ -12,8 +12,10 @@ import torch
 from gymnasium.envs.classic_control import CartPoleEnv
 from gymnasium.envs.registration import EnvSpec, registry
 from rl_zoo3.utils import ALGOS
+from stable_baselines3.common.env_util import make_vec_env
+from stable_baselines3.common.vec_env import VecNormalize
 
-from sb3_pg import TRPO, Reinforce
+from sb3_pg import TRPO, Demonstrations, Reinforce
 from sb3_pg.extras import MissingExtraError
 from sb3_pg.zoo import ALGORITHMS, scripts
 
@@ -77,6 +79,65 @@ def test_enjoy_in_another_folder(here: Path, capsys: pytest.CaptureFixture[str])
     options = "--algo reinforce --env CartPole-v1 --no-render -n 10 --load-best -f elsewhere"
     scripts.enjoy(options.split())
     assert "Loading elsewhere/reinforce/CartPole-v1_1/best_model.zip" in capsys.readouterr().out
+
+
+def record_demos(arguments: list[str]) -> None:
+    scripts.record([*arguments, "-o", "demos"])
+
+
+RECORD = ["--algo", "reinforce", "--env", "CartPole-v1", "--device", "cpu"]
+
+
+@pytest.mark.parametrize("actions", ["--deterministic", "--stochastic"])
+def test_record(actions: str, here: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    scripts.record([*RECORD, actions, "--n-episodes", "5", "--n-envs", "2", "--seed", "4", "-o", "demos"])
+    output = capsys.readouterr().out
+    run = Path("logs/reinforce/CartPole-v1_1")
+    assert f"Loading {run}/CartPole-v1.zip" in output
+    demos = Demonstrations.load(here / "demos.npz")
+    assert output.endswith(f"{demos.summary()}\nWritten to demos.npz\n")
+    env = make_vec_env("CartPole-v1", 2)
+    model = Reinforce.load(run / "CartPole-v1.zip", device="cpu")
+    by_hand = Demonstrations.from_model(
+        model,
+        VecNormalize.load(str(run / "CartPole-v1/vecnormalize.pkl"), env),
+        5,
+        deterministic=actions == "--deterministic",
+        seed=4,
+    )
+    for name in ("observations", "actions", "rewards", "terminated", "truncated", "final_observations"):
+        np.testing.assert_array_equal(getattr(demos, name), getattr(by_hand, name))
+
+
+def test_record_the_best_of_another_folder(here: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    (here / "logs").rename(here / "elsewhere")
+    scripts.record([*RECORD, "--load-best", "-f", "elsewhere", "--n-episodes", "3", "-o", "new/demos.npz"])
+    assert "Loading elsewhere/reinforce/CartPole-v1_1/best_model.zip" in capsys.readouterr().out
+    assert Demonstrations.load("new/demos.npz").n_episodes == 3
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        ("", "the following arguments are required: -o/--output"),
+        ("-o logs", "argument -o/--output: must be a file, got the folder 'logs'"),
+        ("-o demos --n-episodes 0", "argument --n-episodes: must be at least 1, got 0"),
+        ("-o demos --n-envs 0", "argument --n-envs: must be at least 1, got 0"),
+        ("-o demos --n-episodes many", "argument --n-episodes: invalid int value: 'many'"),
+        ("-o demos -n 100", "unrecognized arguments: -n 100"),
+        ("-o demos --no-render", "unrecognized arguments: --no-render"),
+        ("-o logs/reinforce/CartPole-v1_1/best_model.zip/demos", "argument -o/--output: nothing can be written to"),
+    ],
+)
+def test_record_of_what_is_impossible(
+    arguments: str, message: str, here: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    with pytest.raises(SystemExit, match="2"):
+        scripts.record([*RECORD, *arguments.split()])
+    error = capsys.readouterr().err
+    assert "sb3-pg record: error: " in error
+    assert message in error
+    assert not list(here.rglob("demos*"))
 
 
 def test_record_video(here: Path) -> None:
@@ -322,9 +383,9 @@ def test_trying_hyperparameters_out_draws_no_random_numbers(tmp_path: Path, monk
         ("--load-checkpoint 7", "rl_model_7_steps"),
     ],
 )
-@pytest.mark.parametrize("script", [scripts.enjoy, scripts.record_video])
+@pytest.mark.parametrize("script", [scripts.enjoy, record_demos, scripts.record_video])
 @pytest.mark.usefixtures("here")
-def test_what_enjoy_and_record_video_cannot_find_is_said(
+def test_what_enjoy_and_its_like_cannot_find_is_said(
     script: Any, arguments: str, message: str, capsys: pytest.CaptureFixture[str]
 ) -> None:
     with pytest.raises(SystemExit, match="2"):
