@@ -40,7 +40,9 @@ from sb3_pg.algorithms.async_actor_critic import is_asynchronous
 from sb3_pg.algorithms.off_policy import OffPolicyShell
 from sb3_pg.algorithms.on_policy import OnPolicyPG
 from sb3_pg.checkpoints import ResumeCallback, latest_checkpoint, unchanged_random_state
+from sb3_pg.demonstrations import DemonstrationLoss, Demonstrations, KLAnchor
 from sb3_pg.envs import ActorVecEnv, GymVectorAdapter, has_native_vector, make_vec_env, subproc_vec_env
+from sb3_pg.learner import Anchor
 from sb3_pg.zoo.command_errors import CommandError
 from sb3_pg.zoo.registry import config_path
 from sb3_pg.zoo.safe_files import Loading, forget_trust
@@ -120,6 +122,9 @@ class Experiment(ExperimentManager):
                 print(f"For {space}: {fitted}")
                 hyperparams.update(fitted)
                 saved = type(saved)((name, hyperparams[name]) for name in sorted(hyperparams))
+        if getattr(self.args, "anchor", None) and self.resumed is None:  # that of the checkpoint otherwise
+            with refusing(OSError, TypeError, ValueError, prefix="--anchor: "):
+                hyperparams["anchor"] = read_anchor(self.args.anchor, self.args.pretrain)
         self._given = hyperparams  # rl_zoo3 turns this dict into the model's arguments, in place
         return hyperparams, saved
 
@@ -337,6 +342,28 @@ class Experiment(ExperimentManager):
                 setattr(one, name, getattr(one, name) * len(cast(ActorVecEnv, model.env.unwrapped).shares))
         if self.verbose > 0:
             print("This run cannot be resumed: what its actors are collecting is not saved.")
+
+
+def read_anchor(text: str, demos: str | None = None) -> Anchor | None:
+    """Make the anchor that ``--anchor`` asks for.
+
+    :param text: ``KIND:COEF`` or ``KIND:COEF:DECAY``, with the kind "kl" or "demos"
+    :param demos: file of the demonstrations for "demos"; None to check the text alone
+    :return: None for "demos" without a file
+    :raises ValueError: the text has another form, a number is out of range, or the file is damaged
+    :raises OSError: there is no such file
+    """
+    kind, *numbers = text.split(":")
+    try:
+        values = [float(number) for number in numbers]
+    except ValueError:
+        values = []
+    if kind not in ("kl", "demos") or len(values) not in (1, 2):
+        raise ValueError(f"must be kl:COEF, kl:COEF:DECAY, demos:COEF or demos:COEF:DECAY, got {text!r}")
+    held = KLAnchor(*values)  # checks the numbers
+    if kind == "kl":
+        return held
+    return None if demos is None else DemonstrationLoss(Demonstrations.load(demos), *values)
 
 
 @contextmanager
