@@ -102,7 +102,7 @@ def pretrain(
         curve.best,
         None if is_box else agrees,
         agrees if is_box else None,
-        *(() if fitted is None else (fitted.curve.training, fitted.curve.held_out, fitted.curve.best)),
+        [] if fitted is None else fitted.losses,
         explained_variance=None if fitted is None else fitted.explained_variance,
     )
 

@@ -512,13 +512,13 @@ class Algorithm(BaseAlgorithm):
     def pretrain(
         self,
         demos: Demonstrations,
-        n_epochs: int = 50,
-        batch_size: int = 256,
+        n_epochs: int = 300,
+        batch_size: int = 128,
         validation: float = 0.1,
         critic: bool | None = None,
         learning_rate: float = 1e-3,
         min_std: float = 0.1,
-        patience: int | None = 10,
+        patience: int | None = 50,
         seed: int | None = None,
         progress_bar: bool = False,
     ) -> PretrainReport:

@@ -2,7 +2,7 @@
 
 import math
 from collections.abc import Callable
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 import numpy as np
@@ -41,14 +41,14 @@ class Schedule:
     :param n_epochs: passes over the steps to learn from, at most
     :param batch_size: steps of the demonstrations per gradient step
     :param learning_rate: step size of Adam
-    :param patience: epochs without a smaller loss on held-out steps, after which training stops; None for all epochs
+    :param patience: epochs without an improvement, after which training stops; None for all epochs
     :param seed: seed of the order of the steps
     """
 
-    n_epochs: int = 50
-    batch_size: int = 256
+    n_epochs: int = 300
+    batch_size: int = 128
     learning_rate: float = 1e-3
-    patience: int | None = 10
+    patience: int | None = 50
     seed: int = 0
 
 
@@ -56,7 +56,7 @@ class Schedule:
 class Curve:
     """The losses of a training.
 
-    :param training: mean over each epoch, while the parameters change
+    :param training: mean of each epoch, while the parameters change
     :param held_out: after each epoch, of steps that were held out; empty if there are none
     :param best: number of the epoch whose parameters were kept, from 1; 0 if none was better than those before
     """
@@ -78,8 +78,12 @@ def clone(
 
     .. math:: \theta \leftarrow \theta - \alpha \nabla_\theta \left(-\frac{1}{M} \sum_t \log \pi_\theta(a_t|s_t)\right)
 
-    The steps are Adam's. The parameters of the critic alone stay as they are. With held-out steps, the parameters with
-    the smallest loss on them are kept, which may be those from before.
+    The steps are Adam's. Parameters that only the critic depends on stay as they are.
+
+    With held-out steps, the parameters that agree best with them are kept, which may be those from before: by -log pi,
+    or for a Box by the mean absolute error of the most probable action. (There -log pi rises again long before this
+    error does, because the standard deviation follows the errors on the steps that are learned.) Without held-out
+    steps, the parameters of the last epoch are kept.
 
     :param steps: the demonstrations, and the policy
     :param learned: numbers of the steps to learn from
@@ -87,86 +91,111 @@ def clone(
     :param schedule: how long to train, and in which steps
     :param min_std: smallest standard deviation of the actions, see :class:`StdFloor`
     :param tick: is called after each epoch
-    :raises NonFiniteError: the loss, or a parameter, is not finite. The caller puts the parameters back
+    :raises NonFiniteError: the loss is not finite. The caller puts the parameters back
     """
     policy, rng = steps.policy, np.random.default_rng(schedule.seed)
     parameters = actor_parameters(policy)
-    optimizer = with_fewer_operations(th.optim.Adam(parameters, lr=schedule.learning_rate)) if parameters else None
-    floor = StdFloor(policy, min_std)
+    floor, optimizer = StdFloor(policy, min_std), _optimizer(policy, parameters, schedule.learning_rate)
 
     def epoch() -> th.Tensor:
         losses: list[th.Tensor] = []
         for batch in steps.minibatches(learned, schedule.batch_size, rng):
-            log_prob, std = _scores(policy, batch.observations, batch.actions)
+            log_prob, distributions = _scores(policy, batch.observations, batch.actions)
             loss = behavior_cloning_loss(log_prob, batch.counted)
             if optimizer is not None:
                 optimizer.zero_grad()
                 loss.backward(inputs=parameters)
                 optimizer.step()
-                floor.raise_std(std)
+                floor.raise_std(distributions)
             losses.append(loss.detach())
         return th.stack(losses).mean()
 
-    def judge(best: float) -> tuple[float, bool]:
-        loss = float(negative_log_prob(steps, held_out))
-        return loss, loss < best
+    curve = Curve()
+    least, best = math.inf, None
+
+    def judge(n: int) -> bool:
+        """Compare the parameters with the best ones so far."""
+        nonlocal least, best
+        with evaluation_mode(policy):
+            loss = float(negative_log_prob(steps, held_out))
+            error = agreement(steps, held_out) if isinstance(policy.action_space, spaces.Box) else loss
+        if n:
+            curve.held_out.append(finite(loss, "-log pi of held-out steps", n))
+        if is_better := error < least:
+            least, best, curve.best = error, policy_cache(policy).snapshot(), n
+        return is_better
 
     with unvalidated_distributions():
-        curve = keep_best(policy, epoch, judge if len(held_out) else None, schedule, "-log pi", tick)
+        if len(held_out):
+            judge(0)
+            losses = run_epochs(epoch, schedule, policy, "-log pi", tick, judge)
+        else:
+            losses = run_epochs(epoch, replace(schedule, patience=None), policy, "-log pi", tick)
+            curve.best = len(losses)
+        curve.training = losses
+        if best is not None:
+            best.restore()
         floor.raise_to(steps, learned)
     return curve
 
 
-def keep_best(
-    policy: BasePolicy,
+def run_epochs(
     epoch: Callable[[], th.Tensor],
-    judge: Callable[[float], tuple[float, bool]] | None,
     schedule: Schedule,
+    policy: BasePolicy,
     name: str,
     tick: Tick,
+    is_better: Callable[[int], bool] | None = None,
     in_training_mode: bool = True,
-) -> Curve:
-    """Train by epochs, and keep the best parameters.
+) -> list[float]:
+    """Train until nothing gets better, and return the mean loss of each epoch.
 
-    :param policy: whose parameters are trained
     :param epoch: trains for an epoch, and returns its mean loss
-    :param judge: returns the loss on held-out steps, and whether it is better than that of the best parameters so far,
-        which is its argument; None to keep the last parameters
     :param schedule: how long to train
+    :param policy: whose parameters are trained
     :param name: name of the loss, for the error message
     :param tick: is called after each epoch
+    :param is_better: returns whether an epoch, counted from 1, was better than all before; None compares the losses
     :param in_training_mode: whether the policy is in training mode during an epoch
     :raises NonFiniteError: a loss is not finite
     """
-    curve = Curve()
-    best_loss, best = math.inf, None
-    if judge is not None:
-        with evaluation_mode(policy):
-            best_loss, _ = judge(math.inf)
-        best = policy_cache(policy).snapshot()
+    losses: list[float] = []
+    best = 0
     for n in range(1, schedule.n_epochs + 1):
         set_training_mode(policy, in_training_mode)
-        curve.training.append(_finite(float(epoch()), name, n))
+        losses.append(finite(float(epoch()), name, n))
         tick()
-        if judge is None:
-            curve.best = n
-            continue
-        with evaluation_mode(policy):
-            loss, is_better = judge(best_loss)
-        curve.held_out.append(_finite(loss, f"{name} of held-out steps", n))
-        if is_better:
-            best_loss, best, curve.best = loss, policy_cache(policy).snapshot(), n
-        elif schedule.patience is not None and n - curve.best >= schedule.patience:
+        if is_better(n) if is_better is not None else losses[-1] <= min(losses):
+            best = n
+        elif schedule.patience is not None and n - best >= schedule.patience:
             break
-    if best is not None:
-        best.restore()
-    return curve
+    return losses
 
 
-def _finite(loss: float, name: str, epoch: int) -> float:
+def finite(loss: float, name: str, epoch: int) -> float:
+    """Return a loss.
+
+    :raises NonFiniteError: it is not finite
+    """
     if not math.isfinite(loss):
         raise NonFiniteError(f"{name} of epoch {epoch}", loss, hint="A smaller learning rate may help.")
     return loss
+
+
+def _optimizer(policy: BasePolicy, parameters: list[th.nn.Parameter], learning_rate: float) -> th.optim.Adam | None:
+    """Return Adam for these parameters; None if there are none.
+
+    Logarithms of standard deviations take steps of ten times the size. There are some hundred gradient steps, and Adam's
+    move a parameter by at most about the learning rate: the standard deviation would hardly leave its first value.
+    """
+    if not parameters:
+        return None
+    fast = [parameter for parameter in parameters if parameter is log_std_of(policy)]
+    slow = [parameter for parameter in parameters if parameter is not log_std_of(policy)]
+    groups: list[dict[str, Any]] = [{"params": slow}, {"params": fast, "lr": 10 * learning_rate}]
+    optimizer = th.optim.Adam([group for group in groups if group["params"]], lr=learning_rate)
+    with_fewer_operations(optimizer)
+    return optimizer
 
 
 # ---------------------------------------------------------------- the actor
@@ -256,6 +285,15 @@ def agreement(steps: DemonstratedSteps, chosen: np.ndarray) -> float:
 # ---------------------------------------------------------------- the standard deviation
 
 
+def log_std_of(policy: BasePolicy) -> Any:
+    """Return the ``log_std`` of a policy's actor: a parameter, a layer, or None if it has none.
+
+    :param policy: as in :func:`actor_parameters`
+    """
+    known: Any = original(policy)
+    return getattr(known if isinstance(known, ActorCriticPolicy) else known.actor, "log_std", None)
+
+
 class StdFloor:
     r"""Keeps the standard deviation of a policy's actions from falling below a floor. It is for Box actions.
 
@@ -277,12 +315,8 @@ class StdFloor:
     """
 
     def __init__(self, policy: BasePolicy, min_std: float) -> None:
-        actor: Any = original(policy)
-        if not isinstance(actor, ActorCriticPolicy):
-            actor = actor.actor
-        held = getattr(actor, "log_std", None)
-        if isinstance(held, th.nn.Linear):
-            held = held.bias
+        given = log_std_of(policy)
+        held = given.bias if isinstance(given, th.nn.Linear) else given
         self._log_std: th.nn.Parameter | None = None
         space = policy.action_space
         if not (min_std and isinstance(space, spaces.Box) and isinstance(held, th.nn.Parameter) and held.requires_grad):
@@ -293,7 +327,7 @@ class StdFloor:
             self._floor = th.as_tensor(np.log(min_std * scale), dtype=held.dtype, device=held.device)
         self._log_std = held
         #: whether the standard deviation is the parameter itself
-        self._is_plain = held is getattr(actor, "log_std", None) and held.dim() == 1
+        self._is_plain = held is given and held.dim() == 1
 
     @th.no_grad()
     def raise_std(self, distributions: Callable[[], Any]) -> None:

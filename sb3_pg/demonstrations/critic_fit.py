@@ -7,7 +7,7 @@ from typing import Any, NamedTuple
 import numpy as np
 import torch as th
 
-from sb3_pg.demonstrations.cloning import Curve, Schedule, Tick, keep_best
+from sb3_pg.demonstrations.cloning import Schedule, Tick, run_epochs
 from sb3_pg.demonstrations.steps import DemonstratedSteps
 from sb3_pg.functional import reward_to_go, total_return, value_loss
 from sb3_pg.learner.metrics import share_of_variance
@@ -48,12 +48,12 @@ class CriticToFit:
 class FittedCritic(NamedTuple):
     """The result of :func:`fit_critic`.
 
-    :param curve: mean squared errors, squared units of the critic's values
+    :param losses: mean squared error of each epoch, while the critic was learning, squared units of its values
     :param explained_variance: 1 - Var[G - V] / Var[G] of the held-out steps, or of all if none is held out; NaN if
         these returns are all but equal, or there is nothing to train
     """
 
-    curve: Curve
+    losses: list[float]
     explained_variance: float
 
 
@@ -150,12 +150,15 @@ def fit_critic(
 
     The steps are Adam's, whose size does not depend on that of the returns. So the critic's outputs are standardized
     while it is trained, by the mean and standard deviation of the targets: its last layer is changed so that the values
-    stay the same, and is changed back afterwards (van Hasselt et al. 2016). The values behind truncated episodes are computed anew before each epoch. So the targets move,
-    and the best parameters so far are always compared with the present ones on the newest targets.
+    stay the same, and is changed back afterwards (van Hasselt et al. 2016). The values behind truncated episodes are
+    computed anew before each epoch.
+
+    Training stops when the loss does not get smaller. Held-out episodes have no say in that: the returns of a few
+    episodes differ by chance, and an untrained critic may be the best for them.
 
     :param targets: the returns, and the critic
     :param learned: numbers of the steps to learn from
-    :param held_out: numbers of steps that say when to stop; may be empty
+    :param held_out: numbers of steps to measure the explained variance with; may be empty
     :param schedule: how long to train, and in which steps
     :param tick: is called after each epoch
     :raises NonFiniteError: the loss is not finite. The caller puts the parameters back
@@ -164,30 +167,20 @@ def fit_critic(
     learned, held_out = (chosen[targets.counted[chosen]] for chosen in (learned, held_out))
     parameters = [parameter for parameter in critic.parameters if parameter.requires_grad]
     if not (parameters and len(learned)):
-        return FittedCritic(Curve(), np.nan)
+        return FittedCritic([], np.nan)
     optimizer = with_fewer_operations(th.optim.Adam(parameters, lr=schedule.learning_rate))
     scale = critic.scaled_by(None)
     first = targets.present(lambda values: values * scale)[th.as_tensor(targets.counted, device=steps.policy.device)]
     scale = critic.scaled_by(first)
     mean, std = _moments(first / scale) if critic.heads else (0.0, 1.0)
 
-    def present() -> th.Tensor:
+    def standardized() -> th.Tensor:
         """Return the targets of all steps, as the critic is to put them out."""
         goals = targets.present(lambda values: (values * std + mean) * scale) / scale
         return ((goals - mean) / std).float()
 
-    def predicted(chosen: np.ndarray) -> tuple[th.Tensor, th.Tensor]:
-        """Return the values of some steps, ``([n_networks,] n)``, and the numbers of these steps in the same order."""
-        found = []
-        with th.no_grad():
-            for batch in steps.minibatches(chosen, CHUNK_SIZE):
-                values = batch.select(critic.predict(batch.observations, batch.actions))
-                found.append((values, batch.select(batch.steps)))
-        values, numbers = zip(*found, strict=True)
-        return th.cat(values, dim=-1), th.cat(numbers)
-
     def epoch() -> th.Tensor:
-        goals, losses = present(), []
+        goals, losses = standardized(), []
         for batch in steps.minibatches(learned, schedule.batch_size, rng):
             values = batch.select(critic.predict(batch.observations, batch.actions))
             loss = value_loss(values, goals[batch.select(batch.steps)].expand_as(values))
@@ -197,27 +190,20 @@ def fit_critic(
             losses.append(loss.detach())
         return th.stack(losses).mean() * std**2
 
-    best: list[th.Tensor] = []
-
-    def judge(_: float) -> tuple[float, bool]:
-        goals = present()
-        values, numbers = predicted(held_out)
-        errors = th.stack([value_loss(x, goals[numbers].expand_as(x)) * std**2 for x in (values, *best)]).tolist()
-        is_better = not best or errors[0] < errors[1]
-        if is_better:
-            best[:] = [values]
-        return errors[0], is_better
-
-    judged, name, mode = judge if len(held_out) else None, "critic's loss", critic.in_training_mode
     _rescale(critic.heads, 1 / std, -mean / std)
-    curve = keep_best(steps.policy, epoch, judged, schedule, name, tick, mode)
-    with evaluation_mode(steps.policy):
-        values, numbers = predicted(held_out if len(held_out) else learned)
-        goals = present()[numbers]
-    explained = share_of_variance(goals + mean / std, goals - values.reshape(-1, len(numbers)).mean(0))
+    losses = run_epochs(
+        epoch, schedule, steps.policy, "critic's loss", tick, in_training_mode=critic.in_training_mode
+    )
+    goals, errors, numbers = standardized(), [], []
+    with evaluation_mode(steps.policy), th.no_grad():
+        for batch in steps.minibatches(held_out if len(held_out) else learned, CHUNK_SIZE):
+            values = batch.select(critic.predict(batch.observations, batch.actions))
+            numbers.append(batch.select(batch.steps))
+            errors.append(goals[numbers[-1]] - values.reshape(-1, len(numbers[-1])).mean(0))
+    explained = share_of_variance(goals[th.cat(numbers)] + mean / std, th.cat(errors))
     _rescale(critic.heads, std, mean)
     critic.finish()
-    return FittedCritic(curve, float(explained))
+    return FittedCritic(losses, float(explained))
 
 
 def _moments(targets: th.Tensor) -> tuple[float, float]:

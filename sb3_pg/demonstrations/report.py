@@ -20,8 +20,6 @@ class PretrainReport:
     :param mean_absolute_error: of the policy's most probable actions, in the env's units; None for other spaces
     :param critic_losses: mean squared error of the critic while it was learning, in squared units of its values; empty
         if it was not trained
-    :param critic_held_out_losses: the same of held-out steps, after each epoch
-    :param critic_best_epoch: the epoch whose critic was kept, from 1; 0 if it is that from before
     :param explained_variance: 1 - Var[G - V] / Var[G] of the critic V and the returns G; NaN if the returns are all but
         equal, None if it was not trained
     """
@@ -34,8 +32,6 @@ class PretrainReport:
     accuracy: float | None = None
     mean_absolute_error: float | None = None
     critic_losses: list[float] = field(default_factory=list)
-    critic_held_out_losses: list[float] = field(default_factory=list)
-    critic_best_epoch: int = 0
     explained_variance: float | None = None
 
     @property
@@ -54,8 +50,8 @@ class PretrainReport:
         if self.mean_absolute_error is not None:
             lines.append(f"mean absolute error of actions: {self.mean_absolute_error:.4g} {where}")
         if self.critic_losses:
-            errors = _at(self.critic_losses, self.critic_held_out_losses, self.critic_best_epoch)
-            lines.append(f"squared error of the critic: {errors}; explained variance {self.explained_variance:.3f}")
+            error = _at(self.critic_losses, [], len(self.critic_losses))
+            lines.append(f"squared error of the critic: {error}; explained variance {self.explained_variance:.3f} {where}")
         return "\n".join(lines)
 
 
