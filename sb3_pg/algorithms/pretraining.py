@@ -16,9 +16,9 @@ from sb3_pg.action_masks import MASK_KEY
 from sb3_pg.algorithms import validation as arg
 from sb3_pg.algorithms.environments import require_normalized_last
 from sb3_pg.demonstrations import Demonstrations, PretrainReport
+from sb3_pg.demonstrations.checks import chunks
 from sb3_pg.demonstrations.cloning import Schedule, agreement, clone
 from sb3_pg.demonstrations.critic_fit import CriticToFit, ReturnTargets, fit_critic
-from sb3_pg.demonstrations.space_checks import chunks
 from sb3_pg.demonstrations.steps import DemonstratedSteps
 from sb3_pg.envs import ActionMaskVecEnv
 from sb3_pg.functional import reward_to_go

@@ -191,9 +191,7 @@ def fit_critic(
         return th.stack(losses).mean() * std**2
 
     _rescale(critic.heads, 1 / std, -mean / std)
-    losses = run_epochs(
-        epoch, schedule, steps.policy, "critic's loss", tick, in_training_mode=critic.in_training_mode
-    )
+    losses = run_epochs(epoch, schedule, steps.policy, "critic's loss", tick, in_training_mode=critic.in_training_mode)
     goals, errors, numbers = standardized(), [], []
     with evaluation_mode(steps.policy), th.no_grad():
         for batch in steps.minibatches(held_out if len(held_out) else learned, CHUNK_SIZE):

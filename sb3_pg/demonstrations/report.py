@@ -51,7 +51,9 @@ class PretrainReport:
             lines.append(f"mean absolute error of actions: {self.mean_absolute_error:.4g} {where}")
         if self.critic_losses:
             error = _at(self.critic_losses, [], len(self.critic_losses))
-            lines.append(f"squared error of the critic: {error}; explained variance {self.explained_variance:.3f} {where}")
+            lines.append(
+                f"squared error of the critic: {error}; explained variance {self.explained_variance:.3f} {where}"
+            )
         return "\n".join(lines)
 
 
