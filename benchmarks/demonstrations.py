@@ -167,7 +167,7 @@ def train(run: Run) -> list[Row]:
     from sb3_pg import ActorCritic, Demonstrations, KLAnchor  # noqa: PLC0415
 
     task, expert_score = TASKS[run.env], expert_scores(run.folder, run.env)[run.expert]
-    demos = Demonstrations.load(demonstrations_path(run.folder, run.env, run.expert)).subset(run.episodes)
+    demos = Demonstrations.load(demonstrations_path(run.folder, run.env, run.expert)).subset(max(run.episodes, 1))
     is_ours = run.method in ("scratch", "recipe")
     settings = dict(task.settings) if run.method == "recipe" else {}
     points: list[tuple[int, float, float]] = []
