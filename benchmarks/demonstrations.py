@@ -17,7 +17,7 @@ Protocol
   ``ActorCritic.pretrain`` without critic and with all of the expert's certainty (``min_std=0``), and learns on at once.
 - Every ``every`` env steps the deterministic policy plays 10 episodes in envs of their own. Step 0 is the cloned
   policy, with 50 episodes. A run ends where 90 % of the expert's score is reached and 50,000 steps are over, or at the
-  budget. Steps of ``warm_up_critic`` count.
+  budget; those of ``ppo`` and ``a2c`` end after 50,000 steps. Steps of ``warm_up_critic`` count.
 - ``worst`` is the least evaluation in the first 50,000 steps, as a share of the cloned policy's score. ``steps_to_90``
   is the first evaluation with 90 % of the expert's score; ``with_demos`` adds the steps of the demonstrations.
 """
@@ -180,7 +180,7 @@ def train(run: Run) -> list[Row]:
             """Ends the run where there is nothing more to see."""
 
             def _on_step(self) -> bool:
-                reached = any(mean >= SHARE * expert_score for step, mean, _ in points if step)
+                reached = not is_ours or any(mean >= SHARE * expert_score for _, mean, _ in points)
                 return not (reached and self.num_timesteps >= (0 if run.method == "scratch" else FIRST))
 
         seed = learning_run.EVALUATION_SEED + 1000 * run.seed
