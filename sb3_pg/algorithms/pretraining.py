@@ -10,7 +10,7 @@ import torch as th
 from gymnasium import spaces
 from stable_baselines3.common.policies import BasePolicy
 from stable_baselines3.common.vec_env import VecNormalize, VecTransposeImage
-from tqdm import tqdm
+from tqdm import tqdm  # type: ignore[import-untyped]
 
 from sb3_pg.action_masks import MASK_KEY
 from sb3_pg.algorithms import validation as arg
@@ -196,8 +196,10 @@ def fit_statistics(normalization: VecNormalize, demos: Demonstrations) -> None:
         # R_t = r_t + gamma R_{t-1} within an episode: a return backwards in time
         starts = np.zeros(demos.n_steps, bool)
         starts[[episode.start for episode in demos.episodes]] = True
-        columns = (th.as_tensor(array[::-1].copy())[:, None] for array in (demos.rewards.astype(np.float64), starts))
-        normalization.ret_rms.update(reward_to_go(*columns, normalization.gamma)[:, 0].numpy())
+        rewards, ends = (
+            th.as_tensor(array[::-1].copy())[:, None] for array in (demos.rewards.astype(np.float64), starts)
+        )
+        normalization.ret_rms.update(reward_to_go(rewards, ends, normalization.gamma)[:, 0].numpy())
 
 
 @contextmanager

@@ -587,7 +587,8 @@ class Algorithm(BaseAlgorithm):
             to_fit = None
         if seed is None:
             seed = int(th.randint(1 << 31, (1,)))
-        schedule = Schedule(*(given[name] for name in ("n_epochs", "batch_size", "learning_rate", "patience")), seed)
+        steps = {name: given[name] for name in ("n_epochs", "batch_size", "learning_rate", "patience")}
+        schedule = Schedule(**steps, seed=seed)
         report = pretrain(self, demos, to_fit, schedule, given["validation"], given["min_std"], progress_bar)
         if "learner_state" in vars(self):
             vars(self)["learner_state"].n_warmed_up = 0
