@@ -50,7 +50,7 @@ CHECKS: Final[Mapping[str, arg.Check]] = {
 
 def pretrain(
     model: Any,
-    demos: Demonstrations,
+    steps: DemonstratedSteps,
     critic: CriticToFit | None,
     schedule: Schedule,
     validation: float,
@@ -60,14 +60,14 @@ def pretrain(
     """Fit statistics, actor and critic to demonstrations. If that fails, all of them stay as they were.
 
     :param model: the algorithm, with a policy
-    :param demos: the demonstrations, which fit the model (:func:`steps_for`)
+    :param steps: the demonstrations as the policy takes them, see :func:`steps_for`
     :param critic: the critic to fit; None for none
     :param schedule: how long to train, and in which steps
     :param validation: share of the episodes that are held out
     :param min_std: floor of the standard deviation, see :class:`~sb3_pg.demonstrations.cloning.StdFloor`
     :param progress_bar: whether to show one
     """
-    steps = steps_for(model, demos)
+    demos = steps.demos
     learned, held_out = split_steps(demos, validation, schedule.seed)
     policy: BasePolicy = model.policy
     training = policy.training
