@@ -228,7 +228,7 @@ def critic_to_fit(self: Any) -> CriticToFit | None:
 
     return CriticToFit(
         parameters=list(learner.critic_only.values()),
-        predict=lambda observations, actions: value_function(policy)(observations),
+        predict=lambda observations, _actions: value_function(policy)(observations),
         value_after=value_after,
         heads=[head] if isinstance(head, th.nn.Linear) and head.bias is not None else [],
         gamma=self.gamma,

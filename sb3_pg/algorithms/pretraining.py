@@ -10,7 +10,7 @@ import torch as th
 from gymnasium import spaces
 from stable_baselines3.common.policies import BasePolicy
 from stable_baselines3.common.vec_env import VecNormalize, VecTransposeImage
-from tqdm import tqdm
+from tqdm import tqdm  # type: ignore[import-untyped]
 
 from sb3_pg.action_masks import MASK_KEY
 from sb3_pg.algorithms import validation as arg
@@ -50,7 +50,7 @@ CHECKS: Final[Mapping[str, arg.Check]] = {
 
 def pretrain(
     model: Any,
-    demos: Demonstrations,
+    steps: DemonstratedSteps,
     critic: CriticToFit | None,
     schedule: Schedule,
     validation: float,
@@ -60,14 +60,14 @@ def pretrain(
     """Fit statistics, actor and critic to demonstrations. If that fails, all of them stay as they were.
 
     :param model: the algorithm, with a policy
-    :param demos: the demonstrations, which fit the model (:func:`steps_for`)
+    :param steps: the demonstrations as the policy takes them, see :func:`steps_for`
     :param critic: the critic to fit; None for none
     :param schedule: how long to train, and in which steps
     :param validation: share of the episodes that are held out
     :param min_std: floor of the standard deviation, see :class:`~sb3_pg.demonstrations.cloning.StdFloor`
     :param progress_bar: whether to show one
     """
-    steps = steps_for(model, demos)
+    demos = steps.demos
     learned, held_out = split_steps(demos, validation, schedule.seed)
     policy: BasePolicy = model.policy
     training = policy.training
@@ -196,8 +196,10 @@ def fit_statistics(normalization: VecNormalize, demos: Demonstrations) -> None:
         # R_t = r_t + gamma R_{t-1} within an episode: a return backwards in time
         starts = np.zeros(demos.n_steps, bool)
         starts[[episode.start for episode in demos.episodes]] = True
-        columns = (th.as_tensor(array[::-1].copy())[:, None] for array in (demos.rewards.astype(np.float64), starts))
-        normalization.ret_rms.update(reward_to_go(*columns, normalization.gamma)[:, 0].numpy())
+        rewards, ends = (
+            th.as_tensor(array[::-1].copy())[:, None] for array in (demos.rewards.astype(np.float64), starts)
+        )
+        normalization.ret_rms.update(reward_to_go(rewards, ends, normalization.gamma)[:, 0].numpy())
 
 
 @contextmanager

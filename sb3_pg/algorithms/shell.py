@@ -32,7 +32,7 @@ from sb3_pg.algorithms.environments import check_action_space, check_observation
 from sb3_pg.algorithms.masks import fit_evaluations, masks_of, used_masks, using_masks, with_masks
 from sb3_pg.algorithms.policy_arguments import check_policy_kwargs, require_policy_for
 from sb3_pg.algorithms.pretraining import CHECKS as PRETRAIN_CHECKS
-from sb3_pg.algorithms.pretraining import pretrain
+from sb3_pg.algorithms.pretraining import pretrain, steps_for
 from sb3_pg.algorithms.saved_files import (
     as_zip,
     require_attributes,
@@ -533,7 +533,8 @@ class Algorithm(BaseAlgorithm):
            they are known, the discounted rewards, as if it had seen these steps.
         2. The actor is trained by minibatches, with Adam of its own: ``policy.optimizer`` is not used, and its state
            stays as it is, fresh in a new model. Parameters that only the critic depends on do not change. The epoch
-           with the smallest loss on held-out episodes is kept.
+           that is best on held-out episodes is kept: the one with the smallest loss, or for a Box with the smallest
+           mean absolute error of the most probable action.
         3. The critic is trained on the demonstrated returns with the discount ``gamma``, rewards as VecNormalize scales
            them, again with Adam of its own; of features that it shares with the actor it trains its own head only.
            A truncated episode is bootstrapped with the critic's value of its final observation. Without final
@@ -561,7 +562,8 @@ class Algorithm(BaseAlgorithm):
             so that nothing is explored afterwards. It is a parameter that is clamped after each gradient step; where it
             depends on the state (gSDE, OffPAC), its root mean square over the demonstrated states is kept at least
             so large. See :class:`~sb3_pg.demonstrations.cloning.StdFloor`
-        :param patience: epochs without a smaller loss on held-out steps, after which training stops; None for never
+        :param patience: epochs without a better result on held-out steps, after which training stops; None for never.
+            The critic stops after as many epochs without a smaller loss on the steps that it learns from
         :param seed: of the episodes that are held out, and of the order of the steps; None draws it from PyTorch's
             generator, which the model's ``seed`` has set
         :param progress_bar: whether to show the epochs
@@ -585,10 +587,10 @@ class Algorithm(BaseAlgorithm):
             raise ValueError("critic=True takes demonstrations with rewards, got some without: give critic=None")
         if demos.rewards is None:
             to_fit = None
-        if seed is None:
-            seed = int(th.randint(1 << 31, (1,)))
-        schedule = Schedule(*(given[name] for name in ("n_epochs", "batch_size", "learning_rate", "patience")), seed)
-        report = pretrain(self, demos, to_fit, schedule, given["validation"], given["min_std"], progress_bar)
+        steps = steps_for(self, demos)  # checks them, before a seed is drawn
+        arguments = {name: given[name] for name in ("n_epochs", "batch_size", "learning_rate", "patience")}
+        schedule = Schedule(**arguments, seed=int(th.randint(1 << 31, (1,))) if seed is None else given["seed"])
+        report = pretrain(self, steps, to_fit, schedule, given["validation"], given["min_std"], progress_bar)
         if "learner_state" in vars(self):
             vars(self)["learner_state"].n_warmed_up = 0
         if (anchor := copy(vars(self).get("anchor"))) is not None:

@@ -185,8 +185,9 @@ def finite(loss: float, name: str, epoch: int) -> float:
 def _optimizer(policy: BasePolicy, parameters: list[th.nn.Parameter], learning_rate: float) -> th.optim.Adam | None:
     """Return Adam for these parameters; None if there are none.
 
-    Logarithms of standard deviations take steps of ten times the size. There are some hundred gradient steps, and Adam's
-    move a parameter by at most about the learning rate: the standard deviation would hardly leave its first value.
+    Logarithms of standard deviations take steps of ten times the size. There are some hundred gradient steps, and each
+    of Adam's moves a parameter by at most about the learning rate: the standard deviation would hardly leave its first
+    value.
     """
     if not parameters:
         return None
@@ -349,7 +350,7 @@ class StdFloor:
         missing = (self._floor - 0.5 * variance.log()).clamp(min=0)
         if self._log_std.shape[-1] == 1:  # gSDE with one number for all action dimensions
             missing = missing.max()
-        self._log_std += missing
+        self._log_std.add_(missing)
 
     @th.no_grad()
     def raise_to(self, steps: DemonstratedSteps, chosen: np.ndarray) -> None:

@@ -31,10 +31,10 @@ def behavior_cloning_loss(log_prob: th.Tensor, mask: th.Tensor | None = None) ->
 
     .. math:: L(\theta) = -\frac{1}{M} \sum_t \log \pi_\theta(a_t | s_t)
 
-    It is :func:`policy_gradient_loss` with an advantage of 1 at every step. So its gradient is minus the policy gradient
-    of actions that all have the return 1: behavior cloning makes every action more likely, the policy gradient makes it
-    so in proportion to its return. Source: the CS 224R lecture and the slides on policy gradients ("Policy Gradient Vs
-    Maximum Likelihood").
+    It is :func:`policy_gradient_loss` with an advantage of 1 at every step. So its gradient is minus the policy
+    gradient of actions that all have the return 1: behavior cloning makes every action more likely, the policy gradient
+    makes it so in proportion to its return. Source: the CS 224R lecture and the slides on policy gradients ("Policy
+    Gradient Vs Maximum Likelihood").
 
     :param log_prob: log pi(a_t | s_t) of the demonstrated actions, nats, with gradient
     :param mask: True where a sample is valid, same shape

@@ -363,7 +363,7 @@ def read_anchor(text: str, demos: str | None = None) -> Anchor | None:
     held = KLAnchor(*values)  # checks the numbers
     if kind == "kl":
         return held
-    return None if demos is None else DemonstrationLoss(Demonstrations.load(demos), *values)
+    return None if demos is None else DemonstrationLoss(Demonstrations.load(demos), held.coef, held.decay)
 
 
 @contextmanager

@@ -235,8 +235,8 @@ class _TrainParser(argparse.ArgumentParser):
             "--anchor",
             type=_anchor_text,
             metavar="KIND:COEF[:DECAY]",
-            help="hold the policy near the first one (kl:0.1), or near the demonstrations of --pretrain (demos:0.1), with "
-            "this weight, which each update multiplies by DECAY (default: 1)",
+            help="hold the policy near the first one (kl:0.1), or near the demonstrations of --pretrain (demos:0.1), "
+            "with this weight, which each update multiplies by DECAY (default: 1)",
         )
 
     def _take_saved_options(self, parsed: argparse.Namespace) -> None:

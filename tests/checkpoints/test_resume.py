@@ -148,22 +148,15 @@ def state_of(model: Any) -> dict[str, Any]:
     return {"parameters": model.get_parameters(), "episodes": episodes, "n_updates": model._n_updates}
 
 
-@pytest.mark.parametrize("env_id", ["CartPole-v1", "Pendulum-v1"])
-@pytest.mark.parametrize("name", MAKE)
-def test_equals_an_uninterrupted_run(name: str, env_id: str, tmp_path: Path) -> None:
-    if name == "actor-critic-sde" and env_id == "CartPole-v1":
-        pytest.skip("gSDE is for Box actions")
-
-    def make() -> Any:
-        return MAKE[name](make_env(env_id, normalized=True), seed=0, device="cpu")
-
+def require_the_same_run(make: Callable[[], Any], folder: Path, env_id: str = "CartPole-v1") -> None:
+    """Train a model, and another one that is interrupted and resumed."""
     whole = make()
-    rows = train(whole, tmp_path / "whole").rows
-    first = interrupted(make(), tmp_path / "cut")
-    again = type(whole).resume(tmp_path / "cut", make_env(env_id, normalized=True), device="cpu")
+    rows = train(whole, folder / "whole").rows
+    first = interrupted(make(), folder / "cut")
+    again = type(whole).resume(folder / "cut", make_env(env_id, normalized=True), device="cpu")
     at = again.num_timesteps
     assert 0 < at < STEPS or env_id == "Pendulum-v1"  # two episodes of 200 steps are one rollout
-    rest = train(again, tmp_path / "cut").rows
+    rest = train(again, folder / "cut").rows
     assert same(state_of(again), state_of(whole))
     kept = [row for row in first.rows if row[0] <= at]
     kept = kept[: len(rows) - len(rest)]  # a log at the boundary itself comes after the checkpoint
@@ -171,6 +164,35 @@ def test_equals_an_uninterrupted_run(name: str, env_id: str, tmp_path: Path) -> 
     assert same([*kept, *rest], rows)
     assert same(again.env.obs_rms.mean, whole.env.obs_rms.mean)
     assert same(again.env.returns, whole.env.returns)
+
+
+@pytest.mark.parametrize("env_id", ["CartPole-v1", "Pendulum-v1"])
+@pytest.mark.parametrize("name", MAKE)
+def test_equals_an_uninterrupted_run(name: str, env_id: str, tmp_path: Path) -> None:
+    if name == "actor-critic-sde" and env_id == "CartPole-v1":
+        pytest.skip("gSDE is for Box actions")
+    require_the_same_run(lambda: MAKE[name](make_env(env_id, normalized=True), seed=0, device="cpu"), tmp_path, env_id)
+
+
+PRETRAINED = ["actor-critic-batch", "trpo-kl-anchor", "off-policy", "off-pac", "actor-critic-memory", "kl-penalty"]
+OFTEN_PRETRAINED = ["actor-critic-batch", "trpo-kl-anchor", "off-pac"]
+
+
+@pytest.mark.parametrize("name", the_others_slow(PRETRAINED, OFTEN_PRETRAINED))
+def test_a_pretrained_model(name: str, tmp_path: Path) -> None:
+    """What is left of pretraining is in the model, its VecNormalize and its anchor."""
+    given = demonstrated(make_env()).demos
+    assert given is not None
+    rewards = np.linspace(0, 1, given.n_steps)
+    demos = Demonstrations(given.observations, given.actions, rewards, given.terminated, given.truncated)
+
+    def make() -> Any:
+        warms_up = {} if name == "off-pac" else {"critic_warmup_updates": 2}
+        model = MAKE[name](make_env(normalized=True), seed=0, device="cpu", **warms_up)
+        model.pretrain(demos, n_epochs=3, validation=0)
+        return model
+
+    require_the_same_run(make, tmp_path)
 
 
 def test_frame_stack_and_schedule_and_frozen_parameters(tmp_path: Path) -> None:

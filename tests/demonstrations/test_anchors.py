@@ -31,6 +31,7 @@ from sb3_pg.learner import Anchor, Bootstrapped, GradientStep, Learner
 from sb3_pg.rollout import Collector
 from tests.algorithms.every_algorithm import ALGORITHMS, CLASSES, FEW_STEPS
 from tests.algorithms.steps import update
+from tests.demonstrations.demos import Masked, cart_poles, demos_in, masked_demos
 from tests.helpers import ACTION_SPACES, OBSERVATION_SPACES, ScriptedEnv, parameters, policy_for, two_envs, vec
 
 pytestmark = [pytest.mark.filterwarnings("ignore:batch_size=.* does not divide"), pytest.mark.usefixtures("one_thread")]
@@ -38,25 +39,6 @@ SMALL: dict[str, Any] = {"device": "cpu", "seed": 0}
 ALL = (*CLASSES, OffPolicyPG)
 each_algorithm = pytest.mark.parametrize("name", ALGORITHMS)
 each_class = pytest.mark.parametrize("cls", ALL)
-
-
-def demos_in(observations: spaces.Space[Any], actions: spaces.Space[Any], n: int = 12, length: int = 4) -> Any:
-    """Random demonstrations in these spaces."""
-    observations, actions = copy.deepcopy((observations, actions))
-    observations.seed(0)
-    actions.seed(0)
-    seen = [observations.sample() for _ in range(n)]
-    rows: Any = (
-        np.stack(seen) if not isinstance(seen[0], dict) else {k: np.stack([s[k] for s in seen]) for k in seen[0]}
-    )
-    ends = np.arange(n) % length == length - 1
-    return Demonstrations(rows, np.stack([actions.sample() for _ in range(n)]), terminated=ends)
-
-
-def cart_poles(seed: int = 0, n: int = 64) -> Demonstrations:
-    """Always push to the right."""
-    observations = np.random.default_rng(seed).normal(scale=0.1, size=(n, 4)).astype(np.float32)
-    return Demonstrations(observations, np.ones(n, np.int64), terminated=np.arange(n) % 8 == 7)
 
 
 def make(name: str, env: Any = "CartPole-v1", **kwargs: Any) -> Any:
@@ -159,22 +141,6 @@ def test_squashed_actions_and_gsde(cls: Any) -> None:
         drawn = th.as_tensor((demos.actions - taken.low) / (taken.high - taken.low) * 2 - 1)
         _, log_prob, _ = fresh.policy.evaluate_actions(th.as_tensor(demos.observations), drawn)
         assert model.logger.name_to_value["anchor/nll"] == pytest.approx(-log_prob.mean().item(), rel=1e-4)
-
-
-class Masked(ScriptedEnv):
-    """Forbids the last action."""
-
-    def action_masks(self) -> np.ndarray:
-        return np.array([True, True, False])
-
-
-def masked_demos(forbidden: bool) -> Demonstrations:
-    """Where the last action is masked: it is taken all the same, or another one is."""
-    space = spaces.Dict({"observation": OBSERVATION_SPACES["vector"], "action_mask": spaces.Box(0, 1, (3,), np.int8)})
-    demos: Any = demos_in(space, spaces.Discrete(2))
-    demos.observations["action_mask"][:] = [1, 1, 0]
-    demos.actions[5] = 2 if forbidden else 0
-    return demos  # type: ignore[no-any-return]
 
 
 @each_class

@@ -350,7 +350,7 @@ class OffPAC(Algorithm, OffPolicyAlgorithm):
             [parameter for group in critic.optimizer.param_groups for parameter in group["params"]],
             critic.q_values,
             value_after,
-            [network[-1] for network in critic.q_networks],
+            [last for network in critic.q_networks if isinstance(last := [*network.children()][-1], th.nn.Linear)],
             self.gamma,
             finish=lambda: move_target(critic, policy.critic_target, 1.0),
         )
