@@ -33,6 +33,8 @@ def _check_validation(name: str, value: Any) -> None:
         raise ValueError(f"{name} must be below 1, which would hold out everything, got {value!r}")
 
 
+#: Steps that frozen statistics count. All steps of a training change them by less than a thousandth of a percent.
+FROZEN_COUNT: Final = 1e12
 #: Checks of the arguments of ``pretrain``.
 CHECKS: Final[Mapping[str, arg.Check]] = {
     "demos": arg.instance(Demonstrations),
@@ -42,6 +44,7 @@ CHECKS: Final[Mapping[str, arg.Check]] = {
     "critic": arg.instance(bool, optional=True),
     "learning_rate": arg.positive(),
     "min_std": arg.real(0),
+    "freeze_normalization": arg.instance(bool),
     "patience": arg.integer(1, optional=True),
     "seed": arg.integer(0, optional=True),
     "progress_bar": arg.instance(bool),
@@ -55,6 +58,7 @@ def pretrain(
     schedule: Schedule,
     validation: float,
     min_std: float,
+    freeze_normalization: bool,
     progress_bar: bool,
 ) -> PretrainReport:
     """Fit statistics, actor and critic to demonstrations. If that fails, all of them stay as they were.
@@ -65,6 +69,7 @@ def pretrain(
     :param schedule: how long to train, and in which steps
     :param validation: share of the episodes that are held out
     :param min_std: floor of the standard deviation, see :class:`~sb3_pg.demonstrations.cloning.StdFloor`
+    :param freeze_normalization: whether the statistics of observations stay as they are from here on
     :param progress_bar: whether to show one
     """
     demos = steps.demos
@@ -81,7 +86,7 @@ def pretrain(
             tqdm(total=n_parts * schedule.n_epochs, disable=not progress_bar, unit="epoch") as bar,
         ):
             if normalization is not None and normalization.training:
-                fit_statistics(normalization, demos)
+                fit_statistics(normalization, demos, freeze_normalization)
             curve = clone(steps, learned, held_out, schedule, min_std, bar.update)
             fitted = None
             if critic is not None:
@@ -174,11 +179,13 @@ def normalizer(model: Any) -> Callable[[Any], Any] | None:
     return normalize
 
 
-def fit_statistics(normalization: VecNormalize, demos: Demonstrations) -> None:
+def fit_statistics(normalization: VecNormalize, demos: Demonstrations, freeze: bool) -> None:
     """Add demonstrations to the running statistics of a VecNormalize, as if it had seen their steps.
 
     :param normalization: the wrapper
     :param demos: the demonstrations
+    :param freeze: whether the statistics of observations stay as they are then. A number that is the same in all
+        observations has the variance 1 in that case: any other value of it would be out of all proportion for ever
     """
     observations: Any = demos.observations
     if normalization.norm_obs:
@@ -190,8 +197,13 @@ def fit_statistics(normalization: VecNormalize, demos: Demonstrations) -> None:
                 observations = next(array for key, array in observations.items() if key != MASK_KEY)
             parts = [(running, observations)]
         for statistics, array in parts:
+            varies: Any = False
             for _, piece in chunks(array):
                 statistics.update(np.asarray(piece))
+                varies |= (np.asarray(piece) != array[0]).any(0)
+            if freeze:
+                statistics.var = np.where(varies, statistics.var, 1.0)
+                statistics.count = max(statistics.count, FROZEN_COUNT)
     if demos.rewards is not None:
         # R_t = r_t + gamma R_{t-1} within an episode: a return backwards in time
         starts = np.zeros(demos.n_steps, bool)

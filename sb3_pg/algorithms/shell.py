@@ -518,6 +518,7 @@ class Algorithm(BaseAlgorithm):
         critic: bool | None = None,
         learning_rate: float = 1e-3,
         min_std: float = 0.1,
+        freeze_normalization: bool = True,
         patience: int | None = 50,
         seed: int | None = None,
         progress_bar: bool = False,
@@ -530,7 +531,8 @@ class Algorithm(BaseAlgorithm):
         :func:`~sb3_pg.functional.behavior_cloning_loss`. In this order:
 
         1. If the env has a VecNormalize that is in training, its statistics get the demonstrated observations and, if
-           they are known, the discounted rewards, as if it had seen these steps.
+           they are known, the discounted rewards, as if it had seen these steps. Those of observations then stay as
+           they are (``freeze_normalization``).
         2. The actor is trained by minibatches, with Adam of its own: ``policy.optimizer`` is not used, and its state
            stays as it is, fresh in a new model. Parameters that only the critic depends on do not change. The epoch
            that is best on held-out episodes is kept: the one with the smallest loss, or for a Box with the smallest
@@ -590,7 +592,8 @@ class Algorithm(BaseAlgorithm):
         steps = steps_for(self, demos)  # checks them, before a seed is drawn
         arguments = {name: given[name] for name in ("n_epochs", "batch_size", "learning_rate", "patience")}
         schedule = Schedule(**arguments, seed=int(th.randint(1 << 31, (1,))) if seed is None else given["seed"])
-        report = pretrain(self, steps, to_fit, schedule, given["validation"], given["min_std"], progress_bar)
+        more = {name: given[name] for name in ("validation", "min_std", "freeze_normalization", "progress_bar")}
+        report = pretrain(self, steps, to_fit, schedule, **more)
         if "learner_state" in vars(self):
             vars(self)["learner_state"].n_warmed_up = 0
         if (anchor := copy(vars(self).get("anchor"))) is not None:

@@ -27,6 +27,7 @@ from sb3_pg import (
 )
 from sb3_pg.algorithms import pretraining
 from sb3_pg.demonstrations.critic_fit import ReturnTargets
+from sb3_pg.envs import make_vec_env as make_vec_env_of
 from tests.algorithms.every_algorithm import CLASSES, FEW_STEPS
 from tests.demonstrations.demos import Masked, cart_poles, demos_in, masked_demos
 from tests.helpers import (
@@ -363,7 +364,7 @@ def test_statistics_are_those_of_the_demonstrations() -> None:
     env: Any = VecNormalize(make_vec_env("CartPole-v1", 2, seed=0), gamma=0.9)
     observed, earned, now = copy.deepcopy((env.obs_rms, env.ret_rms, env.returns))
     model = make(ActorCritic, env)
-    model.pretrain(demos, n_epochs=30, learning_rate=0.01)
+    model.pretrain(demos, n_epochs=30, learning_rate=0.01, freeze_normalization=False)
     observed.update(demos.observations)
     returns, total = [], 0.0
     for t, reward in enumerate(demos.rewards):
@@ -377,6 +378,32 @@ def test_statistics_are_those_of_the_demonstrations() -> None:
     assert np.array_equal(env.returns, now)
     taken = model.predict(env.normalize_obs(demos.observations), deterministic=True)[0]
     assert (taken == demos.actions).mean() > 0.95
+
+
+@pytest.mark.parametrize("backend", ["dummy", "actors"])
+@pytest.mark.parametrize("freeze", [True, False])
+def test_statistics_of_observations_stay_while_it_learns_on(freeze: bool, backend: str) -> None:
+    """The cloned policy gets the same inputs in the same states as before. Rewards are scaled anew."""
+    serial = {"backend_kwargs": {"transport": "serial"}, "n_actors": 2} if backend == "actors" else {}
+    env: Any = VecNormalize(make_vec_env_of("CartPole-v1", 4, backend, 0, **serial))
+    model = make(ActorCritic, env)
+    model.pretrain(leaning(), n_epochs=2, freeze_normalization=freeze)
+    observed, earned = copy.deepcopy((env.obs_rms, env.ret_rms))
+    model.learn(600)
+    is_kept = np.allclose(env.obs_rms.mean, observed.mean, rtol=0, atol=1e-8)
+    is_kept &= np.allclose(env.obs_rms.var, observed.var, rtol=1e-8)
+    assert is_kept == freeze
+    assert env.ret_rms.count >= earned.count + 600
+
+
+def test_a_number_that_never_changes_keeps_its_scale() -> None:
+    given = leaning()
+    rows = np.array(given.observations)
+    rows[:, 1] = 0.5
+    env: Any = VecNormalize(make_vec_env("CartPole-v1", 2, seed=0))
+    make(ActorCritic, env).pretrain(Demonstrations(rows, given.actions, given.rewards), n_epochs=2)
+    assert env.obs_rms.var[1] == 1.0
+    assert np.allclose(env.obs_rms.var[[0, 2, 3]], rows.var(0)[[0, 2, 3]], rtol=0.05)
 
 
 @pytest.mark.parametrize("cls", [ActorCritic, OffPAC])
