@@ -243,6 +243,7 @@ def figures(rows: Iterable[Row]) -> list[dict[str, Any]]:
                 "method": method,
                 "expert": expert,
                 "episodes": int(episodes) if method != "scratch" else "",
+                "expert_score": float(next(iter(seeds.values()))[0]["expert_score"]),
                 "seeds": len(seeds),
                 "cloned": round(statistics.fmean(cloned), 1) if cloned else "",
                 "worst": round(min(worst), 2) if worst else "",
