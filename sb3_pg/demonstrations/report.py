@@ -43,7 +43,7 @@ class PretrainReport:
         where = "on held-out steps" if self.n_held_out else "on these steps"
         lines = [
             f"Cloned {self.n_steps} steps, {self.n_held_out} held out.",
-            f"-log pi: {_at(self.losses, self.held_out_losses, self.best_epoch)} nats",
+            f"-log pi in nats: {_at(self.losses, self.held_out_losses, self.best_epoch)}",
         ]
         if self.accuracy is not None:
             lines.append(f"equal actions: {self.accuracy:.1%} {where}")

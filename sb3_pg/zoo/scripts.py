@@ -232,6 +232,12 @@ class _TrainParser(argparse.ArgumentParser):
             "interrupted. All other options are those of that run",
         )
         self.add_argument(
+            "--pretrain",
+            metavar="FILE",
+            help="demonstrations that the policy learns from before training begins, and the critic too if they have "
+            "rewards: an .npz, such as `sb3-pg record` writes, or HDF5 (extra `minari`)",
+        )
+        self.add_argument(
             "--anchor",
             type=_anchor_text,
             metavar="KIND:COEF[:DECAY]",
@@ -279,6 +285,8 @@ class _TrainParser(argparse.ArgumentParser):
             value = getattr(parsed, name)
             if value is not None and value < 1:
                 self.error(f"argument --{name.replace('_', '-')}: must be at least 1, got {value}")
+        if parsed.pretrain is not None:
+            self._check_pretrain(parsed)
         if parsed.anchor is not None:
             self._check_anchor(parsed)
         if parsed.log_interval == 0:
@@ -292,6 +300,17 @@ class _TrainParser(argparse.ArgumentParser):
         self._check_files(parsed)
         return parsed
 
+    def _check_pretrain(self, parsed: argparse.Namespace) -> None:
+        """Check that the algorithm has an actor that learns from demonstrations, and that there is a run.
+
+        :raises SystemExit: it has none, or this is a search
+        """
+        able = [name for name, cls in ALGORITHMS.items() if hasattr(cls, "pretrain")]
+        if parsed.algo not in able:
+            self.error(f"argument --pretrain: {parsed.algo} has no pretrain, which these have: {', '.join(able)}")
+        if parsed.optimize_hyperparameters:
+            self.error("argument --pretrain: a search (--optimize-hyperparameters) has no model to pretrain")
+
     def _check_anchor(self, parsed: argparse.Namespace) -> None:
         """Check that the algorithm has anchors, and that there are demonstrations for one that needs them.
 
@@ -300,7 +319,7 @@ class _TrainParser(argparse.ArgumentParser):
         cls = ALGORITHMS.get(parsed.algo)
         if "anchor" not in getattr(cls, "checks", ()):
             self.error(f"argument --anchor: {parsed.algo} has no anchors")
-        if parsed.anchor.startswith("demos:") and not getattr(parsed, "pretrain", None):
+        if parsed.anchor.startswith("demos:") and parsed.pretrain is None:
             self.error(f"argument --anchor: {parsed.anchor} takes the demonstrations of --pretrain, which is not given")
 
     def _check_files(self, parsed: argparse.Namespace) -> None:

@@ -1,6 +1,7 @@
 """``pretrain`` of every class with an actor: what it learns, what it leaves alone, and what it reports."""
 
 import copy
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -56,7 +57,7 @@ def make(cls: Any, env: Any = "CartPole-v1", policy: str = "MlpPolicy", **kwargs
     return cls(policy, env, **{**FEW_STEPS[cls], **SMALL, "policy_kwargs": policy_kwargs, **kwargs})
 
 
-def leaning(n: int = 200, rewards: bool = True) -> Demonstrations:
+def leaning(n: int = 200, rewards: bool = True) -> Any:
     """Push to where the pole leans to: 1 where its angle is positive. Episodes of 10 steps, half of them truncated."""
     rng = np.random.default_rng(0)
     observations = rng.uniform(-0.4, 0.4, size=(n, 4)).astype(np.float32)
@@ -110,7 +111,7 @@ def test_the_report_says_what_the_policy_does(validation: float) -> None:
     assert report.n_held_out == (50 if validation else 0)
     assert report.n_steps == 200 - report.n_held_out
     assert (report.n_epochs, len(report.held_out_losses)) == (15, 15 if validation else 0)
-    observations, actions = demos.observations[rows], demos.actions[rows]  # type: ignore[index]
+    observations, actions = demos.observations[rows], demos.actions[rows]
     with th.no_grad():
         log_prob = model.policy.evaluate_actions(th.as_tensor(observations), th.as_tensor(actions))[1]
     if validation:
@@ -118,7 +119,7 @@ def test_the_report_says_what_the_policy_does(validation: float) -> None:
         assert report.held_out_losses[report.best_epoch - 1] == min(report.held_out_losses)
     assert report.accuracy == pytest.approx((model.predict(observations, deterministic=True)[0] == actions).mean())
     text = str(report)
-    assert text.startswith(f"Cloned {report.n_steps} steps, {report.n_held_out} held out.\n-log pi: ")
+    assert text.startswith(f"Cloned {report.n_steps} steps, {report.n_held_out} held out.\n-log pi in nats: ")
     assert f"in epoch {report.best_epoch} of 15" in text
     assert "equal actions: " in text
     assert ("on held-out steps" if validation else "on these steps") in text
@@ -227,7 +228,7 @@ def test_the_floor_of_a_standard_deviation_that_depends_on_the_state() -> None:
 # ---------------------------------------------------------------- when to stop
 
 
-def noise(n: int = 40) -> Demonstrations:
+def noise(n: int = 40) -> Any:
     """Nothing that could be learned: the epochs only make the held-out actions less likely."""
     rng = np.random.default_rng(1)
     observations = rng.uniform(-0.4, 0.4, size=(n, 4)).astype(np.float32)
@@ -242,7 +243,7 @@ def test_it_stops_early_and_keeps_the_best() -> None:
     assert report.losses[-1] < report.losses[0]
     rows = demos.held_out_steps(0.3, 0)[1]
     with th.no_grad():
-        seen, taken = th.as_tensor(demos.observations[rows]), th.as_tensor(demos.actions[rows])  # type: ignore[index]
+        seen, taken = th.as_tensor(demos.observations[rows]), th.as_tensor(demos.actions[rows])
         log_prob = model.policy.evaluate_actions(seen, taken)[1]
     if report.best_epoch:
         assert -log_prob.mean().item() == pytest.approx(min(report.held_out_losses), rel=1e-5)
@@ -261,7 +262,7 @@ def test_parameters_from_before_are_kept_if_nothing_was_better() -> None:
 
 def test_a_single_episode_holds_out_steps_of_its_own() -> None:
     observations = leaning().observations
-    demos = Demonstrations(observations, (observations[:, 2] > 0).astype(int))  # type: ignore[call-overload, index]
+    demos = Demonstrations(observations, (observations[:, 2] > 0).astype(int))
     report = make(ActorCritic).pretrain(demos, n_epochs=3, validation=0.2)
     assert (report.n_steps, report.n_held_out) == (160, 40)
     one = Demonstrations(np.zeros((1, 4), np.float32), [1])
@@ -428,7 +429,7 @@ def test_statistics_of_a_dict() -> None:
     demos = demos_in(seen, ACTION_SPACES["discrete"])
     env = VecNormalize(two_envs(observation_space=seen), norm_obs_keys=["vec"])
     make(ActorCritic, env, "MultiInputPolicy").pretrain(demos, n_epochs=2)
-    assert np.allclose(env.obs_rms["vec"].mean, demos.observations["vec"].mean(0), atol=1e-3)  # type: ignore[index]
+    assert np.allclose(env.obs_rms["vec"].mean, demos.observations["vec"].mean(0), atol=1e-3)
     assert env.ret_rms.count == pytest.approx(1e-4)
 
 
@@ -439,7 +440,7 @@ def test_statistics_of_a_dict() -> None:
 def test_the_critic_learns_the_returns(cls: Any) -> None:
     """The reward is the angle, episodes have one step: V(s) is the angle."""
     demos = leaning()
-    rewards = 5.0 + 20.0 * demos.observations[:, 2]  # type: ignore[call-overload, index]
+    rewards = 5.0 + 20.0 * demos.observations[:, 2]
     demos = Demonstrations(demos.observations, demos.actions, rewards, np.ones(200, bool))
     model = make(cls)
     before = critics_own(model)
@@ -467,7 +468,7 @@ def test_the_explained_variance_is_that_of_the_held_out_steps() -> None:
     report = model.pretrain(demos, n_epochs=5, learning_rate=0.01, seed=2, validation=0.3)
     returns, later = np.zeros(200), 0.0
     for t in reversed(range(200)):
-        later = demos.rewards[t] + 0.8 * (0.0 if t % 10 == 9 else later)  # type: ignore[index]
+        later = demos.rewards[t] + 0.8 * (0.0 if t % 10 == 9 else later)
         returns[t] = later
     rows = demos.held_out_steps(0.3, 2)[1]
     with th.no_grad():
@@ -522,8 +523,7 @@ def test_targets(name: str, knows_finals: bool) -> None:
             later = expected[t] = rewards[t] + model.gamma * later
         if name == "total":
             expected[steps] = later
-    steps = pretraining.steps_for(model, demos)
-    targets = ReturnTargets(steps, rewards, model._critic_to_fit())
+    targets = ReturnTargets(pretraining.steps_for(model, demos), rewards, model._critic_to_fit())
     assert np.array_equal(targets.counted, counts)
     found = targets.present(lambda values: values).numpy()
     assert np.allclose(found[counts], expected[counts], atol=1e-6)
@@ -590,8 +590,9 @@ def state_of(model: Any) -> Any:
 def trained(cls: Any, **kwargs: Any) -> Any:
     """A model that has learned already, so that its optimizers remember something."""
     env = VecNormalize(make_vec_env("CartPole-v1", 2, seed=0))
-    scale = {} if cls is OffPAC else {"normalize_value_targets": True}
-    return make(cls, env, **scale, **kwargs).learn(64)
+    if cls is not OffPAC:
+        kwargs["normalize_value_targets"] = True
+    return make(cls, env, **kwargs).learn(64)
 
 
 class StopsAt:
@@ -712,6 +713,19 @@ def test_a_model_without_policy() -> None:
 # ---------------------------------------------------------------- before and after
 
 
+class Noting(BaseCallback):
+    """Keeps a number of each step."""
+
+    def __init__(self, read: Callable[[Any], Any]) -> None:
+        super().__init__()
+        self.read = read
+        self.found: list[Any] = []
+
+    def _on_step(self) -> bool:
+        self.found.append(self.read(self))
+        return True
+
+
 @each_class
 def test_save_and_load(cls: Any, tmp_path: Path) -> None:
     model = make(cls)
@@ -732,10 +746,11 @@ def test_save_and_load(cls: Any, tmp_path: Path) -> None:
 def test_what_acts_afterwards_is_the_clone(cls: Any) -> None:
     """Samplers keep copies of the policy's layers."""
     model = make(cls, make_vec_env("CartPole-v1", 2, seed=0))
-    taken: list[Any] = []
+    taken: list[list[np.ndarray]] = []
     for n_steps in (16, 8):
-        taken.append([])
-        model.learn(n_steps, lambda names, _: taken[-1].append(names["actions"].copy()) or True)
+        noted = Noting(lambda callback: callback.locals["actions"].copy())
+        model.learn(n_steps, noted)
+        taken.append(noted.found)
         model.pretrain(cart_poles(), n_epochs=40, learning_rate=0.03, batch_size=16, validation=0)
     before, after = map(np.concatenate, taken)
     assert before.mean() < 0.9
@@ -754,9 +769,11 @@ def test_it_comes_before_learn(tmp_path: Path) -> None:
     with pytest.raises(KeyboardInterrupt):
         model.learn(400, [ResumeCallback(tmp_path, every=50), Interrupted(200)])
     again: Any = ActorCritic.resume(tmp_path, "CartPole-v1", device="cpu")
-    for call in (lambda: again.pretrain(leaning()), lambda: again.warm_up_critic(1)):
-        with pytest.raises(ValueError, match="comes before learn, and this model goes on with a run that has begun"):
-            call()
+    goes_on = "comes before learn, and this model goes on with a run that has begun"
+    with pytest.raises(ValueError, match=f"pretrain {goes_on}"):
+        again.pretrain(leaning())
+    with pytest.raises(ValueError, match=f"warm_up_critic {goes_on}"):
+        again.warm_up_critic(1)
     again.learn(400)
 
 
@@ -784,14 +801,12 @@ def test_warm_up_trains_the_critic_alone(cls: Any) -> None:
     model = make(cls, learning_rate="lin_1e-2", **BASELINE.get(cls, {}))
     model.pretrain(leaning(), n_epochs=2)
     actor, critic = copied(model.learner.actor.values()), critics_own(model)
-    rates: list[float] = []
-    assert (
-        model.warm_up_critic(3, lambda *_: rates.append(model.policy.optimizer.param_groups[0]["lr"]) or True) is model
-    )
+    noted = Noting(lambda callback: callback.model.policy.optimizer.param_groups[0]["lr"])
+    assert model.warm_up_critic(3, noted) is model
     assert equal(model.learner.actor.values(), actor)
     assert not equal(critics_own(model), critic)
-    assert model.num_timesteps == len(rates) > 0
-    assert set(rates) == {1e-2}
+    assert model.num_timesteps == len(noted.found) > 0
+    assert set(noted.found) == {1e-2}
     assert model.learner_state.n_warmed_up == model._n_updates == 3
     if cls is not OffPolicyPG:
         assert model.num_timesteps == 3 * 8

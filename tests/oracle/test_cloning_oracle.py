@@ -21,7 +21,7 @@ ACTIONS = np.array([1] * 3 + [0] * 4 + [1] * 6 + [0] * 2 + [1] + [0] * 4)
 ENDS = np.isin(np.arange(20), [2, 3, 11, 19])
 
 
-def counted(states: Array, actions: Array) -> Array:
+def counted(states: Any, actions: Any) -> Array:
     """The maximum likelihood: the share of each action in each state, (S, A)."""
     counts = np.zeros((MDP.n_states, MDP.n_actions))
     np.add.at(counts, (states, actions), 1)
