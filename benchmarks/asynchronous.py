@@ -12,8 +12,9 @@ Protocol
 - 16 envs, 64 steps of each env per fragment, one torch thread in every process. Both sides make an update from as many
   steps: the one process has the envs of one actor. ``one-env`` is what RLlib's IMPALA has by default: one env per
   actor, and 500 steps for an update.
-- ``lag``: actors in this process, so that a fragment's lag is the number of actors: 1, 5, 20 or 50 actors of one env
-  each. Return of the final policy on CartPole-v1 after ``--steps`` env steps, with V-trace and without.
+- ``lag``: actors in this process, so that a fragment's lag is the number of actors: 1, 5, 20 or 50 actors of 4 envs
+  each, an update from 64 steps of the 4 envs whatever the lag. Return of the final policy on CartPole-v1 after
+  ``--steps`` env steps, with V-trace and without. The settings are those of ``zoo_configs/async_actor_critic.yml``.
 - RLlib's IMPALA is measured by its own script in an environment of its own, on the same machine, before and after
   ``rate``: see ``asynchronous_rllib.py``.
 """
@@ -66,6 +67,13 @@ CASES: Final = {
 }
 RATE_FIGURES = ("case", "n_actors", "async_rate", "one_rate", "ratio", "ratio_min", "ratio_max", "update", "lag")
 RATE_COLUMNS = (*RATE_FIGURES, "epochs", "n_envs", "n_steps", "steps", "repeats", "cpu_count", "date", "versions")
+LAG_ENVS = 4  # of each actor
+LAG_SETTINGS: Final = {
+    "learning_rate": lambda left: 0.005 * left,
+    "critic_learning_rate": 0.01,
+    "n_critic_updates": 4,
+    "policy_kwargs": {"net_arch": {"pi": [64], "vf": [64]}},
+}
 LAG_FIGURES = ("lag", "correction", "seed", "score", "measured_lag")
 LAG_COLUMNS = (*LAG_FIGURES, "n_steps", "steps", "date", "versions")
 
@@ -141,8 +149,10 @@ def measure_rate(case: str, n_actors: int, repeats: int, steps: int) -> dict[str
 
 def measure_lag(lag: int, correction: str, seed: int, steps: int) -> dict[str, Any]:
     """One row: the score of a policy whose actors lag by so many updates."""
-    env = make_vec_env("CartPole-v1", lag, "actors", seed, n_actors=lag, backend_kwargs={"transport": "serial"})
-    model = model_on(env, seed, deterministic=True, correction=correction)
+    env = make_vec_env(
+        "CartPole-v1", LAG_ENVS * lag, "actors", seed, n_actors=lag, backend_kwargs={"transport": "serial"}
+    )
+    model = model_on(env, seed, deterministic=True, correction=correction, **LAG_SETTINGS)
     model.learn(steps, log_interval=None)
     score, _ = evaluate_policy(model, make_vec_env("CartPole-v1", 4, "dummy", 1000 + seed), 20, warn=False)
     env.close()
@@ -166,16 +176,18 @@ def draw(rows: Sequence[dict[str, str]]) -> Any:
     FigureCanvasAgg(figure)
     panel = figure.subplots()
     lags = sorted({int(row["lag"]) for row in rows})
-    for correction, color in {"vtrace": "#117733", "none": "#CC3366"}.items():
+    for shift, (correction, color) in zip((-0.03, 0.03), {"vtrace": "#117733", "none": "#CC3366"}.items(), strict=True):
         scores = [
             [float(row["score"]) for row in rows if (int(row["lag"]), row["correction"]) == (lag, correction)]
             for lag in lags
         ]
         panel.plot(range(len(lags)), [np.mean(of_lag) for of_lag in scores], "-", color=color, label=correction)
         for place, of_lag in enumerate(scores):
-            panel.plot([place] * len(of_lag), of_lag, "o", color=color, alpha=0.5, markersize=4)
+            panel.plot([place + shift] * len(of_lag), of_lag, "o", color=color, alpha=0.5, markersize=4)
     panel.set_xticks(range(len(lags)), [str(lag) for lag in lags])
-    panel.set(xlabel="Lag of the actors' weights [updates]", ylabel="Return of the final policy, CartPole-v1")
+    panel.set(
+        xlabel="Lag of the actors' weights [updates]", ylabel="Return of the final policy, CartPole-v1", ylim=(0, None)
+    )
     panel.grid(alpha=0.3)
     panel.legend(title="correction")
     return figure
