@@ -385,7 +385,7 @@ def test_statistics_are_those_of_the_demonstrations() -> None:
 @pytest.mark.parametrize("freeze", [True, False])
 def test_statistics_of_observations_stay_while_it_learns_on(freeze: bool, backend: str) -> None:
     """The cloned policy gets the same inputs in the same states as before. Rewards are scaled anew."""
-    serial = {"backend_kwargs": {"transport": "serial"}, "n_actors": 2} if backend == "actors" else {}
+    serial: dict[str, Any] = {"backend_kwargs": {"transport": "serial"}, "n_actors": 2} if backend == "actors" else {}
     env: Any = VecNormalize(make_vec_env_of("CartPole-v1", 4, backend, 0, **serial))
     model = make(ActorCritic, env)
     model.pretrain(leaning(), n_epochs=2, freeze_normalization=freeze)
