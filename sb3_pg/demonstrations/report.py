@@ -1,5 +1,6 @@
 """What behavior cloning has achieved."""
 
+import math
 from dataclasses import dataclass, field
 
 
@@ -51,9 +52,10 @@ class PretrainReport:
             lines.append(f"mean absolute error of actions: {self.mean_absolute_error:.4g} {where}")
         if self.critic_losses:
             error = _at(self.critic_losses, [], len(self.critic_losses))
-            lines.append(
-                f"squared error of the critic: {error}; explained variance {self.explained_variance:.3f} {where}"
-            )
+            explained = f"explained variance {self.explained_variance:.3f} {where}"
+            if self.explained_variance is None or math.isnan(self.explained_variance):
+                explained = "the returns are all but equal, so that no share of their variance is explained"
+            lines.append(f"squared error of the critic: {error}; {explained}")
         return "\n".join(lines)
 
 

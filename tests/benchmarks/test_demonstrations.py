@@ -49,7 +49,18 @@ def test_experts_and_one_run_of_each_method(tmp_path: Path, monkeypatch: pytest.
     assert scores["half"] < scores["full"]
     demos = Demonstrations.load(tmp_path / "demos" / "CartPole-v1_full.npz")
     assert demos.n_episodes == 30
-    command = ["run", *common, "--seeds", "100", "--episodes", "3", "--output", str(output)]
+    command = [
+        "run",
+        *common,
+        "--methods",
+        *demonstrations.METHODS,
+        "--seeds",
+        "100",
+        "--episodes",
+        "3",
+        "--output",
+        str(output),
+    ]
     assert demonstrations.main(command) == 0
     rows = read_csv(output)
     assert {row["method"] for row in rows} == set(demonstrations.METHODS)
