@@ -23,6 +23,7 @@ from sb3_pg import (
     NonFiniteError,
     OffPAC,
     OffPolicyPG,
+    PretrainReport,
     Reinforce,
     ResumeCallback,
 )
@@ -857,3 +858,9 @@ def test_warm_up_updates_count_after_pretraining(cls: Any) -> None:
     assert equal(model.learner.actor.values(), actor)
     model.learn(8, reset_num_timesteps=False)
     assert not equal(model.learner.actor.values(), actor)
+
+
+def test_the_report_says_why_nothing_is_explained() -> None:
+    report = PretrainReport(10, 0, [1.0], [], 1, accuracy=0.5, critic_losses=[2.0], explained_variance=float("nan"))
+    assert "the returns are all but equal" in str(report)
+    assert "nan" not in str(report)
