@@ -10,8 +10,8 @@
 Protocol
 --------
 - An expert is ``TASKS``' class, trained with its settings in ``zoo_configs/`` on seed 100. "half" is the same run when
-  its score had come nearest to half of the final one. Their demonstrations, with the most likely actions, are in
-  ``--folder``.
+  its score had come nearest to half of the final one. Their demonstrations, with sampled actions, which show how an
+  expert recovers, are in ``--folder``.
 - ``scratch``: the same class and settings without demonstrations. ``recipe``: ``pretrain`` with its default arguments,
   ``warm_up_critic`` and a ``KLAnchor`` as in ``TASKS``, then ``learn``. It was fixed on seeds from 100 up.
 - ``moving`` is ``recipe`` with ``freeze_normalization=False``: the statistics of VecNormalize go on. It ends after
@@ -155,11 +155,10 @@ def make_experts(env: str, folder: Path, episodes: int) -> None:
             if normalization is not None:
                 normalization.obs_rms, normalization.ret_rms = statistics
             scores[name], _ = learning_run.evaluate(model, final_env, 50, True)
-            Demonstrations.from_model(model, env, episodes, seed=EXPERT_SEED).save(
-                demonstrations_path(folder, env, name)
-            )
+            demos = Demonstrations.from_model(model, env, episodes, deterministic=False, seed=EXPERT_SEED)
+            demos.save(demonstrations_path(folder, env, name))
+            print(f"{env}, {name}: {scores[name]:.0f}\n{demos.summary()}", file=sys.stderr, flush=True)
         (folder / f"{env}.json").write_text(json.dumps(scores))
-        print(f"{env}: {scores}", file=sys.stderr, flush=True)
 
 
 def train(run: Run) -> list[Row]:
