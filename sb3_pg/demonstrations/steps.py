@@ -62,7 +62,7 @@ class DemonstratedSteps:
         if self._masks:
             self._check_masks()
         space = policy.action_space
-        rows = demos.actions_for(policy)
+        rows = _writable(demos.actions_for(policy))
         actions = th.as_tensor(rows if isinstance(space, spaces.Discrete) else rows.reshape(len(rows), -1))
         #: as the policy's distribution takes them
         self.actions = as_drawn(actions, space).to(policy.device)
@@ -111,7 +111,7 @@ class DemonstratedSteps:
 
     def observations(self, steps: np.ndarray | slice) -> Any:
         """Return the observations of some steps as the policy takes them, without their history."""
-        return self.seen(map_observations(lambda array: np.asarray(array[steps]), self.demos.observations))
+        return self.seen(map_observations(lambda array: _writable(array[steps]), self.demos.observations))
 
     def history(self, episodes: list[slice]) -> History:
         """Return the observations of whole episodes, or of their beginnings.
@@ -157,6 +157,11 @@ class DemonstratedSteps:
                 all_count = bool(wanted[rows].all())
                 yield Minibatch(self.history(chosen), self.actions[index], index, None if all_count else counted)
                 chosen, n = [], 0
+
+
+def _writable(array: np.ndarray) -> np.ndarray:
+    """Return the array, or a copy if it is part of a file: PyTorch warns of arrays that cannot be written to."""
+    return np.asarray(array) if array.flags.writeable else np.array(array)
 
 
 def _numbers(episodes: list[slice]) -> np.ndarray:

@@ -17,6 +17,7 @@ from sb3_pg import (
     NPG,
     TRPO,
     ActorCritic,
+    DemonstrationLoss,
     Demonstrations,
     KLPenaltyPG,
     Memory,
@@ -756,6 +757,26 @@ def test_what_acts_afterwards_is_the_clone(cls: Any) -> None:
     before, after = map(np.concatenate, taken)
     assert before.mean() < 0.9
     assert after.mean() == 1.0
+
+
+@pytest.mark.parametrize("cls", [ActorCritic, OffPAC])
+def test_demonstrations_on_the_disk(cls: Any, tmp_path: Path) -> None:
+    """The same as in memory. Tensors do not share the memory of a file, which cannot be written to."""
+    leaning().save(tmp_path / "demos.npz")
+    on_disk: Any = Demonstrations.load(tmp_path / "demos.npz", mmap=True)
+    assert not on_disk.observations.flags.writeable
+    steps = pretraining.steps_for(make(cls), on_disk)
+    assert not np.shares_memory(steps.actions.numpy(), on_disk.actions)
+    assert not np.shares_memory(steps.observations(slice(None)).numpy(), on_disk.observations)
+    found = []
+    for demos in (leaning(), on_disk):
+        model = make(cls)
+        model.pretrain(demos, n_epochs=3, seed=0)
+        found.append(parameters(model))
+    assert th.equal(*found)
+    if cls is ActorCritic:
+        model.anchor = DemonstrationLoss(on_disk, 1.0, batch_size=None)
+        model.learn(8)
 
 
 def test_another_pretraining_goes_on() -> None:
