@@ -4,6 +4,7 @@ import copy
 import math
 import sys
 import time
+import warnings
 from collections.abc import Callable
 from dataclasses import fields
 from operator import attrgetter
@@ -239,18 +240,21 @@ def critic_to_fit(self: Any) -> CriticToFit | None:
     )
 
 
-def warm_up_critic(self: Any, n_rollouts: int, callback: MaybeCallback = None) -> Any:
+def warm_up_critic(self: Any, n_rollouts: int, callback: MaybeCallback = None, tb_log_name: str | None = None) -> Any:
     """Collect rollouts with the present policy, and train only the critic on them.
 
     An untrained critic gives wrong advantages, which drive a pretrained policy away from what it has learned. This is
     what ``critic_warmup_updates`` does at the beginning of ``learn``, done at once; those updates then count as done.
-    Schedules have their first value. ``num_timesteps`` counts the steps; give ``reset_num_timesteps=False`` to the next
-    ``learn`` to go on counting.
+    A schedule of the critic's learning rate has the value that it has at the beginning of a training.
+    ``num_timesteps`` counts the steps. Give ``reset_num_timesteps=False`` to the next ``learn``, which then goes on
+    counting, and logs to the same TensorBoard run.
 
-    :param n_rollouts: rollouts, as long as those of ``learn``. The critic is trained as often on each as it is there
+    :param n_rollouts: rollouts, each as long as those of ``learn``. ``learn`` trains the critic on each as often
     :param callback: as in ``learn``. A :class:`~sb3_pg.ResumeCallback` is for ``learn`` alone
+    :param tb_log_name: name of the TensorBoard run, None for the name of the class
     :return: the model
-    :raises ValueError: no critic is in use, or an argument is out of range
+    :raises ValueError: no critic is in use, the model has no env, ``learning_starts`` asks for random actions, or an
+        argument is out of range
     :raises TypeError: an argument is of the wrong type
     :raises NonFiniteError: as in ``learn``
     """
@@ -263,12 +267,23 @@ def warm_up_critic(self: Any, n_rollouts: int, callback: MaybeCallback = None) -
     if any(isinstance(one, ResumeCallback) for root in roots for one in callback_tree(root, set())):
         raise ValueError("callback must hold no ResumeCallback, whose checkpoints learn goes on from: give it to learn")
     self._require_no_resumption("warm_up_critic")
-    before = {"learning_starts": self.learning_starts} if hasattr(self, "learning_starts") else {}
-    vars(self).update(dict.fromkeys(before, 0), _rollouts_left=int(n_rollouts), _current_progress_remaining=1.0)
+    self._require_env("warm_up_critic")
+    if self.num_timesteps < getattr(self, "learning_starts", 0):
+        raise ValueError(
+            "warm_up_critic collects with the present policy, and learning_starts must be at most num_timesteps="
+            f"{self.num_timesteps} for that, got {self.learning_starts}: before it, actions are random"
+        )
+    before = self.learner_state.n_warmed_up
+    vars(self).update(_rollouts_left=int(n_rollouts), _current_progress_remaining=1.0)
     try:
-        return self.learn(1 << 62, callback, log_interval=None, reset_num_timesteps=False)
+        # a new model gets a TensorBoard run of its own
+        self.learn(1 << 62, callback, None, tb_log_name, reset_num_timesteps=self.num_timesteps == 0)
+        was_stopped = self._rollouts_left >= 0  # by a callback
     finally:
-        vars(self).update(before, _rollouts_left=None)
+        self._rollouts_left = None
+    if self.learner_state.n_warmed_up == before and not was_stopped and (why := self._why_no_update()):
+        warnings.warn(f"warm_up_critic() has not trained the critic: {why}", stacklevel=2)
+    return self
 
 
 def value_scale(model: Any) -> float:

@@ -9,6 +9,7 @@ import numpy as np
 import torch as th
 from gymnasium import spaces
 from stable_baselines3.common.policies import BasePolicy
+from stable_baselines3.common.running_mean_std import RunningMeanStd
 from stable_baselines3.common.vec_env import VecNormalize, VecTransposeImage
 from tqdm import tqdm  # type: ignore[import-untyped]
 
@@ -35,6 +36,8 @@ def _check_validation(name: str, value: Any) -> None:
 
 #: Steps that frozen statistics count. All steps of a training change them by less than a thousandth of a percent.
 FROZEN_COUNT: Final = 1e12
+#: Standard deviation of a number that is constant but for rounding, as a share of its size.
+ROUNDING: Final = 1e-6
 #: Checks of the arguments of ``pretrain``.
 CHECKS: Final[Mapping[str, arg.Check]] = {
     "demos": arg.instance(Demonstrations),
@@ -95,9 +98,9 @@ def pretrain(
                 rewards = demos.rewards.astype(np.float64)
                 scaled = rewards if normalization is None else normalization.normalize_reward(rewards)
                 fitted = fit_critic(ReturnTargets(steps, scaled, critic), learned, held_out, schedule, bar.update)
+            agrees = agreement(steps, held_out if len(held_out) else learned)
     finally:
         set_training_mode(policy, training)
-    agrees = agreement(steps, held_out if len(held_out) else learned)
     is_box = isinstance(model.action_space, spaces.Box)
     return PretrainReport(
         len(learned),
@@ -184,8 +187,9 @@ def fit_statistics(normalization: VecNormalize, demos: Demonstrations, freeze: b
 
     :param normalization: the wrapper
     :param demos: the demonstrations
-    :param freeze: whether the statistics of observations stay as they are then. A number that is the same in all
-        observations has the variance 1 in that case: any other value of it would be out of all proportion for ever
+    :param freeze: whether the statistics of observations stay as they are then. If they are new, a number that is the
+        same in all demonstrated observations gets the variance 1: with its own, all but 0, any other value would be
+        clipped as long as they are frozen
     """
     observations: Any = demos.observations
     if normalization.norm_obs:
@@ -197,12 +201,15 @@ def fit_statistics(normalization: VecNormalize, demos: Demonstrations, freeze: b
                 observations = next(array for key, array in observations.items() if key != MASK_KEY)
             parts = [(running, observations)]
         for statistics, array in parts:
-            varies: Any = False
+            seen = RunningMeanStd(0.0, array.shape[1:])
             for _, piece in chunks(array):
-                statistics.update(np.asarray(piece))
-                varies |= (np.asarray(piece) != array[0]).any(0)
+                seen.update(np.asarray(piece))
+            is_new = statistics.count < 1
+            statistics.combine(seen)
+            if freeze and is_new:
+                constant = np.sqrt(seen.var) <= ROUNDING * np.abs(seen.mean)
+                statistics.var = np.where(constant, 1.0, statistics.var)
             if freeze:
-                statistics.var = np.where(varies, statistics.var, 1.0)
                 statistics.count = max(statistics.count, FROZEN_COUNT)
     if demos.rewards is not None:
         # R_t = r_t + gamma R_{t-1} within an episode: a return backwards in time

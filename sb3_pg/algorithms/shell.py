@@ -532,7 +532,7 @@ class Algorithm(BaseAlgorithm):
 
         1. If the env has a VecNormalize that is in training, its statistics get the demonstrated observations and, if
            they are known, the discounted rewards, as if it had seen these steps. Those of observations then stay as
-           they are (``freeze_normalization``).
+           they are (``freeze_normalization``), also in a second ``pretrain``.
         2. The actor is trained by minibatches, with Adam of its own: ``policy.optimizer`` is not used, and its state
            stays as it is, fresh in a new model. Parameters that only the critic depends on do not change. The epoch
            that is best on held-out episodes is kept: the one with the smallest loss, or for a Box with the smallest
@@ -564,6 +564,11 @@ class Algorithm(BaseAlgorithm):
             so that nothing is explored afterwards. It is a parameter that is clamped after each gradient step; where it
             depends on the state (gSDE, OffPAC), its root mean square over the demonstrated states is kept at least
             so large. See :class:`~sb3_pg.demonstrations.cloning.StdFloor`
+        :param freeze_normalization: whether the statistics of observations in a VecNormalize stay as they are from here
+            on. If they followed the states that the cloned policy visits while it explores, its networks would get
+            other inputs in the same state, and it would lose what it has learned. Frozen statistics count as 10^12
+            steps; ``env.obs_rms.count = n`` lets them go on as if they came from n steps. The statistics of rewards go
+            on in any case
         :param patience: epochs without a better result on held-out steps, after which training stops; None for never.
             The critic stops after as many epochs without a smaller loss on the steps that it learns from
         :param seed: of the episodes that are held out, and of the order of the steps; None draws it from PyTorch's
@@ -582,6 +587,8 @@ class Algorithm(BaseAlgorithm):
             raise ValueError("pretrain() needs a policy, which _init_setup_model=False has left out: give True")
         self._require_what_policy_has()
         self._require_no_resumption("pretrain")
+        if "anchor" in self.checks:
+            self.checks["anchor"]("anchor", vars(self).get("anchor"))
         to_fit = self._critic_to_fit() if critic is not False else None
         if critic and to_fit is None:
             raise ValueError("critic=True trains a critic, and none is in use: use baseline='value', or critic=None")
@@ -604,6 +611,10 @@ class Algorithm(BaseAlgorithm):
     def _critic_to_fit(self) -> CriticToFit | None:
         """Return the critic for demonstrations; None if the algorithm uses none."""
         return None
+
+    def _require_env(self, method: str) -> None:
+        if self.env is None:
+            raise ValueError(f"{method}() needs an environment: call set_env(env), or load(path, env=env)")
 
     def _require_no_resumption(self, what: str) -> None:
         """Require that the model does not wait to go on with an interrupted run.
@@ -682,8 +693,7 @@ class Algorithm(BaseAlgorithm):
             log_interval = 1
             # A short run is logged about five times.
             self._log_steps = max(1, min(AUTO_LOG_STEPS * self.n_envs, int(total_timesteps) // 5))
-        if self.env is None:
-            raise ValueError("learn() needs an environment: call set_env(env), or load(path, env=env)")
+        self._require_env("learn")
         if getattr(self, "policy", None) is None:
             raise ValueError("learn() needs a policy, which _init_setup_model=False has left out: give True")
         self._require_what_policy_has()

@@ -1,6 +1,7 @@
 """``pretrain`` of every class with an actor: what it learns, what it leaves alone, and what it reports."""
 
 import copy
+import warnings
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -407,6 +408,30 @@ def test_a_number_that_never_changes_keeps_its_scale() -> None:
     make(ActorCritic, env).pretrain(Demonstrations(rows, given.actions, given.rewards), n_epochs=2)
     assert env.obs_rms.var[1] == 1.0
     assert np.allclose(env.obs_rms.var[[0, 2, 3]], rows.var(0)[[0, 2, 3]], rtol=0.05)
+
+
+def test_what_the_statistics_have_learned_stays_learned() -> None:
+    """A number that is the same in these demonstrations need not have been before."""
+    given, env = leaning(), VecNormalize(make_vec_env("CartPole-v1", 2, seed=0))
+    model = make(ActorCritic, env).learn(300)
+    assert not isinstance(env.obs_rms, dict)
+    before = env.obs_rms.var[1]
+    rows = np.array(given.observations)
+    rows[:, 1] = env.obs_rms.mean[1]
+    model.pretrain(Demonstrations(rows, given.actions, given.rewards), n_epochs=2)
+    assert 0.3 * before < env.obs_rms.var[1] < before
+    frozen = env.obs_rms.mean.copy(), env.obs_rms.var.copy()
+    model.pretrain(given, n_epochs=2)  # the policy's inputs stay
+    assert np.allclose((env.obs_rms.mean, env.obs_rms.var), frozen, rtol=0, atol=1e-8)
+
+
+def test_rounding_is_no_change() -> None:
+    given, env = leaning(), VecNormalize(make_vec_env("CartPole-v1", 2, seed=0))
+    rows = np.array(given.observations)
+    rows[:, 1] = 1.0
+    rows[7, 1] = 1.0000001
+    make(ActorCritic, env).pretrain(Demonstrations(rows, given.actions, given.rewards), n_epochs=2)
+    assert env.obs_rms.var[1] == 1.0  # type: ignore[union-attr]
 
 
 @pytest.mark.parametrize("cls", [ActorCritic, OffPAC])
@@ -857,11 +882,53 @@ def test_warm_up_needs_a_critic_and_a_number() -> None:
     assert model.num_timesteps == 0
 
 
+def test_warm_up_needs_an_env_and_actions_of_the_policy(tmp_path: Path) -> None:
+    model = make(ActorCritic)
+    model.save(tmp_path / "model")
+    loaded = ActorCritic.load(tmp_path / "model")
+    progress = loaded._current_progress_remaining
+    with pytest.raises(ValueError, match=r"warm_up_critic\(\) needs an environment: call set_env"):
+        loaded.warm_up_critic(1)
+    assert loaded._current_progress_remaining == progress
+    with pytest.raises(ValueError, match="learning_starts must be at most num_timesteps=0 for that, got 30"):
+        make(OffPolicyPG, learning_starts=30).warm_up_critic(1)
+
+
+def test_a_warm_up_without_an_update_says_so() -> None:
+    model = make(OffPolicyPG, train_freq=(4, "step"), baseline="value")
+    critic = critics_own(model)
+    with pytest.warns(
+        UserWarning, match=r"warm_up_critic\(\) has not trained the critic: no episode has ended"
+    ) as found:
+        model.warm_up_critic(1)
+    assert found[0].filename == __file__
+    assert equal(critics_own(model), critic)
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        model.warm_up_critic(1, Stopping())
+
+
+class Stopping(BaseCallback):
+    """Stops at once."""
+
+    def _on_step(self) -> bool:
+        return False
+
+
+def test_warm_up_and_training_have_a_tensorboard_run_of_their_own(tmp_path: Path) -> None:
+    make(TRPO, tensorboard_log=str(tmp_path)).learn(16)
+    model = make(TRPO, tensorboard_log=str(tmp_path)).warm_up_critic(1)
+    model.learn(16, reset_num_timesteps=False)
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["TRPO_1", "TRPO_2"]
+    model.warm_up_critic(1, tb_log_name="more")
+    assert (tmp_path / "more_0").exists() or (tmp_path / "more_1").exists()
+
+
 def test_a_warm_up_that_fails_leaves_the_next_learn_as_it_was() -> None:
-    model = make(OffPolicyPG, learning_starts=30)
+    model = make(OffPolicyPG)
     with pytest.raises(KeyboardInterrupt):
         model.warm_up_critic(5, Interrupted(20))
-    assert (model.learning_starts, model._rollouts_left) == (30, None)
+    assert model._rollouts_left is None
     actor = copied(model.learner.actor.values())
     model.learn(100, reset_num_timesteps=False)
     assert not equal(model.learner.actor.values(), actor)
