@@ -612,9 +612,10 @@ class Algorithm(BaseAlgorithm):
         """Return the critic for demonstrations; None if the algorithm uses none."""
         return None
 
-    def _require_env(self, method: str) -> None:
+    def _require_env(self, method: str) -> VecEnv:
         if self.env is None:
             raise ValueError(f"{method}() needs an environment: call set_env(env), or load(path, env=env)")
+        return self.env
 
     def _require_no_resumption(self, what: str) -> None:
         """Require that the model does not wait to go on with an interrupted run.
@@ -693,11 +694,11 @@ class Algorithm(BaseAlgorithm):
             log_interval = 1
             # A short run is logged about five times.
             self._log_steps = max(1, min(AUTO_LOG_STEPS * self.n_envs, int(total_timesteps) // 5))
-        self._require_env("learn")
+        env = self._require_env("learn")
         if getattr(self, "policy", None) is None:
             raise ValueError("learn() needs a policy, which _init_setup_model=False has left out: give True")
         self._require_what_policy_has()
-        fit_evaluations(callback, self.uses_masks, self.env)
+        fit_evaluations(callback, self.uses_masks, env)
         updates_before = self._n_updates
         if self._resumption is not None:
             self._resumption.require_same_total(total_timesteps)

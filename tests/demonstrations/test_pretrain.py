@@ -973,6 +973,6 @@ def test_a_wrong_anchor_is_refused_before_anything_is_learned() -> None:
     model = make(ActorCritic)
     before = copied(model.policy.parameters())
     model.anchor = "kl"
-    with pytest.raises(TypeError, match="anchor must be .*, got 'kl'"):
+    with pytest.raises(TypeError, match=r"anchor must be .*, got 'kl'"):
         model.pretrain(leaning(), n_epochs=2, critic=False)
     assert equal(model.policy.parameters(), before)
