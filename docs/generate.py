@@ -289,7 +289,7 @@ def demonstrations_table() -> str:
         ]
         lines.append(((*place, row["expert"], int(row["episodes"] or 0)), line))
     header = ["env", "method", "expert", "episodes", "cloned policy", "worst in 50,000 steps", "steps to 90 %"]
-    return tables.markdown([*header, "with the expert's", "seeds"], [line for _, line in sorted(lines)])
+    return tables.markdown([*header, "and steps shown", "seeds"], [line for _, line in sorted(lines)])
 
 
 def algorithm_table() -> str:
