@@ -4,20 +4,24 @@
     python benchmarks/demonstrations.py run              # 10 episodes, seeds 0 to 4: results/demonstrations.csv
     python benchmarks/demonstrations.py run --episodes 1 3 30 --methods recipe --seeds 0 1 2
     python benchmarks/demonstrations.py run --experts half --methods recipe --seeds 0 1 2
+    python benchmarks/demonstrations.py run --envs Hopper-v5 --methods moving --seeds 0 1 2
     python benchmarks/demonstrations.py table            # the table, and results/demonstrations.png
 
 Protocol
 --------
 - An expert is ``TASKS``' class, trained with its settings in ``zoo_configs/`` on seed 100. "half" is the same run when
-  its score had come nearest to half of the final one. Their demonstrations, with the most likely actions, are in
-  ``--folder``.
+  its score had come nearest to half of the final one. Their demonstrations, with sampled actions, which show how an
+  expert recovers, are in ``--folder``.
 - ``scratch``: the same class and settings without demonstrations. ``recipe``: ``pretrain`` with its default arguments,
   ``warm_up_critic`` and a ``KLAnchor`` as in ``TASKS``, then ``learn``. It was fixed on seeds from 100 up.
+- ``moving`` is ``recipe`` with ``freeze_normalization=False``: the statistics of VecNormalize go on. It ends after
+  50,000 steps.
 - ``ppo`` and ``a2c`` are what people do by hand: the actor of SB3's class, with rl_zoo3's settings, is cloned by
   ``ActorCritic.pretrain`` without critic and with all of the expert's certainty (``min_std=0``), and learns on at once.
+  Statistics of observations stay as they are for them too, which people do not do.
 - Every ``every`` env steps the deterministic policy plays 10 episodes in envs of their own. Step 0 is the cloned
   policy, with 50 episodes. A run ends where 90 % of the expert's score is reached and 50,000 steps are over, or at the
-  budget. Steps of ``warm_up_critic`` count.
+  budget; those of ``ppo`` and ``a2c`` after 50,000 steps. Steps of ``warm_up_critic`` count.
 - ``worst`` is the least evaluation in the first 50,000 steps, as a share of the cloned policy's score. ``steps_to_90``
   is the first evaluation with 90 % of the expert's score; ``with_demos`` adds the steps of the demonstrations.
 """
@@ -32,7 +36,7 @@ import statistics
 import sys
 import tempfile
 from collections.abc import Callable, Iterable, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Final
 
@@ -43,7 +47,8 @@ PACKAGES: Final = ("sb3_pg", "stable_baselines3", "rl_zoo3", "gymnasium", "mujoc
 KEY: Final = ("env", "method", "expert", "episodes", "seed", "step")
 COLUMNS: Final = (*KEY, "mean", "std", "expert_score", "demonstrated", "date", "versions")
 FIGURES: Final = ("env", "method", "expert", "episodes", "seeds", "cloned", "worst", "steps_to_90", "with_demos")
-METHODS: Final = ("scratch", "recipe", "ppo", "a2c")
+METHODS: Final = ("scratch", "recipe", "ppo", "a2c", "moving")
+SHORT: Final = ("ppo", "a2c", "moving")  # end after FIRST steps
 EXPERT_SEED: Final = 100
 FIRST: Final = 50_000  # env steps in which a collapse would show
 SHARE: Final = 0.9
@@ -58,7 +63,6 @@ class Task:
     :param every: env steps between evaluations
     :param anchor: arguments of ``KLAnchor``
     :param n_warm_ups: rollouts of ``warm_up_critic``
-    :param settings: changes of the recipe to the class's settings
     """
 
     algo: str
@@ -66,7 +70,6 @@ class Task:
     every: int
     anchor: dict[str, float]
     n_warm_ups: int = 5
-    settings: dict[str, Any] = field(default_factory=dict)
 
 
 TASKS: Final = {
@@ -108,7 +111,7 @@ def expert_scores(folder: Path, env: str) -> dict[str, float]:
 
 
 @contextlib.contextmanager
-def managed(algo: str, env: str, seed: int, settings: dict[str, Any]) -> Any:
+def managed(algo: str, env: str, seed: int) -> Any:
     """Context with rl_zoo3's manager of a run, and the model that it makes."""
     import learning_run  # noqa: PLC0415 (after the limits)
     import torch  # noqa: PLC0415
@@ -117,7 +120,7 @@ def managed(algo: str, env: str, seed: int, settings: dict[str, Any]) -> Any:
     torch.set_num_threads(1)
     with tempfile.TemporaryDirectory() as folder, contextlib.redirect_stdout(io.StringIO()):
         set_random_seed(seed)
-        manager = learning_run.make_manager(algo, env, seed, TASKS[env].budget, settings, None, folder)
+        manager = learning_run.make_manager(algo, env, seed, TASKS[env].budget, {}, None, folder)
         experiment = manager.setup_experiment()
         assert experiment is not None
         yield manager, experiment[0]
@@ -130,7 +133,7 @@ def make_experts(env: str, folder: Path, episodes: int) -> None:
     from sb3_pg import Demonstrations  # noqa: PLC0415
 
     task = TASKS[env]
-    with managed(task.algo, env, EXPERT_SEED, {}) as (manager, model):
+    with managed(task.algo, env, EXPERT_SEED) as (manager, model):
         normalization = model.get_vec_normalize_env()
 
         def state() -> tuple[Any, Any]:
@@ -152,11 +155,10 @@ def make_experts(env: str, folder: Path, episodes: int) -> None:
             if normalization is not None:
                 normalization.obs_rms, normalization.ret_rms = statistics
             scores[name], _ = learning_run.evaluate(model, final_env, 50, True)
-            Demonstrations.from_model(model, env, episodes, seed=EXPERT_SEED).save(
-                demonstrations_path(folder, env, name)
-            )
+            demos = Demonstrations.from_model(model, env, episodes, deterministic=False, seed=EXPERT_SEED)
+            demos.save(demonstrations_path(folder, env, name))
+            print(f"{env}, {name}: {scores[name]:.0f}\n{demos.summary()}", file=sys.stderr, flush=True)
         (folder / f"{env}.json").write_text(json.dumps(scores))
-        print(f"{env}: {scores}", file=sys.stderr, flush=True)
 
 
 def train(run: Run) -> list[Row]:
@@ -167,11 +169,10 @@ def train(run: Run) -> list[Row]:
     from sb3_pg import ActorCritic, Demonstrations, KLAnchor  # noqa: PLC0415
 
     task, expert_score = TASKS[run.env], expert_scores(run.folder, run.env)[run.expert]
-    demos = Demonstrations.load(demonstrations_path(run.folder, run.env, run.expert)).subset(run.episodes)
-    is_ours = run.method in ("scratch", "recipe")
-    settings = dict(task.settings) if run.method == "recipe" else {}
+    demos = Demonstrations.load(demonstrations_path(run.folder, run.env, run.expert)).subset(max(run.episodes, 1))
+    is_ours = run.method in ("scratch", "recipe", "moving")
     points: list[tuple[int, float, float]] = []
-    with managed(task.algo if is_ours else run.method, run.env, run.seed, settings) as (manager, model):
+    with managed(task.algo if is_ours else run.method, run.env, run.seed) as (manager, model):
 
         def add(point: learning_run.Point) -> None:
             points.append(point[:3])
@@ -180,13 +181,13 @@ def train(run: Run) -> list[Row]:
             """Ends the run where there is nothing more to see."""
 
             def _on_step(self) -> bool:
-                reached = any(mean >= SHARE * expert_score for step, mean, _ in points if step)
+                reached = run.method in SHORT or any(mean >= SHARE * expert_score for _, mean, _ in points)
                 return not (reached and self.num_timesteps >= (0 if run.method == "scratch" else FIRST))
 
         seed = learning_run.EVALUATION_SEED + 1000 * run.seed
         if run.method != "scratch":
             if is_ours:
-                model.pretrain(demos, seed=run.seed)
+                model.pretrain(demos, seed=run.seed, freeze_normalization=run.method == "recipe")
             else:
                 clone = ActorCritic(
                     model.policy_class, model.get_env(), policy_kwargs=model.policy_kwargs, seed=run.seed, device="cpu"
@@ -197,7 +198,7 @@ def train(run: Run) -> list[Row]:
             points.append((0, *learning_run.evaluate(model, final_env, 50, True)))
         playground = learning_run.evaluation_env(manager, 10, seed)
         evaluations = learning_run.Evaluations(playground, task.budget, task.budget // task.every, 10, True, add)
-        if run.method == "recipe":
+        if run.method in ("recipe", "moving"):
             model.anchor = KLAnchor(**task.anchor)
             model.warm_up_critic(task.n_warm_ups)
         model.learn(
@@ -243,6 +244,7 @@ def figures(rows: Iterable[Row]) -> list[dict[str, Any]]:
                 "method": method,
                 "expert": expert,
                 "episodes": int(episodes) if method != "scratch" else "",
+                "expert_score": float(next(iter(seeds.values()))[0]["expert_score"]),
                 "seeds": len(seeds),
                 "cloned": round(statistics.fmean(cloned), 1) if cloned else "",
                 "worst": round(min(worst), 2) if worst else "",
@@ -308,7 +310,9 @@ def main(arguments: Sequence[str] | None = None) -> int:
     parser = make_parser(__doc__)
     parser.add_argument("what", choices=["experts", "run", "table"])
     parser.add_argument("--envs", nargs="+", choices=list(TASKS), default=list(TASKS), help="default: all")
-    parser.add_argument("--methods", nargs="+", choices=METHODS, default=list(METHODS), help="default: all")
+    parser.add_argument(
+        "--methods", nargs="+", choices=METHODS, default=list(METHODS[:-1]), help="default: without moving"
+    )
     parser.add_argument("--experts", nargs="+", choices=["full", "half"], default=["full"])
     parser.add_argument("--episodes", nargs="+", type=int, default=[10], help="demonstrations; default: 10")
     parser.add_argument("--seeds", nargs="+", type=int, default=list(range(5)), help="default: 0 to 4")

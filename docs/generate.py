@@ -15,6 +15,7 @@ from pathlib import Path
 from typing import Any, Final
 
 import asynchronous
+import demonstrations
 import memory
 import race
 import replay
@@ -180,6 +181,7 @@ def all_tables() -> dict[str, str]:
         "actors": actors_table(),
         "asynchronous": asynchronous_table(),
         "actors_learning": actors_learning_table(),
+        "demonstrations": demonstrations_table(),
         "algorithms": algorithm_table(),
         "api_algorithms": api_of_algorithms(),
     }
@@ -253,6 +255,41 @@ def actors_learning_table() -> str:
         score = tables.spread(statistics.fmean(scores), statistics.stdev(scores))
         lines.append([env, steps, f"`{name}`", n_actors or "none", score, tables.digits(min(scores))])
     return tables.markdown(["env", "steps", "class", "actors", "return", "worst seed"], lines)
+
+
+#: Method of ``demonstrations.csv`` -> words for it.
+DEMONSTRATION_METHODS: Final = {
+    "scratch": "from scratch",
+    "recipe": "the recipe",
+    "moving": "the recipe, statistics go on",
+    "ppo": "clone, then PPO",
+    "a2c": "clone, then A2C",
+}
+
+
+def demonstrations_table() -> str:
+    """What demonstrations buy, a line for each env, method, expert and number of episodes."""
+
+    def number(value: Any, add: str = "") -> str:
+        return "" if value == "" else "not reached" if value == math.inf else f"{value:,.0f}{add}"
+
+    lines = []
+    for row in demonstrations.figures(read_csv(demonstrations.RESULTS)):
+        place = list(demonstrations.TASKS).index(row["env"]), list(DEMONSTRATION_METHODS).index(row["method"])
+        line = [
+            row["env"],
+            DEMONSTRATION_METHODS[row["method"]],
+            f"{row['expert_score']:,.0f}" + (" (half)" if row["expert"] == "half" else ""),
+            number(row["episodes"]),
+            number(row["cloned"]),
+            "" if row["worst"] == "" else f"{row['worst']:.0%}",
+            number(row["steps_to_90"]) if row["method"] not in demonstrations.SHORT else "",
+            number(row["with_demos"]) if row["method"] == "recipe" else "",
+            str(row["seeds"]),
+        ]
+        lines.append(((*place, row["expert"], int(row["episodes"] or 0)), line))
+    header = ["env", "method", "expert", "episodes", "cloned policy", "worst in 50,000 steps", "steps to 90 %"]
+    return tables.markdown([*header, "and steps shown", "seeds"], [line for _, line in sorted(lines)])
 
 
 def algorithm_table() -> str:

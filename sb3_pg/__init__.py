@@ -4,12 +4,12 @@ from sb3_pg import algorithms, functional
 from sb3_pg.algorithms import *  # noqa: F403 (its __all__, which every new algorithm is added to)
 from sb3_pg.callbacks import GradientDiagnosticsCallback
 from sb3_pg.checkpoints import ResumeCallback
-from sb3_pg.demonstrations import Demonstrations
+from sb3_pg.demonstrations import DemonstrationLoss, Demonstrations, KLAnchor, PretrainReport
 from sb3_pg.errors import NonFiniteError
 from sb3_pg.policies import Memory
 
 __version__ = "0.1.0"
 
-__all__ = ["Demonstrations", "GradientDiagnosticsCallback", "Memory", "NonFiniteError", "ResumeCallback"]
-__all__ += ["__version__", "functional"]
+__all__ = ["DemonstrationLoss", "Demonstrations", "GradientDiagnosticsCallback", "KLAnchor", "Memory", "NonFiniteError"]
+__all__ += ["PretrainReport", "ResumeCallback", "__version__", "functional"]
 __all__ += algorithms.__all__

@@ -5,11 +5,12 @@ import gc
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 from stable_baselines3.common.base_class import BaseAlgorithm
 
 import sb3_pg
-from sb3_pg import TRPO, KLPenaltyPG, OffPolicyPG, Reinforce
+from sb3_pg import TRPO, DemonstrationLoss, Demonstrations, KLAnchor, KLPenaltyPG, OffPolicyPG, Reinforce
 
 PACKAGE = Path(sb3_pg.__file__).parent
 #: From the bottom up; a module imports from its own level or those below. Siblings share a level where they stand
@@ -90,14 +91,24 @@ def test_the_learner_knows_no_env_and_no_algorithm(path: Path) -> None:
     assert not [name for name in found if "vec_env" in name or name.endswith(("Algorithm", "gymnasium.Env"))]
 
 
-ROOMS = ("sb3_pg.policies.", "sb3_pg.rollout.", "sb3_pg.learner.", "sb3_pg.baselines.")
+ROOMS = (
+    *("sb3_pg.policies.", "sb3_pg.rollout.", "sb3_pg.learner.", "sb3_pg.baselines."),
+    "sb3_pg.demonstrations.",
+)
 
 
 @pytest.mark.parametrize("cls", [Reinforce, TRPO, KLPenaltyPG, OffPolicyPG])
 def test_no_object_of_the_rooms_below_holds_an_algorithm(cls: Any) -> None:
-    model = cls("MlpPolicy", "CartPole-v1", max_episode_steps=500, seed=0, device="cpu").learn(200)
+    demos = Demonstrations(np.zeros((8, 4)), np.zeros(8, int))
+    model = cls("MlpPolicy", "CartPole-v1", max_episode_steps=500, seed=0, device="cpu", anchor=KLAnchor(1.0)).learn(
+        200
+    )
+    model.anchor = DemonstrationLoss(demos, 1.0)
+    model.learn(200)
     ours = [thing for thing in gc.get_objects() if str(type(thing).__module__).startswith(ROOMS)]
-    assert {"Learner", "Collector"} <= {type(thing).__name__ for thing in ours}
+    assert {"Learner", "Collector", "DemonstrationLoss", "DemonstratedSteps"} <= {
+        type(thing).__name__ for thing in ours
+    }
     for thing in ours:
         held = [value for value in getattr(thing, "__dict__", {}).values() if isinstance(value, BaseAlgorithm)]
         assert not held, f"{type(thing).__name__} holds {held}"

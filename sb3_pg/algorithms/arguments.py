@@ -7,8 +7,9 @@ import torch as th
 from stable_baselines3.common.buffers import RolloutBuffer
 
 from sb3_pg.algorithms import validation as arg
-from sb3_pg.algorithms.learners import critic_fit, uses_critic
+from sb3_pg.algorithms.learners import critic_fit, require_valid_anchor, uses_critic
 from sb3_pg.algorithms.validation import Group
+from sb3_pg.learner import Anchor
 from sb3_pg.policies import Memory, takes_other_numbers, to_memory
 
 # -------------------------------------------------------------------- arguments of every policy gradient
@@ -28,6 +29,7 @@ class NewSharedArguments(TypedDict, total=False):
     act_device: th.device | str | None
     memory: Memory | Literal["lstm", "gru"] | dict[str, Any] | None
     use_action_masks: bool | None
+    anchor: Anchor | None
 
 
 class SB3Arguments(TypedDict, total=False):
@@ -56,6 +58,12 @@ class CommonArguments(NewSharedArguments, SB3Arguments, total=False):
 
 def _check_memory(_name: str, value: Any) -> None:
     to_memory(value)
+
+
+def _check_anchor(name: str, value: Any) -> None:
+    arg.instance(Anchor, optional=True)(name, value)
+    if value is not None:
+        require_valid_anchor(value)
 
 
 def _check_shared(model: Any) -> None:
@@ -116,6 +124,8 @@ SHARED = Group(
         "action_mask", or "action_mask" in its infos. (Infos are seen if the env is given by its id, has been reset
         before, or has an attribute ``action_mask``; otherwise give True.) True requires masks, False ignores them. The
         networks see the mask with ``policy_kwargs={"observe_masks": True}`` and "MultiInputPolicy" only
+    :param anchor: holds the policy near what it was pretrained to: a :class:`~sb3_pg.KLAnchor` or a
+        :class:`~sb3_pg.DemonstrationLoss`; None for nothing. The model keeps a copy of it, ``model.anchor``
     """,
     {
         "gamma": (0.99, arg.real(0, 1)),
@@ -136,6 +146,7 @@ SHARED = Group(
         "act_device": (None, arg.unless(None, check=arg.device)),
         "memory": (None, _check_memory),
         "use_action_masks": (None, arg.instance(bool, optional=True)),
+        "anchor": (None, _check_anchor),
     },
     check=_check_shared,
     without_effect=_shared_without_effect,

@@ -80,17 +80,23 @@ def _counted_from_0(space: spaces.Discrete | spaces.MultiDiscrete) -> tuple[str,
     return f"np.array({space.start.tolist()})", f"MultiDiscrete({space.nvec.tolist()})"
 
 
-def require_normalized_last(env: VecEnv) -> None:
+def require_normalized_last(
+    env: VecEnv,
+    holder: str = "the replay buffer keeps",
+    harmless: tuple[type[VecEnvWrapper], ...] = (ActionMaskVecEnv,),
+) -> None:
     """Require that no wrapper around a VecNormalize changes the shape of its observations.
 
     A replay buffer stores observations before normalization, and normalizes them when it is sampled.
 
     :param env: the env with all its wrappers
+    :param holder: what holds such observations, for the error message
+    :param harmless: wrappers that may be around it. A replay buffer keeps masks beside what VecNormalize knows
     :raises ValueError: a wrapper changes the shape. The message names it, and the order of wrappers that works
     """
     wrappers = []
     while isinstance(env, VecEnvWrapper) and not isinstance(env, VecNormalize):
-        if not isinstance(env, ActionMaskVecEnv):  # the replay buffer keeps its masks beside what VecNormalize knows
+        if not isinstance(env, harmless):
             wrappers.append(env)
         env = env.venv
     if not isinstance(env, VecNormalize):
@@ -100,7 +106,7 @@ def require_normalized_last(env: VecEnv) -> None:
         if _shapes(wrapper.observation_space) != _shapes(inner.observation_space):
             name = type(wrapper).__name__
             raise ValueError(
-                f"env must have its VecNormalize around {name}, got the opposite order: the replay buffer keeps "
+                f"env must have its VecNormalize around {name}, got the opposite order: {holder} "
                 f"observations of {wrapper.observation_space}, and VecNormalize knows those of "
                 f"{inner.observation_space}. Wrap in this order: VecNormalize({name}(env))"
             )

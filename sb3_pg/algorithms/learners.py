@@ -1,18 +1,29 @@
 """How a policy-gradient algorithm makes its learner from its arguments, and takes updates with it."""
 
+import copy
 import math
+import sys
 import time
+import warnings
 from collections.abc import Callable
 from dataclasses import fields
 from operator import attrgetter
 from typing import Any, NamedTuple, TypeVar
 
-from stable_baselines3.common.type_aliases import Schedule
+import torch as th
+from stable_baselines3.common.callbacks import BaseCallback
+from stable_baselines3.common.type_aliases import MaybeCallback, Schedule
 from stable_baselines3.common.utils import update_learning_rate
 
 from sb3_pg.algorithms import validation as arg
+from sb3_pg.algorithms.callback_locals import callback_tree
+from sb3_pg.algorithms.pretraining import normalizer, space_of
+from sb3_pg.checkpoints import ResumeCallback
+from sb3_pg.demonstrations import DemonstrationLoss
+from sb3_pg.demonstrations.critic_fit import CriticToFit, followers
 from sb3_pg.errors import NonFiniteError
 from sb3_pg.learner import (
+    Anchor,
     CriticFit,
     Estimator,
     Learner,
@@ -23,6 +34,7 @@ from sb3_pg.learner import (
 )
 from sb3_pg.learner.optimizers import with_fewer_operations
 from sb3_pg.learner.rollback import require_usable_std
+from sb3_pg.policies import original, predict_all_values, predict_values, value_function
 from sb3_pg.rollout import RolloutBatch
 
 BuiltT = TypeVar("BuiltT")
@@ -88,7 +100,7 @@ def critic_fit(model: Any) -> CriticFit:
         n_passes=model.n_critic_updates,
         batch_size=model.critic_batch_size or shared,
         before_actor=model.critic_fit == "before",
-        warmup_updates=model.critic_warmup_updates,
+        warmup_updates=model.critic_warmup_updates if model._rollouts_left is None else sys.maxsize,
         normalize_targets=model.normalize_value_targets,
         revalue=getattr(model, "recompute_advantage", False),
         in_eval_mode=rule.keeps_statistics,
@@ -108,7 +120,38 @@ def refresh_learner(model: Any) -> Learner:
         learner = model.learner = Learner(model.policy, estimator, step, state=model.learner_state)
     learner.estimator, learner.step, learner.critic = estimator, step, critic_fit(model)
     learner.normalize_advantage = model.normalize_advantage
+    _refresh_anchor(model, learner)
     return learner
+
+
+def require_valid_anchor(anchor: Anchor, model: Any = None) -> None:
+    """Require an anchor whose attributes are in range, and that fits a model if one is given.
+
+    :raises TypeError: an attribute is of the wrong type
+    :raises ValueError: an attribute is out of range, or the anchor does not fit
+    """
+    try:
+        anchor.require_valid()
+        if model is not None and not anchor.fits:
+            demos = anchor.demos if isinstance(anchor, DemonstrationLoss) else None
+            anchor.require_fit(model.policy, None if demos is None else space_of(model, demos))
+    except (TypeError, ValueError) as error:
+        kind = TypeError if isinstance(error, TypeError) else ValueError
+        raise kind(f"anchor must be a {type(anchor).__name__} that fits: {error}") from error
+
+
+def _refresh_anchor(model: Any, learner: Learner) -> None:
+    """Give the learner the model's anchor. A new one is copied first: the user's may be given to several models.
+
+    :raises TypeError: it is no anchor
+    :raises ValueError: it does not fit the policy
+    """
+    if model.anchor is not learner.anchor:
+        model.checks["anchor"]("anchor", model.anchor)
+        learner.anchor = model.anchor = copy.copy(model.anchor)
+    if learner.anchor is not None:
+        learner.anchor.normalize = normalizer(model)
+        require_valid_anchor(learner.anchor, model)  # users set its attributes too
 
 
 def set_up_learner(model: Any) -> None:
@@ -162,6 +205,85 @@ def take_update(model: Any, batch: RolloutBatch, report: Report, seconds: float 
     model.logger.record("train/n_updates", model._n_updates, exclude="tensorboard")
     model.logger.record("time/update_seconds", time.perf_counter() - began + seconds, model._detail)
     return True
+
+
+def critic_to_fit(self: Any) -> CriticToFit | None:
+    """Return the critic V, for demonstrations; None if the algorithm uses none."""
+    learner, policy = refresh_learner(self), self.policy
+    if not learner.estimator.requires_critic:
+        return None
+
+    head = original(policy).value_net
+
+    def value_after(history: Any, observations: Any) -> th.Tensor:
+        if history is None:
+            return predict_values(policy, observations)
+        values = predict_all_values(policy, history, followers(observations))[1]
+        assert values is not None
+        return values
+
+    def scaled_by(targets: th.Tensor | None) -> float:
+        if targets is not None and learner.critic.normalize_targets:
+            learner.state.return_scale = learner.state.return_scale.updated(targets)
+        return learner.value_scale
+
+    return CriticToFit(
+        parameters=list(learner.critic_only.values()),
+        predict=lambda observations, _actions: value_function(policy)(observations),
+        value_after=value_after,
+        heads=[head] if isinstance(head, th.nn.Linear) and head.bias is not None else [],
+        gamma=self.gamma,
+        bootstraps=bootstraps_truncated(self),
+        total=getattr(self, "returns", None) == "total",
+        scaled_by=scaled_by,
+        in_training_mode=not learner.shares_features,
+    )
+
+
+def warm_up_critic(self: Any, n_rollouts: int, callback: MaybeCallback = None, tb_log_name: str | None = None) -> Any:
+    """Collect rollouts with the present policy, and train only the critic on them.
+
+    An untrained critic gives wrong advantages, which drive a pretrained policy away from what it has learned. This is
+    what ``critic_warmup_updates`` does at the beginning of ``learn``, done at once; those updates then count as done.
+    A schedule of the critic's learning rate has the value that it has at the beginning of a training.
+    ``num_timesteps`` counts the steps. Give ``reset_num_timesteps=False`` to the next ``learn``, which then goes on
+    counting, and logs to the same TensorBoard run.
+
+    :param n_rollouts: rollouts, each as long as those of ``learn``. ``learn`` trains the critic on each as often
+    :param callback: as in ``learn``. A :class:`~sb3_pg.ResumeCallback` is for ``learn`` alone
+    :param tb_log_name: name of the TensorBoard run, None for the name of the class
+    :return: the model
+    :raises ValueError: no critic is in use, the model has no env, ``learning_starts`` asks for random actions, or an
+        argument is out of range
+    :raises TypeError: an argument is of the wrong type
+    :raises NonFiniteError: as in ``learn``
+    """
+    arg.integer(1)("n_rollouts", n_rollouts)
+    arg.callback("callback", callback)
+    if not uses_critic(self):
+        raise ValueError("warm_up_critic trains a critic, and none is in use: use baseline='value'")
+    given = callback if isinstance(callback, list) else [callback]
+    roots = [one for one in given if isinstance(one, BaseCallback)]
+    if any(isinstance(one, ResumeCallback) for root in roots for one in callback_tree(root, set())):
+        raise ValueError("callback must hold no ResumeCallback, whose checkpoints learn goes on from: give it to learn")
+    self._require_no_resumption("warm_up_critic")
+    self._require_env("warm_up_critic")
+    if self.num_timesteps < getattr(self, "learning_starts", 0):
+        raise ValueError(
+            "warm_up_critic collects with the present policy, and learning_starts must be at most num_timesteps="
+            f"{self.num_timesteps} for that, got {self.learning_starts}: before it, actions are random"
+        )
+    before = self.learner_state.n_warmed_up
+    vars(self).update(_rollouts_left=int(n_rollouts), _current_progress_remaining=1.0)
+    try:
+        # a new model gets a TensorBoard run of its own
+        self.learn(1 << 62, callback, None, tb_log_name, reset_num_timesteps=self.num_timesteps == 0)
+        was_stopped = self._rollouts_left >= 0  # by a callback
+    finally:
+        self._rollouts_left = None
+    if self.learner_state.n_warmed_up == before and not was_stopped and (why := self._why_no_update()):
+        warnings.warn(f"warm_up_critic() has not trained the critic: {why}", stacklevel=2)
+    return self
 
 
 def value_scale(model: Any) -> float:

@@ -8,6 +8,7 @@ from contextlib import contextmanager
 from types import SimpleNamespace
 from typing import Any, ClassVar, Literal, TypeVar
 
+import numpy as np
 import torch as th
 from gymnasium import spaces
 from stable_baselines3 import A2C
@@ -25,16 +26,20 @@ from sb3_pg.algorithms.callback_locals import OffPolicyListener, collecting
 from sb3_pg.algorithms.learners import (
     CriticRule,
     bootstraps_truncated,
+    critic_to_fit,
     refresh_learner,
     set_up_learner,
     take_update,
     value_scale,
+    warm_up_critic,
 )
+from sb3_pg.algorithms.logged_data import to_trajectories
 from sb3_pg.algorithms.saved_files import load_replay_buffer, save_replay_buffer
 from sb3_pg.algorithms.shell import Algorithm, LogInterval, waits_for_learning_starts
 from sb3_pg.algorithms.validation import SB3, EnvLike, Group
+from sb3_pg.demonstrations import Demonstrations
 from sb3_pg.errors import NonFiniteError
-from sb3_pg.learner import ImportanceSampled, Learner, LearnerState, Report, Step
+from sb3_pg.learner import Anchor, ImportanceSampled, Learner, LearnerState, Report, Step
 from sb3_pg.learner.rollback import require_log_probs
 from sb3_pg.policies import (
     Behavior,
@@ -164,6 +169,8 @@ class OffPolicyShell(Algorithm, OffPolicyAlgorithm):
     load_replay_buffer = load_replay_buffer
     save_replay_buffer = save_replay_buffer
     value_scale = property(value_scale)
+    warm_up_critic = warm_up_critic
+    _critic_to_fit = critic_to_fit
     policy: ActorCriticPolicy
     replay_buffer: TrajectoryReplayBuffer | None
     batch_size: int | None  # type: ignore[assignment]
@@ -176,6 +183,7 @@ class OffPolicyShell(Algorithm, OffPolicyAlgorithm):
     buffer_trajectories: int
     behavior_policy: Behavior | None
     min_ess: float
+    anchor: Anchor | None = None
     learner: Learner
     learner_state: LearnerState
     _collector: Collector | None = None
@@ -293,16 +301,31 @@ class OffPolicyShell(Algorithm, OffPolicyAlgorithm):
             return f"the effective sample size has stayed under min_ess={self.min_ess}. Give a smaller one."
         return ""
 
-    def add_trajectories(self, trajectories: Iterable[Trajectory]) -> None:
+    def add_trajectories(
+        self,
+        trajectories: Iterable[Trajectory] | Demonstrations,
+        log_prob: np.ndarray | Literal["cloned"] | None = None,
+    ) -> None:
         """Put logged episodes into the replay buffer, as if they had just been collected.
 
         :param trajectories: complete episodes, with the log-probs of the policy that acted. Discrete and MultiDiscrete
-            actions are numbered as the env numbers them. Actions of a Box are as sampled, before clipping or rescaling
+            actions are numbered as the env numbers them. Actions of a Box are as sampled, before clipping or rescaling.
+            Or demonstrations with rewards, which the present statistics of a VecNormalize normalize; truncated episodes
+            without final observations count as terminated
+        :param log_prob: of demonstrations: the log-probs of the policy that acted, nats, ``(n_steps,)``; or "cloned",
+            where they are unknown, for those of the present policy, which should be a clone of the one that acted, see
+            ``pretrain``. Ratios are relative to the clone then, and its error is a bias: there is a warning
         :raises ValueError: an episode is not complete, has arrays of other shapes, numbers that are not finite, or
-            actions outside the space. No episode is added then
+            actions outside the space; or ``log_prob`` is missing, or is of something else than demonstrations. No
+            episode is added then
         """
         assert self.replay_buffer is not None
-        own = [trajectory.as_drawn_by(self.policy) for trajectory in trajectories]
+        if isinstance(trajectories, Demonstrations):
+            own = to_trajectories(self, trajectories, log_prob)
+        elif log_prob is None:
+            own = [trajectory.as_drawn_by(self.policy) for trajectory in trajectories]
+        else:
+            raise ValueError(f"log_prob must be None for trajectories, which have log-probs, got {log_prob!r}")
         self.replay_buffer.add_trajectories(own, self._n_updates)
 
     def collect_rollouts(  # type: ignore[override]
@@ -320,6 +343,8 @@ class OffPolicyShell(Algorithm, OffPolicyAlgorithm):
         :return: steps of all envs, episodes, and whether to go on
         :raises NonFiniteError: a reward or an observation is not finite
         """
+        if self._ends_here():
+            return RolloutReturn(0, 0, continue_training=False)
         self._at_boundary()
         names = {name: value for name, value in locals().items() if name not in ("__class__", "callback")}
         began, steps_before = time.perf_counter(), self.num_timesteps

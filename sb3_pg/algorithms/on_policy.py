@@ -20,16 +20,18 @@ from sb3_pg.algorithms.callback_locals import OnPolicyListener, collecting
 from sb3_pg.algorithms.learners import (
     CriticRule,
     bootstraps_truncated,
+    critic_to_fit,
     refresh_learner,
     set_up_learner,
     take_update,
     uses_critic,
     value_scale,
+    warm_up_critic,
 )
 from sb3_pg.algorithms.shell import Algorithm, LogInterval
 from sb3_pg.algorithms.validation import SB3, EnvLike, Group
 from sb3_pg.errors import NonFiniteError
-from sb3_pg.learner import Estimator, Learner, LearnerState, Report, Step
+from sb3_pg.learner import Anchor, Estimator, Learner, LearnerState, Report, Step
 from sb3_pg.rollout import (
     Collector,
     DictTrajectoryRolloutBuffer,
@@ -60,6 +62,8 @@ class OnPolicyPG(Algorithm, OnPolicyAlgorithm):
     policy_aliases: ClassVar[dict[str, type[BasePolicy]]] = A2C.policy_aliases
     critic_rule: ClassVar[CriticRule] = CriticRule()
     value_scale = property(value_scale)
+    warm_up_critic = warm_up_critic
+    _critic_to_fit = critic_to_fit
     policy: ActorCriticPolicy
     n_steps: int | None  # type: ignore[assignment]  # None: complete episodes
     n_episodes: int | None
@@ -68,6 +72,7 @@ class OnPolicyPG(Algorithm, OnPolicyAlgorithm):
     critic_fit: Literal["after", "before"]
     max_episode_steps: int
     act_device: th.device | str | None
+    anchor: Anchor | None = None
     learner: Learner
     learner_state: LearnerState
     #: the latest rollout; None before the first rollout, and after a rollout with numbers that were not finite
@@ -239,6 +244,8 @@ class OnPolicyPG(Algorithm, OnPolicyAlgorithm):
         :raises NonFiniteError: a reward or an observation is not finite
         :raises ValueError: ``n_rollout_steps`` is not positive, or the algorithm has no critic
         """
+        if self._ends_here():
+            return False
         self._at_boundary()
         began = time.perf_counter()
         n_steps = self.n_steps if n_rollout_steps is None else n_rollout_steps

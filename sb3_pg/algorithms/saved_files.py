@@ -37,7 +37,7 @@ _OF_CLASSES: Final = frozenset({"policy_aliases", "checks", "groups", "critic_ru
 #: Attributes that each process makes itself.
 _NOT_IN_FILES: Final = frozenset(
     {"learner", "rollout_batch", "checkpointer", "policy", "device", "logger", "_memory", "_vec_normalize_env"}
-    | {"_collected", "_collector", "_pieces", "_resumption", "_logger", "_custom_logger"}
+    | {"_collected", "_collector", "_pieces", "_resumption", "_rollouts_left", "_logger", "_custom_logger"}
 )
 #: Attributes that no argument's check covers -> their types.
 _KINDS: Final[Mapping[str, tuple[type, ...]]] = {

@@ -7,7 +7,7 @@ import warnings
 from collections.abc import Collection, Iterable, Iterator, Mapping
 from contextlib import contextmanager, nullcontext
 from contextvars import ContextVar
-from copy import deepcopy
+from copy import copy, deepcopy
 from functools import partial
 from typing import Any, ClassVar, Final, Literal, NamedTuple, TypeVar, cast
 
@@ -31,6 +31,8 @@ from sb3_pg.algorithms import validation as arg
 from sb3_pg.algorithms.environments import check_action_space, check_observation_space
 from sb3_pg.algorithms.masks import fit_evaluations, masks_of, used_masks, using_masks, with_masks
 from sb3_pg.algorithms.policy_arguments import check_policy_kwargs, require_policy_for
+from sb3_pg.algorithms.pretraining import CHECKS as PRETRAIN_CHECKS
+from sb3_pg.algorithms.pretraining import pretrain, steps_for
 from sb3_pg.algorithms.saved_files import (
     as_zip,
     require_attributes,
@@ -46,6 +48,9 @@ from sb3_pg.checkpoints.folder import CheckpointFolder
 from sb3_pg.checkpoints.model_file import RECOMPUTED, NamedBytes, name_of
 from sb3_pg.checkpoints.resume import ResumeCallback, Resumption
 from sb3_pg.checkpoints.safe_pickle import loads
+from sb3_pg.demonstrations import Demonstrations, PretrainReport
+from sb3_pg.demonstrations.cloning import Schedule
+from sb3_pg.demonstrations.critic_fit import CriticToFit
 from sb3_pg.envs import GymVectorAdapter, infos_have_masks
 from sb3_pg.errors import DamagedFileError, NonFiniteError
 from sb3_pg.extras import extra_hints
@@ -72,7 +77,10 @@ class _Load(NamedTuple):
 #: The call of ``load`` that runs, None if none does.
 _LOADING: ContextVar[_Load | None] = ContextVar("loading", default=None)
 #: Attributes that belong to one rollout, or that are made from the policy. They are neither saved nor copied.
-TRANSIENT_ATTRS = ("learner", "rollout_batch", "_collected", "_collector", "_pieces", "checkpointer", "_resumption")
+TRANSIENT_ATTRS = (
+    *("learner", "rollout_batch", "_collected", "_collector", "_pieces", "checkpointer", "_resumption"),
+    "_rollouts_left",
+)
 #: Metrics that are printed only with ``verbose=2``. TensorBoard and CSV files have all metrics.
 _DETAILS: Final = frozenset(
     {
@@ -117,6 +125,8 @@ class Algorithm(BaseAlgorithm):
     checkpointer: ResumeCallback | None = None
     #: what the next ``learn`` goes on from
     _resumption: Resumption | None = None
+    #: number of rollouts that ``warm_up_critic`` has still to collect; None while it does not run
+    _rollouts_left: int | None = None
 
     # ---------------------------------------------------------------- arguments
 
@@ -497,6 +507,125 @@ class Algorithm(BaseAlgorithm):
         if not self._is_kept_by_load("seed"):
             super().set_random_seed(seed)
 
+    # ---------------------------------------------------------------- demonstrations
+
+    def pretrain(
+        self,
+        demos: Demonstrations,
+        n_epochs: int = 300,
+        batch_size: int = 128,
+        validation: float = 0.1,
+        critic: bool | None = None,
+        learning_rate: float = 1e-3,
+        min_std: float = 0.1,
+        freeze_normalization: bool = True,
+        patience: int | None = 50,
+        seed: int | None = None,
+        progress_bar: bool = False,
+    ) -> PretrainReport:
+        r"""Train the policy to do what was demonstrated, before ``learn``. This is behavior cloning.
+
+        .. math:: \min_\theta -\frac{1}{M} \sum_t \log \pi_\theta(a_t|s_t)
+
+        Source: Pomerleau (1989); the equality with the policy gradient is in
+        :func:`~sb3_pg.functional.behavior_cloning_loss`. In this order:
+
+        1. If the env has a VecNormalize that is in training, its statistics get the demonstrated observations and, if
+           they are known, the discounted rewards, as if it had seen these steps. Those of observations then stay as
+           they are (``freeze_normalization``), also in a second ``pretrain``.
+        2. The actor is trained by minibatches, with Adam of its own: ``policy.optimizer`` is not used, and its state
+           stays as it is, fresh in a new model. Parameters that only the critic depends on do not change. The epoch
+           that is best on held-out episodes is kept: the one with the smallest loss, or for a Box with the smallest
+           mean absolute error of the most probable action.
+        3. The critic is trained on the demonstrated returns with the discount ``gamma``, rewards as VecNormalize scales
+           them, again with Adam of its own; of features that it shares with the actor it trains its own head only.
+           A truncated episode is bootstrapped with the critic's value of its final observation. Without final
+           observations, the last observation is taken for it, whose step then is no sample. With
+           ``normalize_value_targets``, the scale of the targets is updated with all returns. The critic of
+           :class:`~sb3_pg.OffPAC` is Q(s, a): it learns the returns of demonstrated actions alone, and knows nothing of
+           others; its target network becomes its copy.
+
+        Demonstrations of an env with action masks may have them under the key "action_mask" of the observations.
+        Without, every action counts as allowed. Policies with memory learn from whole episodes.
+
+        ``critic_warmup_updates`` and ``anchor`` count from here. ``num_timesteps`` stays as it is. If it fails or is
+        interrupted, the model is as before.
+
+        :param demos: the demonstrations, with observations as the env returns them, before VecNormalize
+        :param n_epochs: passes over the demonstrations, at most, of the actor, and of the critic
+        :param batch_size: steps per gradient step. Minibatches of a policy with memory hold whole episodes, and so may
+            have more
+        :param validation: share of the episodes that are held out, in [0, 1): at least one of two or more; steps of a
+            single episode. 0 holds out nothing: all epochs count, and the last is kept
+        :param critic: whether to train the critic. None trains it if one is in use and the demonstrations have rewards
+        :param learning_rate: step size of Adam
+        :param min_std: smallest standard deviation of Box actions, as a share of half the width of the action's range
+            (before the squashing, where a policy squashes); 0 for none. A deterministic expert would let it go to 0,
+            so that nothing is explored afterwards. It is a parameter that is clamped after each gradient step; where it
+            depends on the state (gSDE, OffPAC), its root mean square over the demonstrated states is kept at least
+            so large. See :class:`~sb3_pg.demonstrations.cloning.StdFloor`
+        :param freeze_normalization: whether the statistics of observations in a VecNormalize stay as they are from here
+            on. If they followed the states that the cloned policy visits while it explores, its networks would get
+            other inputs in the same state, and it would lose what it has learned. Frozen statistics count as 10^12
+            steps; ``env.obs_rms.count = n`` lets them go on as if they came from n steps. The statistics of rewards go
+            on in any case
+        :param patience: epochs without a better result on held-out steps, after which training stops; None for never.
+            The critic stops after as many epochs without a smaller loss on the steps that it learns from
+        :param seed: of the episodes that are held out, and of the order of the steps; None draws it from PyTorch's
+            generator, which the model's ``seed`` has set
+        :param progress_bar: whether to show the epochs
+        :return: losses, and how well policy and critic agree with the demonstrations
+        :raises ValueError: an argument is out of range, the demonstrations do not fit the model's spaces, or
+            ``critic=True`` without rewards or without a critic. Nothing has changed then
+        :raises TypeError: an argument is of the wrong type
+        :raises NonFiniteError: a loss or a parameter would not be finite
+        """
+        given = {name: arg.plain(value) for name, value in locals().items() if name != "self"}
+        arg.check_arguments(given, PRETRAIN_CHECKS)
+        self._make_plain()
+        if getattr(self, "policy", None) is None:
+            raise ValueError("pretrain() needs a policy, which _init_setup_model=False has left out: give True")
+        self._require_what_policy_has()
+        self._require_no_resumption("pretrain")
+        if "anchor" in self.checks:
+            self.checks["anchor"]("anchor", vars(self).get("anchor"))
+        to_fit = self._critic_to_fit() if critic is not False else None
+        if critic and to_fit is None:
+            raise ValueError("critic=True trains a critic, and none is in use: use baseline='value', or critic=None")
+        if critic and demos.rewards is None:
+            raise ValueError("critic=True takes demonstrations with rewards, got some without: give critic=None")
+        if demos.rewards is None:
+            to_fit = None
+        steps = steps_for(self, demos)  # checks them, before a seed is drawn
+        arguments = {name: given[name] for name in ("n_epochs", "batch_size", "learning_rate", "patience")}
+        schedule = Schedule(**arguments, seed=int(th.randint(1 << 31, (1,))) if seed is None else given["seed"])
+        more = {name: given[name] for name in ("validation", "min_std", "freeze_normalization", "progress_bar")}
+        report = pretrain(self, steps, to_fit, schedule, **more)
+        if "learner_state" in vars(self):
+            vars(self)["learner_state"].n_warmed_up = 0
+        if (anchor := copy(vars(self).get("anchor"))) is not None:
+            anchor.restart()
+            vars(self)["anchor"] = anchor
+        return report
+
+    def _critic_to_fit(self) -> CriticToFit | None:
+        """Return the critic for demonstrations; None if the algorithm uses none."""
+        return None
+
+    def _require_env(self, method: str) -> VecEnv:
+        if self.env is None:
+            raise ValueError(f"{method}() needs an environment: call set_env(env), or load(path, env=env)")
+        return self.env
+
+    def _require_no_resumption(self, what: str) -> None:
+        """Require that the model does not wait to go on with an interrupted run.
+
+        :param what: what is asked for, for the error message
+        :raises ValueError: it does
+        """
+        if self._resumption is not None:
+            raise ValueError(f"{what} comes before learn, and this model goes on with a run that has begun: call learn")
+
     # ---------------------------------------------------------------- the env
 
     @classmethod
@@ -565,12 +694,11 @@ class Algorithm(BaseAlgorithm):
             log_interval = 1
             # A short run is logged about five times.
             self._log_steps = max(1, min(AUTO_LOG_STEPS * self.n_envs, int(total_timesteps) // 5))
-        if self.env is None:
-            raise ValueError("learn() needs an environment: call set_env(env), or load(path, env=env)")
+        env = self._require_env("learn")
         if getattr(self, "policy", None) is None:
             raise ValueError("learn() needs a policy, which _init_setup_model=False has left out: give True")
         self._require_what_policy_has()
-        fit_evaluations(callback, self.uses_masks, self.env)
+        fit_evaluations(callback, self.uses_masks, env)
         updates_before = self._n_updates
         if self._resumption is not None:
             self._resumption.require_same_total(total_timesteps)
@@ -595,6 +723,13 @@ class Algorithm(BaseAlgorithm):
         """
         learn: Any = super().learn  # type: ignore[safe-super]  # a method of SB3's on- or off-policy base
         learn(*arguments)
+
+    def _ends_here(self) -> bool:
+        """Return whether ``warm_up_critic`` has collected all its rollouts. If not, count the next one."""
+        if self._rollouts_left is None:
+            return False
+        self._rollouts_left -= 1
+        return self._rollouts_left < 0
 
     def _at_boundary(self) -> None:
         """Do what is to be done between an update and the next rollout: resume, or save a checkpoint."""
@@ -656,8 +791,12 @@ class Algorithm(BaseAlgorithm):
         return result
 
     def _update_current_progress_remaining(self, num_timesteps: int, total_timesteps: int) -> None:
-        """Update the progress as SB3's method does, but not below 0 if the last rollout takes more steps than asked."""
-        super()._update_current_progress_remaining(min(num_timesteps, total_timesteps), total_timesteps)
+        """Update the progress as SB3's method does, but not below 0 if the last rollout takes more steps than asked.
+
+        ``warm_up_critic`` makes no progress.
+        """
+        if self._rollouts_left is None:
+            super()._update_current_progress_remaining(min(num_timesteps, total_timesteps), total_timesteps)
 
     def predict(
         self,
@@ -707,10 +846,11 @@ class Algorithm(BaseAlgorithm):
         self.logger.record("train/n_skipped", self._n_skipped)
 
     def _record(self, metrics: Metrics) -> None:
-        """Log metrics under ``train/``, with a single transfer from the device."""
+        """Log metrics under ``train/``, unless their names have a slash, with a single transfer from the device."""
         values = th.stack([th.as_tensor(v, device=self.device).detach().float() for v in metrics.values()]).tolist()
         for name, value in zip(metrics, values, strict=True):
-            self.logger.record(f"train/{name}", value, self._detail if name in _DETAILS else None)
+            whole = name if "/" in name else f"train/{name}"
+            self.logger.record(whole, value, self._detail if name in _DETAILS else None)
 
     @property
     def _detail(self) -> str | None:

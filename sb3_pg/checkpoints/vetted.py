@@ -39,6 +39,7 @@ _CLASSES: Final = {
     "sb3_pg.baselines.linear": "LinearBaseline",
     "sb3_pg.baselines.optimal": "OptimalBaseline",
     "sb3_pg.baselines.value": "ValueBaseline",
+    "sb3_pg.demonstrations.anchors": "DemonstrationLoss KLAnchor",
     "sb3_pg.learner.critic": "ReturnScale",
     "sb3_pg.learner.learner": "LearnerState",
     "sb3_pg.policies.behavior": "PolicyBehavior",

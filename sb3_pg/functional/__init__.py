@@ -17,7 +17,7 @@ from sb3_pg.functional.importance import (
     truncate,
     truncated_fraction,
 )
-from sb3_pg.functional.losses import policy_gradient_loss, reduce_actor, value_loss
+from sb3_pg.functional.losses import behavior_cloning_loss, policy_gradient_loss, reduce_actor, value_loss
 from sb3_pg.functional.natural_gradient import (
     FisherVectorProduct,
     LineSearch,
@@ -34,6 +34,7 @@ __all__ = [
     "GradientDiagnostics",
     "LineSearch",
     "Solution",
+    "behavior_cloning_loss",
     "conjugate_gradient",
     "distribution_parameters",
     "effective_sample_size",

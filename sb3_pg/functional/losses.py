@@ -26,6 +26,24 @@ def policy_gradient_loss(
     return -reduce_actor(log_prob * advantages.detach(), mask, n_episodes)
 
 
+def behavior_cloning_loss(log_prob: th.Tensor, mask: th.Tensor | None = None) -> th.Tensor:
+    r"""Mean negative log-probability of demonstrated actions. Its minimum is the maximum-likelihood policy.
+
+    .. math:: L(\theta) = -\frac{1}{M} \sum_t \log \pi_\theta(a_t | s_t)
+
+    It is :func:`policy_gradient_loss` with an advantage of 1 at every step. So its gradient is minus the policy
+    gradient of actions that all have the return 1: behavior cloning makes every action more likely, the policy gradient
+    makes it so in proportion to its return. Source: the CS 224R lecture and the slides on policy gradients ("Policy
+    Gradient Vs Maximum Likelihood").
+
+    :param log_prob: log pi(a_t | s_t) of the demonstrated actions, nats, with gradient
+    :param mask: True where a sample is valid, same shape
+    :return: a scalar, nats
+    :raises ValueError: unequal shapes
+    """
+    return policy_gradient_loss(log_prob, th.ones_like(log_prob), mask)
+
+
 def reduce_actor(per_step: th.Tensor, mask: th.Tensor | None = None, n_episodes: int | None = None) -> th.Tensor:
     """Reduce per-step actor terms: sum over time and mean over episodes, or mean over steps.
 

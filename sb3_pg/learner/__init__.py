@@ -1,5 +1,6 @@
 """The learner: new parameters from a batch, without an env or an algorithm."""
 
+from sb3_pg.learner.anchor import Anchor, Penalty
 from sb3_pg.learner.critic import CriticFit, ReturnScale, make_critic_optimizer
 from sb3_pg.learner.estimators import Bootstrapped, ImportanceSampled, MonteCarlo, VTrace
 from sb3_pg.learner.gradient_step import GradientStep
@@ -9,6 +10,7 @@ from sb3_pg.learner.metrics import Metrics
 from sb3_pg.learner.trust_region import NaturalStep
 
 __all__ = [
+    "Anchor",
     "Bootstrapped",
     "CriticFit",
     "Estimator",
@@ -20,6 +22,7 @@ __all__ = [
     "Metrics",
     "MonteCarlo",
     "NaturalStep",
+    "Penalty",
     "Report",
     "ReturnScale",
     "Step",

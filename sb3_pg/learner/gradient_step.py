@@ -23,11 +23,13 @@ class GradientStep(Step):
     r"""One step of ``policy.optimizer`` along the gradient of the pseudo-loss.
 
     .. math:: L(\theta, \phi) = -\hat E[w_t \log \pi_\theta(a_t|s_t) \hat A_t]
-              - c_{ent} \hat E[H(\pi_\theta(\cdot|s_t))] + c_{vf} \hat E[(V_\phi(s_t) - y_t)^2]
+              - c_{ent} \hat E[H(\pi_\theta(\cdot|s_t))] + c_k P(\theta) + c_{vf} \hat E[(V_\phi(s_t) - y_t)^2]
 
     For complete episodes, E is the sum over time and the mean over episodes; for segments, the mean over steps. The
     critic's E is always the mean over steps. A critic with steps of its own has no term here, unless actor and critic
-    share features, which are trained by both losses.
+    share features, which are trained by both losses. c_k P is the weighted penalty of an
+    :class:`~sb3_pg.learner.Anchor`, a mean over steps. For complete episodes it is multiplied by their mean length: its
+    share of the gradient is that with segments.
 
     :param ent_coef: c_ent, weight of the entropy bonus, reward units per nat
     :param vf_coef: c_vf, weight of the critic's loss
@@ -54,6 +56,12 @@ class GradientStep(Step):
             # Without a closed form, -log_prob estimates the entropy; its gradient is that of the score function.
             bonus = -log_prob.detach() * log_prob if entropy is None else entropy
             loss = loss - self.ent_coef * reduce_actor(bonus, n_episodes=n_episodes)
+        if (anchor := learner.active_anchor) is not None:
+            known = None if scores.distribution is None else scores.distribution()
+            penalty = anchor.draw(policy)(inputs.observations, known)
+            length = 1.0 if n_episodes is None else len(log_prob) / n_episodes
+            loss = loss + anchor.weight * length * penalty
+            metrics |= anchor.metrics(penalty)
         if scores.values is not None and inputs.targets is not None:
             metrics["value_loss"] = value_loss(scores.values, inputs.targets)
             loss = loss + self.vf_coef * metrics["value_loss"]
@@ -70,7 +78,7 @@ class GradientStep(Step):
             corrections = {p: c.view_as(p) * part for (p, part), c in zip(score.items(), parts, strict=True)}
         norm = descend(policy, loss, inputs, self.max_grad_norm, corrections)
         if not math.isfinite(norm):
-            raise nonfinite_gradient(policy, batch)
+            raise nonfinite_gradient(policy, batch, metrics)
         policy.optimizer.step()
         return metrics | {"grad_norm": norm}
 

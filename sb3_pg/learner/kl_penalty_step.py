@@ -10,6 +10,7 @@ from torch.distributions import Distribution
 
 from sb3_pg.errors import NonFiniteError
 from sb3_pg.functional import joint_kl, value_loss, with_parameters
+from sb3_pg.learner.anchor import Anchor
 from sb3_pg.learner.gradient_step import descend
 from sb3_pg.learner.learner import Learner, Step, StepInputs
 from sb3_pg.learner.metrics import Metrics, describe_policy
@@ -34,7 +35,9 @@ class KLPenaltyStep(Step):
        passes of minibatch gradient steps
     2. :math:`\lambda \leftarrow \max\big(0,\; \lambda + \alpha\, (\bar D_{KL} - \epsilon)\big)`
 
-    The parameters are those of :class:`~sb3_pg.KLPenaltyPG`. ``kl_coef`` is lambda, which the step moves.
+    The parameters are those of :class:`~sb3_pg.KLPenaltyPG`. ``kl_coef`` is lambda, which the step moves. The penalty
+    of an :class:`~sb3_pg.learner.Anchor` is part of each minibatch's loss, with a draw of its own. The logged surrogate
+    is without it.
     """
 
     kl_coef: float = 1.0
@@ -61,7 +64,7 @@ class KLPenaltyStep(Step):
                 gradient = objective.gradient(actor, keep_graph=False)
             else:
                 objective.remember()
-        metrics = self._ascend(policy, batch, inputs, objective)
+        metrics = self._ascend(learner, batch, inputs, objective)
         if learner.warms_up:
             return metrics
         with evaluation_mode(policy):
@@ -95,13 +98,14 @@ class KLPenaltyStep(Step):
         return min(max(self.kl_coef * factor, 1e-8), 1e8)  # 0 and infinity would stay what they are
 
     def _ascend(
-        self, policy: ActorCriticPolicy, batch: RolloutBatch, inputs: StepInputs, objective: SurrogateObjective
+        self, learner: Learner, batch: RolloutBatch, inputs: StepInputs, objective: SurrogateObjective
     ) -> Metrics:
         """Step 1.
 
         :return: means over its gradient steps
         :raises NonFiniteError: a gradient is not finite
         """
+        policy, anchor = learner.policy, learner.active_anchor
         kind, old = objective.old_distribution
         targets = inputs.credit if inputs.targets is None else inputs.targets
         columns = (inputs.actions, inputs.credit.float(), objective.old_log_prob, targets, *old)
@@ -112,11 +116,13 @@ class KLPenaltyStep(Step):
                 action, credit, log_prob, target, *parameters = rows
                 y = None if inputs.targets is None else target
                 minibatch = inputs._replace(observations=obs, actions=action, credit=credit, targets=y)
-                epoch.append(self._minibatch_step(policy, minibatch, log_prob, with_parameters(kind, parameters)))
+                before = with_parameters(kind, parameters)
+                epoch.append(self._minibatch_step(policy, minibatch, log_prob, before, anchor))
             steps += epoch
             kl, norm = th.stack([th.stack((step["kl"], step["grad_norm"])) for step in epoch]).amax(0).tolist()
             if not math.isfinite(norm):
-                raise nonfinite_gradient(policy, batch)
+                sums = {name: th.stack([step[name] for step in epoch]).sum() for name in epoch[0]}
+                raise nonfinite_gradient(policy, batch, sums)
             if self.max_kl_ratio is not None and kl > self.max_kl_ratio * self.target_kl:
                 break
         means = {name: th.stack([step[name] for step in steps]).mean() for name in steps[0] if name != "kl"}
@@ -128,6 +134,7 @@ class KLPenaltyStep(Step):
         inputs: StepInputs,
         old_log_prob: th.Tensor,
         old: list[Distribution],
+        anchor: Anchor | None,
     ) -> dict[str, th.Tensor]:
         """One step of gradient ascent."""
         observations, with_values = inputs.observations, inputs.targets is not None
@@ -144,6 +151,10 @@ class KLPenaltyStep(Step):
         if self.ent_coef > 0:
             entropy = scores.entropy()
             loss = loss - self.ent_coef * (ratio - 1 - ratio * log_prob if entropy is None else entropy).mean()
+        if anchor is not None:
+            penalty = anchor.draw(policy)(observations, new)
+            loss = loss + anchor.weight * penalty
+            metrics |= {name: th.as_tensor(value) for name, value in anchor.metrics(penalty).items()}
         if scores.values is not None and inputs.targets is not None:
             metrics["value_loss"] = value_loss(scores.values, inputs.targets)
             loss = loss + self.vf_coef * metrics["value_loss"]

@@ -11,6 +11,7 @@ from stable_baselines3.common.policies import ActorCriticPolicy
 
 from sb3_pg.errors import NonFiniteError
 from sb3_pg.functional import normalize, rounding
+from sb3_pg.learner.anchor import Anchor
 from sb3_pg.learner.critic import CriticFit, ReturnScale, fit_critic
 from sb3_pg.learner.metrics import Metrics, describe_batch
 from sb3_pg.learner.rollback import OptimizerSnapshot, require_finite_parameters
@@ -128,9 +129,9 @@ class Step(ABC):
 class LearnerState:
     """State that lasts from one update to the next, besides that of the policy and the optimizers.
 
-    Two more things last, each in the object that uses it: the fitted baseline in the estimator, and the KL coefficient
-    in :class:`~sb3_pg.learner.KLPenaltyStep`. The algorithms keep them in ``model.fitted_baseline`` and
-    ``model.kl_coef``, and give them to every new estimator and step.
+    Three more things last, each in the object that uses it: the fitted baseline in the estimator, the KL coefficient in
+    :class:`~sb3_pg.learner.KLPenaltyStep`, and what an :class:`~sb3_pg.learner.Anchor` remembers. The algorithms keep
+    them in ``model.fitted_baseline``, ``model.kl_coef`` and ``model.anchor``.
 
     :param return_scale: running scale of the critic's targets
     :param n_warmed_up: updates in which only the critic was trained
@@ -177,6 +178,7 @@ class Learner:
     :param step: from :mod:`sb3_pg.learner.gradient_step`, ``trust_region`` or ``kl_penalty_step``
     :param critic: how the critic is trained
     :param normalize_advantage: shift and scale each batch of advantages to mean 0 and standard deviation 1
+    :param anchor: holds the actor near another policy or near data; None for nothing
     :param state: state of an earlier learner of the policy, to go on from; None to begin
 
     >>> from stable_baselines3.common.env_util import make_vec_env
@@ -200,6 +202,7 @@ class Learner:
         critic: CriticFit | None = None,
         *,
         normalize_advantage: bool = False,
+        anchor: Anchor | None = None,
         state: LearnerState | None = None,
     ) -> None:
         self.policy = policy
@@ -207,6 +210,7 @@ class Learner:
         self.step = step
         self.critic = critic or CriticFit()
         self.normalize_advantage = normalize_advantage
+        self.anchor = anchor
         self.state = state or LearnerState()
         #: what the current update measures
         self.report: Report = "step"
@@ -264,6 +268,11 @@ class Learner:
     def warms_up(self) -> bool:
         """Whether only the critic is trained so far."""
         return self.state.n_warmed_up < self.critic.warmup_updates
+
+    @property
+    def active_anchor(self) -> Anchor | None:
+        """The anchor, if it has any weight in the present update."""
+        return None if self.anchor is None or self.warms_up or not self.anchor.weight else self.anchor
 
     @property
     def value_scale(self) -> float:
@@ -347,6 +356,8 @@ class Learner:
             self.before = None
         if inputs is not None:
             self.step.conclude(self)
+        if self.anchor is not None:
+            self.anchor.n_updates += not self.warms_up
         self.state.n_warmed_up += self.warms_up
         return metrics
 

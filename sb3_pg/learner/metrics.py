@@ -111,18 +111,24 @@ def clipped_action_fraction(batch: RolloutBatch, policy: ActorCriticPolicy) -> t
 
 
 def explained_variance(batch: RolloutBatch) -> th.Tensor:
+    """See :func:`share_of_variance`: b is the critic's value, or the baseline of an algorithm without one."""
+    assert batch.returns is not None
+    assert batch.advantages is not None
+    returns: th.Tensor = batch.select(batch.returns)
+    error = batch.select(batch.advantages) if batch.values is None else returns - batch.select(batch.values)
+    return share_of_variance(returns, error)
+
+
+def share_of_variance(returns: th.Tensor, error: th.Tensor) -> th.Tensor:
     """1 - Var[G - b] / Var[G]: 1 is a perfect baseline, 0 no better than a constant.
 
     It is NaN if the standard deviation of G is at most a thousandth of its root mean square. The ratio of the two
     variances means nothing then: a critic of a solved env that errs by 0.03 on returns of 100.00 +- 0.001 would get
     -900.
 
-    b is the critic's value, or the baseline of an algorithm without one.
+    :param returns: G, reward units
+    :param error: G - b, reward units, same shape
     """
-    assert batch.returns is not None
-    assert batch.advantages is not None
-    returns: th.Tensor = batch.select(batch.returns)
-    error = batch.select(batch.advantages) if batch.values is None else returns - batch.select(batch.values)
     variance = returns.var(correction=0)
     differ = variance > _NEGLIGIBLE_SPREAD**2 * returns.square().mean()
     result: th.Tensor = 1.0 - error.var(correction=0) / variance.where(differ, th.nan)

@@ -1,5 +1,6 @@
 """Checks of an update, and what undoes it: a number that is not finite goes no further."""
 
+import math
 from collections import defaultdict
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
@@ -52,8 +53,15 @@ def frozen(optimizer: th.optim.Optimizer) -> Iterator[None]:
             parameter.requires_grad_(True)
 
 
-def nonfinite_gradient(policy: ActorCriticPolicy, batch: RolloutBatch) -> NonFiniteError:
-    """Return the error for a gradient that is not finite: it names the batch's first such number, or the parameter."""
+def nonfinite_gradient(
+    policy: ActorCriticPolicy, batch: RolloutBatch, metrics: Mapping[str, th.Tensor | float] | None = None
+) -> NonFiniteError:
+    """Return the error for a gradient that is not finite: it names the first such number.
+
+    :param policy: its parameters may have gradients
+    :param batch: what the gradient was computed from
+    :param metrics: of the update. The penalty of an anchor among them may be what is not finite
+    """
     for name, tensor in (("advantage", batch.advantages), ("log_prob", batch.log_probs), ("value", batch.values)):
         if tensor is None:
             continue
@@ -61,6 +69,9 @@ def nonfinite_gradient(policy: ActorCriticPolicy, batch: RolloutBatch) -> NonFin
         if len(bad):
             step, env = bad[0].tolist()
             return NonFiniteError(name, float(tensor[step, env]), env, step)
+    for name, value in (metrics or {}).items():
+        if name.startswith("anchor/") and not math.isfinite(penalty := float(th.as_tensor(value).detach())):
+            return NonFiniteError(name, penalty, hint="The policy never takes an action that the anchor asks for.")
     for name, parameter in policy.named_parameters():
         if parameter.grad is not None and not parameter.grad.isfinite().all():
             value = parameter.grad[~parameter.grad.isfinite()][0]

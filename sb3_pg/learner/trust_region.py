@@ -23,6 +23,7 @@ from sb3_pg.functional import (
     with_parameters,
 )
 from sb3_pg.functional.precision import precise
+from sb3_pg.learner.anchor import Anchor
 from sb3_pg.learner.learner import Learner, Step, StepInputs
 from sb3_pg.learner.metrics import Metrics, describe_policy
 from sb3_pg.learner.rollback import nonfinite_gradient
@@ -57,7 +58,7 @@ _FAILURES_TO_WARN = 3
 class Effect(NamedTuple):
     """What a step has done to the policy, measured on the samples that it was made from; by default, no step.
 
-    ``gain`` is that of the objective, entropy included, in reward units.
+    ``gain`` is that of the objective, entropy and anchor included, in reward units.
     """
 
     joint_kl: th.Tensor | float = 0.0
@@ -81,17 +82,18 @@ class _Old(NamedTuple):
     log_prob: th.Tensor
     entropy: th.Tensor
     distribution: Sequence[th.distributions.Distribution]
+    penalty: th.Tensor
 
 
 class SurrogateObjective:
     r"""Objective of a new policy, estimated from a batch that the old policy has collected.
 
-    .. math:: L(\theta) = \hat E[\rho_t(\theta)\, w_t \hat A_t] + c_{ent} \hat E[H(\pi_\theta(\cdot|s_t))], \qquad
-              \rho_t(\theta) = \frac{\pi_\theta(a_t|s_t)}{\pi_{old}(a_t|s_t)}
+    .. math:: L(\theta) = \hat E[\rho_t(\theta)\, w_t \hat A_t] + c_{ent} \hat E[H(\pi_\theta(\cdot|s_t))]
+              - c_k P(\theta), \qquad \rho_t(\theta) = \frac{\pi_\theta(a_t|s_t)}{\pi_{old}(a_t|s_t)}
 
-    E is the mean over steps. Source: Schulman et al. (2015), eq. 14; Kakade and Langford (2002), theorem 4.1. An
-    entropy without closed form is estimated by rho - 1 - rho log pi, whose gradient at theta_old is that of the score
-    function.
+    E is the mean over steps, and c_k P the weighted penalty of an :class:`~sb3_pg.learner.Anchor`. Source: Schulman et
+    al. (2015), eq. 14; Kakade and Langford (2002), theorem 4.1. An entropy without closed form is estimated by
+    rho - 1 - rho log pi, whose gradient at theta_old is that of the score function.
 
     :param policy: in evaluation mode whenever a method is called: the policy that acts
     :param observations: the states that it was in, one row per sample, or their history
@@ -99,6 +101,7 @@ class SurrogateObjective:
     :param credit: w_t A_t, reward units, ``(n_samples,)``
     :param ent_coef: c_ent
     :param chunk_size: samples per forward; of a single chunk the graph is kept
+    :param anchor: the anchor, which draws one penalty for all of this object's computations; None for none
     """
 
     def __init__(
@@ -109,9 +112,11 @@ class SurrogateObjective:
         credit: th.Tensor,
         ent_coef: float = 0.0,
         chunk_size: int = CHUNK_SIZE,
+        anchor: Anchor | None = None,
     ) -> None:
         self._policy, self._ent_coef, self._chunk_size = policy, ent_coef, chunk_size
         self._n_samples = len(credit)
+        self._anchor, self._penalty = anchor, None if anchor is None else anchor.draw(policy)
         samples = th.arange(len(credit), device=credit.device)
         chunks = list(minibatches(observations, [actions, credit, samples], chunk_size, shuffle=False))
         self._chunks = [(chunk, actions, credit) for chunk, (actions, credit, _) in chunks]
@@ -132,6 +137,13 @@ class SurrogateObjective:
         return th.cat([old.entropy for old in self._old]).mean()
 
     @property
+    def anchor_metrics(self) -> Metrics:
+        """Metrics of the anchor before the step."""
+        if self._anchor is None:
+            return {}
+        return self._anchor.metrics(th.stack([old.penalty for old in self._old]).sum() / self._n_samples)
+
+    @property
     def old_distribution(self) -> tuple[Sequence[th.distributions.Distribution], list[th.Tensor]]:
         """The policy's distribution before the step: an object of its kind, and its parameters at all states."""
         chunks = [distribution_parameters(old.distribution) for old in self._old]
@@ -143,7 +155,7 @@ class SurrogateObjective:
         with th.no_grad():
             for observations, actions, _ in self._chunks:
                 distribution = action_distribution(self._policy, observations)
-                self._remember(distribution, distribution.log_prob(actions), distribution.entropy())
+                self._remember(observations, distribution, distribution.log_prob(actions), distribution.entropy())
 
     def gradient(self, parameters: Sequence[th.Tensor], keep_graph: bool = True) -> th.Tensor:
         """Return the gradient at theta, and remember the policy as it is now as the one before the step.
@@ -164,7 +176,9 @@ class SurrogateObjective:
                 if self._ent_coef > 0:
                     bonus = -log_prob.detach() * log_prob if entropy is None else entropy
                     objective = objective + self._ent_coef * bonus.sum()
-            whole = self._remember(distribution, log_prob, entropy)
+                whole, penalty = self._remember(observations, distribution, log_prob, entropy)
+                if self._anchor is not None:
+                    objective = objective - self._anchor.weight * penalty
             self.distribution = whole if keep_graph else None
             gradients: Sequence[th.Tensor] = [objective.new_zeros(0)]  # where all of theta is frozen
             if parameters:
@@ -184,15 +198,24 @@ class SurrogateObjective:
         with uncompiled():  # the graph is differentiated twice
             return require_torch_distributions(self._policy, action_distribution(self._policy, chunk))
 
-    def _remember(self, distribution: SB3Distribution, log_prob: th.Tensor, entropy: th.Tensor | None) -> Distributions:
+    def _remember(
+        self, observations: Any, distribution: SB3Distribution, log_prob: th.Tensor, entropy: th.Tensor | None
+    ) -> tuple[Distributions, th.Tensor]:
+        """Return the torch distributions at a chunk of states, and the anchor's penalty there."""
         whole = require_torch_distributions(self._policy, distribution)
+        penalty = self._penalty_at(observations, whole, len(log_prob))
         known = with_parameters(whole, [z.detach() for z in distribution_parameters(whole)])
-        self._old.append(_Old(log_prob.detach(), (-log_prob if entropy is None else entropy).detach(), known))
-        return whole
+        entropies = -log_prob if entropy is None else entropy
+        self._old.append(_Old(log_prob.detach(), entropies.detach(), known, penalty.detach()))
+        return whole, penalty
+
+    def _penalty_at(self, observations: Any, distributions: Distributions, n: int) -> th.Tensor:
+        """Return the anchor's penalty at a chunk of n states, times n; 0 without an anchor."""
+        return th.zeros(()) if self._penalty is None else n * self._penalty(observations, distributions)
 
     def effect(self) -> Effect:
         """Compare the policy as it is now with the remembered one."""
-        kls, gains, bonuses, ratios = [], [], [], []
+        kls, gains, bonuses, ratios, penalties = [], [], [], [], []
         with th.no_grad():
             for (observations, actions, credit), old in zip(self._chunks, self._old, strict=True):
                 distribution = action_distribution(self._policy, observations)
@@ -201,15 +224,22 @@ class SurrogateObjective:
                 excess = log_ratio.expm1()
                 ratios.append(excess + 1)
                 gains.append(excess * credit)
-                kls.append(joint_kl(old.distribution, require_torch_distributions(self._policy, distribution)))
+                now = require_torch_distributions(self._policy, distribution)
+                kls.append(joint_kl(old.distribution, now))
+                if self._anchor is not None:
+                    penalties.append(self._penalty_at(observations, now, len(credit)) - old.penalty)
                 if self._ent_coef > 0:
                     entropy = distribution.entropy()
                     new = excess - (excess + 1) * log_prob if entropy is None else entropy
                     bonuses.append(new - old.entropy)
-            ratio, surrogate = th.cat(ratios), th.cat(gains).mean()
+            ratio, gain = th.cat(ratios), th.cat(gains).mean()
+            if bonuses:
+                gain = gain + self._ent_coef * th.cat(bonuses).mean()
+            if self._anchor is not None:
+                gain = gain - self._anchor.weight * th.stack(penalties).sum() / self._n_samples
             return Effect(
                 joint_kl=precise(th.cat(kls)).mean(),
-                gain=surrogate + self._ent_coef * th.cat(bonuses).mean() if bonuses else surrogate,
+                gain=gain,
                 largest_ratio=ratio.max(),
                 effective_sample_size=ratio.sum().square() / ratio.square().sum() / len(ratio),
             )
@@ -266,9 +296,9 @@ class NaturalStep(Step):
               L(\theta) - L(\theta_{old}) \ge \eta\, \beta^k\, \nabla L^T s
 
     L is :class:`~sb3_pg.learner.trust_region.SurrogateObjective`, F the Fisher matrix of the whole action vector's
-    distribution, averaged over states (:class:`~sb3_pg.functional.FisherVectorProduct`). Source: Kakade (2001);
-    Schulman et al. (2015), appendix C. (The slides print g^T F g for the denominator, which is g^T F^-1 g = x^T F x,
-    and exchange the two policies in the divergence.)
+    distribution, averaged over states (:class:`~sb3_pg.functional.FisherVectorProduct`). An anchor changes L, and
+    neither F nor the divergence. Source: Kakade (2001); Schulman et al. (2015), appendix C. (The slides print g^T F g
+    for the denominator, which is g^T F^-1 g = x^T F x, and exchange the two policies in the divergence.)
 
     :param target_kl: delta, joint KL, nats
     :param step_size: alpha of the step :math:`\alpha (F + c I)^{-1} \nabla L`, which is taken instead of the one above;
@@ -301,9 +331,8 @@ class NaturalStep(Step):
 
     def take(self, learner: Learner, batch: RolloutBatch, inputs: StepInputs) -> Metrics:
         """Take the step in evaluation mode, in which the policy acts."""
-        objective = SurrogateObjective(
-            learner.policy, inputs.observations, inputs.actions, inputs.credit, self.ent_coef, self.chunk_size
-        )
+        samples = inputs.observations, inputs.actions, inputs.credit
+        objective = SurrogateObjective(learner.policy, *samples, self.ent_coef, self.chunk_size, learner.active_anchor)
         with evaluation_mode(learner.policy):
             metrics, learner.outcome = self._take(learner, batch, objective)
         return metrics
@@ -323,9 +352,9 @@ class NaturalStep(Step):
         policy, parameters = learner.policy, list(learner.actor.values())
         gradient = objective.gradient(parameters, keep_graph=self.subsample == 1)
         norm = float(precise(gradient).norm())
+        metrics: Metrics = {"grad_norm": norm, **describe_policy(policy, objective.entropy), **objective.anchor_metrics}
         if not math.isfinite(norm):
-            raise nonfinite_gradient(policy, batch)
-        metrics: Metrics = {"grad_norm": norm, **describe_policy(policy, objective.entropy)}
+            raise nonfinite_gradient(policy, batch, metrics)
         step, taken, effect = None, LineSearch(0.0, 0, "zero_gradient"), Effect()
         predicted_gain = step_size = 0.0
         if norm > 0:

@@ -146,8 +146,11 @@ class NormalizationGuard:
         require_finite_step("observation", obs, 0, hint)
 
     @contextmanager
-    def statistics_kept(self) -> Iterator[None]:
-        """Restore the running statistics if the body raises a NonFiniteError."""
+    def statistics_kept(self, on: type[BaseException] = NonFiniteError) -> Iterator[None]:
+        """Restore the running statistics if the body raises an error.
+
+        :param on: class of the errors
+        """
         if self.wrapper is None:
             yield
             return
@@ -157,7 +160,7 @@ class NormalizationGuard:
         before = [copy.deepcopy(vars(running)) for running in statistics]
         try:
             yield
-        except NonFiniteError:
+        except on:
             for running, values in zip(statistics, before, strict=True):
                 vars(running).update(values)  # in place: evaluation envs may share the object
             raise

@@ -39,8 +39,12 @@ from sb3_pg.algorithms import ALGORITHMS, AsyncActorCritic
 from sb3_pg.algorithms.async_actor_critic import is_asynchronous
 from sb3_pg.algorithms.off_policy import OffPolicyShell
 from sb3_pg.algorithms.on_policy import OnPolicyPG
+from sb3_pg.algorithms.pretraining import steps_for
 from sb3_pg.checkpoints import ResumeCallback, latest_checkpoint, unchanged_random_state
+from sb3_pg.demonstrations import DemonstrationLoss, Demonstrations, KLAnchor
 from sb3_pg.envs import ActorVecEnv, GymVectorAdapter, has_native_vector, make_vec_env, subproc_vec_env
+from sb3_pg.errors import NonFiniteError
+from sb3_pg.learner import Anchor
 from sb3_pg.zoo.command_errors import CommandError
 from sb3_pg.zoo.registry import config_path
 from sb3_pg.zoo.safe_files import Loading, forget_trust
@@ -87,6 +91,8 @@ class Experiment(ExperimentManager):
         if self.resumed is not None:
             self.save_path = self.resumed
             self.params_path = f"{self.save_path}/{self.env_name}"
+        #: what the model learns from before it is trained; None for nothing
+        self.demos: Demonstrations | None = None
 
     @property
     def checkpoints(self) -> Path:
@@ -120,6 +126,12 @@ class Experiment(ExperimentManager):
                 print(f"For {space}: {fitted}")
                 hyperparams.update(fitted)
                 saved = type(saved)((name, hyperparams[name]) for name in sorted(hyperparams))
+        if getattr(self.args, "pretrain", None) and self.resumed is None:
+            with refusing(OSError, TypeError, ValueError, prefix="--pretrain: "):
+                self.demos = Demonstrations.load(self.args.pretrain)
+        if getattr(self.args, "anchor", None) and self.resumed is None:  # that of the checkpoint otherwise
+            with refusing(ValueError, prefix="--anchor: "):
+                hyperparams["anchor"] = read_anchor(self.args.anchor, self.demos)
         self._given = hyperparams  # rl_zoo3 turns this dict into the model's arguments, in place
         return hyperparams, saved
 
@@ -213,13 +225,25 @@ class Experiment(ExperimentManager):
                         hyperparams.pop(name, None)
                     with refusing(*errors, prefix=prefix):
                         loading = Loading(ALGOS[self.algo], self.args.trusted)
-                        return int(loading.load(self.trained_agent, **kwargs, **hyperparams).num_timesteps)
+                        model = loading.load(self.trained_agent, **kwargs, **hyperparams)
+                    self._check_demonstrations(model)
+                    return int(model.num_timesteps)
                 if not self.optimize_hyperparameters:  # a search replaces some of the hyperparameters
                     with refusing(AssertionError, TypeError, ValueError):
-                        ALGOS[self.algo](**kwargs, **hyperparams)
+                        model = ALGOS[self.algo](**kwargs, **hyperparams)
+                    self._check_demonstrations(model)
             finally:
                 env.close()
         return None
+
+    def _check_demonstrations(self, model: BaseAlgorithm) -> None:
+        """Check that the demonstrations fit a model.
+
+        :raises CommandError: they do not
+        """
+        if self.demos is not None:
+            with refusing(ValueError, prefix="--pretrain: "):
+                steps_for(model, self.demos)
 
     def setup_experiment(self) -> Any:
         """Make callbacks, envs and model as rl_zoo3 does. A run that is resumed loads its newest checkpoint instead.
@@ -296,7 +320,10 @@ class Experiment(ExperimentManager):
     def learn(self, model: BaseAlgorithm) -> None:
         """Train the model as rl_zoo3 does. A run that continues another one continues its count of steps.
 
+        With ``--pretrain``, the model learns from the demonstrations first. If that is interrupted, nothing is saved.
+
         :param model: as :meth:`setup_experiment` returns it
+        :raises CommandError: a number that is not finite in what it learns from the demonstrations
         """
         if self.algo == "ars":  # rl_zoo3 gives it more arguments
             super().learn(model)
@@ -311,19 +338,32 @@ class Experiment(ExperimentManager):
         if isinstance(model, AsyncActorCritic) and is_asynchronous(model):
             self._fit_callbacks_to_fragments(model)
         try:
-            with _refilled_buffer(model) if self.continue_training else nullcontext():
+            if self.demos is not None:
+                self._pretrain(model, self.demos)
+            with self._ended_by_interrupt(), _refilled_buffer(model) if self.continue_training else nullcontext():
                 model.learn(self.n_timesteps, callback=self.callbacks or None, **kwargs)
-            shutil.rmtree(self.checkpoints, ignore_errors=True)
-        except KeyboardInterrupt:  # the model is saved as it is
-            if latest_checkpoint(self.checkpoints) is not None:
-                where = f"--env {self.env_name.gym_id} -f {shlex.quote(str(self.log_folder))}"
-                print(f"Interrupted. Go on with: sb3-pg train --algo {self.algo} {where} --resume")
+                shutil.rmtree(self.checkpoints, ignore_errors=True)
         finally:
             if self.callbacks and self.callbacks[0].locals:  # training has begun
                 self.callbacks[0].on_training_end()  # removes the progress bar
             assert model.env is not None
             with suppress(EOFError):  # the interrupt has ended worker processes too
                 model.env.close()
+
+    def _pretrain(self, model: Any, demos: Demonstrations) -> None:
+        with refusing(NonFiniteError, prefix="--pretrain: "):
+            report = model.pretrain(demos, progress_bar=self.show_progress)
+        print(report)
+
+    @contextmanager
+    def _ended_by_interrupt(self) -> Iterator[None]:
+        """Context that an interrupt ends, after which the model is saved as it is."""
+        try:
+            yield
+        except KeyboardInterrupt:
+            if latest_checkpoint(self.checkpoints) is not None:
+                where = f"--env {self.env_name.gym_id} -f {shlex.quote(str(self.log_folder))}"
+                print(f"Interrupted. Go on with: sb3-pg train --algo {self.algo} {where} --resume")
 
     def _fit_callbacks_to_fragments(self, model: BaseAlgorithm) -> None:
         """Leave out checkpoints to resume from, which need a boundary between rollouts, and keep frequencies.
@@ -337,6 +377,27 @@ class Experiment(ExperimentManager):
                 setattr(one, name, getattr(one, name) * len(cast(ActorVecEnv, model.env.unwrapped).shares))
         if self.verbose > 0:
             print("This run cannot be resumed: what its actors are collecting is not saved.")
+
+
+def read_anchor(text: str, demos: Demonstrations | None = None) -> Anchor | None:
+    """Make the anchor that ``--anchor`` asks for.
+
+    :param text: ``KIND:COEF`` or ``KIND:COEF:DECAY``, with the kind "kl" or "demos"
+    :param demos: the demonstrations for "demos"; None to check the text alone
+    :return: None for "demos" without demonstrations
+    :raises ValueError: the text has another form, or a number is out of range
+    """
+    kind, *numbers = text.split(":")
+    try:
+        values = [float(number) for number in numbers]
+    except ValueError:
+        values = []
+    if kind not in ("kl", "demos") or len(values) not in (1, 2):
+        raise ValueError(f"must be kl:COEF, kl:COEF:DECAY, demos:COEF or demos:COEF:DECAY, got {text!r}")
+    held = KLAnchor(*values)  # checks the numbers
+    if kind == "kl":
+        return held
+    return None if demos is None else DemonstrationLoss(demos, held.coef, held.decay)
 
 
 @contextmanager

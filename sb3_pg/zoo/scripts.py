@@ -33,7 +33,7 @@ from sb3_pg.envs import with_action_masks
 from sb3_pg.extras import extra_hints
 from sb3_pg.rollout import EndlessEpisodeError
 from sb3_pg.zoo.command_errors import CommandError
-from sb3_pg.zoo.experiment import CHECKPOINTS, VECTOR_BACKENDS, Experiment, refusing, refusing_env
+from sb3_pg.zoo.experiment import CHECKPOINTS, VECTOR_BACKENDS, Experiment, read_anchor, refusing, refusing_env
 from sb3_pg.zoo.safe_files import SettingsLoader, replaced, safe_files
 
 # Comes before the user's arguments, which override it. By default, rl_zoo3 looks for agents of its own hub.
@@ -231,6 +231,19 @@ class _TrainParser(argparse.ArgumentParser):
             help="go on with the newest unfinished run of --algo on --env in --log-folder, as if it had not been "
             "interrupted. All other options are those of that run",
         )
+        self.add_argument(
+            "--pretrain",
+            metavar="FILE",
+            help="demonstrations that the policy learns from before training begins, and the critic too if they have "
+            "rewards: an .npz, such as `sb3-pg record` writes, or HDF5 (extra `minari`)",
+        )
+        self.add_argument(
+            "--anchor",
+            type=_anchor_text,
+            metavar="KIND:COEF[:DECAY]",
+            help="hold the policy near the first one (kl:0.1), or near the demonstrations of --pretrain (demos:0.1), "
+            "with this weight, which each update multiplies by DECAY (default: 1)",
+        )
 
     def _take_saved_options(self, parsed: argparse.Namespace) -> None:
         """Replace the options by those of the run that is resumed.
@@ -272,6 +285,10 @@ class _TrainParser(argparse.ArgumentParser):
             value = getattr(parsed, name)
             if value is not None and value < 1:
                 self.error(f"argument --{name.replace('_', '-')}: must be at least 1, got {value}")
+        if parsed.pretrain is not None:
+            self._check_pretrain(parsed)
+        if parsed.anchor is not None:
+            self._check_anchor(parsed)
         if parsed.log_interval == 0:
             self.error("argument --log-interval: must be at least 1, -1 (default) or -2 (no logging), got 0")
         for package in parsed.gym_packages:
@@ -282,6 +299,28 @@ class _TrainParser(argparse.ArgumentParser):
             self.error(f"argument --env: no environment is registered as {parsed.env!r}{hint}")
         self._check_files(parsed)
         return parsed
+
+    def _check_pretrain(self, parsed: argparse.Namespace) -> None:
+        """Check that the algorithm has an actor that learns from demonstrations, and that there is a run.
+
+        :raises SystemExit: it has none, or this is a search
+        """
+        able = [name for name, cls in ALGORITHMS.items() if hasattr(cls, "pretrain")]
+        if parsed.algo not in able:
+            self.error(f"argument --pretrain: {parsed.algo} has no pretrain, which these have: {', '.join(able)}")
+        if parsed.optimize_hyperparameters:
+            self.error("argument --pretrain: a search (--optimize-hyperparameters) has no model to pretrain")
+
+    def _check_anchor(self, parsed: argparse.Namespace) -> None:
+        """Check that the algorithm has anchors, and that there are demonstrations for one that needs them.
+
+        :raises SystemExit: it has none, or there are none
+        """
+        cls = ALGORITHMS.get(parsed.algo)
+        if "anchor" not in getattr(cls, "checks", ()):
+            self.error(f"argument --anchor: {parsed.algo} has no anchors")
+        if parsed.anchor.startswith("demos:") and parsed.pretrain is None:
+            self.error(f"argument --anchor: {parsed.anchor} takes the demonstrations of --pretrain, which is not given")
 
     def _check_files(self, parsed: argparse.Namespace) -> None:
         """Check that the files that options name exist.
@@ -296,6 +335,18 @@ class _TrainParser(argparse.ArgumentParser):
                 self.error(f"argument -conf/--conf-file: there is no file {config!r}")
         elif config and not hasattr(_import(self, "-conf/--conf-file", config), "hyperparams"):
             self.error(f"argument -conf/--conf-file: module {config!r} has no dict 'hyperparams'")
+
+
+def _anchor_text(text: str) -> str:
+    """Return the value of ``--anchor``, once it is known to make one.
+
+    :raises ArgumentTypeError: it makes none
+    """
+    try:
+        read_anchor(text)
+    except ValueError as error:
+        raise argparse.ArgumentTypeError(str(error)) from error
+    return text
 
 
 class _AgentParser(argparse.ArgumentParser):

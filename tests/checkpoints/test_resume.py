@@ -20,7 +20,20 @@ from stable_baselines3.common.env_util import make_vec_env
 from stable_baselines3.common.logger import KVWriter, Logger, configure
 from stable_baselines3.common.vec_env import VecFrameStack, VecNormalize
 
-from sb3_pg import TRPO, ActorCritic, Memory, NonFiniteError, OffPAC, OffPolicyPG, Reinforce, ResumeCallback
+from sb3_pg import (
+    TRPO,
+    ActorCritic,
+    DemonstrationLoss,
+    Demonstrations,
+    KLAnchor,
+    KLPenaltyPG,
+    Memory,
+    NonFiniteError,
+    OffPAC,
+    OffPolicyPG,
+    Reinforce,
+    ResumeCallback,
+)
 from sb3_pg.checkpoints import latest_checkpoint
 from sb3_pg.checkpoints.folder import CheckpointFolder, Manifest
 from sb3_pg.checkpoints.run_state import require_run_attributes
@@ -45,8 +58,24 @@ MAKE: dict[str, Make] = {
     "off-policy-pg-memory": lambda env, **k: OffPolicyPG(
         "MlpPolicy", env, **{"memory": Memory("gru", 8), "train_freq": (24, "step"), **k}
     ),
+    "trpo-kl-anchor": lambda env, **k: TRPO(
+        "MlpPolicy", env, **{"n_steps": 32, "batch_size": 32, "anchor": KLAnchor(0.5, 0.9), **k}
+    ),
+    "actor-critic-kl-anchor-memory": lambda env, **k: ActorCritic(
+        "MlpPolicy", env, **{"memory": Memory("gru", 8), "n_steps": 7, "anchor": KLAnchor(0.5, 0.9), **k}
+    ),
+    "kl-penalty-demonstrations": lambda env, **k: KLPenaltyPG(
+        "MlpPolicy", env, **{"n_steps": 32, "n_epochs": 2, "anchor": demonstrated(env), **k}
+    ),
     "actor-critic-sde": lambda env, **k: ActorCritic("MlpPolicy", env, **{"use_sde": True, "n_steps": 16, **k}),
 }
+
+
+def demonstrated(env: Any) -> DemonstrationLoss:
+    rng = np.random.default_rng(0)
+    observations = rng.normal(scale=0.1, size=(30, *env.observation_space.shape))
+    actions = np.zeros((30, *env.action_space.shape), env.action_space.dtype)
+    return DemonstrationLoss(Demonstrations(observations, actions), 0.5, decay=0.9, batch_size=8)
 
 
 class KilledError(Exception):
@@ -119,22 +148,15 @@ def state_of(model: Any) -> dict[str, Any]:
     return {"parameters": model.get_parameters(), "episodes": episodes, "n_updates": model._n_updates}
 
 
-@pytest.mark.parametrize("env_id", ["CartPole-v1", "Pendulum-v1"])
-@pytest.mark.parametrize("name", MAKE)
-def test_equals_an_uninterrupted_run(name: str, env_id: str, tmp_path: Path) -> None:
-    if name == "actor-critic-sde" and env_id == "CartPole-v1":
-        pytest.skip("gSDE is for Box actions")
-
-    def make() -> Any:
-        return MAKE[name](make_env(env_id, normalized=True), seed=0, device="cpu")
-
+def require_the_same_run(make: Callable[[], Any], folder: Path, env_id: str = "CartPole-v1") -> None:
+    """Train a model, and another one that is interrupted and resumed."""
     whole = make()
-    rows = train(whole, tmp_path / "whole").rows
-    first = interrupted(make(), tmp_path / "cut")
-    again = type(whole).resume(tmp_path / "cut", make_env(env_id, normalized=True), device="cpu")
+    rows = train(whole, folder / "whole").rows
+    first = interrupted(make(), folder / "cut")
+    again = type(whole).resume(folder / "cut", make_env(env_id, normalized=True), device="cpu")
     at = again.num_timesteps
     assert 0 < at < STEPS or env_id == "Pendulum-v1"  # two episodes of 200 steps are one rollout
-    rest = train(again, tmp_path / "cut").rows
+    rest = train(again, folder / "cut").rows
     assert same(state_of(again), state_of(whole))
     kept = [row for row in first.rows if row[0] <= at]
     kept = kept[: len(rows) - len(rest)]  # a log at the boundary itself comes after the checkpoint
@@ -142,6 +164,35 @@ def test_equals_an_uninterrupted_run(name: str, env_id: str, tmp_path: Path) -> 
     assert same([*kept, *rest], rows)
     assert same(again.env.obs_rms.mean, whole.env.obs_rms.mean)
     assert same(again.env.returns, whole.env.returns)
+
+
+@pytest.mark.parametrize("env_id", ["CartPole-v1", "Pendulum-v1"])
+@pytest.mark.parametrize("name", MAKE)
+def test_equals_an_uninterrupted_run(name: str, env_id: str, tmp_path: Path) -> None:
+    if name == "actor-critic-sde" and env_id == "CartPole-v1":
+        pytest.skip("gSDE is for Box actions")
+    require_the_same_run(lambda: MAKE[name](make_env(env_id, normalized=True), seed=0, device="cpu"), tmp_path, env_id)
+
+
+PRETRAINED = ["actor-critic-batch", "trpo-kl-anchor", "off-policy", "off-pac", "actor-critic-memory", "kl-penalty"]
+OFTEN_PRETRAINED = ["actor-critic-batch", "trpo-kl-anchor", "off-pac"]
+
+
+@pytest.mark.parametrize("name", the_others_slow(PRETRAINED, OFTEN_PRETRAINED))
+def test_a_pretrained_model(name: str, tmp_path: Path) -> None:
+    """What is left of pretraining is in the model, its VecNormalize and its anchor."""
+    given = demonstrated(make_env()).demos
+    assert given is not None
+    rewards = np.linspace(0, 1, given.n_steps)
+    demos = Demonstrations(given.observations, given.actions, rewards, given.terminated, given.truncated)
+
+    def make() -> Any:
+        warms_up = {} if name == "off-pac" else {"critic_warmup_updates": 2}
+        model = MAKE[name](make_env(normalized=True), seed=0, device="cpu", **warms_up)
+        model.pretrain(demos, n_epochs=3, validation=0)
+        return model
+
+    require_the_same_run(make, tmp_path)
 
 
 def test_frame_stack_and_schedule_and_frozen_parameters(tmp_path: Path) -> None:

@@ -24,7 +24,20 @@ from stable_baselines3.common.torch_layers import NatureCNN
 from stable_baselines3.common.utils import set_random_seed
 from stable_baselines3.common.vec_env import DummyVecEnv, VecEnv, VecFrameStack, VecMonitor, VecNormalize
 
-from sb3_pg import NPG, TRPO, ActorCritic, AsyncActorCritic, KLPenaltyPG, Memory, OffPAC, OffPolicyPG, Reinforce
+from sb3_pg import (
+    NPG,
+    TRPO,
+    ActorCritic,
+    AsyncActorCritic,
+    DemonstrationLoss,
+    Demonstrations,
+    KLAnchor,
+    KLPenaltyPG,
+    Memory,
+    OffPAC,
+    OffPolicyPG,
+    Reinforce,
+)
 from sb3_pg.action_masks import mask_sizes
 from sb3_pg.algorithms.shell import LEARN_CHECKS
 from sb3_pg.envs import ActorVecEnv
@@ -318,6 +331,7 @@ VALID: dict[str, list[Any]] = {
     "act_device": [None, "cpu", th.device("cpu")],
     "memory": [None, "lstm", {"kind": "gru", "hidden_size": np.int64(3)}, Memory("gru", 2, 2, "none", 2)],
     "use_action_masks": [None, False],
+    "anchor": [None, KLAnchor(0.0), KLAnchor(1, 0.5), KLAnchor(1e-3, 0.9)],
     "device": ["cpu", "auto", th.device("cpu")],
     "max_episode_steps": [30, np.int64(40), 10**9],
     "n_steps": [None, 4, 1, np.int64(6)],
@@ -390,6 +404,7 @@ WRONG: dict[str, list[Any]] = {
     "device": DEVICES,
     "act_device": DEVICES,
     "use_action_masks": [True],
+    "anchor": [KLAnchor, 0.1, DemonstrationLoss(Demonstrations(np.zeros((4, 2)), np.zeros(4, int)), 1.0)],
     "memory": ["rnn", {"kind": "rnn"}, {"foo": 1}, Memory, {"n_layers": 0}, {1: 2}],
     "rollout_buffer_kwargs": [{"foo": 1}, {"n_envs": 9}, {1: 2}],
     "replay_buffer_kwargs": [{"foo": 1}, {"n_envs": 9}, {1: 2}],

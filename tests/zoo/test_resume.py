@@ -14,6 +14,7 @@ from gymnasium.envs.classic_control import CartPoleEnv
 from sb3_pg import ActorCritic
 from sb3_pg.cli import main
 from sb3_pg.zoo.scripts import unfinished_run
+from tests.demonstrations.demos import cart_poles
 from tests.helpers import parameters
 
 ENV = "Own/Balance-v0"
@@ -70,6 +71,19 @@ def test_a_resumed_run_ends_as_one_that_was_not_interrupted() -> None:
     assert sb3_pg(f"{TRAIN} -f cut --resume") == 0
     assert th.equal(weights("cut"), weights("whole"))
     assert unfinished_run("cut", "actor_critic", ENV) is None
+
+
+def test_a_run_that_was_pretrained(capsys: pytest.CaptureFixture[str]) -> None:
+    """The demonstrations are not learned from again, and their file is not needed; the anchor goes on."""
+    cart_poles().save("demos.npz")
+    options = "--pretrain demos.npz --anchor demos:0.5:0.9"
+    assert sb3_pg(NEW.replace(" -params", f" {options} -f whole -params")) == 0
+    interrupt(NEW.replace(" -params", f" {options} -f cut -params"), after=130)
+    Path("demos.npz").unlink()
+    capsys.readouterr()
+    assert sb3_pg(f"{TRAIN} -f cut --resume") == 0
+    assert "Cloned" not in capsys.readouterr().out
+    assert th.equal(weights("cut"), weights("whole"))
 
 
 def test_a_run_that_cannot_be_resumed(capsys: pytest.CaptureFixture[str]) -> None:

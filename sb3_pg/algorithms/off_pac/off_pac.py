@@ -28,12 +28,14 @@ from sb3_pg.algorithms.off_pac.losses import (
     critic_loss,
     default_actor_gradient,
     entropies,
+    state_values,
 )
 from sb3_pg.algorithms.off_pac.policies import OffPACCnnPolicy, OffPACMultiInputPolicy, OffPACPolicy, act, move_target
 from sb3_pg.algorithms.off_policy import REPLAY
 from sb3_pg.algorithms.saved_files import load_replay_buffer, save_replay_buffer
 from sb3_pg.algorithms.shell import Algorithm, LogInterval, waits_for_learning_starts
 from sb3_pg.algorithms.validation import SB3, EnvLike, Group, documented
+from sb3_pg.demonstrations.critic_fit import CriticToFit
 from sb3_pg.envs import normalization_with_masks
 from sb3_pg.learner.metrics import Metrics
 from sb3_pg.learner.optimizers import with_fewer_operations
@@ -336,6 +338,22 @@ class OffPAC(Algorithm, OffPolicyAlgorithm):
     @property
     def _gradient(self) -> ActorGradient:
         return self.actor_gradient or default_actor_gradient(self.action_space)
+
+    def _critic_to_fit(self) -> CriticToFit:
+        """Return Q, which learns the returns of demonstrated actions."""
+        policy, critic = self.policy, self.policy.critic
+
+        def value_after(_: Any, observations: Any) -> th.Tensor:
+            return state_values(critic, observations, policy.actor.distribution(observations), self.n_actions)
+
+        return CriticToFit(
+            [parameter for group in critic.optimizer.param_groups for parameter in group["params"]],
+            critic.q_values,
+            value_after,
+            [last for network in critic.q_networks if isinstance(last := [*network.children()][-1], th.nn.Linear)],
+            self.gamma,
+            finish=lambda: move_target(critic, policy.critic_target, 1.0),
+        )
 
     # ---------------------------------------------------------------- collecting
 
