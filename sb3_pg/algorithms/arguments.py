@@ -61,8 +61,9 @@ def _check_memory(_name: str, value: Any) -> None:
 
 
 def _check_anchor(name: str, value: Any) -> None:
-    arg.instance(Anchor, optional=True)(name, value)
     if value is not None:
+        if not isinstance(value, Anchor):
+            raise TypeError(f"{name} must be a KLAnchor, a DemonstrationLoss or None, got {value!r}")
         require_valid_anchor(value)
 
 

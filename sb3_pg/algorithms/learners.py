@@ -132,12 +132,28 @@ def require_valid_anchor(anchor: Anchor, model: Any = None) -> None:
     """
     try:
         anchor.require_valid()
+    except (TypeError, ValueError) as error:
+        raise type(error)(f"anchor.{error}") from error
+    try:
         if model is not None and not anchor.fits:
             demos = anchor.demos if isinstance(anchor, DemonstrationLoss) else None
             anchor.require_fit(model.policy, None if demos is None else space_of(model, demos))
     except (TypeError, ValueError) as error:
         kind = TypeError if isinstance(error, TypeError) else ValueError
         raise kind(f"anchor must be a {type(anchor).__name__} that fits: {error}") from error
+
+
+def require_anchor_before_learning(model: Any) -> None:
+    """Require an anchor that fits, with its data, before anything is collected.
+
+    :raises TypeError: it is no anchor
+    :raises ValueError: it does not fit the policy, or its data are missing
+    """
+    anchor = refresh_learner(model).anchor
+    if anchor is None or not anchor.weight or model._rollouts_left is not None:  # warm_up_critic uses none
+        return
+    if missing := anchor.what_is_missing:
+        raise ValueError(missing)
 
 
 def _refresh_anchor(model: Any, learner: Learner) -> None:

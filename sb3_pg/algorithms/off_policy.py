@@ -28,6 +28,7 @@ from sb3_pg.algorithms.learners import (
     bootstraps_truncated,
     critic_to_fit,
     refresh_learner,
+    require_anchor_before_learning,
     set_up_learner,
     take_update,
     value_scale,
@@ -285,6 +286,10 @@ class OffPolicyShell(Algorithm, OffPolicyAlgorithm):
         """
         self._log_interval, self._has_callbacks = (1 if log_interval == "auto" else log_interval), bool(callback)
         return self._learn(total_timesteps, callback, log_interval, tb_log_name, reset_num_timesteps, progress_bar)
+
+    def _run(self, *arguments: Any) -> None:
+        require_anchor_before_learning(self)
+        super()._run(*arguments)
 
     def _why_no_update(self) -> str:
         assert self.replay_buffer is not None

@@ -22,6 +22,7 @@ from sb3_pg.algorithms.learners import (
     bootstraps_truncated,
     critic_to_fit,
     refresh_learner,
+    require_anchor_before_learning,
     set_up_learner,
     take_update,
     uses_critic,
@@ -215,6 +216,7 @@ class OnPolicyPG(Algorithm, OnPolicyAlgorithm):
         progress_bar: bool,
     ) -> None:
         """Collect, log and update in turn, as SB3's ``learn``, but with a count of iterations that can be resumed."""
+        require_anchor_before_learning(self)
         total_timesteps, callback = self._setup_learn(
             total_timesteps, callback, reset_num_timesteps, tb_log_name, progress_bar
         )

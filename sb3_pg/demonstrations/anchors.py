@@ -11,7 +11,7 @@ from stable_baselines3.common.policies import ActorCriticPolicy
 
 from sb3_pg.demonstrations.data import Demonstrations
 from sb3_pg.demonstrations.steps import DemonstratedSteps
-from sb3_pg.functional import behavior_cloning_loss, joint_kl
+from sb3_pg.functional import behavior_cloning_loss, joint_kl, policy_gradient_loss
 from sb3_pg.learner import Anchor, Penalty
 from sb3_pg.learner.trust_region import require_known_divergence, require_torch_distributions
 from sb3_pg.policies import (
@@ -50,6 +50,10 @@ class KLAnchor(Anchor):
     :math:`\pi_0` gets the observations as the policy does: normalized by the present statistics of a VecNormalize. With
     ``memory``, it remembers the episode from its first step in the batch. If that step goes on with an earlier rollout,
     it begins with what the present policy remembers there; with complete episodes this does not occur.
+
+    :class:`~sb3_pg.Reinforce`, :class:`~sb3_pg.OffPolicyPG` and ``ActorCritic(n_steps=None)`` sum over the time of
+    complete episodes. They multiply P by the mean length of the batch's episodes, so that the same ``coef`` holds the
+    policy as it does with segments.
 
     :param coef: c, reward units per nat
     :param decay: d, in [0, 1], factor of the weight per update
@@ -164,24 +168,34 @@ class DemonstrationLoss(Anchor):
     many demonstrations there are: ``coef`` is :math:`\lambda_0 n_D / n`, for n steps in a batch and
     ``normalize_advantage=True``. With NPG and TRPO the Fisher matrix is that of the batch alone, as in DAPG.
 
+    :class:`~sb3_pg.Reinforce`, :class:`~sb3_pg.OffPolicyPG` and ``ActorCritic(n_steps=None)`` sum over the time of
+    complete episodes. They multiply P by the mean length of the batch's episodes, so that this ``coef`` is right there
+    too.
+
     Observations are normalized as the env's are, by the present statistics of a VecNormalize. Actions and action masks
-    are treated as ``pretrain`` does. A policy with ``memory`` learns from whole episodes, drawn at random until they
-    have ``batch_size`` steps.
+    are treated as ``pretrain`` does. A policy with ``memory`` learns from whole episodes: an episode's probability to
+    be drawn is proportional to its length, and P is estimated by the mean over the drawn episodes of each one's mean
+    over steps. This is unbiased, as the mean over drawn steps is without memory.
 
     A model's file holds the demonstrations' arrays. Those that are memory-mapped stay in their own file: a model that
-    was loaded wants them again, by ``model.anchor.demos = Demonstrations.load(path, mmap=True)``.
+    was loaded wants them again before ``learn``, by ``model.anchor.demos = Demonstrations.load(path, mmap=True)`` for
+    an ``.npz``. Other numbers of steps or episodes than it had are refused.
 
     :param demos: the demonstrations
     :param coef: c, reward units per nat
     :param decay: d, in [0, 1], factor of the weight per update
-    :param batch_size: steps that are drawn for each gradient step, with replacement; None for all of them
+    :param batch_size: steps that are drawn for each gradient step, with replacement; None for all of them. With
+        ``memory``, as many episodes are drawn, at least one, as have about so many steps on average
     :raises TypeError: an argument is of the wrong type
     :raises ValueError: an argument is out of range
     """
 
     name: ClassVar[str] = "nll"
     transient: ClassVar[tuple[str, ...]] = (*Anchor.transient, "_steps")
+    uses_states: ClassVar[bool] = False
     _demos: Demonstrations | None
+    #: of a model that was loaded without its demonstrations: how many there were
+    _stored: str | None = None
     #: the demonstrations as the policy takes them, once they are known to fit
     _steps: DemonstratedSteps | None = None
 
@@ -200,15 +214,25 @@ class DemonstrationLoss(Anchor):
     def demos(self, demos: Demonstrations) -> None:
         if not isinstance(demos, Demonstrations):
             raise TypeError(f"demos must be Demonstrations, got {demos!r}")
+        if self._stored is not None and self._stored != _numbers(demos):
+            raise ValueError(
+                f"demos must have {self._stored}, as those that the model was saved with, got {_numbers(demos)}: for "
+                "others, give the model another DemonstrationLoss"
+            )
+        self._stored = None
         self._demos, self._steps, self.fits = demos, None, False
 
     def draw(self, policy: ActorCriticPolicy) -> Penalty:
         """Draw a minibatch, and return its mean of -log pi."""
-        observations, actions = self._minibatch(policy)
+        observations, actions, lengths = self._minibatch(policy)
 
         def penalty(_observations: Any, _distributions: Distributions | None) -> th.Tensor:
             score = score_actions if th.is_grad_enabled() else score_in_chunks
-            return behavior_cloning_loss(score(policy, observations, actions, with_values=False).log_prob)
+            log_prob = score(policy, observations, actions, with_values=False).log_prob
+            if lengths is None:
+                return behavior_cloning_loss(log_prob)
+            shares = th.as_tensor(1 / lengths.repeat(lengths)).to(log_prob)
+            return policy_gradient_loss(log_prob, shares, n_episodes=len(lengths))
 
         return penalty
 
@@ -230,37 +254,52 @@ class DemonstrationLoss(Anchor):
             raise ValueError(f"batch_size must be a whole number of at least 1 or None, got {size}")
         self.batch_size = None if size is None else int(size)
 
+    @property
+    def what_is_missing(self) -> str:
+        """As the base class: the demonstrations, if they are in the file ``path``."""
+        if self._demos is not None:
+            return ""
+        is_npz = str(self.path).endswith(".npz")
+        how = "Demonstrations.load(path, mmap=True)" if is_npz else "Demonstrations(...) of the same arrays"
+        return (
+            f"the anchor's demonstrations, {self._stored}, are in {self.path!r}, which loading a model does not open: "
+            f"set model.anchor.demos = {how}"
+        )
+
     def _normalized(self, rows: Any) -> Any:
         return rows if self.normalize is None else self.normalize(rows)
 
-    def _minibatch(self, policy: ActorCriticPolicy) -> tuple[Any, th.Tensor]:
-        """Return observations, or their history, and actions, as the policy takes them."""
+    def _minibatch(self, policy: ActorCriticPolicy) -> tuple[Any, th.Tensor, np.ndarray | None]:
+        """Return observations, or their history, and actions, as the policy takes them.
+
+        :return: the third are the lengths of the episodes, if some are drawn
+        """
         demos = self._demos
         if demos is None:
-            raise ValueError(
-                f"the anchor's demonstrations are in {self.path!r}, which loading a model does not open: set "
-                "model.anchor.demos = Demonstrations.load(path, mmap=True)"
-            )
+            raise ValueError(self.what_is_missing)
         if self._steps is None or self._steps.policy is not policy:
             self.require_fit(policy)
         steps, size = self._steps, self.batch_size
         assert steps is not None
         draws = size is not None and size < demos.n_steps
         if has_memory(policy):
-            episodes = self._drawn_episodes(demos) if draws else demos.episodes
+            lengths = np.array([episode.stop - episode.start for episode in demos.episodes])
+            drawn = self._drawn_episodes(lengths) if draws else np.arange(len(lengths))
+            episodes = [demos.episodes[number] for number in drawn]
             rows = np.concatenate([np.arange(episode.start, episode.stop) for episode in episodes])
-            return steps.history(episodes), steps.actions[th.as_tensor(rows, device=policy.device)]
+            actions = steps.actions[th.as_tensor(rows, device=policy.device)]
+            return steps.history(episodes), actions, lengths[drawn] if draws else None
         if not draws:
-            return steps.observations(slice(None)), steps.actions
+            return steps.observations(slice(None)), steps.actions, None
         chosen = th.randint(demos.n_steps, (size or 0,)).sort().values
-        return steps.observations(chosen.numpy()), steps.actions[chosen.to(policy.device)]
+        return steps.observations(chosen.numpy()), steps.actions[chosen.to(policy.device)], None
 
-    def _drawn_episodes(self, demos: Demonstrations) -> list[slice]:
-        """Draw episodes until they have enough steps."""
-        order = th.randperm(demos.n_episodes).numpy()
-        lengths = np.array([episode.stop - episode.start for episode in demos.episodes])
-        last = int(np.searchsorted(lengths[order].cumsum(), self.batch_size or 0))
-        return [demos.episodes[number] for number in order[: last + 1]]
+    def _drawn_episodes(self, lengths: np.ndarray) -> np.ndarray:
+        """Draw numbers of episodes, with replacement, with probabilities proportional to their lengths."""
+        expected = np.square(lengths, dtype=np.float64).sum() / lengths.sum()  # steps of an episode that is drawn
+        n = max(1, round((self.batch_size or 0) / expected))
+        ends = th.as_tensor(lengths.cumsum())
+        return th.searchsorted(ends, th.randint(int(ends[-1]), (n,)), right=True).numpy()
 
     def __getstate__(self) -> dict[str, Any]:
         """Return the attributes for pickle and for a model's file: the demonstrations' arrays, or their path."""
@@ -268,6 +307,7 @@ class DemonstrationLoss(Anchor):
         demos = state.pop("_demos")
         if demos is not None:
             state["path"] = _mapped_file(demos)
+            state["_stored"] = None if state["path"] is None else _numbers(demos)
         if state["path"] is None:
             state["arrays"] = {name: getattr(demos, name) for name in _ARRAYS}
         return state
@@ -275,6 +315,10 @@ class DemonstrationLoss(Anchor):
     def __setstate__(self, state: dict[str, Any]) -> None:
         arrays = state.pop("arrays", None)
         vars(self).update(state, _demos=None if arrays is None else Demonstrations(**arrays))
+
+
+def _numbers(demos: Demonstrations) -> str:
+    return f"{demos.n_steps} steps in {demos.n_episodes} episode{'s' * (demos.n_episodes > 1)}"
 
 
 def _mapped_file(demos: Demonstrations) -> str | None:

@@ -1,5 +1,6 @@
 """Checks of arguments, and of arrays against a model's observation and action space."""
 
+import inspect
 import warnings
 from numbers import Integral
 from typing import Any, Final, NamedTuple
@@ -12,6 +13,8 @@ from sb3_pg.errors import SpaceError
 
 #: Numbers that are compared at a time. It bounds the memory that memory-mapped arrays take.
 CHUNK: Final = 1 << 24
+#: Packages whose lines no warning names.
+_OURS: Final = ("sb3_pg", "stable_baselines3")
 #: How far an action may be outside of the bounds, as a fraction of their distance.
 _ROUNDING: Final = 1e-6
 
@@ -80,7 +83,7 @@ def check_observations(name: str, observations: Any, space: spaces.Space[Any], r
         warnings.warn(
             f"{name} should be in {bad.bounds}, the bounds of the model's space, got {bad.value} at {row} {bad.row}. "
             "They are used as they are",
-            stacklevel=4,
+            stacklevel=_callers_level(),
         )
 
 
@@ -107,8 +110,19 @@ def check_actions(actions: np.ndarray, space: spaces.Space[Any], squashed: bool)
         f"actions of {bad.n_rows} of {len(actions)} steps are outside of the bounds, such as {bad.bounds}, {got}. They "
         "are learned as they are, as a Gaussian policy's own are before they are clipped. Make sure that they are in "
         "the units of the env",
-        stacklevel=4,
+        stacklevel=_callers_level(),
     )
+
+
+def _callers_level() -> int:
+    """Return the ``stacklevel`` with which a warning of the calling function names the user's line.
+
+    That line has called this package, perhaps through methods of SB3.
+    """
+    frame, level = inspect.currentframe(), 0
+    while frame is not None and frame.f_globals["__name__"].partition(".")[0] in _OURS:
+        frame, level = frame.f_back, level + 1
+    return level
 
 
 def _require_form(name: str, array: np.ndarray, space: spaces.Space[Any], shapes: list[Any]) -> None:

@@ -231,7 +231,9 @@ class Demonstrations:
 
         :param path: an ``.npz``, which is added if it is left out, or HDF5 (``.hdf5``, ``.h5``; extra ``minari``)
         :param mmap: whether observations and actions stay on the disk, where a row is read when it is used. Choose it
-            for images that do not fit into the memory. Numbers with a fraction are read once, to check them
+            for images that do not fit into the memory. Numbers with a fraction are read once, to check that they
+            are finite. The file's checksums are not compared, so that a number that was changed or damaged on the disk
+            is not noticed; without ``mmap``, it is refused
         :raises OSError: there is no such file
         :raises DamagedFileError: the file cannot be read
         :raises ValueError: it has no observations or actions, the class refuses its arrays, or ``mmap`` is True for a

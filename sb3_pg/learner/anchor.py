@@ -24,8 +24,13 @@ class Anchor(ABC):
 
     .. math:: L_k(\theta) = L(\theta) - c\, d^k\, P(\theta)
 
-    k counts the updates with this anchor, as ``train/n_updates`` does; updates that only train the critic, and those
-    that fail, do not count. An update whose weight :math:`c\, d^k` is 0 is the same as without an anchor, to the bit.
+    k counts the actor's updates with this anchor. It leaves out those that only train the critic, which
+    ``train/n_updates`` counts, and those that fail. An update whose weight :math:`c\, d^k` is 0 is the same as without
+    an anchor, to the bit.
+
+    P is a mean over steps. Where a :class:`~sb3_pg.learner.GradientStep` sums L over the time of complete episodes, the
+    weight is :math:`c\, d^k\, \bar T`, with the mean length :math:`\bar T` of the batch's episodes: c means the same
+    as with segments, whose L is a mean over steps too.
 
     A copy shares what the anchor remembers, which is replaced and never changed in place.
 
@@ -37,6 +42,8 @@ class Anchor(ABC):
 
     #: name of the penalty in the log
     name: ClassVar[str]
+    #: whether the penalty depends on the states that it is taken at
+    uses_states: ClassVar[bool] = True
     #: Attributes that are made anew when they are needed: neither copied nor stored.
     transient: ClassVar[tuple[str, ...]] = ("normalize", "fits")
     #: function from raw observations to those that the policy gets at present; None for no change
@@ -53,6 +60,11 @@ class Anchor(ABC):
     def weight(self) -> float:
         """The present weight c d^k, reward units per nat."""
         return self.coef * self.decay**self.n_updates
+
+    @property
+    def what_is_missing(self) -> str:
+        """Which data a step needs that a model's file has left out, and how to give them; empty if there are none."""
+        return ""
 
     @abstractmethod
     def draw(self, policy: ActorCriticPolicy) -> Penalty:

@@ -120,6 +120,10 @@ class SurrogateObjective:
         samples = th.arange(len(credit), device=credit.device)
         chunks = list(minibatches(observations, [actions, credit, samples], chunk_size, shuffle=False))
         self._chunks = [(chunk, actions, credit) for chunk, (actions, credit, _) in chunks]
+        #: how many states each chunk's penalty counts for: a penalty that uses no states is computed once
+        self._shares = [len(credit) for *_, credit in self._chunks]
+        if anchor is not None and not anchor.uses_states:
+            self._shares = [self._n_samples, *(0 for _ in self._chunks[1:])]
         #: place of each sample in the chunks
         self._places = th.cat([rows for _, (_, _, rows) in chunks]).argsort()
         self._old: list[_Old] = []
@@ -203,21 +207,23 @@ class SurrogateObjective:
     ) -> tuple[Distributions, th.Tensor]:
         """Return the torch distributions at a chunk of states, and the anchor's penalty there."""
         whole = require_torch_distributions(self._policy, distribution)
-        penalty = self._penalty_at(observations, whole, len(log_prob))
+        penalty = self._penalty_at(observations, whole, self._shares[len(self._old)])
         known = with_parameters(whole, [z.detach() for z in distribution_parameters(whole)])
         entropies = -log_prob if entropy is None else entropy
         self._old.append(_Old(log_prob.detach(), entropies.detach(), known, penalty.detach()))
         return whole, penalty
 
     def _penalty_at(self, observations: Any, distributions: Distributions, n: int) -> th.Tensor:
-        """Return the anchor's penalty at a chunk of n states, times n; 0 without an anchor."""
-        return th.zeros(()) if self._penalty is None else n * self._penalty(observations, distributions)
+        """Return the anchor's penalty at a chunk of states, times n; 0 without an anchor."""
+        if self._penalty is None or not n:
+            return self._chunks[0][2].new_zeros(())
+        return n * self._penalty(observations, distributions)
 
     def effect(self) -> Effect:
         """Compare the policy as it is now with the remembered one."""
         kls, gains, bonuses, ratios, penalties = [], [], [], [], []
         with th.no_grad():
-            for (observations, actions, credit), old in zip(self._chunks, self._old, strict=True):
+            for (observations, actions, credit), old, n in zip(self._chunks, self._old, self._shares, strict=True):
                 distribution = action_distribution(self._policy, observations)
                 log_prob = distribution.log_prob(actions)
                 log_ratio = precise(log_prob - old.log_prob)
@@ -227,7 +233,7 @@ class SurrogateObjective:
                 now = require_torch_distributions(self._policy, distribution)
                 kls.append(joint_kl(old.distribution, now))
                 if self._anchor is not None:
-                    penalties.append(self._penalty_at(observations, now, len(credit)) - old.penalty)
+                    penalties.append(self._penalty_at(observations, now, n) - old.penalty)
                 if self._ent_coef > 0:
                     entropy = distribution.entropy()
                     new = excess - (excess + 1) * log_prob if entropy is None else entropy

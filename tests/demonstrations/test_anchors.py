@@ -2,7 +2,9 @@
 
 import copy
 import io
+import itertools
 import pickle
+import re
 from pathlib import Path
 from typing import Any
 
@@ -180,12 +182,36 @@ def test_memory(cls: Any) -> None:
             assert found == pytest.approx(np.mean(expected), rel=1e-4)
 
 
-def test_whole_episodes_are_drawn_until_there_are_enough_steps() -> None:
-    demos = demos_in(OBSERVATION_SPACES["vector"], ACTION_SPACES["discrete"], n=40, length=4)
-    anchor = DemonstrationLoss(demos, 1.0, batch_size=10)
-    chosen = anchor._drawn_episodes(demos)
-    assert len({episode.start for episode in chosen}) == len(chosen) == 3
-    assert all(episode in demos.episodes for episode in chosen)
+@pytest.mark.parametrize(("size", "n_episodes"), [(1, 1), (15, 2)])
+def test_the_mean_over_drawn_episodes_is_that_of_all_steps(size: int, n_episodes: int) -> None:
+    """An episode that is drawn has 86 / 12 steps on average."""
+    lengths = np.array([1, 2, 9, 1, 2, 9])
+    n = int(lengths.sum())
+    demos: Any = Demonstrations(
+        np.random.default_rng(0).normal(size=(n, 3)).astype(np.float32),
+        np.repeat([0, 0, 1, 0, 0, 1], lengths),
+        terminated=np.isin(np.arange(n), lengths.cumsum() - 1),
+    )
+    policy: Any = actor_critic(two_envs(), memory=Memory("gru", 4)).policy
+    policy.action_net.bias.data = th.tensor([-1.0, 1.0, 0.0])
+
+    def score(first: int, last: int) -> float:
+        state, total = None, 0.0
+        for t in range(first, last):
+            distribution, state = policy.next_distribution(th.as_tensor(demos.observations[t : t + 1]), state)
+            total -= distribution.log_prob(th.as_tensor(demos.actions[t : t + 1])).item()
+        return total
+
+    anchor = DemonstrationLoss(demos, 1.0, batch_size=size)
+    th.manual_seed(0)
+    with th.no_grad():
+        totals = np.array([score(episode.start, episode.stop) for episode in demos.episodes])
+        found = np.array([float(anchor.draw(policy)(None, None)) for _ in range(1000)])
+    error = found.std() / np.sqrt(len(found))
+    assert abs(found.mean() - totals.sum() / n) < 4 * error
+    assert abs((totals / lengths).mean() - totals.sum() / n) > 10 * error  # were all episodes equally likely
+    means = np.array(list(itertools.product(totals / lengths, repeat=n_episodes))).mean(axis=1)
+    assert np.abs(found[:, None] - means).min(axis=1).max() < 1e-5
 
 
 def test_observations_are_normalized_as_the_envs_are_now() -> None:
@@ -346,11 +372,59 @@ def test_demonstrations_on_the_disk_stay_there(tmp_path: Path) -> None:
     model = actor_critic(anchor=DemonstrationLoss(demos, 0.5, 0.9)).learn(20)
     model.save(tmp_path / "model")
     loaded: Any = ActorCritic.load(tmp_path / "model", env="CartPole-v1", device="cpu")
-    with pytest.raises(ValueError, match=r"anchor's demonstrations are in '.*demos.npz'.*model.anchor.demos = "):
+    with pytest.raises(
+        ValueError, match=r"anchor's demonstrations, 64 .*, are in '.*demos.npz'.*model.anchor.demos = "
+    ):
         loaded.learn(10)
+    assert loaded.num_timesteps == 20
     loaded.anchor.demos = demos
     loaded.learn(5)
     assert loaded.anchor.n_updates == 5
+    loaded.anchor.demos = demos.subset(2)  # the numbers count only where the file has left them out
+    loaded.learn(5)
+
+
+def mapped(tmp_path: Path, name: str) -> Demonstrations:
+    """Demonstrations whose observations are memory-mapped: a part of an ``.npz``, or an ``.npy``."""
+    demos = cart_poles()
+    demos.save(tmp_path / "demos.npz")
+    np.save(tmp_path / "rows.npy", demos.observations)
+    if name == "npz":
+        return Demonstrations.load(tmp_path / "demos.npz", mmap=True).subset(1)
+    return Demonstrations(np.load(tmp_path / "rows.npy", mmap_mode="r"), demos.actions, terminated=demos.terminated)
+
+
+@pytest.mark.parametrize(("name", "wanted"), [("npz", "8 steps in 1 episode"), ("npy", "64 steps in 8 episodes")])
+def test_other_demonstrations_than_those_on_the_disk_are_refused(name: str, wanted: str, tmp_path: Path) -> None:
+    actor_critic(anchor=DemonstrationLoss(mapped(tmp_path, name), 0.5)).learn(10).save(tmp_path / "model")
+    loaded: Any = ActorCritic.load(tmp_path / "model", env="CartPole-v1", device="cpu")
+    loaded.save(tmp_path / "again")
+    loaded = ActorCritic.load(tmp_path / "again", env="CartPole-v1", device="cpu")
+    advice = "Demonstrations.load(path, mmap=True)" if name == "npz" else "Demonstrations(...) of the same arrays"
+    with pytest.raises(ValueError, match=rf"demonstrations, {wanted}, are in '.*{name}'.*{re.escape(advice)}$"):
+        loaded.learn(10)
+    with pytest.raises(ValueError, match=rf"demos must have {wanted}, .* got 32 steps in 4 episodes.*another Demonstr"):
+        loaded.anchor.demos = cart_poles(n=32)
+    assert loaded.anchor.demos is None
+    loaded.anchor.demos = mapped(tmp_path, name)
+    loaded.learn(10)
+    loaded.anchor = DemonstrationLoss(cart_poles(n=32), 0.5)
+    loaded.learn(10)
+
+
+@each_class
+def test_missing_demonstrations_are_an_error_before_any_step(cls: Any, tmp_path: Path) -> None:
+    cart_poles().save(tmp_path / "demos.npz")
+    demos = Demonstrations.load(tmp_path / "demos.npz", mmap=True)
+    model = cls("MlpPolicy", "CartPole-v1", anchor=DemonstrationLoss(demos, 0.5), **FEW_STEPS[cls], **SMALL)
+    model.save(tmp_path / "model")
+    loaded: Any = cls.load(tmp_path / "model", env="CartPole-v1", device="cpu")
+    with pytest.raises(ValueError, match="the anchor's demonstrations"):
+        loaded.learn(64)
+    assert (loaded.num_timesteps, loaded._last_obs) == (0, None)
+    loaded.anchor.coef = 0.0  # then they are not needed
+    loaded.learn(64)
+    assert loaded.num_timesteps >= 64
 
 
 def test_what_it_remembers_is_numbers() -> None:
@@ -420,7 +494,7 @@ def test_numbers_of_other_types() -> None:
 
 @each_class
 def test_an_anchor_that_does_not_fit_is_an_error_at_once(cls: Any) -> None:
-    with pytest.raises(TypeError, match="anchor must be Anchor"):
+    with pytest.raises(TypeError, match=r"anchor must be a KLAnchor, a DemonstrationLoss or None, got 0\.1"):
         cls("MlpPolicy", "CartPole-v1", anchor=0.1, **SMALL)
     with pytest.raises(ValueError, match=r"observations must have shape \(3,\)"):
         cls("MlpPolicy", "Pendulum-v1", anchor=DemonstrationLoss(cart_poles(), 1.0), **SMALL)
@@ -433,7 +507,7 @@ def test_an_anchor_that_does_not_fit_is_an_error_at_once(cls: Any) -> None:
     model.anchor = KLAnchor(1.0)
     model.learn(0)
     model.anchor.coef = -1.0
-    with pytest.raises(ValueError, match="coef must"):
+    with pytest.raises(ValueError, match=r"^anchor\.coef must be a finite number of at least 0, got -1.0"):
         model.learn(64)
     assert th.equal(parameters(model), before)
 

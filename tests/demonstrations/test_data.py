@@ -1,6 +1,8 @@
 """Demonstrations keep the arrays that they were given, cut them into episodes, and refuse what does not fit."""
 
 import copy
+import re
+import warnings
 from pathlib import Path
 from typing import Any
 
@@ -8,7 +10,7 @@ import numpy as np
 import pytest
 from gymnasium import spaces
 
-from sb3_pg import Demonstrations, NonFiniteError, Reinforce
+from sb3_pg import DemonstrationLoss, Demonstrations, NonFiniteError, OffPolicyPG, Reinforce
 from sb3_pg.errors import DamagedFileError
 from tests.helpers import ACTION_SPACES, OBSERVATION_SPACES, ScriptedEnv
 
@@ -417,6 +419,33 @@ def test_actions_count_from_0_for_a_policy() -> None:
     demos.check_spaces(OBSERVATION_SPACES["vector"], space)
     model = Reinforce("MlpPolicy", ScriptedEnv(action_space=space))
     assert demos.actions_for(model.policy).tolist() == [[0, 0], [1, 2]]
+
+
+def test_warnings_name_the_line_that_has_called() -> None:
+    """Also where a dict's parts are checked, or methods of SB3 are in between."""
+    seen = spaces.Dict({"a": spaces.Box(-1, 1, (1,))})
+    in_dict = Demonstrations({"a": np.full((4, 1), 2.0, np.float32)}, np.zeros(4, int))
+    demos = Demonstrations(np.zeros((4, 3), np.float32), OUTSIDE)
+    model: Any = OffPolicyPG("MlpPolicy", ScriptedEnv(action_space=BOX), device="cpu")
+
+    def learn() -> None:
+        model.anchor = DemonstrationLoss(demos, 0.1)
+        model.learn(20, lambda names, _: vars(names["self"].anchor).update(fits=False) or True)
+
+    calls: list[Any] = [
+        lambda: in_dict.check_spaces(seen, spaces.Discrete(2)),
+        lambda: demos.check_spaces(OBSERVATION_SPACES["vector"], BOX),
+        lambda: model.pretrain(demos, n_epochs=1),
+        lambda: Reinforce("MlpPolicy", ScriptedEnv(action_space=BOX), anchor=DemonstrationLoss(demos, 0.1)),
+        learn,
+    ]
+    for call in calls:
+        with warnings.catch_warnings(record=True) as caught:
+            warnings.simplefilter("always")
+            call()
+        found = [w.filename for w in caught if re.search("should be in|outside of the bounds", str(w.message))]
+        assert found
+        assert set(found) == {__file__}
 
 
 def test_bounds_are_compared_in_pieces(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -14,9 +14,9 @@ from stable_baselines3.common.distributions import (
 )
 from stable_baselines3.common.policies import ActorCriticPolicy
 
-from sb3_pg import NPG, TRPO, KLPenaltyPG
+from sb3_pg import NPG, TRPO, DemonstrationLoss, Demonstrations, KLPenaltyPG
 from sb3_pg.learner.trust_region import SurrogateObjective
-from sb3_pg.policies import policy_actions
+from sb3_pg.policies import policy_actions, score_actions
 from sb3_pg.rollout import RolloutBatch
 from tests.algorithms.steps import AtRolloutEnd, own_joint_kl, update
 from tests.helpers import OwnForward, ScriptedEnv, vec
@@ -223,3 +223,38 @@ def test_a_policy_with_methods_that_agree_takes_the_usual_step(cls: Any) -> None
     ]
     a, b = (th.nn.utils.parameters_to_vector(model.policy.parameters()) for model in models)
     assert th.allclose(a, b, atol=1e-4)
+
+
+def test_a_penalty_that_uses_no_states_is_computed_once(monkeypatch: pytest.MonkeyPatch) -> None:
+    """For the gradient, and for each effect; the results are those of a single chunk."""
+    policy = make_policy(SPACES["discrete"])
+    batch, credit = sampled(policy)
+    demos = Demonstrations(np.random.default_rng(0).normal(size=(9, 3)).astype(np.float32), np.arange(9) % 3)
+    n_scored: list[int] = []
+    monkeypatch.setattr("sb3_pg.demonstrations.anchors.score_actions", scoring := counted(n_scored, score_actions))
+    monkeypatch.setattr("sb3_pg.demonstrations.anchors.score_in_chunks", scoring)
+    found = []
+    for chunk_size in (N, 7):
+        anchor = DemonstrationLoss(demos, 0.7, batch_size=None)
+        objective = objective_of(policy, batch, credit, chunk_size=chunk_size, anchor=anchor)
+        gradient = objective.gradient(actor(policy))
+        metrics = objective.anchor_metrics
+        with th.no_grad():
+            policy.action_net.bias += 0.5
+        gain = th.as_tensor(objective.effect().gain)
+        with th.no_grad():
+            policy.action_net.bias -= 0.5
+        found.append(th.cat([gradient, th.stack([th.as_tensor(metrics["anchor/nll"]), gain])]))
+        assert len(n_scored) == 2
+        n_scored.clear()
+    assert th.allclose(*found, rtol=1e-5, atol=1e-7)
+
+
+def counted(calls: list[int], function: Any) -> Any:
+    """The function, which counts its calls."""
+
+    def call(*args: Any, **kwargs: Any) -> Any:
+        calls.append(1)
+        return function(*args, **kwargs)
+
+    return call
