@@ -130,17 +130,16 @@ def require_valid_anchor(anchor: Anchor, model: Any = None) -> None:
     :raises TypeError: an attribute is of the wrong type
     :raises ValueError: an attribute is out of range, or the anchor does not fit
     """
+    what = "with valid attributes"
     try:
         anchor.require_valid()
-    except (TypeError, ValueError) as error:
-        raise type(error)(f"anchor.{error}") from error
-    try:
+        what = "that fits"
         if model is not None and not anchor.fits:
             demos = anchor.demos if isinstance(anchor, DemonstrationLoss) else None
             anchor.require_fit(model.policy, None if demos is None else space_of(model, demos))
     except (TypeError, ValueError) as error:
         kind = TypeError if isinstance(error, TypeError) else ValueError
-        raise kind(f"anchor must be a {type(anchor).__name__} that fits: {error}") from error
+        raise kind(f"anchor must be a {type(anchor).__name__} {what}: {error}") from error
 
 
 def require_anchor_before_learning(model: Any) -> None:

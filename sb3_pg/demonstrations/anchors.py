@@ -214,9 +214,9 @@ class DemonstrationLoss(Anchor):
     def demos(self, demos: Demonstrations) -> None:
         if not isinstance(demos, Demonstrations):
             raise TypeError(f"demos must be Demonstrations, got {demos!r}")
-        if self._stored is not None and self._stored != _numbers(demos):
+        if self._stored is not None and self._stored != _size(demos):
             raise ValueError(
-                f"demos must have {self._stored}, as those that the model was saved with, got {_numbers(demos)}: for "
+                f"demos must have {self._stored}, as those that the model was saved with, got {_size(demos)}: for "
                 "others, give the model another DemonstrationLoss"
             )
         self._stored = None
@@ -231,7 +231,7 @@ class DemonstrationLoss(Anchor):
             log_prob = score(policy, observations, actions, with_values=False).log_prob
             if lengths is None:
                 return behavior_cloning_loss(log_prob)
-            shares = th.as_tensor(1 / lengths.repeat(lengths)).to(log_prob)
+            shares = th.as_tensor(1 / lengths.repeat(lengths), dtype=log_prob.dtype, device=log_prob.device)
             return policy_gradient_loss(log_prob, shares, n_episodes=len(lengths))
 
         return penalty
@@ -307,7 +307,7 @@ class DemonstrationLoss(Anchor):
         demos = state.pop("_demos")
         if demos is not None:
             state["path"] = _mapped_file(demos)
-            state["_stored"] = None if state["path"] is None else _numbers(demos)
+            state["_stored"] = None if state["path"] is None else _size(demos)
         if state["path"] is None:
             state["arrays"] = {name: getattr(demos, name) for name in _ARRAYS}
         return state
@@ -317,7 +317,7 @@ class DemonstrationLoss(Anchor):
         vars(self).update(state, _demos=None if arrays is None else Demonstrations(**arrays))
 
 
-def _numbers(demos: Demonstrations) -> str:
+def _size(demos: Demonstrations) -> str:
     return f"{demos.n_steps} steps in {demos.n_episodes} episode{'s' * (demos.n_episodes > 1)}"
 
 

@@ -227,9 +227,9 @@ def test_a_policy_with_methods_that_agree_takes_the_usual_step(cls: Any) -> None
 
 def test_a_penalty_that_uses_no_states_is_computed_once(monkeypatch: pytest.MonkeyPatch) -> None:
     """For the gradient, and for each effect; the results are those of a single chunk."""
-    policy = make_policy(SPACES["discrete"])
+    policy: Any = make_policy(SPACES["discrete"])
     batch, credit = sampled(policy)
-    demos = Demonstrations(np.random.default_rng(0).normal(size=(9, 3)).astype(np.float32), np.arange(9) % 3)
+    demos = Demonstrations(np.random.default_rng(0).uniform(-1, 1, (9, 3)).astype(np.float32), np.arange(9) % 3)
     n_scored: list[int] = []
     monkeypatch.setattr("sb3_pg.demonstrations.anchors.score_actions", scoring := counted(n_scored, score_actions))
     monkeypatch.setattr("sb3_pg.demonstrations.anchors.score_in_chunks", scoring)
@@ -247,7 +247,8 @@ def test_a_penalty_that_uses_no_states_is_computed_once(monkeypatch: pytest.Monk
         found.append(th.cat([gradient, th.stack([th.as_tensor(metrics["anchor/nll"]), gain])]))
         assert len(n_scored) == 2
         n_scored.clear()
-    assert th.allclose(*found, rtol=1e-5, atol=1e-7)
+    whole, in_chunks = found
+    assert th.allclose(whole, in_chunks, rtol=1e-5, atol=1e-7)
 
 
 def counted(calls: list[int], function: Any) -> Any:
