@@ -702,6 +702,7 @@ class Algorithm(BaseAlgorithm):
         updates_before = self._n_updates
         if self._resumption is not None:
             self._resumption.require_same_total(total_timesteps)
+        grad_enabled = th.is_grad_enabled()
         try:
             with extra_hints():
                 self._run(total_timesteps, callback, log_interval, tb_log_name or type(self).__name__, *arguments)
@@ -709,6 +710,7 @@ class Algorithm(BaseAlgorithm):
             if self.checkpointer is not None:
                 self.checkpointer.finish()
         finally:
+            th.set_grad_enabled(grad_enabled)  # ctrl-C at the first line of a `with th.no_grad()` leaves it off
             if self.checkpointer is not None:
                 self.checkpointer.close()
         was_stopped = self.num_timesteps < self._total_timesteps  # by a callback

@@ -243,13 +243,17 @@ class MasksInInfos(gym.Wrapper[Any, Any, Any, Any]):
 
     def reset(self, *, seed: int | None = None, options: dict[str, Any] | None = None) -> tuple[Any, dict[str, Any]]:
         """Reset the env."""
-        observation, info = self.env.reset(seed=seed, options=options)
-        return observation, self._with_mask(info, self._has_method)
+        result: Any = self.env.reset(seed=seed, options=options)
+        if not (isinstance(result, tuple) and len(result) == 2):
+            return result  # type: ignore[no-any-return]  # the vectorized env refuses it
+        return result[0], self._with_mask(result[1], self._has_method)
 
     def step(self, action: Any) -> tuple[Any, Any, bool, bool, dict[str, Any]]:
         """Step the env."""
-        observation, reward, terminated, truncated, info = self.env.step(action)
-        return observation, reward, terminated, truncated, self._with_mask(info, self._has_method and not terminated)
+        result: Any = self.env.step(action)
+        if not (isinstance(result, tuple) and len(result) == 5):
+            return result  # type: ignore[no-any-return]  # the vectorized env refuses it
+        return *result[:4], self._with_mask(result[4], self._has_method and not result[2])
 
     def _with_mask(self, info: Any, ask: bool) -> Any:
         if not isinstance(info, dict):

@@ -123,6 +123,22 @@ def test_an_interrupt_between_steps(name: str, where: str, at: int, tmp_path: Pa
     goes_on(model, tmp_path)
 
 
+@each_model
+def test_an_interrupt_as_autograd_is_switched_off(name: str) -> None:
+    """Python may deliver ctrl-C between the first line of ``th.no_grad().__enter__`` and the block."""
+
+    class Unlucky(BaseCallback):
+        def _on_step(self) -> bool:
+            th.set_grad_enabled(False)
+            raise KeyboardInterrupt
+
+    with pytest.raises(KeyboardInterrupt):
+        make(name, vec(ScriptedEnv((7, 3)))).learn(400, Unlucky())
+    is_on = th.is_grad_enabled()
+    th.set_grad_enabled(True)
+    assert is_on
+
+
 def interrupt_after(monkeypatch: pytest.MonkeyPatch, owner: Any, name: str, n: int) -> None:
     """Let a function raise KeyboardInterrupt after its n-th call has done its work."""
     done, calls = getattr(owner, name), [0]

@@ -20,7 +20,7 @@ import torch as th
 from stable_baselines3.common.monitor import Monitor
 from stable_baselines3.common.vec_env import DummyVecEnv, VecCheckNan, VecEnv, VecNormalize
 
-from sb3_pg import ActorCritic, NonFiniteError, Reinforce
+from sb3_pg import TRPO, ActorCritic, NonFiniteError, Reinforce
 from sb3_pg.envs import ActorVecEnv
 from sb3_pg.rollout import EndlessEpisodeError, EnvWorkerError
 from tests.helpers import TRANSPORTS, FaultyEnv, ScriptedEnv, parameters
@@ -403,3 +403,22 @@ def test_actors_end_with_their_learner(number: int, tmp_path: Path) -> None:
     assert len(actors) == 2
     assert wait_until(lambda: not any(map(is_alive, actors)), 10)
     assert shared_memory() <= before
+
+
+@pytest.mark.parametrize("method", ["reset", "step"])
+def test_a_masked_env_whose_answer_has_another_form(method: str) -> None:
+    """The wrapper that puts masks into infos leaves it to the vectorized env."""
+
+    class Odd(ScriptedEnv):
+        def action_masks(self) -> Any:
+            return np.ones(3, bool)
+
+    def answer(*_args: Any, **_kwargs: Any) -> Any:
+        return np.int64(3)
+
+    odd = Odd()
+    setattr(odd, method, answer)
+    env = ActorVecEnv([lambda: odd], 1, transport="serial")
+    with pytest.raises(TypeError, match=r"env.step must return .* and env.reset \(observation, info\)"):
+        TRPO("MlpPolicy", env, n_steps=8, device="cpu").learn(8)
+    env.close()
