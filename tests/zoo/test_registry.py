@@ -165,7 +165,8 @@ def test_config_entry_makes_a_model(algo: str, entry: str, tmp_path: Path) -> No
 def test_tuned_entries_say_what_they_reached_on_which_seeds(algo: str) -> None:
     lines = config_path(algo).read_text().splitlines()
     for entry in {entry for name, entry in CONFIGS if name == algo} - {"default"}:
-        before = lines[: lines.index(f"{entry}:")]
+        place = next(i for i, line in enumerate(lines) if line.startswith(f"{entry}:"))
+        before = lines[:place]
         comment = list(itertools.takewhile(lambda line: line.startswith("#"), reversed(before)))
         assert re.search(r"seeds? \d|As TRPO|As NPG", " ".join(comment)), f"{algo}.yml, {entry}"
 
