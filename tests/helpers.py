@@ -250,3 +250,16 @@ def the_others_slow(cases: Iterable[Any], quick: Collection[Any]) -> list[Any]:
     values = (case if isinstance(case, tuple) else (case,) for case in cases)
     marks: Iterable[Any] = ([] if case in quick else [pytest.mark.slow] for case in cases)
     return [pytest.param(*of_case, marks=of_this) for of_case, of_this in zip(values, marks, strict=True)]
+
+
+class Interrupts(BaseCallback):
+    """Stands for Ctrl-C, at the first step with ``num_timesteps`` of at least ``at``."""
+
+    def __init__(self, at: int) -> None:
+        super().__init__()
+        self.at = at
+
+    def _on_step(self) -> bool:
+        if self.num_timesteps >= self.at:
+            raise KeyboardInterrupt
+        return True

@@ -38,6 +38,7 @@ from tests.helpers import (
     ACTION_SPACES,
     OBSERVATION_SPACES,
     BatchNormExtractor,
+    Interrupts,
     parameters,
     policy_for,
     the_others_slow,
@@ -817,7 +818,7 @@ def test_another_pretraining_goes_on() -> None:
 def test_it_comes_before_learn(tmp_path: Path) -> None:
     model = make(ActorCritic)
     with pytest.raises(KeyboardInterrupt):
-        model.learn(400, [ResumeCallback(tmp_path, every=50), Interrupted(200)])
+        model.learn(400, [ResumeCallback(tmp_path, every=50), Interrupts(200)])
     again: Any = ActorCritic.resume(tmp_path, "CartPole-v1", device="cpu")
     goes_on = "comes before learn, and this model goes on with a run that has begun"
     with pytest.raises(ValueError, match=f"pretrain {goes_on}"):
@@ -825,19 +826,6 @@ def test_it_comes_before_learn(tmp_path: Path) -> None:
     with pytest.raises(ValueError, match=f"warm_up_critic {goes_on}"):
         again.warm_up_critic(1)
     again.learn(400)
-
-
-class Interrupted(BaseCallback):
-    """Stands for Ctrl-C."""
-
-    def __init__(self, at: int) -> None:
-        super().__init__()
-        self.at = at
-
-    def _on_step(self) -> bool:
-        if self.num_timesteps >= self.at:
-            raise KeyboardInterrupt
-        return True
 
 
 # ---------------------------------------------------------------- warming up the critic
@@ -930,7 +918,7 @@ def test_warm_up_and_training_have_a_tensorboard_run_of_their_own(tmp_path: Path
 def test_a_warm_up_that_fails_leaves_the_next_learn_as_it_was() -> None:
     model = make(OffPolicyPG)
     with pytest.raises(KeyboardInterrupt):
-        model.warm_up_critic(5, Interrupted(20))
+        model.warm_up_critic(5, Interrupts(20))
     assert model._rollouts_left is None
     actor = copied(model.learner.actor.values())
     model.learn(100, reset_num_timesteps=False)

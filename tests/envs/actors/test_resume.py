@@ -5,25 +5,13 @@ from typing import Any
 
 import pytest
 import torch as th
-from stable_baselines3.common.callbacks import BaseCallback
 from stable_baselines3.common.vec_env import VecEnv, VecNormalize
 
 from sb3_pg import ActorCritic, Reinforce, ResumeCallback
 from sb3_pg.envs import make_vec_env
-from tests.helpers import TRANSPORTS, parameters
+from tests.helpers import TRANSPORTS, Interrupts, parameters
 
 pytestmark = pytest.mark.usefixtures("one_thread")
-
-
-class Interrupts(BaseCallback):
-    def __init__(self, at: int) -> None:
-        super().__init__()
-        self.at = at
-
-    def _on_step(self) -> bool:
-        if self.num_timesteps >= self.at:
-            raise KeyboardInterrupt
-        return True
 
 
 def make(transport: str) -> VecEnv:
