@@ -1,12 +1,18 @@
 """Callbacks for SB3's ``learn``."""
 
-from typing import Any
+from os import PathLike
+from pathlib import Path
+from typing import Any, NamedTuple
 
+import gymnasium as gym
+import numpy as np
 import torch as th
-from stable_baselines3.common.callbacks import BaseCallback
+from stable_baselines3.common.base_class import BaseAlgorithm
+from stable_baselines3.common.callbacks import BaseCallback, EventCallback
 from stable_baselines3.common.on_policy_algorithm import OnPolicyAlgorithm
 from stable_baselines3.common.policies import ActorCriticPolicy
 from stable_baselines3.common.utils import obs_as_tensor
+from stable_baselines3.common.vec_env import DummyVecEnv, VecEnv, sync_envs_normalization, unwrap_vec_normalize
 
 from sb3_pg.algorithms import validation as arg
 from sb3_pg.algorithms.on_policy import OnPolicyPG
@@ -189,3 +195,139 @@ def _measure(model: Any, batch: RolloutBatch, weights: th.Tensor, rows: th.Tenso
             return gradient_diagnostics((indices, chunk[:, 0]) for indices, chunk in gradients)
         finally:
             policy.set_training_mode(training)
+
+
+# ---------------------------------------------------------------- average reward
+
+
+class AverageReward(NamedTuple):
+    """Average rewards of a long rollout.
+
+    :param rewards: reward units per step, one number per env
+    :param n_terminated: number of episodes that ended in a terminal state, of all envs
+    """
+
+    rewards: np.ndarray
+    n_terminated: int
+
+
+def average_reward_of(
+    model: BaseAlgorithm, env: VecEnv, horizon: int = 10_000, deterministic: bool = True, reset_cost: float = 0.0
+) -> AverageReward:
+    r"""Play ``horizon`` steps in each env, whatever episodes end, and return the average reward.
+
+    .. math:: \frac{1}{T} \sum_{t=0}^{T-1} (r_t - c\, e_t)
+
+    with e_t = 1 where the episode ended in a terminal state, and c = ``reset_cost``. A time limit ends an episode
+    without a cost. To measure one long rollout, make the env without a time limit:
+    ``gymnasium.make(env_id, max_episode_steps=horizon)``.
+
+    :param model: with SB3's ``predict``
+    :param env: the envs. Rewards count as they were before a VecNormalize has scaled them
+    :param horizon: T, steps of each env
+    :param deterministic: whether to take the most probable actions
+    :param reset_cost: c, reward units
+    :raises ValueError: ``horizon`` is less than 1, or ``reset_cost`` is negative
+    :raises TypeError: an argument is of the wrong type
+    """
+    arg.integer(1)("horizon", horizon)
+    arg.real(0)("reset_cost", reset_cost)
+    normalization = unwrap_vec_normalize(env)
+    total, n_terminated = np.zeros(env.num_envs), 0
+    obs, state, starts = env.reset(), None, np.ones(env.num_envs, dtype=bool)
+    for _ in range(horizon):
+        actions, state = model.predict(obs, state, starts, deterministic)  # type: ignore[arg-type]
+        obs, rewards, starts, infos = env.step(actions)
+        total += rewards if normalization is None else normalization.get_original_reward()
+        for i in np.flatnonzero(starts):
+            terminated = not infos[i].get("TimeLimit.truncated", False)
+            total[i] -= reset_cost * terminated
+            n_terminated += terminated
+    return AverageReward(total / horizon, n_terminated)
+
+
+class AverageRewardEvalCallback(EventCallback):
+    """Evaluate the average reward in long rollouts, as SB3's EvalCallback evaluates the return of episodes.
+
+    It logs ``eval/average_reward``, the mean over the envs; with several envs ``eval/average_reward_std``; and
+    ``eval/n_terminated``, the number of terminal states in a rollout of all envs. See :func:`average_reward_of`.
+
+    :param eval_env: env of the evaluation, made without a time limit, or a VecEnv. Statistics of a VecNormalize around
+        the training env are copied to one around it
+    :param horizon: steps of each env in an evaluation
+    :param eval_freq: calls of the callback between two evaluations: steps of each training env
+    :param deterministic: whether to take the most probable actions
+    :param reset_cost: is subtracted where an episode ends in a terminal state, reward units: that of the algorithm
+    :param callback_on_new_best: is called after an evaluation that is better than all before
+    :param best_model_save_path: folder for ``best_model.zip``, None to save no model
+    :param log_path: folder for ``average_rewards.npz`` with the arrays ``timesteps`` and ``results``, a row per
+        evaluation; None for no file
+    :param verbose: 1 prints each evaluation
+    :raises ValueError: an argument is out of range
+    :raises TypeError: an argument is of the wrong type
+    """
+
+    def __init__(
+        self,
+        eval_env: gym.Env[Any, Any] | VecEnv,
+        horizon: int = 10_000,
+        eval_freq: int = 10_000,
+        deterministic: bool = True,
+        reset_cost: float = 0.0,
+        callback_on_new_best: BaseCallback | None = None,
+        best_model_save_path: str | PathLike[str] | None = None,
+        log_path: str | PathLike[str] | None = None,
+        verbose: int = 1,
+    ) -> None:
+        arg.instance(gym.Env, VecEnv)("eval_env", eval_env)
+        arg.integer(1)("horizon", horizon)
+        arg.integer(1)("eval_freq", eval_freq)
+        arg.instance(bool)("deterministic", deterministic)
+        arg.real(0)("reset_cost", reset_cost)
+        arg.instance(BaseCallback, optional=True)("callback_on_new_best", callback_on_new_best)
+        arg.instance(str, PathLike, optional=True)("best_model_save_path", best_model_save_path)
+        arg.instance(str, PathLike, optional=True)("log_path", log_path)
+        arg.integer(0)("verbose", verbose)
+        super().__init__(callback_on_new_best, verbose)
+        self.eval_env = eval_env if isinstance(eval_env, VecEnv) else DummyVecEnv([lambda: eval_env])
+        self.horizon, self.eval_freq, self.deterministic, self.reset_cost = (
+            horizon,
+            eval_freq,
+            deterministic,
+            reset_cost,
+        )
+        self.best_model_save_path = None if best_model_save_path is None else Path(best_model_save_path)
+        self.log_path = None if log_path is None else Path(log_path)
+        #: mean over the envs, of the latest evaluation and of the best; reward units per step
+        self.last_average_reward = self.best_average_reward = -np.inf
+        self._timesteps: list[int] = []
+        self._results: list[np.ndarray] = []
+
+    def _on_step(self) -> bool:
+        if self.n_calls % self.eval_freq:
+            return True
+        if unwrap_vec_normalize(self.eval_env) is not None:
+            sync_envs_normalization(self.training_env, self.eval_env)
+        found = average_reward_of(self.model, self.eval_env, self.horizon, self.deterministic, self.reset_cost)
+        mean, std = float(found.rewards.mean()), float(found.rewards.std())
+        self.last_average_reward = mean
+        self._timesteps.append(self.num_timesteps)
+        self._results.append(found.rewards)
+        if self.log_path is not None:
+            self.log_path.mkdir(parents=True, exist_ok=True)
+            np.savez(self.log_path / "average_rewards.npz", timesteps=self._timesteps, results=np.stack(self._results))
+        self.logger.record("eval/average_reward", mean)
+        if self.eval_env.num_envs > 1:
+            self.logger.record("eval/average_reward_std", std)
+        self.logger.record("eval/n_terminated", found.n_terminated)
+        self.logger.record("time/total_timesteps", self.num_timesteps, exclude="tensorboard")
+        self.logger.dump(self.num_timesteps)
+        if self.verbose >= 1:
+            print(f"num_timesteps={self.num_timesteps}: average reward {mean:.4g} +- {std:.2g} per step")
+        if mean <= self.best_average_reward:
+            return True
+        self.best_average_reward = mean
+        if self.best_model_save_path is not None:
+            self.best_model_save_path.mkdir(parents=True, exist_ok=True)
+            self.model.save(self.best_model_save_path / "best_model")
+        return self.callback is None or self._on_event()

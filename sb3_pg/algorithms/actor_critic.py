@@ -10,13 +10,14 @@ from typing_extensions import Self, Unpack
 
 from sb3_pg.algorithms import validation as arg
 from sb3_pg.algorithms.arguments import ON_POLICY, SHARED
-from sb3_pg.algorithms.critic_estimates import CRITIC_ESTIMATES, CriticArguments
+from sb3_pg.algorithms.critic_estimates import CRITIC_ESTIMATES, CriticArguments, estimator_with_critic
 from sb3_pg.algorithms.learners import from_arguments
+from sb3_pg.algorithms.objective import OBJECTIVE
 from sb3_pg.algorithms.on_policy import OnPolicyPG
 from sb3_pg.algorithms.rms_prop import RMSPROP, with_rms_prop
 from sb3_pg.algorithms.shell import LogInterval
 from sb3_pg.algorithms.validation import SB3, EnvLike, Group, documented
-from sb3_pg.learner import Bootstrapped, GradientStep
+from sb3_pg.learner import GradientStep
 from sb3_pg.learner.estimators import Advantage, CriticTarget
 
 
@@ -49,8 +50,8 @@ class ActorCritic(OnPolicyPG):
     :raises TypeError: an argument of the wrong type, or an unknown one
     """
 
-    groups: ClassVar[tuple[Group, ...]] = (SHARED, SB3, ON_POLICY, RMSPROP, CRITIC_ESTIMATES)
-    make_estimator = from_arguments(Bootstrapped)
+    groups: ClassVar[tuple[Group, ...]] = (SHARED, SB3, ON_POLICY, RMSPROP, CRITIC_ESTIMATES, OBJECTIVE)
+    make_estimator = estimator_with_critic
     make_step = from_arguments(GradientStep)
     advantage: Advantage
     critic_target: CriticTarget | None

@@ -17,6 +17,7 @@ from sb3_pg.algorithms import validation as arg
 from sb3_pg.algorithms.arguments import ON_POLICY, SHARED, NewSharedArguments, SB3Arguments
 from sb3_pg.algorithms.callback_locals import reads_infos
 from sb3_pg.algorithms.learners import from_arguments, refresh_learner, take_update
+from sb3_pg.algorithms.objective import OBJECTIVE, ObjectiveArguments, for_objective
 from sb3_pg.algorithms.on_policy import OnPolicyPG
 from sb3_pg.algorithms.rms_prop import RMSPROP, with_rms_prop
 from sb3_pg.algorithms.shell import LogInterval
@@ -29,7 +30,7 @@ from sb3_pg.policies import State, evaluation_mode, has_memory, map_observations
 from sb3_pg.rollout import CollectorState, Order, TrajectoryRolloutBuffer, infos_of_episodes, score_again
 
 
-class AsyncArguments(NewSharedArguments, SB3Arguments, total=False):
+class AsyncArguments(NewSharedArguments, ObjectiveArguments, SB3Arguments, total=False):
     """Keyword arguments that other algorithms have too."""
 
     ent_coef: float
@@ -171,7 +172,7 @@ class AsyncActorCritic(OnPolicyPG):
     :raises TypeError: an argument of the wrong type, or an unknown one
     """
 
-    groups: ClassVar[tuple[Group, ...]] = (SHARED, SB3, ON_POLICY, RMSPROP, ASYNCHRONOUS)
+    groups: ClassVar[tuple[Group, ...]] = (SHARED, SB3, ON_POLICY, RMSPROP, OBJECTIVE, ASYNCHRONOUS)
     make_step = from_arguments(GradientStep)
     n_steps: int
     state_discount: bool
@@ -215,9 +216,10 @@ class AsyncActorCritic(OnPolicyPG):
     def make_estimator(self) -> Estimator:
         """Make the estimator from the present arguments."""
         if self.correction == "none":
-            return Bootstrapped(self.gamma, self.gae_lambda, state_discount=self.state_discount)
+            return for_objective(self, Bootstrapped(self.gamma, self.gae_lambda, state_discount=self.state_discount))
         max_ratio, max_trace = (math.inf if bound is None else bound for bound in (self.max_ratio, self.max_trace))
-        return VTrace(self.gamma, self.gae_lambda, max_ratio, max_trace, state_discount=self.state_discount)
+        bounds = self.gae_lambda, max_ratio, max_trace
+        return for_objective(self, VTrace(self.gamma, *bounds, state_discount=self.state_discount))
 
     def learn(
         self,

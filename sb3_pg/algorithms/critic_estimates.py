@@ -4,12 +4,15 @@ from typing import Any
 
 from sb3_pg.algorithms import validation as arg
 from sb3_pg.algorithms.arguments import NewSharedArguments
+from sb3_pg.algorithms.learners import from_arguments
+from sb3_pg.algorithms.objective import ObjectiveArguments, for_objective
 from sb3_pg.algorithms.validation import Group
 from sb3_pg.errors import SingleStepError
+from sb3_pg.learner import Bootstrapped, Estimator
 from sb3_pg.learner.estimators import OWN_TARGET, Advantage, CriticTarget
 
 
-class CriticArguments(NewSharedArguments, total=False):
+class CriticArguments(NewSharedArguments, ObjectiveArguments, total=False):
     """Keyword arguments of on-policy algorithms whose advantage comes from a critic, without those of SB3's A2C."""
 
     n_episodes: int | None
@@ -63,3 +66,11 @@ CRITIC_ESTIMATES = Group(
     without_effect=_without_effect,
     tolerated=frozenset({"td_steps"}),
 )
+
+
+_bootstrapped = from_arguments(Bootstrapped)
+
+
+def estimator_with_critic(self: Any) -> Estimator:
+    """Make the estimator of the objective from the model's present arguments."""
+    return for_objective(self, _bootstrapped(self))

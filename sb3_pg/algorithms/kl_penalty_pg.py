@@ -9,11 +9,12 @@ from typing_extensions import Unpack
 
 from sb3_pg.algorithms import validation as arg
 from sb3_pg.algorithms.arguments import ON_POLICY, SHARED, SB3Arguments
-from sb3_pg.algorithms.critic_estimates import CRITIC_ESTIMATES, CriticArguments
+from sb3_pg.algorithms.critic_estimates import CRITIC_ESTIMATES, CriticArguments, estimator_with_critic
 from sb3_pg.algorithms.learners import CriticRule, from_arguments
+from sb3_pg.algorithms.objective import OBJECTIVE
 from sb3_pg.algorithms.on_policy import OnPolicyPG
 from sb3_pg.algorithms.validation import SB3, EnvLike, Group, documented
-from sb3_pg.learner import Bootstrapped, KLPenaltyStep
+from sb3_pg.learner import KLPenaltyStep
 from sb3_pg.learner.trust_region import require_known_divergence
 
 
@@ -90,8 +91,8 @@ class KLPenaltyPG(OnPolicyPG):
     :raises TypeError: an argument of the wrong type, or an unknown one
     """
 
-    groups: ClassVar[tuple[Group, ...]] = (SHARED, SB3, ON_POLICY, CRITIC_ESTIMATES, KL_PENALTY)
-    make_estimator = from_arguments(Bootstrapped)
+    groups: ClassVar[tuple[Group, ...]] = (SHARED, SB3, ON_POLICY, CRITIC_ESTIMATES, OBJECTIVE, KL_PENALTY)
+    make_estimator = estimator_with_critic
     make_step = from_arguments(KLPenaltyStep)
     critic_rule: ClassVar[CriticRule] = CriticRule(shares_batch_size=True)
     batch_size: int

@@ -223,9 +223,9 @@ def take_update(model: Any, batch: RolloutBatch, report: Report, seconds: float 
 
 
 def critic_to_fit(self: Any) -> CriticToFit | None:
-    """Return the critic V, for demonstrations; None if the algorithm uses none."""
+    """Return the critic V of discounted returns, for demonstrations; None if the algorithm uses none."""
     learner, policy = refresh_learner(self), self.policy
-    if not learner.estimator.requires_critic:
+    if not learner.estimator.requires_critic or learner.estimator.continues:
         return None
 
     head = original(policy).value_net

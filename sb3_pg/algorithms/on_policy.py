@@ -29,6 +29,7 @@ from sb3_pg.algorithms.learners import (
     value_scale,
     warm_up_critic,
 )
+from sb3_pg.algorithms.objective import require_endless
 from sb3_pg.algorithms.shell import Algorithm, LogInterval
 from sb3_pg.algorithms.validation import SB3, EnvLike, Group
 from sb3_pg.errors import NonFiniteError
@@ -217,6 +218,9 @@ class OnPolicyPG(Algorithm, OnPolicyAlgorithm):
     ) -> None:
         """Collect, log and update in turn, as SB3's ``learn``, but with a count of iterations that can be resumed."""
         require_anchor_before_learning(self)
+        if refresh_learner(self).estimator.continues:
+            assert self.env is not None
+            require_endless(self.env)
         total_timesteps, callback = self._setup_learn(
             total_timesteps, callback, reset_num_timesteps, tb_log_name, progress_bar
         )
@@ -301,6 +305,7 @@ class OnPolicyPG(Algorithm, OnPolicyAlgorithm):
                     bootstrap_truncated=bootstraps_truncated(self),
                     value_scale=learner.value_scale,
                     keep_graph=learner.reuses_scores,
+                    continues=learner.estimator.continues,
                 )
             if batch is None:
                 return False

@@ -591,7 +591,10 @@ class Algorithm(BaseAlgorithm):
             self.checks["anchor"]("anchor", vars(self).get("anchor"))
         to_fit = self._critic_to_fit() if critic is not False else None
         if critic and to_fit is None:
-            raise ValueError("critic=True trains a critic, and none is in use: use baseline='value', or critic=None")
+            raise ValueError(
+                "critic=True trains a critic on discounted returns, and none is in use: use baseline='value' and the "
+                "discounted objective, or critic=None"
+            )
         if critic and demos.rewards is None:
             raise ValueError("critic=True takes demonstrations with rewards, got some without: give critic=None")
         if demos.rewards is None:

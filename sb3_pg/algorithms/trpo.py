@@ -13,11 +13,12 @@ from typing_extensions import Unpack
 
 from sb3_pg.algorithms import validation as arg
 from sb3_pg.algorithms.arguments import ON_POLICY, SHARED
-from sb3_pg.algorithms.critic_estimates import CRITIC_ESTIMATES, CriticArguments
-from sb3_pg.algorithms.learners import CriticRule, from_arguments
+from sb3_pg.algorithms.critic_estimates import CRITIC_ESTIMATES, CriticArguments, estimator_with_critic
+from sb3_pg.algorithms.learners import CriticRule
+from sb3_pg.algorithms.objective import OBJECTIVE
 from sb3_pg.algorithms.on_policy import OnPolicyPG
 from sb3_pg.algorithms.validation import SB3, EnvLike, Group, documented
-from sb3_pg.learner import Bootstrapped, NaturalStep
+from sb3_pg.learner import NaturalStep
 from sb3_pg.learner.trust_region import require_known_divergence
 
 
@@ -217,8 +218,8 @@ class TRPO(OnPolicyPG):
     :raises TypeError: an argument of the wrong type, or an unknown one
     """
 
-    groups: ClassVar[tuple[Group, ...]] = (SHARED, SB3, ON_POLICY, CRITIC_ESTIMATES, NATURAL_GRADIENT)
-    make_estimator = from_arguments(Bootstrapped)
+    groups: ClassVar[tuple[Group, ...]] = (SHARED, SB3, ON_POLICY, CRITIC_ESTIMATES, OBJECTIVE, NATURAL_GRADIENT)
+    make_estimator = estimator_with_critic
     _setup_model = _set_up
     critic_rule: ClassVar[CriticRule] = CriticRule(own_steps=True, shares_batch_size=True, keeps_statistics=True)
     batch_size: int | None
@@ -297,7 +298,7 @@ class NPG(OnPolicyPG):
     """
 
     groups: ClassVar[tuple[Group, ...]] = (*TRPO.groups, STEP_LENGTH)
-    make_estimator = from_arguments(Bootstrapped)
+    make_estimator = estimator_with_critic
     _setup_model = _set_up
     critic_rule: ClassVar[CriticRule] = TRPO.critic_rule
     batch_size: int | None

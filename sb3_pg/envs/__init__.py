@@ -2,6 +2,7 @@
 
 from gymnasium.envs.registration import register, registry
 
+from sb3_pg.envs.access_control import AccessControl
 from sb3_pg.envs.action_masks import (
     ActionMaskVecEnv,
     MasksInInfos,
@@ -20,6 +21,7 @@ from sb3_pg.envs.state import EnvState, get_env_state, set_env_state, subproc_ve
 
 __all__ = [
     "BACKENDS",
+    "AccessControl",
     "ActionMaskVecEnv",
     "ActorVecEnv",
     "EnvPoolAdapter",
@@ -41,3 +43,5 @@ __all__ = [
 
 if (_GRID := "MaskedGrid-v0") not in registry:
     register(_GRID, "sb3_pg.envs.masked_grid:MaskedGrid", max_episode_steps=100)
+if (_QUEUE := "AccessControl-v0") not in registry:
+    register(_QUEUE, "sb3_pg.envs.access_control:AccessControl")

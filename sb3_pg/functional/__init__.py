@@ -4,6 +4,7 @@ Time is the first axis, environments the second: ``(n_steps, n_envs)``.
 """
 
 from sb3_pg.functional.advantages import gae, normalize, rounding, td_residual
+from sb3_pg.functional.average_reward import average_reward, differential_gae
 from sb3_pg.functional.diagnostics import GradientDiagnostics, gradient_diagnostics
 from sb3_pg.functional.distributions import distribution_parameters, joint_kl, with_parameters
 from sb3_pg.functional.episode_gradients import episode_gradients
@@ -34,8 +35,10 @@ __all__ = [
     "GradientDiagnostics",
     "LineSearch",
     "Solution",
+    "average_reward",
     "behavior_cloning_loss",
     "conjugate_gradient",
+    "differential_gae",
     "distribution_parameters",
     "effective_sample_size",
     "episode_gradients",

@@ -2,6 +2,7 @@
 
 from sb3_pg.learner.anchor import Anchor, Penalty
 from sb3_pg.learner.critic import CriticFit, ReturnScale, make_critic_optimizer
+from sb3_pg.learner.differential import Differential
 from sb3_pg.learner.estimators import Bootstrapped, ImportanceSampled, MonteCarlo, VTrace
 from sb3_pg.learner.gradient_step import GradientStep
 from sb3_pg.learner.kl_penalty_step import KLPenaltyStep
@@ -13,6 +14,7 @@ __all__ = [
     "Anchor",
     "Bootstrapped",
     "CriticFit",
+    "Differential",
     "Estimator",
     "GradientStep",
     "ImportanceSampled",

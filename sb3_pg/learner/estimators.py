@@ -357,9 +357,10 @@ class VTrace(_StateDiscount):
         """
         assert batch.log_probs is not None
         batch.log_ratio = log_importance_ratio(log_prob, batch.log_probs, batch.mask)
-        self._bound(batch)
+        self.bound(batch)
 
-    def _bound(self, batch: RolloutBatch) -> None:
+    def bound(self, batch: RolloutBatch) -> None:
+        """Set the batch's log-weights from its log-ratios."""
         batch.log_weights = truncate(_log_ratio(batch), self.max_ratio) if self.correction == "vtrace" else None
 
     def weights(self, batch: RolloutBatch) -> th.Tensor | None:
@@ -373,7 +374,7 @@ class VTrace(_StateDiscount):
         rewards, values, ends, gamma = batch.rewards, batch.values, batch.ends, self.gamma
         assert values is not None
         last = batch.bootstrap, batch.mask
-        self._bound(batch)
+        self.bound(batch)
         if self.correction == "none":
             returns = lambda_return(rewards, values, ends, gamma, self.trace_lambda, *last)
         else:

@@ -45,6 +45,9 @@ class Estimator(ABC):
     def bootstraps(self) -> bool:
         """Whether returns include the value of the state that follows a truncated episode."""
 
+    #: whether the task goes on after a termination, in the state that the reset gives
+    continues: ClassVar[bool] = False
+
     @property
     def parameter_constants(self) -> th.Tensor | None:
         """c_k of each trained actor parameter: c_k E[w_t score_t]_k is subtracted from component k of the gradient."""
@@ -67,6 +70,14 @@ class Estimator(ABC):
         """Return metrics of the batch that only this estimator knows."""
         del batch
         return {}
+
+    def remember(self, batch: RolloutBatch, state: "LearnerState") -> None:
+        """Keep what the next batch is estimated with. This is called after an update that has succeeded.
+
+        :param batch: of the update
+        :param state: of the learner
+        """
+        del batch, state
 
 
 class StepInputs(NamedTuple):
@@ -136,15 +147,17 @@ class LearnerState:
     :param return_scale: running scale of the critic's targets
     :param n_warmed_up: updates in which only the critic was trained
     :param n_failures: updates in a row in which a step of fixed KL has not moved the policy
+    :param average_reward: estimate of r(pi), reward units per step; None before the first update, and with a discount
     """
 
     return_scale: ReturnScale = field(default_factory=ReturnScale)
     n_warmed_up: int = 0
     n_failures: int = 0
+    average_reward: float | None = None
 
     def state_dict(self) -> dict[str, Any]:
         """Return the state as dicts of numbers, which ``torch.load(..., weights_only=True)`` reads."""
-        return vars(self) | {"return_scale": self.return_scale.moments}
+        return vars(LearnerState()) | vars(self) | {"return_scale": self.return_scale.moments}
 
     def load_state_dict(self, state: Mapping[str, Any]) -> None:
         """Replace the state by one that :meth:`state_dict` has returned.
@@ -152,10 +165,12 @@ class LearnerState:
         :param state: the result of :meth:`state_dict`
         :raises ValueError: a key is missing or unknown; the state stays as it is then
         """
+        state = {"average_reward": None, **state}  # an earlier version has none
         _require_keys("state", state, self.state_dict())
         _require_keys("state['return_scale']", state["return_scale"], self.return_scale.moments)
         self.return_scale = ReturnScale.from_moments(**state["return_scale"])
         self.n_warmed_up, self.n_failures = state["n_warmed_up"], state["n_failures"]
+        self.average_reward = state["average_reward"]
 
 
 def _require_keys(name: str, given: Mapping[str, Any], expected: Mapping[str, Any]) -> None:
@@ -358,6 +373,7 @@ class Learner:
             self.step.conclude(self)
         if self.anchor is not None:
             self.anchor.n_updates += not self.warms_up
+        self.estimator.remember(batch, self.state)
         self.state.n_warmed_up += self.warms_up
         return metrics
 

@@ -167,6 +167,9 @@ class ExtendedPolicy(MaskedPolicy, ActorCriticPolicy):
         rows, ended, places = sequences.only(followers.sequences)
         state = self.mlp_extractor.critic_state(features[rows], ended)
         state = None if state is None else tuple(part[:, places] for part in state)
+        if state is not None and followers.at_start is not None:
+            forgotten = followers.at_start[None, :, None]
+            state = tuple(part.masked_fill(forgotten, 0.0) for part in state)
         following = self._features(followers.observations, self.vf_features_extractor)
         values = self.value_net(self.mlp_extractor.critic_step(following, state)).flatten()
         return values, state if self.memory.critic == "own" else None

@@ -300,10 +300,13 @@ class Followers(NamedTuple):
 
     :param observations: one row per sequence
     :param sequences: numbers of these sequences
+    :param at_start: True where the observation is the first of a new episode, before which nothing is remembered; None
+        for nowhere
     """
 
     observations: Any
     sequences: th.Tensor
+    at_start: th.Tensor | None = None
 
 
 # ---------------------------------------------------------------- layers

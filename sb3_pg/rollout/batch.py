@@ -21,11 +21,13 @@ class RolloutBatch:
     :param truncated: True where step t was the last before a time limit and not terminal
     :param timesteps: index of step t within its episode, carried across rollouts
     :param mask: True where a step is valid; None if all are
-    :param bootstrap: value of the state that follows a truncated or cut-off step, 0 elsewhere
+    :param bootstrap: value of the state that follows a truncated or cut-off step, 0 elsewhere. For an estimator that
+        ``continues``, a terminated step in the last row is cut off too: the reset gives the state that follows
     :param values: V(s_t) of the policy's critic, None if no critic is in use
     :param log_probs: log pi(a_t|s_t) of the policy that collected, nats
     :param log_ratio: logarithm of each action's importance ratio, its log-prob now minus ``log_probs``; None on-policy
     :param log_weights: logarithms of the importance weights; None on-policy
+    :param average_reward: what the returns subtract from each reward, reward units per step; None where that is nothing
     :param n_episodes: number of complete episodes in the batch, None for segments of fixed length
     :param bootstrap_observations: the states whose values ``bootstrap`` holds, and their places: step * n_envs + env
     :param sequences: of a policy with memory: which valid steps follow each other; None for other policies
@@ -49,6 +51,7 @@ class RolloutBatch:
     log_probs: th.Tensor | None = None
     log_ratio: th.Tensor | None = None
     log_weights: th.Tensor | None = None
+    average_reward: th.Tensor | None = None
     n_episodes: int | None = None
     bootstrap_observations: tuple[Observations, th.Tensor] | None = None
     sequences: Sequences | None = None
@@ -80,7 +83,8 @@ class RolloutBatch:
         if self.bootstrap_observations is None or self.sequences is None:
             return None if self.bootstrap_observations is None else self.bootstrap_observations[0]
         observations, places = self.bootstrap_observations
-        return Followers(observations, self.episodes.reshape(-1)[places])
+        terminated = self.terminated.reshape(-1)[places]
+        return Followers(observations, self.episodes.reshape(-1)[places], terminated)
 
     @cached_property
     def episodes(self) -> th.Tensor:

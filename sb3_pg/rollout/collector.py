@@ -253,6 +253,7 @@ class Collector:
         bootstrap_truncated: bool = True,
         value_scale: float = 1.0,
         keep_graph: bool = False,
+        continues: bool = False,
     ) -> RolloutBatch | None:
         """Collect one rollout and score it: :meth:`fill`, then :func:`~sb3_pg.rollout.make_batch`.
 
@@ -267,6 +268,8 @@ class Collector:
         :param bootstrap_truncated: whether to value the last states of truncated episodes
         :param value_scale: what the critic's values are multiplied by to give reward units
         :param keep_graph: whether to set ``batch.kept_scores``, which saves an update that follows at once a forward
+        :param continues: whether the task goes on after a termination, in the state that the reset gives; this state is
+            then valued where the last step is a termination
         :return: the batch, or None if the listener stopped the rollout
         :raises ValueError: both or neither of ``n_steps`` and ``episodes_per_env``
         :raises EndlessEpisodeError: an episode exceeds the limit
@@ -292,6 +295,7 @@ class Collector:
             n_episodes=None if episodes_per_env is None else episodes_per_env * n_envs,
             value_scale=value_scale,
             keep_graph=keep_graph,
+            last_obs=self.state.last_obs if continues else None,
         )
         if self._behavior_log_probs is not None:
             set_behavior(batch, buffer, self._behavior_log_probs)

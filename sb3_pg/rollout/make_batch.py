@@ -1,5 +1,6 @@
 """Make a batch of a rollout, and score it with one batched forward."""
 
+from operator import itemgetter
 from typing import Any
 
 import numpy as np
@@ -25,6 +26,7 @@ from sb3_pg.policies import (
 )
 from sb3_pg.rollout.batch import RolloutBatch
 from sb3_pg.rollout.buffers import TrajectoryRolloutBuffer
+from sb3_pg.rollout.nonfinite import require_finite_observation
 
 
 def make_batch(
@@ -37,6 +39,7 @@ def make_batch(
     n_episodes: int | None,
     value_scale: float = 1.0,
     keep_graph: bool = False,
+    last_obs: Any = None,
 ) -> RolloutBatch:
     """Return a finished buffer as tensors, with the log-probs and values of the policy that filled it.
 
@@ -50,13 +53,16 @@ def make_batch(
     :param n_episodes: number of complete episodes, or None
     :param value_scale: what the critic's values are multiplied by to give reward units
     :param keep_graph: whether to set ``batch.kept_scores``, where that is possible
+    :param last_obs: of all envs, after the last row. If given, the first state of an episode is valued too that begins
+        after the last row, because the last row has terminated the episode before it
+    :raises NonFiniteError: such a state is not finite
     """
     batch = _env_steps(buffer)
     batch.n_episodes = n_episodes
     if has_memory(policy):
         batch.sequences = _sequences(buffer)
     if with_values:
-        batch.bootstrap_observations = _bootstrap_observations(buffer, bootstrap_truncated)
+        batch.bootstrap_observations = _bootstrap_observations(buffer, bootstrap_truncated, last_obs)
     if isinstance(sampler, ForwardSampler):
         batch.log_probs = batch.restore(batch.select(_kept(sampler.log_probs, buffer)))
         if with_values:
@@ -205,14 +211,22 @@ def action_log_probs(policy: ActorCriticPolicy, buffer: TrajectoryRolloutBuffer,
 
 
 def _bootstrap_observations(
-    buffer: TrajectoryRolloutBuffer, of_truncated: bool
+    buffer: TrajectoryRolloutBuffer, of_truncated: bool, last_obs: Any
 ) -> tuple[Observations, th.Tensor] | None:
-    """Return the states that follow truncated and cut-off steps, and their places; None if there are none."""
+    """Return the states that follow truncated and cut-off steps, and their places; None if there are none.
+
+    With ``last_obs`` there are also those that follow a reset after the last row.
+    """
     kept = {
         row * buffer.n_envs + env: obs
         for (row, env), obs in buffer.final_observations.items()
         if of_truncated or not buffer.truncated[row, env]
     }
+    if last_obs is not None:
+        last = buffer.buffer_size - 1
+        for env in map(int, np.flatnonzero(buffer.dones[last] & ~buffer.truncated[last])):
+            obs = kept[last * buffer.n_envs + env] = map_observations(itemgetter(env), last_obs)
+            require_finite_observation("observation after the reset", obs, env, last)
     if not kept:
         return None
 

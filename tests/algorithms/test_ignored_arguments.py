@@ -134,6 +134,7 @@ WATCHED: Arguments = {"policy_kwargs": {"features_extractor_class": WhoSees}}
 ACTORS: Arguments = {"env": lambda: actors_of(ScriptedEnv), "deterministic": True}
 
 #: Argument -> another value, and the other arguments beside which it has its effect.
+AVERAGE: Arguments = {"objective": "average"}
 CHANGES: dict[str, tuple[Any, Arguments]] = {
     "policy": (OtherPolicy, {}),
     "env": (lambda: env_of((4,)), {}),
@@ -201,6 +202,11 @@ CHANGES: dict[str, tuple[Any, Arguments]] = {
     "dual_update": ("multiplicative", {}),
     "dual_learning_rate": (500.0, {}),
     "max_kl_ratio": (None, {"learning_rate": 0.02}),
+    # the average reward
+    "objective": ("average", {}),
+    "average_reward_step_size": (0.01, AVERAGE),
+    "reset_cost": (3.0, AVERAGE),
+    "value_center": (1.0, AVERAGE),
     # replaying
     "buffer_size": (9, {}),
     "buffer_trajectories": (3, {}),

@@ -578,7 +578,7 @@ def test_demonstrations_without_rewards_leave_the_critic(cls: Any) -> None:
 
 def test_without_a_critic() -> None:
     model = make(Reinforce, baseline="mean", n_steps=None, n_episodes=2)
-    with pytest.raises(ValueError, match="critic=True trains a critic, and none is in use: use baseline='value'"):
+    with pytest.raises(ValueError, match=r"critic=True trains a critic on .* none is in use: use baseline='value'"):
         model.pretrain(leaning(), critic=True)
     assert model.pretrain(leaning(), n_epochs=2).critic_losses == []
 
