@@ -14,7 +14,6 @@ from gymnasium.wrappers import NormalizeReward
 from stable_baselines3.common.buffers import RolloutBuffer
 from stable_baselines3.common.callbacks import BaseCallback
 from stable_baselines3.common.env_util import make_vec_env
-from stable_baselines3.common.running_mean_std import RunningMeanStd
 from stable_baselines3.common.vec_env import DummyVecEnv, VecEnv, VecNormalize
 
 from sb3_pg import (
@@ -343,11 +342,8 @@ def test_callback_copies_statistics() -> None:
     training, held = normalized(False), normalized(False, training=False)
     callback = AverageRewardEvalCallback(held, horizon=5, eval_freq=8, verbose=0)
     make(ActorCritic, training).learn(16, callback)
-    assert isinstance(training, VecNormalize)
-    assert isinstance(held, VecNormalize)
-    theirs, ours = held.obs_rms, training.obs_rms
-    assert isinstance(theirs, RunningMeanStd)
-    assert isinstance(ours, RunningMeanStd)
+    statistics: list[Any] = [envs.obs_rms for envs in (held, training) if isinstance(envs, VecNormalize)]
+    theirs, ours = statistics
     assert np.array_equal(theirs.mean, ours.mean)
 
 
