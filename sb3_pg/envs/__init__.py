@@ -44,4 +44,4 @@ __all__ = [
 if (_GRID := "MaskedGrid-v0") not in registry:
     register(_GRID, "sb3_pg.envs.masked_grid:MaskedGrid", max_episode_steps=100)
 if (_QUEUE := "AccessControl-v0") not in registry:
-    register(_QUEUE, "sb3_pg.envs.access_control:AccessControl")
+    register(_QUEUE, "sb3_pg.envs.access_control:AccessControl", max_episode_steps=1000)

@@ -19,7 +19,8 @@ class AccessControl(gym.Env[np.ndarray, np.int64]):
     server then becomes free with probability ``p_free``. The next customer's priority is uniform. The task never ends.
 
     Observations are the number of free servers and the number of the priority, a MultiDiscrete. It is registered as
-    ``AccessControl-v0`` by ``import sb3_pg``. Source: Sutton and Barto (2018), example 10.2.
+    ``AccessControl-v0`` by ``import sb3_pg``, with a time limit of 1000 steps, since evaluations of episodes would
+    otherwise wait for ever. Source: Sutton and Barto (2018), example 10.2.
 
     :param n_servers: number of servers
     :param payments: what a customer of each priority pays, reward units

@@ -12,8 +12,11 @@ from sb3_pg.envs import AccessControl
 
 
 def test_it_is_a_proper_env_without_an_end() -> None:
-    env = gym.make("AccessControl-v0")
-    check_env(env.unwrapped, skip_render_check=True)
+    registered = gym.make("AccessControl-v0")
+    assert registered.spec is not None
+    assert registered.spec.max_episode_steps == 1000
+    env = registered.unwrapped
+    check_env(env, skip_render_check=True)
     env.reset(seed=0)
     assert not any(any(env.step(1)[2:4]) for _ in range(3000))
 
