@@ -93,7 +93,7 @@ def train(run: Run) -> Row:
         manager = learning_run.make_manager("trpo", run.env, run.seed, run.steps, settings, str(CONFIG), folder)
         experiment = manager.setup_experiment()
         assert experiment is not None
-        model = experiment[0]
+        model: Any = experiment[0]
         model.learn(run.steps, log_interval=None)
         envs: Any = make_vec_env(
             lambda: gym.make(run.env, max_episode_steps=HORIZON), N_ENVS, seed=learning_run.FINAL_SEED + 1000 * run.seed

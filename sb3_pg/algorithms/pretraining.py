@@ -45,7 +45,7 @@ CHECKS: Final[Mapping[str, arg.Check]] = {
     "batch_size": arg.integer(1),
     "validation": _check_validation,
     "critic": arg.instance(bool, optional=True),
-    "learning_rate": arg.positive(),
+    "learning_rate": arg.schedule(above_0=True),
     "min_std": arg.real(0),
     "freeze_normalization": arg.instance(bool),
     "patience": arg.integer(1, optional=True),

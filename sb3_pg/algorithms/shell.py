@@ -21,7 +21,7 @@ from stable_baselines3.common.off_policy_algorithm import OffPolicyAlgorithm
 from stable_baselines3.common.policies import BasePolicy
 from stable_baselines3.common.save_util import recursive_getattr
 from stable_baselines3.common.torch_layers import BaseFeaturesExtractor, FlattenExtractor
-from stable_baselines3.common.type_aliases import MaybeCallback, TensorDict
+from stable_baselines3.common.type_aliases import MaybeCallback, Schedule, TensorDict
 from stable_baselines3.common.utils import get_device
 from stable_baselines3.common.vec_env import VecEnv
 from typing_extensions import Self
@@ -49,7 +49,7 @@ from sb3_pg.checkpoints.model_file import RECOMPUTED, NamedBytes, name_of
 from sb3_pg.checkpoints.resume import ResumeCallback, Resumption
 from sb3_pg.checkpoints.safe_pickle import loads
 from sb3_pg.demonstrations import Demonstrations, PretrainReport
-from sb3_pg.demonstrations.cloning import Schedule
+from sb3_pg.demonstrations.cloning import Schedule as CloningSchedule
 from sb3_pg.demonstrations.critic_fit import CriticToFit
 from sb3_pg.envs import GymVectorAdapter, infos_have_masks
 from sb3_pg.errors import DamagedFileError, NonFiniteError
@@ -512,11 +512,11 @@ class Algorithm(BaseAlgorithm):
     def pretrain(
         self,
         demos: Demonstrations,
-        n_epochs: int = 300,
+        n_epochs: int = 200,
         batch_size: int = 128,
-        validation: float = 0.1,
+        validation: float = 0.0,
         critic: bool | None = None,
-        learning_rate: float = 1e-3,
+        learning_rate: float | str | Schedule = "lin_1e-3",
         min_std: float = 0.1,
         freeze_normalization: bool = True,
         patience: int | None = 50,
@@ -558,7 +558,8 @@ class Algorithm(BaseAlgorithm):
         :param validation: share of the episodes that are held out, in [0, 1): at least one of two or more; steps of a
             single episode. 0 holds out nothing: all epochs count, and the last is kept
         :param critic: whether to train the critic. None trains it if one is in use and the demonstrations have rewards
-        :param learning_rate: step size of Adam
+        :param learning_rate: step size of Adam: a number, ``"lin_1e-3"`` (falls linearly to 0 over ``n_epochs``), or a
+            function of the remaining progress (1 to 0)
         :param min_std: smallest standard deviation of Box actions, as a share of half the width of the action's range
             (before the squashing, where a policy squashes); 0 for none. A deterministic expert would let it go to 0,
             so that nothing is explored afterwards. It is a parameter that is clamped after each gradient step; where it
@@ -600,8 +601,13 @@ class Algorithm(BaseAlgorithm):
         if demos.rewards is None:
             to_fit = None
         steps = steps_for(self, demos)  # checks them, before a seed is drawn
-        arguments = {name: given[name] for name in ("n_epochs", "batch_size", "learning_rate", "patience")}
-        schedule = Schedule(**arguments, seed=int(th.randint(1 << 31, (1,))) if seed is None else given["seed"])
+        schedule = CloningSchedule(
+            n_epochs=given["n_epochs"],
+            batch_size=given["batch_size"],
+            learning_rate=arg.to_schedule(learning_rate),
+            patience=given["patience"],
+            seed=int(th.randint(1 << 31, (1,))) if seed is None else given["seed"],
+        )
         more = {name: given[name] for name in ("validation", "min_std", "freeze_normalization", "progress_bar")}
         report = pretrain(self, steps, to_fit, schedule, **more)
         if "learner_state" in vars(self):

@@ -10,6 +10,7 @@ import torch as th
 from gymnasium import spaces
 from stable_baselines3.common.distributions import Distribution
 from stable_baselines3.common.policies import ActorCriticPolicy, BasePolicy
+from stable_baselines3.common.utils import LinearSchedule
 
 from sb3_pg.demonstrations.steps import DemonstratedSteps
 from sb3_pg.errors import NonFiniteError
@@ -30,6 +31,7 @@ from sb3_pg.policies import (
     unvalidated_distributions,
 )
 
+LearningRate = Callable[[float], float]
 #: What to do after each epoch, for a progress bar.
 Tick = Callable[[], Any]
 
@@ -40,14 +42,14 @@ class Schedule:
 
     :param n_epochs: passes over the steps to learn from, at most
     :param batch_size: steps of the demonstrations per gradient step
-    :param learning_rate: step size of Adam
+    :param learning_rate: step size of Adam, as a function of the remaining progress, 1 to 0
     :param patience: epochs without an improvement, after which training stops; None for all epochs
     :param seed: seed of the order of the steps
     """
 
-    n_epochs: int = 300
+    n_epochs: int = 200
     batch_size: int = 128
-    learning_rate: float = 1e-3
+    learning_rate: LearningRate = field(default_factory=lambda: LinearSchedule(1e-3, 0.0, 1.0))
     patience: int | None = 50
     seed: int = 0
 
@@ -95,7 +97,7 @@ def clone(
     """
     policy, rng = steps.policy, np.random.default_rng(schedule.seed)
     parameters = actor_parameters(policy)
-    floor, optimizer = StdFloor(policy, min_std), _optimizer(policy, parameters, schedule.learning_rate)
+    floor, optimizer = StdFloor(policy, min_std), _optimizer(policy, parameters)
 
     def epoch() -> th.Tensor:
         losses: list[th.Tensor] = []
@@ -128,9 +130,9 @@ def clone(
     with unvalidated_distributions():
         if len(held_out):
             judge(0)
-            losses = run_epochs(epoch, schedule, policy, "-log pi", tick, judge)
+            losses = run_epochs(epoch, schedule, optimizer, policy, "-log pi", tick, judge)
         else:
-            losses = run_epochs(epoch, replace(schedule, patience=None), policy, "-log pi", tick)
+            losses = run_epochs(epoch, replace(schedule, patience=None), optimizer, policy, "-log pi", tick)
             curve.best = len(losses)
         curve.training = losses
         if best is not None:
@@ -142,6 +144,7 @@ def clone(
 def run_epochs(
     epoch: Callable[[], th.Tensor],
     schedule: Schedule,
+    optimizer: th.optim.Optimizer | None,
     policy: BasePolicy,
     name: str,
     tick: Tick,
@@ -151,7 +154,8 @@ def run_epochs(
     """Train until nothing gets better, and return the mean loss of each epoch.
 
     :param epoch: trains for an epoch, and returns its mean loss
-    :param schedule: how long to train
+    :param schedule: how long to train, and in which steps
+    :param optimizer: takes the steps; None if nothing is trained
     :param policy: whose parameters are trained
     :param name: name of the loss, for the error message
     :param tick: is called after each epoch
@@ -163,6 +167,9 @@ def run_epochs(
     best = 0
     for n in range(1, schedule.n_epochs + 1):
         set_training_mode(policy, in_training_mode)
+        rate = schedule.learning_rate(1 - (n - 1) / schedule.n_epochs)
+        for group in [] if optimizer is None else optimizer.param_groups:
+            group["lr"] = rate * group.get("factor", 1)
         losses.append(finite(float(epoch()), name, n))
         tick()
         if is_better(n) if is_better is not None else losses[-1] <= min(losses):
@@ -182,8 +189,8 @@ def finite(loss: float, name: str, epoch: int) -> float:
     return loss
 
 
-def _optimizer(policy: BasePolicy, parameters: list[th.nn.Parameter], learning_rate: float) -> th.optim.Adam | None:
-    """Return Adam for these parameters; None if there are none.
+def _optimizer(policy: BasePolicy, parameters: list[th.nn.Parameter]) -> th.optim.Adam | None:
+    """Return Adam for these parameters; None if there are none. The ``factor`` of a group multiplies the learning rate.
 
     Logarithms of standard deviations take steps of ten times the size. There are some hundred gradient steps, and each
     of Adam's moves a parameter by at most about the learning rate: the standard deviation would hardly leave its first
@@ -193,8 +200,8 @@ def _optimizer(policy: BasePolicy, parameters: list[th.nn.Parameter], learning_r
         return None
     fast = [parameter for parameter in parameters if parameter is log_std_of(policy)]
     slow = [parameter for parameter in parameters if parameter is not log_std_of(policy)]
-    groups: list[dict[str, Any]] = [{"params": slow}, {"params": fast, "lr": 10 * learning_rate}]
-    optimizer = th.optim.Adam([group for group in groups if group["params"]], lr=learning_rate)
+    groups: list[dict[str, Any]] = [{"params": slow}, {"params": fast, "factor": 10}]
+    optimizer = th.optim.Adam([group for group in groups if group["params"]])
     with_fewer_operations(optimizer)
     return optimizer
 

@@ -168,7 +168,7 @@ def fit_critic(
     parameters = [parameter for parameter in critic.parameters if parameter.requires_grad]
     if not (parameters and len(learned)):
         return FittedCritic([], np.nan)
-    optimizer = with_fewer_operations(th.optim.Adam(parameters, lr=schedule.learning_rate))
+    optimizer = with_fewer_operations(th.optim.Adam(parameters))
     scale = critic.scaled_by(None)
     first = targets.present(lambda values: values * scale)[th.as_tensor(targets.counted, device=steps.policy.device)]
     scale = critic.scaled_by(first)
@@ -191,7 +191,9 @@ def fit_critic(
         return th.stack(losses).mean() * std**2
 
     _rescale(critic.heads, 1 / std, -mean / std)
-    losses = run_epochs(epoch, schedule, steps.policy, "critic's loss", tick, in_training_mode=critic.in_training_mode)
+    losses = run_epochs(
+        epoch, schedule, optimizer, steps.policy, "critic's loss", tick, in_training_mode=critic.in_training_mode
+    )
     goals, errors, numbers = standardized(), [], []
     with evaluation_mode(steps.policy), th.no_grad():
         for batch in steps.minibatches(held_out if len(held_out) else learned, CHUNK_SIZE):
