@@ -19,7 +19,7 @@ Protocol
 - ``ppo`` and ``a2c`` are what people do by hand: the actor of SB3's class, with rl_zoo3's settings, is cloned by
   ``ActorCritic.pretrain`` without critic and with all of the expert's certainty (``min_std=0``), and learns on at once.
   Statistics of observations stay as they are for them too, which people do not do.
-- Every ``every`` env steps the deterministic policy plays 10 episodes in envs of their own. Step 0 is the cloned
+- Every ``every`` env steps the deterministic policy plays 20 episodes in envs of their own. Step 0 is the cloned
   policy, with 50 episodes. A run ends where 90 % of the expert's score is reached and 50,000 steps are over, or at the
   budget; those of ``ppo`` and ``a2c`` after 50,000 steps. Steps of ``warm_up_critic`` count.
 - ``worst`` is the least evaluation in the first 50,000 steps, as a share of the cloned policy's score. ``steps_to_90``
@@ -197,7 +197,7 @@ def train(run: Run) -> list[Row]:
             final_env = learning_run.evaluation_env(manager, 50, learning_run.FINAL_SEED + 1000 * run.seed)
             points.append((0, *learning_run.evaluate(model, final_env, 50, True)))
         playground = learning_run.evaluation_env(manager, 10, seed)
-        evaluations = learning_run.Evaluations(playground, task.budget, task.budget // task.every, 10, True, add)
+        evaluations = learning_run.Evaluations(playground, task.budget, task.budget // task.every, 20, True, add)
         if run.method in ("recipe", "moving"):
             model.anchor = KLAnchor(**task.anchor)
             model.warm_up_critic(task.n_warm_ups)
@@ -285,7 +285,7 @@ def draw(rows: Sequence[Row]) -> Any:
         panel.axhline(score, color="black", linestyle="--", linewidth=0.8, label="expert")
         panel.set(title=env, xlabel="Env steps after cloning", ylim=(min(0.0, panel.get_ylim()[0]), None))
         panel.grid(alpha=0.3)
-    panels[0].set_ylabel("Return, 10 episodes")
+    panels[0].set_ylabel("Return, 20 episodes")
     figure.legend(*panels[0].get_legend_handles_labels(), loc="outside lower center", ncols=4)
     return figure
 

@@ -534,9 +534,10 @@ class Algorithm(BaseAlgorithm):
            they are known, the discounted rewards, as if it had seen these steps. Those of observations then stay as
            they are (``freeze_normalization``), also in a second ``pretrain``.
         2. The actor is trained by minibatches, with Adam of its own: ``policy.optimizer`` is not used, and its state
-           stays as it is, fresh in a new model. Parameters that only the critic depends on do not change. The epoch
-           that is best on held-out episodes is kept: the one with the smallest loss, or for a Box with the smallest
-           mean absolute error of the most probable action.
+           stays as it is, fresh in a new model. Parameters that only the critic depends on do not change. The
+           parameters of the last epoch are kept. With ``validation`` it is the epoch that is best on held-out episodes:
+           the one with the smallest loss, or for a Box with the smallest mean absolute error of the most probable
+           action.
         3. The critic is trained on the demonstrated returns with the discount ``gamma``, rewards as VecNormalize scales
            them, again with Adam of its own; of features that it shares with the actor it trains its own head only.
            A truncated episode is bootstrapped with the critic's value of its final observation. Without final
@@ -556,7 +557,7 @@ class Algorithm(BaseAlgorithm):
         :param batch_size: steps per gradient step. Minibatches of a policy with memory hold whole episodes, and so may
             have more
         :param validation: share of the episodes that are held out, in [0, 1): at least one of two or more; steps of a
-            single episode. 0 holds out nothing: all epochs count, and the last is kept
+            single episode. With 0, all episodes are learned from, and training takes all epochs
         :param critic: whether to train the critic. None trains it if one is in use and the demonstrations have rewards
         :param learning_rate: step size of Adam: a number, ``"lin_1e-3"`` (falls linearly to 0 over ``n_epochs``), or a
             function of the remaining progress (1 to 0)
@@ -570,7 +571,8 @@ class Algorithm(BaseAlgorithm):
             other inputs in the same state, and it would lose what it has learned. Frozen statistics count as 10^12
             steps; ``env.obs_rms.count = n`` lets them go on as if they came from n steps. The statistics of rewards go
             on in any case
-        :param patience: epochs without a better result on held-out steps, after which training stops; None for never.
+        :param patience: epochs without a better result on held-out steps (``validation``), after which training stops;
+            None for never.
             The critic stops after as many epochs without a smaller loss on the steps that it learns from
         :param seed: of the episodes that are held out, and of the order of the steps; None draws it from PyTorch's
             generator, which the model's ``seed`` has set

@@ -91,7 +91,7 @@ def critics_own(model: Any) -> list[th.Tensor]:
 def test_every_class_learns_what_was_shown(cls: Any) -> None:
     demos, model = leaning(), make(cls)
     before = critics_own(model)
-    report = model.pretrain(demos, n_epochs=40, learning_rate=0.01, critic=False)
+    report = model.pretrain(demos, n_epochs=40, validation=0.1, learning_rate=0.01, critic=False)
     taken = model.predict(demos.observations, deterministic=True)[0]
     learned, held_out = demos.held_out_steps(0.1, None)
     assert (report.n_steps, report.n_held_out) == (len(learned), len(held_out)) == (180, 20)
@@ -254,11 +254,33 @@ def test_it_stops_early_and_keeps_the_best() -> None:
     assert -log_prob.mean().item() < report.held_out_losses[-1] - 0.01
 
 
+@pytest.mark.parametrize(
+    ("rate", "followed"),
+    [("lin_0.1", [0.1, 0.075, 0.05, 0.025]), (0.2, [0.2] * 4), (lambda p: p / 8, [1 / 8, 3 / 32, 1 / 16, 1 / 32])],
+)
+def test_the_learning_rate_follows_its_schedule(rate: Any, followed: list[float]) -> None:
+    """It falls over the epochs; a standard deviation takes ten times the size."""
+    seen: list[tuple[float, ...]] = []
+    step = th.optim.Adam.step
+
+    def record(self: th.optim.Adam, closure: Any = None) -> Any:
+        seen.append(tuple(group["lr"] for group in self.param_groups))
+        return step(self, closure)
+
+    model = make(ActorCritic, two_envs(action_space=ACTION_SPACES["box"]))
+    observations = np.zeros((8, 3), np.float32)
+    demos = Demonstrations(observations, np.zeros((8, 2), np.float32), np.ones(8))
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(th.optim.Adam, "step", record)
+        model.pretrain(demos, n_epochs=4, batch_size=8, learning_rate=rate, critic=False)
+    assert seen == [pytest.approx((lr, 10 * lr)) for lr in followed]
+
+
 def test_parameters_from_before_are_kept_if_nothing_was_better() -> None:
     demos, first = leaning(rewards=False), make(ActorCritic)
     first.pretrain(demos, n_epochs=60, learning_rate=0.01)
     before = parameters(first)
-    report = first.pretrain(demos, n_epochs=4, learning_rate=0.5, patience=None)
+    report = first.pretrain(demos, n_epochs=4, validation=0.1, learning_rate=0.5, patience=None)
     assert report.best_epoch == 0
     assert th.equal(parameters(first), before)
     assert "not better than before in 4 epochs, and kept from before" in str(report)
@@ -344,7 +366,7 @@ def test_memory(cls: Any, kind: Any) -> None:
     ends = np.arange(160) % 4 == 3
     demos = Demonstrations(observations, first.repeat(4).astype(int), rng.normal(size=160), ends)
     model = make(cls, two_envs(), memory=Memory(kind, 16))
-    report = model.pretrain(demos, n_epochs=25, batch_size=16, learning_rate=0.03, seed=0)
+    report = model.pretrain(demos, n_epochs=25, batch_size=16, validation=0.1, learning_rate=0.03, seed=0)
     assert (report.n_steps, report.n_held_out) == (144, 16)
     right = []
     for episode in demos.episodes:
