@@ -23,7 +23,7 @@ def average_reward(rewards: th.Tensor, mask: th.Tensor | None = None, weights: t
 
     .. math:: \bar r = \frac{\sum_t w_t r_t}{\sum_t w_t}
 
-    Source: Zhang and Ross (2021), algorithm 1; Sutton and Barto (2018), eq. 13.15. With importance weights w_t it is
+    Source: Zhang and Ross (2021); Sutton and Barto (2018), eq. 13.15. With importance weights w_t it is
     the average under the policy that is trained, but for the states, which are those of the policies that acted.
 
     :param rewards: r_t, reward units, floating, ``(n_steps, n_envs)``
@@ -53,7 +53,7 @@ def differential_gae(
     .. math:: A_t = \delta_t + \lambda (1 - e_t) A_{t+1}, \qquad
               \delta_t = r_t - \bar r + b_t + (1 - e_t) V(s_{t+1}) - V(s_t)
 
-    Source: Sutton and Barto (2018), eq. 10.10; Zhang and Ross (2021), section 5. With :math:`\bar r = r(\pi)` and V the
+    Source: Sutton and Barto (2018), eq. 10.10; Zhang and Ross (2021). With :math:`\bar r = r(\pi)` and V the
     differential value of pi, its expectation is the advantage :math:`q(s_t, a_t) - V(s_t)` for any lambda. Nothing is
     discounted: with lambda near 1 the variance grows with the distance to the next end, or to the last row.
 

@@ -25,12 +25,12 @@ class Differential(Estimator):
 
     - :math:`\bar r` is the mean reward of the batch (Zhang and Ross 2021). With ``step_size`` :math:`\eta` it is
       :math:`\bar r_k`, which changes after each update: :math:`\bar r_{k+1} = \bar r_k + \eta\, \hat E[\delta_t]` (Naik
-      et al. 2021; Wan et al. 2021, eq. 10). It begins with the mean of the first batch. Small batches take a step size:
+      et al. 2021; Wan et al. 2021). It begins with the mean of the first batch. Small batches take a step size:
       their own mean depends on the rewards that it is subtracted from. Importance weights count in these means.
     - V is known up to a constant. ``value_center`` :math:`\nu` subtracts a share of the batch's mean value from the
-      critic's targets, so that the constant does not drift (Ma et al. 2021, section 4, with a running mean).
+      critic's targets, so that the constant does not drift (Ma et al. 2021, with a running mean).
     - A terminated step is followed by the first state of the next episode, and costs ``reset_cost`` (Zhang and Ross
-      2021, section 6): a stationary distribution has no end. A truncated step is followed by the last state of its
+      2021): a stationary distribution has no end. A truncated step is followed by the last state of its
       episode. What comes after its reset is no part of the task.
 
     :param of: the estimator, with ``gamma=1`` and without ``state_discount``
