@@ -9,6 +9,9 @@ import numpy as np
 from gymnasium import spaces
 
 REJECT, ACCEPT = 0, 1
+#: Colors of a free server, of a busy one, and of the customer, for images.
+_FREE, _BUSY, _CUSTOMER = (80, 180, 80), (60, 60, 60), (80, 120, 200)
+_CELL = 32
 
 
 class AccessControl(gym.Env[np.ndarray, np.int64]):
@@ -25,13 +28,21 @@ class AccessControl(gym.Env[np.ndarray, np.int64]):
     :param n_servers: number of servers
     :param payments: what a customer of each priority pays, reward units
     :param p_free: probability that a busy server becomes free, in (0, 1]
+    :param render_mode: "ansi", "rgb_array" or None
     :raises ValueError: an argument is out of range
     """
 
-    metadata = {"render_modes": []}  # noqa: RUF012 (as in Gymnasium)
+    metadata = {  # noqa: RUF012 (as in Gymnasium)
+        "render_modes": ["ansi", "rgb_array"],
+        "render_fps": 4,
+    }
 
     def __init__(
-        self, n_servers: int = 10, payments: tuple[float, ...] = (1.0, 2.0, 4.0, 8.0), p_free: float = 0.06
+        self,
+        n_servers: int = 10,
+        payments: tuple[float, ...] = (1.0, 2.0, 4.0, 8.0),
+        p_free: float = 0.06,
+        render_mode: str | None = None,
     ) -> None:
         if n_servers < 1 or not payments:
             raise ValueError(
@@ -41,6 +52,7 @@ class AccessControl(gym.Env[np.ndarray, np.int64]):
         if not 0 < p_free <= 1:
             raise ValueError(f"p_free must lie in (0, 1], got {p_free}")
         self.n_servers, self.payments, self.p_free = n_servers, tuple(payments), p_free
+        self.render_mode = render_mode
         self.observation_space = spaces.MultiDiscrete([n_servers + 1, len(payments)])
         self.action_space = spaces.Discrete(2)
         self._free, self._priority = n_servers, 0
@@ -65,6 +77,17 @@ class AccessControl(gym.Env[np.ndarray, np.int64]):
     def _next_customer(self) -> np.ndarray:
         self._priority = int(self.np_random.integers(len(self.payments)))
         return np.array([self._free, self._priority])
+
+    def render(self) -> Any:
+        """Return the servers, free ones first, above what the customer pays, as an image or as text."""
+        payment = self.payments[self._priority]
+        if self.render_mode != "rgb_array":
+            return f"{self._free} of {self.n_servers} servers are free; the customer pays {payment:g}"
+        cells = np.full((2, self.n_servers, 3), 255, np.uint8)
+        cells[0] = _BUSY
+        cells[0, : self._free] = _FREE
+        cells[1, : max(1, round(self.n_servers * payment / max(self.payments)))] = _CUSTOMER
+        return cells.repeat(_CELL, 0).repeat(_CELL, 1)
 
     # ---------------------------------------------------------------- the optimum
 

@@ -16,7 +16,7 @@ def test_it_is_a_proper_env_without_an_end() -> None:
     assert registered.spec is not None
     assert registered.spec.max_episode_steps == 1000
     env = registered.unwrapped
-    check_env(env, skip_render_check=True)
+    check_env(env)
     env.reset(seed=0)
     assert not any(any(env.step(1)[2:4]) for _ in range(3000))
 
@@ -38,6 +38,18 @@ def test_steps_follow_the_rules() -> None:
         priorities.append(int(priority))
     assert abs(freed / busy - 0.06) < 5 * np.sqrt(0.06 * 0.94 / busy)
     assert np.all(np.abs(np.bincount(priorities) / len(priorities) - 0.25) < 0.02)
+
+
+def test_render() -> None:
+    env = AccessControl(4, (1.0, 2.0), render_mode="ansi")
+    env.reset(seed=0)
+    env.step(1)
+    assert env.render() in [f"{n} of 4 servers are free; the customer pays {pays}" for n in (3, 4) for pays in (1, 2)]
+    image = AccessControl(4, (1.0, 2.0), render_mode="rgb_array").render()
+    assert image.shape == (64, 128, 3)
+    assert (image[:32] == (80, 180, 80)).all()
+    assert (image[32:, :64] == (80, 120, 200)).all()
+    assert (image[32:, 64:] == 255).all()
 
 
 def average_of(actions: np.ndarray, n: int, payments: tuple[float, ...], p: float) -> float:
