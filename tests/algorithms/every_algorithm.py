@@ -28,6 +28,11 @@ FEW_STEPS: dict[Any, dict[str, Any]] = {
 }
 
 
+def scales_rewards(name: str) -> bool:
+    """Whether an entry of ``ALGORITHMS`` takes a VecNormalize that scales rewards."""
+    return "average" not in name
+
+
 #: name -> model on an env; later algorithms add their line.
 ALGORITHMS: dict[str, Make] = {
     "reinforce": lambda env, **k: Reinforce("MlpPolicy", env, **{"n_episodes": 4, "baseline": "leave_one_out", **k}),
@@ -53,6 +58,19 @@ ALGORITHMS: dict[str, Make] = {
     ),
     "actor-critic-episodes": lambda env, **k: ActorCritic(
         "MlpPolicy", env, **{"n_steps": None, "n_episodes": 4, "advantage": "n_step", "state_discount": True, **k}
+    ),
+    "actor-critic-average": lambda env, **k: ActorCritic(
+        "MlpPolicy",
+        env,
+        **{
+            "n_steps": 16,
+            "objective": "average",
+            "average_reward_step_size": 0.1,
+            "gae_lambda": 0.9,
+            "reset_cost": 2.0,
+            "normalize_value_targets": True,
+            **k,
+        },
     ),
     "async-actor-critic": lambda env, **k: AsyncActorCritic("MlpPolicy", env, **{"n_steps": 16, **k}),
     "async-actor-critic-epochs": lambda env, **k: AsyncActorCritic(

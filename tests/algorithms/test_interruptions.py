@@ -16,7 +16,7 @@ from stable_baselines3.common.vec_env import SubprocVecEnv, VecNormalize
 
 from sb3_pg import OffPAC
 from sb3_pg.rollout import EnvWorkerError
-from tests.algorithms.every_algorithm import ALGORITHMS
+from tests.algorithms.every_algorithm import ALGORITHMS, scales_rewards
 from tests.helpers import ScriptedEnv, vec
 
 pytestmark = pytest.mark.filterwarnings("ignore:batch_size=.* does not divide")
@@ -221,7 +221,7 @@ class CrashingEnv(ScriptedEnv):
 def test_an_error_of_an_env_goes_through(name: str, normalized: bool, tmp_path: Path) -> None:
     env: Any = vec(ScriptedEnv((7, 3)), CrashingEnv(50, lengths=(4, 9)))
     callback = Interrupt("never", 0)
-    model = make(name, VecNormalize(env) if normalized else env)
+    model = make(name, VecNormalize(env, norm_reward=scales_rewards(name)) if normalized else env)
     with pytest.raises(CrashError, match=r"^the simulator has crashed$"):
         model.learn(400, callback)
     after = state(model)

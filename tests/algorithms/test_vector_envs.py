@@ -7,7 +7,7 @@ from stable_baselines3.common.env_util import make_vec_env
 from stable_baselines3.common.vec_env import VecNormalize
 
 from sb3_pg import Reinforce
-from tests.algorithms.every_algorithm import Make
+from tests.algorithms.every_algorithm import ALGORITHMS, Make, scales_rewards
 from tests.algorithms.off_policy_pg import Watch, consecutive, envs, stored_rewards
 from tests.algorithms.off_policy_pg import make as make_off_policy
 from tests.helpers import (
@@ -44,9 +44,10 @@ def test_continued_learning_does_not_reset_the_env_of_segments() -> None:
     assert buffer.timesteps.flatten().tolist() == list(range(8, 16))
 
 
-def test_normalized_envs(make: Make) -> None:
-    env = VecNormalize(make_vec_env("Pendulum-v1", 2), gamma=0.99)
-    model = make(env).learn(900)
+@pytest.mark.parametrize("name", ALGORITHMS)
+def test_normalized_envs(name: str) -> None:
+    env = VecNormalize(make_vec_env("Pendulum-v1", 2), norm_reward=scales_rewards(name), gamma=0.99)
+    model = ALGORITHMS[name](env, device="cpu", seed=0).learn(900)
     assert model.get_vec_normalize_env() is env
     assert env.obs_rms.count > 400
 

@@ -38,7 +38,7 @@ from sb3_pg.checkpoints import latest_checkpoint
 from sb3_pg.checkpoints.folder import CheckpointFolder, Manifest
 from sb3_pg.checkpoints.run_state import require_run_attributes
 from sb3_pg.errors import CheckpointError, UntrustedFileError
-from tests.algorithms.every_algorithm import ALGORITHMS, Make
+from tests.algorithms.every_algorithm import ALGORITHMS, Make, scales_rewards
 from tests.helpers import the_others_slow
 
 STEPS = 480
@@ -112,9 +112,9 @@ class Rows(KVWriter):
     def close(self) -> None: ...
 
 
-def make_env(env_id: str = "CartPole-v1", normalized: bool = False) -> Any:
+def make_env(env_id: str = "CartPole-v1", normalized: bool = False, norm_reward: bool = True) -> Any:
     env = make_vec_env(env_id, 2, seed=3)
-    return VecNormalize(env, gamma=0.9) if normalized else env
+    return VecNormalize(env, norm_reward=norm_reward, gamma=0.9) if normalized else env
 
 
 def same(first: Any, second: Any) -> bool:
@@ -148,12 +148,14 @@ def state_of(model: Any) -> dict[str, Any]:
     return {"parameters": model.get_parameters(), "episodes": episodes, "n_updates": model._n_updates}
 
 
-def require_the_same_run(make: Callable[[], Any], folder: Path, env_id: str = "CartPole-v1") -> None:
+def require_the_same_run(
+    make: Callable[[], Any], folder: Path, env_id: str = "CartPole-v1", norm_reward: bool = True
+) -> None:
     """Train a model, and another one that is interrupted and resumed."""
     whole = make()
     rows = train(whole, folder / "whole").rows
     first = interrupted(make(), folder / "cut")
-    again = type(whole).resume(folder / "cut", make_env(env_id, normalized=True), device="cpu")
+    again = type(whole).resume(folder / "cut", make_env(env_id, True, norm_reward), device="cpu")
     at = again.num_timesteps
     assert 0 < at < STEPS or env_id == "Pendulum-v1"  # two episodes of 200 steps are one rollout
     rest = train(again, folder / "cut").rows
@@ -171,7 +173,12 @@ def require_the_same_run(make: Callable[[], Any], folder: Path, env_id: str = "C
 def test_equals_an_uninterrupted_run(name: str, env_id: str, tmp_path: Path) -> None:
     if name == "actor-critic-sde" and env_id == "CartPole-v1":
         pytest.skip("gSDE is for Box actions")
-    require_the_same_run(lambda: MAKE[name](make_env(env_id, normalized=True), seed=0, device="cpu"), tmp_path, env_id)
+    scaled = scales_rewards(name)
+
+    def model() -> Any:
+        return MAKE[name](make_env(env_id, True, scaled), seed=0, device="cpu")
+
+    require_the_same_run(model, tmp_path, env_id, scaled)
 
 
 PRETRAINED = ["actor-critic-batch", "trpo-kl-anchor", "off-policy", "off-pac", "actor-critic-memory", "kl-penalty"]
