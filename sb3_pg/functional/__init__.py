@@ -6,6 +6,7 @@ Time is the first axis, environments the second: ``(n_steps, n_envs)``.
 from sb3_pg.functional.advantages import gae, normalize, rounding, td_residual
 from sb3_pg.functional.diagnostics import GradientDiagnostics, gradient_diagnostics
 from sb3_pg.functional.distributions import distribution_parameters, joint_kl, with_parameters
+from sb3_pg.functional.eligibility import eligibility_trace, row_gradients
 from sb3_pg.functional.episode_gradients import episode_gradients
 from sb3_pg.functional.importance import (
     effective_sample_size,
@@ -38,6 +39,7 @@ __all__ = [
     "conjugate_gradient",
     "distribution_parameters",
     "effective_sample_size",
+    "eligibility_trace",
     "episode_gradients",
     "gae",
     "gradient_diagnostics",
@@ -55,6 +57,7 @@ __all__ = [
     "retrace",
     "reward_to_go",
     "rounding",
+    "row_gradients",
     "scan",
     "self_normalize",
     "td_residual",
