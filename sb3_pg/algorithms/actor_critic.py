@@ -98,8 +98,8 @@ class ActorCritic(OnPolicyPG):
         """Require one step of each env for ``advantage="td_lambda"``, besides what the base class requires."""
         if self.advantage == "td_lambda" and n_steps != 1:
             raise ValueError(
-                f"{name} must be 1 with advantage='td_lambda', whose traces take one update per env step, got {n_steps}: "
-                "give n_steps=1, or advantage='gae', which is the forward view within segments and episodes"
+                f"{name} must be 1 with advantage='td_lambda', whose traces advance once per env step, got {n_steps}: "
+                "give n_steps=1, or advantage='gae', the forward view within segments and episodes"
             )
         super().check_segments(name, n_steps)
 

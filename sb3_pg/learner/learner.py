@@ -146,7 +146,7 @@ class Traces(TypedDict):
     """Eligibility traces of each env, see :class:`~sb3_pg.learner.TraceStep`. They are replaced, never changed.
 
     ``actor`` and ``critic`` are z of all trained parameters in their order, ``(n_envs, n_parameters)``. ``decay`` is
-    their factor in the step that follows, ``(n_envs,)``. ``timestep`` is that step's index in its episode, ``(n_envs,)``.
+    their factor in the step that follows, and ``timestep`` that step's index in its episode, both ``(n_envs,)``.
     """
 
     actor: th.Tensor
