@@ -1,6 +1,7 @@
 """Eligibility traces, the backward view of TD(lambda), and the gradients of single samples that they add up."""
 
 from collections.abc import Sequence
+from typing import Any
 
 import torch as th
 
@@ -68,7 +69,7 @@ def row_gradients(outputs: th.Tensor, parameters: Sequence[th.Tensor], weights: 
 
 
 def _rows(outputs: th.Tensor, parameters: Sequence[th.Tensor], seeds: th.Tensor, n_rows: int = 1) -> th.Tensor:
-    gradients = th.autograd.grad(
+    gradients: Any = th.autograd.grad(
         outputs, parameters, seeds, retain_graph=True, allow_unused=True, is_grads_batched=n_rows > 1
     )
     rows = [

@@ -4,7 +4,7 @@ from abc import ABC, abstractmethod
 from collections.abc import Mapping
 from contextlib import nullcontext
 from dataclasses import dataclass, field
-from typing import Any, ClassVar, Literal, NamedTuple, TypedDict
+from typing import Any, ClassVar, Final, Literal, NamedTuple
 
 import torch as th
 from stable_baselines3.common.policies import ActorCriticPolicy
@@ -30,6 +30,13 @@ from sb3_pg.rollout import RolloutBatch, value_again
 
 #: What an update measures beyond what it needs: nothing, the batch and the policy, or the step's effect as well.
 Report = Literal["nothing", "batch", "step"]
+
+
+#: Eligibility traces of each env, see :class:`~sb3_pg.learner.TraceStep`. "actor" and "critic" are z of all trained
+#: parameters in their order, ``(n_envs, n_parameters)``. "decay" is their factor in the step that follows, and
+#: "timestep" that step's index in its episode, both ``(n_envs,)``. They are replaced, never changed.
+Traces = dict[str, th.Tensor]
+_TRACES: Final = dict.fromkeys(("actor", "critic", "decay", "timestep"))
 
 
 class Estimator(ABC):
@@ -142,19 +149,6 @@ class Step(ABC):
         learner.outcome = ""
 
 
-class Traces(TypedDict):
-    """Eligibility traces of each env, see :class:`~sb3_pg.learner.TraceStep`. They are replaced, never changed.
-
-    ``actor`` and ``critic`` are z of all trained parameters in their order, ``(n_envs, n_parameters)``. ``decay`` is
-    their factor in the step that follows, and ``timestep`` that step's index in its episode, both ``(n_envs,)``.
-    """
-
-    actor: th.Tensor
-    critic: th.Tensor
-    decay: th.Tensor
-    timestep: th.Tensor
-
-
 @dataclass
 class LearnerState:
     """State that lasts from one update to the next, besides that of the policy and the optimizers.
@@ -194,7 +188,7 @@ class LearnerState:
         _require_keys("state", state, self.state_dict())
         _require_keys("state['return_scale']", state["return_scale"], self.return_scale.moments)
         if state["traces"] is not None:
-            _require_keys("state['traces']", state["traces"], Traces.__annotations__)
+            _require_keys("state['traces']", state["traces"], _TRACES)
         self.return_scale = ReturnScale.from_moments(**state["return_scale"])
         self.n_warmed_up, self.n_failures = state["n_warmed_up"], state["n_failures"]
         self.traces = state["traces"]

@@ -1,7 +1,7 @@
 """One step of gradient ascent with eligibility traces."""
 
 from dataclasses import dataclass
-from typing import ClassVar, NamedTuple
+from typing import Any, ClassVar, NamedTuple
 
 import torch as th
 
@@ -79,38 +79,34 @@ class TraceStep(GradientStep):
         :raises ValueError: traces are not defined for such batches, or for the way in which the critic is trained
         """
         _require_traces(learner, batch)
-        estimator, valid = learner.estimator, batch.mask
+        estimator, log_prob, values = learner.estimator, scores.log_prob, scores.values
+        assert values is not None
         actor = list(learner.actor.values())
         critic = [parameter for parameter in learner.parameters.critic.values() if parameter.requires_grad]
         weights = estimator.weights(batch)
-        log_prob, values = scores.log_prob, scores.values
-        assert values is not None
         of_actor = row_gradients(log_prob, actor, None if weights is None else batch.select(weights))
         of_critic = row_gradients(values, critic)
-        envs = slice(None) if valid is None else valid[0]  # the others have only been reset
+        envs: Any = slice(None) if batch.mask is None else batch.mask[0]  # the others have only been reset
         old = _fitting(learner.state.traces, batch, of_actor, of_critic)
         follows = batch.timesteps[0] == old["timestep"]
-        decay = th.where(follows, old["decay"], 0.0)[envs][None]
+        decay = th.where(follows, old["decay"], 0.0)[None, envs]
         z_actor, z_critic = (
-            eligibility_trace(rows[None], decay, old[name][envs])[0]  # type: ignore[literal-required]
+            eligibility_trace(rows[None], decay, old[name][envs])[0]
             for name, rows in (("actor", of_actor), ("critic", of_critic))
         )
-        new = Traces(
-            actor=z_actor,
-            critic=z_critic,
-            decay=estimator.trace_decay(batch)[0].to(old["decay"]),
-            timestep=th.where(batch.ends[0], 0, batch.timesteps[0] + 1),
-        )
-        if valid is not None:
-            new["actor"] = old["actor"].index_put((envs,), z_actor)
-            new["critic"] = old["critic"].index_put((envs,), z_critic)
-            new["decay"] = th.where(envs, new["decay"], old["decay"])
-            new["timestep"] = th.where(envs, new["timestep"], old["timestep"])
-        learner.state.traces = new
+        after = {
+            "actor": z_actor,
+            "critic": z_critic,
+            "decay": estimator.trace_decay(batch)[0, envs].to(of_actor),
+            "timestep": th.where(batch.ends[0], 0, batch.timesteps[0] + 1)[envs],
+        }
+        if batch.mask is not None:
+            after = {name: old[name].index_put((envs,), x) for name, x in after.items()}
+        learner.state.traces = after
         assert batch.advantages is not None
         residuals = batch.select(batch.advantages).to(of_actor)
         errors = learner.scaled(batch.select(batch.returns)) - values.detach()
-        n_rows = max(1, len(residuals))
+        n_rows = len(residuals)
         return _Carried(
             _split(residuals / n_rows @ (z_actor - of_actor), actor),
             _split(2 / n_rows * errors.to(of_critic) @ (z_critic - of_critic), critic),
@@ -133,21 +129,12 @@ def _require_traces(learner: Learner, batch: RolloutBatch) -> None:
 
 def _fitting(traces: Traces | None, batch: RolloutBatch, of_actor: th.Tensor, of_critic: th.Tensor) -> Traces:
     """Return traces of these envs and parameters: those given, if they fit, or zeros."""
-    n_envs = batch.rewards.shape[1]
-    shapes = {"actor": (n_envs, of_actor.shape[1]), "critic": (n_envs, of_critic.shape[1])}
-    if traces is None or any(traces[name].shape != shape for name, shape in shapes.items()):  # type: ignore[literal-required]
-        return Traces(
-            actor=of_actor.new_zeros(shapes["actor"]),
-            critic=of_critic.new_zeros(shapes["critic"]),
-            decay=of_actor.new_zeros(n_envs),
-            timestep=th.zeros_like(batch.timesteps[0]),
-        )
-    return Traces(
-        actor=traces["actor"].to(of_actor),
-        critic=traces["critic"].to(of_critic),
-        decay=traces["decay"].to(of_actor),
-        timestep=traces["timestep"].to(batch.timesteps),
-    )
+    of_envs = batch.timesteps[0]
+    like = {"actor": of_actor, "critic": of_critic, "decay": of_actor, "timestep": of_envs}
+    shapes = {name: (len(of_envs), rows.shape[1]) for name, rows in (("actor", of_actor), ("critic", of_critic))}
+    if traces is None or any(traces[name].shape != shape for name, shape in shapes.items()):
+        return {name: x.new_zeros(shapes.get(name, (len(of_envs),))) for name, x in like.items()}
+    return {name: traces[name].to(x) for name, x in like.items()}
 
 
 def _split(flat: th.Tensor, parameters: list[th.nn.Parameter]) -> Corrections:

@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 import torch as th
 from gymnasium import spaces
-from gymnasium.vector import AutoresetMode, SyncVectorEnv
+from gymnasium.vector import AutoresetMode, SyncVectorEnv, VectorWrapper
 from stable_baselines3.common.buffers import RolloutBuffer
 from stable_baselines3.common.callbacks import BaseCallback
 from stable_baselines3.common.env_util import make_vec_env
@@ -223,7 +223,7 @@ def test_of_a_policy_that_vmap_does_not_support() -> None:
 def test_of_an_env_that_resets_in_the_next_step() -> None:
     """The step that only resets an env is no step of its traces; the other env's go on."""
     makers = [lambda: ScriptedEnv((3, 2), (False, True)), lambda: ScriptedEnv((5, 4), (True, False))]
-    env = SyncVectorEnv(makers, autoreset_mode=AutoresetMode.NEXT_STEP)  # type: ignore[arg-type]
+    env = VectorWrapper(SyncVectorEnv(makers, autoreset_mode=AutoresetMode.NEXT_STEP))
     kept = require_traces(model_of(env, **FROZEN), 20)
     assert sum(not bool(batch.valid.all()) for batch in kept.batches) > 3
     assert any(bool(batch.valid.all()) for batch in kept.batches)
@@ -339,8 +339,8 @@ def test_an_interrupted_update_leaves_them(monkeypatch: pytest.MonkeyPatch) -> N
 
 def test_frozen_parameters_have_none() -> None:
     model = model_of(vec(ScriptedEnv((9,)))).learn(3)
-    n = traces_of(model)["actor"].shape[1]
-    bias = model.policy.action_net.bias
+    n, bias = traces_of(model)["actor"].shape[1], model.policy.action_net.bias
+    assert isinstance(bias, th.Tensor)
     bias.requires_grad_(False)
     before = bias.detach().clone()
     model.learn(3, reset_num_timesteps=False)  # those of other parameters begin anew
@@ -360,7 +360,7 @@ def test_they_are_saved(tmp_path: Path) -> None:
     assert fresh.state_dict()["traces"] is None
     fresh.load_state_dict(th.load(tmp_path / "state", weights_only=True))
     assert fresh.traces is not None
-    assert same(dict(fresh.traces), traces_of(model))  # type: ignore[arg-type]
+    assert same(fresh.traces, traces_of(model))
 
 
 def test_a_state_from_before_there_were_traces_loads(tmp_path: Path) -> None:
@@ -412,9 +412,10 @@ def test_a_resumed_run_is_the_same(tmp_path: Path) -> None:
 
 
 def test_it_learns() -> None:
-    env = make_vec_env("CartPole-v1", 8, seed=0)
-    model = model_of(env, learning_rate=1e-3).learn(16_000)
-    assert evaluate_policy(model, make_vec_env("CartPole-v1", 8, seed=1), 16, warn=False)[0] >= 100  # type: ignore[operator]
+    """It reaches 500 on this seed; ``advantage="td"`` stays below 60 in as many steps."""
+    model = model_of(make_vec_env("CartPole-v1", 8, seed=0), learning_rate=2e-3).learn(14_000)
+    mean, _ = evaluate_policy(model, make_vec_env("CartPole-v1", 8, seed=1), 16, warn=False)
+    assert float(mean) >= 150  # type: ignore[arg-type]
 
 
 # ---------------------------------------------------------------- what is refused
