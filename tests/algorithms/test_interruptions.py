@@ -14,7 +14,7 @@ import torch as th
 from stable_baselines3.common.callbacks import BaseCallback
 from stable_baselines3.common.vec_env import SubprocVecEnv, VecNormalize
 
-from sb3_pg import OffPAC
+from sb3_pg import ActorCritic, OffPAC
 from sb3_pg.rollout import EnvWorkerError
 from tests.algorithms.every_algorithm import ALGORITHMS
 from tests.helpers import ScriptedEnv, vec
@@ -22,6 +22,9 @@ from tests.helpers import ScriptedEnv, vec
 pytestmark = pytest.mark.filterwarnings("ignore:batch_size=.* does not divide")
 MODELS: dict[str, Callable[..., Any]] = {
     **ALGORITHMS,
+    "actor-critic-traces": lambda env, **k: ActorCritic(
+        "MlpPolicy", env, **{"n_steps": 1, "advantage": "td_lambda", "gae_lambda": 0.9, **k}
+    ),
     "off-pac": lambda env, **k: OffPAC(
         "MlpPolicy", env, **{"learning_starts": 8, "batch_size": 8, "buffer_size": 200, "train_freq": 8, **k}
     ),

@@ -67,6 +67,9 @@ MAKE: dict[str, Make] = {
     "kl-penalty-demonstrations": lambda env, **k: KLPenaltyPG(
         "MlpPolicy", env, **{"n_steps": 32, "n_epochs": 2, "anchor": demonstrated(env), **k}
     ),
+    "actor-critic-traces": lambda env, **k: ActorCritic(
+        "MlpPolicy", env, **{"n_steps": 1, "advantage": "td_lambda", "gae_lambda": 0.9, **k}
+    ),
     "actor-critic-sde": lambda env, **k: ActorCritic("MlpPolicy", env, **{"use_sde": True, "n_steps": 16, **k}),
 }
 
@@ -124,7 +127,9 @@ def same(first: Any, second: Any) -> bool:
         return len(first) == len(second) and all(map(same, first, second))
     if isinstance(first, th.Tensor):
         return th.equal(first, second)
-    return bool(np.array_equal(first, second, equal_nan=True)) if isinstance(first, np.ndarray) else first == second
+    if isinstance(first, np.ndarray | float):
+        return bool(np.array_equal(first, second, equal_nan=True))
+    return bool(first == second)
 
 
 def train(model: Any, folder: Path, *callbacks: BaseCallback, every: int = 64, steps: int = STEPS) -> Rows:
