@@ -17,7 +17,7 @@ from sb3_pg.algorithms.on_policy import OnPolicyPG
 from sb3_pg.algorithms.rms_prop import RMSPROP, with_rms_prop
 from sb3_pg.algorithms.shell import LogInterval
 from sb3_pg.algorithms.validation import SB3, EnvLike, Group, documented
-from sb3_pg.learner import GradientStep
+from sb3_pg.learner import GradientStep, TraceStep
 from sb3_pg.learner.estimators import Advantage, CriticTarget
 
 
@@ -44,6 +44,8 @@ class ActorCritic(OnPolicyPG):
 
     * batch: ``n_steps=2048`` (or ``n_steps=None, n_episodes=16``), ``advantage="td"``, ``critic_fit="before"``
     * online: ``n_steps=1``, ``advantage="td"``, ``critic_fit="before"``, any number of envs
+    * online with eligibility traces, TD(lambda): ``n_steps=1``, ``advantage="td_lambda"``, ``gae_lambda=0.9``, any
+      number of envs; see :class:`~sb3_pg.learner.TraceStep`
     * the critic as an unbiased baseline: ``n_steps=None, advantage="monte_carlo"``
 
     :raises ValueError: an argument out of range, or arguments that contradict each other
@@ -52,7 +54,9 @@ class ActorCritic(OnPolicyPG):
 
     groups: ClassVar[tuple[Group, ...]] = (SHARED, SB3, ON_POLICY, RMSPROP, CRITIC_ESTIMATES, OBJECTIVE)
     make_estimator = estimator_with_critic
-    make_step = from_arguments(GradientStep)
+    has_traces: ClassVar[bool] = True
+    _gradient_step = from_arguments(GradientStep)
+    _trace_step = from_arguments(TraceStep)
     advantage: Advantage
     critic_target: CriticTarget | None
     td_steps: int
@@ -86,6 +90,28 @@ class ActorCritic(OnPolicyPG):
         **kwargs: Unpack[ActorCriticArguments],
     ) -> None:
         super().__init__(**with_rms_prop(type(self), arg.given(locals())))
+
+    def make_step(self) -> GradientStep:
+        """Make the step that the advantage asks for from the model's present arguments."""
+        return self._trace_step() if self.advantage == "td_lambda" else self._gradient_step()
+
+    def check_segments(self, name: str, n_steps: int | None) -> None:
+        """Require one step of each env for ``advantage="td_lambda"``, besides what the base class requires."""
+        if self.advantage == "td_lambda" and n_steps != 1:
+            raise ValueError(
+                f"{name} must be 1 with advantage='td_lambda', whose traces advance once per env step, got {n_steps}: "
+                "give n_steps=1, or advantage='gae', the forward view within segments and episodes"
+            )
+        super().check_segments(name, n_steps)
+
+    def check_given_estimates(self) -> None:
+        """Require other advantages than those of traces, besides what the base class requires."""
+        if self.advantage == "td_lambda":
+            raise ValueError(
+                "advantage='td_lambda' takes steps that follow each other, as collect_rollouts puts them into "
+                "rollout_buffer: this one was filled otherwise; set advantage='td'"
+            )
+        super().check_given_estimates()
 
     def learn(
         self,

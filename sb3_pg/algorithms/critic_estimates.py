@@ -35,20 +35,47 @@ def _check(model: Any) -> None:
             f"itself, once: got advantage={model.advantage!r}, critic_target={model.critic_target!r}, "
             f"recompute_advantage={model.recompute_advantage}"
         )
+    if model.advantage == "td_lambda":
+        _check_traces(model)
+
+
+#: Argument -> the value that eligibility traces take, and why they take no other.
+_OF_TRACES: dict[str, tuple[Any, str]] = {
+    "memory": (None, "a trace has no gradient through what is remembered"),
+    "critic_target": (None, "a trace is multiplied by the TD residual"),
+    "normalize_advantage": (False, "a trace is multiplied by the TD residual as it is"),
+    "recompute_advantage": (False, "actor and critic share the TD residual"),
+    "critic_fit": ("after", "actor and critic share the TD residual"),
+    "n_critic_updates": (1, "a trace advances once per env step"),
+    "critic_batch_size": (None, "each update has one step of each env"),
+}
+
+
+def _check_traces(model: Any) -> None:
+    if not getattr(model, "has_traces", False):
+        others = ", ".join(repr(name) for name in OWN_TARGET if name != "td_lambda")
+        raise ValueError(
+            f"advantage='td_lambda' is for ActorCritic, whose step follows the gradient: {type(model).__name__} takes "
+            f"one of {others}"
+        )
+    for name, (only, why) in _OF_TRACES.items():
+        if (value := getattr(model, name)) != only:
+            raise ValueError(f"{name} must be {only!r} with advantage='td_lambda', got {value!r}: {why}")
 
 
 def _without_effect(model: Any) -> dict[str, str]:
     own = OWN_TARGET[model.advantage]
     kinds, asked = {own, model.critic_target or own}, f"advantage={model.advantage!r} and critic_target="
     unused = {} if "n_step" in kinds else {"td_steps": f"{asked}{model.critic_target!r}"}
-    if "lambda" not in kinds and not model.has_foreign_buffer:
+    if "lambda" not in kinds and model.advantage != "td_lambda" and not model.has_foreign_buffer:
         unused["gae_lambda"] = f"{asked}{model.critic_target!r}"
     return unused
 
 
 CRITIC_ESTIMATES = Group(
     """
-    :param advantage: estimate of the advantage, "gae", "td", "n_step" or "monte_carlo"; see
+    :param advantage: estimate of the advantage, "gae", "td", "n_step" or "monte_carlo", and in
+        :class:`~sb3_pg.ActorCritic` with ``n_steps=1`` "td_lambda", eligibility traces; see
         :class:`~sb3_pg.learner.estimators.Bootstrapped`
     :param td_steps: n of "n_step": rewards before the critic's value
     :param critic_target: return that the critic is trained on, "lambda", "td", "n_step" or "monte_carlo"; None for the

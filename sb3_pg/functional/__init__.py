@@ -7,6 +7,7 @@ from sb3_pg.functional.advantages import gae, normalize, rounding, td_residual
 from sb3_pg.functional.average_reward import average_reward, differential_gae
 from sb3_pg.functional.diagnostics import GradientDiagnostics, gradient_diagnostics
 from sb3_pg.functional.distributions import distribution_parameters, joint_kl, with_parameters
+from sb3_pg.functional.eligibility import eligibility_trace, row_gradients
 from sb3_pg.functional.episode_gradients import episode_gradients
 from sb3_pg.functional.importance import (
     effective_sample_size,
@@ -41,6 +42,7 @@ __all__ = [
     "differential_gae",
     "distribution_parameters",
     "effective_sample_size",
+    "eligibility_trace",
     "episode_gradients",
     "gae",
     "gradient_diagnostics",
@@ -58,6 +60,7 @@ __all__ = [
     "retrace",
     "reward_to_go",
     "rounding",
+    "row_gradients",
     "scan",
     "self_normalize",
     "td_residual",

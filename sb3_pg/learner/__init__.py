@@ -8,6 +8,7 @@ from sb3_pg.learner.gradient_step import GradientStep
 from sb3_pg.learner.kl_penalty_step import KLPenaltyStep
 from sb3_pg.learner.learner import Estimator, Learner, LearnerState, Report, Step
 from sb3_pg.learner.metrics import Metrics
+from sb3_pg.learner.trace_step import TraceStep
 from sb3_pg.learner.trust_region import NaturalStep
 
 __all__ = [
@@ -28,6 +29,7 @@ __all__ = [
     "Report",
     "ReturnScale",
     "Step",
+    "TraceStep",
     "VTrace",
     "make_critic_optimizer",
 ]

@@ -1,5 +1,6 @@
 """Training of the critic by steps of its own, and the scale of its values."""
 
+from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
 
@@ -56,6 +57,16 @@ def make_critic_optimizer(parameters: list[th.nn.Parameter], learning_rate: floa
     return with_fewer_operations(th.optim.Adam(parameters, lr=learning_rate, eps=1e-5))
 
 
+def correct(corrections: Mapping[th.nn.Parameter, th.Tensor]) -> None:
+    """Correct the gradients of parameters. One that has no gradient gets none.
+
+    :param corrections: parameter -> what is subtracted from its ``grad``
+    """
+    for parameter, correction in corrections.items():
+        if parameter.grad is not None:
+            parameter.grad -= correction
+
+
 def fit_critic(
     policy: ActorCriticPolicy,
     optimizer: th.optim.Optimizer,
@@ -64,6 +75,7 @@ def fit_critic(
     targets: th.Tensor,
     n_updates: int,
     batch_size: int | None,
+    corrections: Mapping[th.nn.Parameter, th.Tensor] | None = None,
 ) -> th.Tensor:
     r"""Regress the critic on targets.
 
@@ -76,6 +88,7 @@ def fit_critic(
     :param targets: y_t, reward units, ``(n_samples,)``
     :param n_updates: passes over the samples
     :param batch_size: samples per step, None for all of them
+    :param corrections: parameter -> what is subtracted from its gradient in each step
     :return: mean loss of the last pass
     """
     parameters = [parameter for parameter in parameters if parameter.requires_grad]
@@ -92,6 +105,7 @@ def fit_critic(
             gradients = th.autograd.grad(loss, parameters, materialize_grads=True)
             for parameter, gradient in zip(parameters, gradients, strict=True):
                 parameter.grad = gradient
+            correct(corrections or {})
             optimizer.step()
             losses.append(loss.detach())
     return th.stack(losses).mean()

@@ -100,6 +100,10 @@ class Differential(Estimator):
         """w_t of the estimator."""
         return self.of.weights(batch)
 
+    def trace_decay(self, batch: RolloutBatch) -> th.Tensor:
+        """Factor of the estimator; only truncations cut traces."""
+        return self.of.trace_decay(self._endless(batch))
+
     def describe(self, batch: RolloutBatch) -> Metrics:
         """Return metrics of the estimator, the average reward and the mean value."""
         metrics = self.of.describe(batch)

@@ -34,14 +34,20 @@ from sb3_pg.learner.metrics import Metrics
 from sb3_pg.policies import functional_log_prob, parameter_sets_of, policy_actions
 from sb3_pg.rollout import RolloutBatch
 
-Advantage = Literal["gae", "td", "n_step", "monte_carlo"]
+Advantage = Literal["gae", "td", "td_lambda", "n_step", "monte_carlo"]
 CriticTarget = Literal["lambda", "td", "n_step", "monte_carlo"]
 Returns = Literal["reward_to_go", "total"]
 Ratio = Literal["per_step", "prefix", "per_decision", "trajectory"]
 Correction = Literal["vtrace", "none"]
 
 #: Advantage -> default target of the critic, which is the return in that advantage.
-OWN_TARGET: dict[str, CriticTarget] = {"gae": "lambda", "td": "td", "n_step": "n_step", "monte_carlo": "monte_carlo"}
+OWN_TARGET: dict[str, CriticTarget] = {
+    "gae": "lambda",
+    "td": "td",
+    "td_lambda": "td",
+    "n_step": "n_step",
+    "monte_carlo": "monte_carlo",
+}
 
 
 class _StateDiscount(Estimator):
@@ -71,6 +77,8 @@ class Bootstrapped(_StateDiscount):
     =============== =============== ================================================== ==============================
     ``gae``         ``lambda``      :math:`G_t^\lambda`                                Schulman et al. (2016), eq. 16
     ``td``          ``td``          :math:`r_t + \gamma V(s_{t+1})`                    one-step actor-critic
+    ``td_lambda``   ``td``          as ``td``; :class:`TraceStep` gives earlier        the backward view of
+                                    steps their share of each error                    :math:`G_t^\lambda - V(s_t)`
     ``n_step``      ``n_step``      n rewards, then :math:`\gamma^n V(s_{t+n})`        Sutton and Barto, eq. 7.1
     ``monte_carlo`` ``monte_carlo`` all rewards of the episode, or of the segment      unbiased with complete episodes
                                     and the value where it is cut
@@ -80,7 +88,7 @@ class Bootstrapped(_StateDiscount):
 
     :param gamma: discount per env step, in [0, 1]
     :param gae_lambda: lambda, in [0, 1]
-    :param advantage: "gae", "td", "n_step" or "monte_carlo"
+    :param advantage: "gae", "td", "td_lambda", "n_step" or "monte_carlo"
     :param td_steps: n of "n_step": rewards before the critic's value
     :param critic_target: "lambda", "td", "n_step" or "monte_carlo"; None for the one beside the advantage's name
     :param state_discount: the weight gamma^t of each step's term in the gradient, on or off
@@ -104,7 +112,7 @@ class Bootstrapped(_StateDiscount):
         match self.advantage:
             case "gae":
                 advantages = gae(rewards, values, ends, gamma, self.gae_lambda, *last)
-            case "td":
+            case "td" | "td_lambda":
                 advantages = td_residual(rewards, values, ends, gamma, *last)
             case "n_step":
                 advantages = n_step_return(rewards, values, ends, gamma, self.td_steps, *last) - values
@@ -121,6 +129,10 @@ class Bootstrapped(_StateDiscount):
             n = 1 if target == "td" else self.td_steps
             returns = n_step_return(rewards, values, ends, gamma, n, *last)
         return returns, advantages
+
+    def trace_decay(self, batch: RolloutBatch) -> th.Tensor:
+        """Gamma lambda; 0 where the episode ends, terminated or truncated."""
+        return th.where(batch.ends, 0.0, self.gamma * self.gae_lambda)
 
 
 @dataclass

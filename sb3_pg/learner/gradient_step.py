@@ -11,6 +11,7 @@ from stable_baselines3.common.policies import ActorCriticPolicy
 
 from sb3_pg import compat
 from sb3_pg.functional import policy_gradient_loss, reduce_actor, value_loss
+from sb3_pg.learner.critic import correct
 from sb3_pg.learner.learner import Learner, Step, StepInputs
 from sb3_pg.learner.metrics import Metrics, describe_policy, measure_step
 from sb3_pg.learner.rollback import nonfinite_gradient
@@ -40,12 +41,13 @@ class GradientStep(Step):
     vf_coef: float = 0.5
     max_grad_norm: float | None = 0.5
     reuses_scores: ClassVar[bool] = True
+    #: whether the step uses values, and their gradients, also where the critic's loss is no part of it
+    needs_values: ClassVar[bool] = False
 
     def take(self, learner: Learner, batch: RolloutBatch, inputs: StepInputs) -> Metrics:
         """Take the step."""
         policy, n_episodes, report = learner.policy, batch.n_episodes, learner.report
-        constants = inputs.constants
-        scores = self._scores(learner, batch, inputs, differentiated_twice=report == "step" or constants is not None)
+        scores = self._scores(learner, batch, inputs)
         log_prob, entropy = scores.log_prob, None
         if self.ent_coef > 0 or report != "nothing":
             with th.set_grad_enabled(self.ent_coef > 0):
@@ -67,32 +69,37 @@ class GradientStep(Step):
             loss = loss + self.vf_coef * metrics["value_loss"]
         if report != "nothing":
             metrics |= describe_policy(policy, -log_prob if entropy is None else entropy)
-        actor = list(learner.actor.values()) if report == "step" or constants is not None else []
-        self._gradient = _gradient(-policy_loss, actor)
-        corrections = {}
-        if constants is not None:
-            weights = learner.estimator.weights(batch)
-            ones = batch.select(th.ones_like(batch.rewards) if weights is None else weights).to(log_prob.dtype)
-            score = _gradient(policy_gradient_loss(log_prob, ones, n_episodes=n_episodes), actor)
-            parts = constants.split([part.numel() for part in score.values()])
-            corrections = {p: c.view_as(p) * part for (p, part), c in zip(score.items(), parts, strict=True)}
+        self._gradient = _gradient(-policy_loss, list(learner.actor.values()) if report == "step" else [])
+        corrections = self._corrections(learner, batch, inputs, scores)
         norm = descend(policy, loss, inputs, self.max_grad_norm, corrections)
         if not math.isfinite(norm):
             raise nonfinite_gradient(policy, batch, metrics)
         policy.optimizer.step()
         return metrics | {"grad_norm": norm}
 
-    def _scores(
-        self, learner: Learner, batch: RolloutBatch, inputs: StepInputs, differentiated_twice: bool
-    ) -> ActionScores:
+    def _corrections(
+        self, learner: Learner, batch: RolloutBatch, inputs: StepInputs, scores: ActionScores
+    ) -> dict[th.nn.Parameter, th.Tensor]:
+        """Return what is subtracted from the loss's gradient, parameter -> correction."""
+        if inputs.constants is None:
+            return {}
+        log_prob, weights = scores.log_prob, learner.estimator.weights(batch)
+        ones = batch.select(th.ones_like(batch.rewards) if weights is None else weights).to(log_prob.dtype)
+        loss = policy_gradient_loss(log_prob, ones, n_episodes=batch.n_episodes)
+        score = _gradient(loss, list(learner.actor.values()))
+        parts = inputs.constants.split([part.numel() for part in score.values()])
+        return {p: c.view_as(p) * part for (p, part), c in zip(score.items(), parts, strict=True)}
+
+    def _scores(self, learner: Learner, batch: RolloutBatch, inputs: StepInputs) -> ActionScores:
         """Return the scores that the batch has kept, if the policy is still the same, or compute them."""
-        policy, with_values = learner.policy, inputs.targets is not None
+        policy, with_values = learner.policy, self.needs_values or inputs.targets is not None
         kept, batch.kept_scores = batch.kept_scores, None
         if kept is not None and learner.before is not None:
             scores = kept.of(policy, learner.before, with_values)
             if scores is not None:
                 return scores
-        with uncompiled() if differentiated_twice else nullcontext():
+        twice = self.needs_values or learner.report == "step" or inputs.constants is not None
+        with uncompiled() if twice else nullcontext():
             return score_actions(policy, inputs.observations, inputs.actions, with_values)
 
     def measure(self, learner: Learner, batch: RolloutBatch, inputs: StepInputs) -> Metrics:
@@ -124,7 +131,7 @@ def descend(
     :param loss: a scalar
     :param inputs: which parameters are trained
     :param max_norm: largest norm, None for no limit
-    :param corrections: parameter -> what is subtracted from its gradient
+    :param corrections: parameter -> what is subtracted from its gradient, if it has one
     :return: the gradient's norm before clipping
     """
     for parameter in inputs.parameters:
@@ -139,9 +146,7 @@ def descend(
         loss.backward(inputs=inputs.trained)
     for parameter in inputs.untrained:
         parameter.grad = None
-    for parameter, correction in (corrections or {}).items():
-        assert parameter.grad is not None
-        parameter.grad -= correction
+    correct(corrections or {})
     return clip_gradient(inputs.parameters, max_norm)
 
 

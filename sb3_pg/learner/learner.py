@@ -4,7 +4,7 @@ from abc import ABC, abstractmethod
 from collections.abc import Mapping
 from contextlib import nullcontext
 from dataclasses import dataclass, field
-from typing import Any, ClassVar, Literal, NamedTuple
+from typing import Any, ClassVar, Final, Literal, NamedTuple
 
 import torch as th
 from stable_baselines3.common.policies import ActorCriticPolicy
@@ -30,6 +30,13 @@ from sb3_pg.rollout import RolloutBatch, value_again
 
 #: What an update measures beyond what it needs: nothing, the batch and the policy, or the step's effect as well.
 Report = Literal["nothing", "batch", "step"]
+
+
+#: Eligibility traces of each env, see :class:`~sb3_pg.learner.TraceStep`. "actor" and "critic" are z of all trained
+#: parameters in their order, ``(n_envs, n_parameters)``. "decay" is their factor in the step that follows, and
+#: "timestep" that step's index in its episode, both ``(n_envs,)``. They are replaced, never changed.
+Traces = dict[str, th.Tensor]
+_TRACES: Final = dict.fromkeys(("actor", "critic", "decay", "timestep"))
 
 
 class Estimator(ABC):
@@ -65,6 +72,13 @@ class Estimator(ABC):
     @abstractmethod
     def weights(self, batch: RolloutBatch) -> th.Tensor | None:
         """w_t, the weight of each step's term in the gradient, ``(n_steps, n_envs)``; None for 1."""
+
+    def trace_decay(self, batch: RolloutBatch) -> th.Tensor:
+        """Factor of each step's eligibility traces in the step that follows, ``(n_steps, n_envs)``; 0 cuts them.
+
+        :raises NotImplementedError: the estimator has no traces
+        """
+        raise NotImplementedError(f"{type(self).__name__} has no eligibility traces")
 
     def describe(self, batch: RolloutBatch) -> Metrics:
         """Return metrics of the batch that only this estimator knows."""
@@ -118,6 +132,16 @@ class Step(ABC):
         :raises NonFiniteError: a gradient is not finite
         """
 
+    def critic_corrections(self, learner: "Learner", batch: RolloutBatch) -> Mapping[th.nn.Parameter, th.Tensor]:
+        """Return what is subtracted from the gradient of a critic with steps of its own. By default it is nothing.
+
+        :param learner: as in :meth:`take`
+        :param batch: as in :meth:`take`, which may have been called before
+        :return: parameter -> correction
+        """
+        del learner, batch
+        return {}
+
     def measure(self, learner: "Learner", batch: RolloutBatch, inputs: StepInputs) -> Metrics:
         """Measure what the step has done, if :meth:`take` has not: this costs another forward.
 
@@ -148,29 +172,40 @@ class LearnerState:
     :param n_warmed_up: updates in which only the critic was trained
     :param n_failures: updates in a row in which a step of fixed KL has not moved the policy
     :param average_reward: estimate of r(pi), reward units per step; None before the first update, and with a discount
+    :param traces: eligibility traces; None if there are none
     """
 
     return_scale: ReturnScale = field(default_factory=ReturnScale)
     n_warmed_up: int = 0
     n_failures: int = 0
     average_reward: float | None = None
+    traces: Traces | None = None
 
     def state_dict(self) -> dict[str, Any]:
-        """Return the state as dicts of numbers, which ``torch.load(..., weights_only=True)`` reads."""
+        """Return the state as dicts of numbers and tensors, which ``torch.load(..., weights_only=True)`` reads."""
         return vars(LearnerState()) | vars(self) | {"return_scale": self.return_scale.moments}
+
+    def __getstate__(self) -> dict[str, Any]:
+        """Return the attributes for files and copies. Files hold tensors of the CPU."""
+        if self.traces is None:
+            return vars(self)
+        return vars(self) | {"traces": {name: value.cpu() for name, value in self.traces.items()}}
 
     def load_state_dict(self, state: Mapping[str, Any]) -> None:
         """Replace the state by one that :meth:`state_dict` has returned.
 
-        :param state: the result of :meth:`state_dict`
+        :param state: the result of :meth:`state_dict`; that of an earlier version lacks some keys
         :raises ValueError: a key is missing or unknown; the state stays as it is then
         """
-        state = {"average_reward": None, **state}  # an earlier version has none
+        state = {"average_reward": None, "traces": None, **state}
         _require_keys("state", state, self.state_dict())
         _require_keys("state['return_scale']", state["return_scale"], self.return_scale.moments)
+        if state["traces"] is not None:
+            _require_keys("state['traces']", state["traces"], _TRACES)
         self.return_scale = ReturnScale.from_moments(**state["return_scale"])
         self.n_warmed_up, self.n_failures = state["n_warmed_up"], state["n_failures"]
         self.average_reward = state["average_reward"]
+        self.traces = state["traces"]
 
 
 def _require_keys(name: str, given: Mapping[str, Any], expected: Mapping[str, Any]) -> None:
@@ -186,7 +221,7 @@ class Learner:
     2. ``step``: moves the actor along :math:`\hat E[w_t \nabla_\theta \log \pi_\theta(a_t|s_t) \hat A_t]`
     3. ``critic``: regresses :math:`V_\phi` on the returns, in the actor's step or by steps of its own
 
-    Parameters, buffers, optimizers and the return scale stay as they were if an update fails or is interrupted.
+    Parameters, buffers, optimizers, the return scale and traces stay as they were if an update fails or is interrupted.
 
     :param policy: the policy; its ``optimizer`` takes the actor's steps
     :param estimator: from :mod:`sb3_pg.learner.estimators`
@@ -294,7 +329,7 @@ class Learner:
         """Reward units per unit of the critic's output."""
         return self.state.return_scale.value if self.critic.normalize_targets else 1.0
 
-    def _scaled(self, returns: th.Tensor) -> th.Tensor:
+    def scaled(self, returns: th.Tensor) -> th.Tensor:
         """Return the critic's targets: returns in units of ``value_scale``."""
         return (returns / self.value_scale if self.critic.normalize_targets else returns).float()
 
@@ -340,7 +375,7 @@ class Learner:
         :return: name -> number to log
         :raises NonFiniteError: a gradient or a parameter would not be finite; nothing has changed then
         """
-        scale = self.state.return_scale
+        scale, traces = self.state.return_scale, self.state.traces
         self.report, self.outcome = report, ""
         if batch.advantages is None:
             self.estimate(batch)
@@ -361,7 +396,7 @@ class Learner:
                 metrics |= self.estimator.describe(batch) | self.step.measure(self, batch, inputs)
         except BaseException as error:
             before.restore()
-            self.state.return_scale = scale
+            self.state.return_scale, self.state.traces = scale, traces
             statistics.restore()
             if isinstance(error, NonFiniteError):
                 self.outcome = "nonfinite"
@@ -403,7 +438,7 @@ class Learner:
             batch.flat_observations,
             policy_actions(actions, self.policy.action_space),
             credit,
-            self._scaled(returns) if self.critic_in_step else None,
+            self.scaled(returns) if self.critic_in_step else None,
             parameters,
             [parameter for parameter in critic_only if parameter.requires_grad] if self.warms_up else None,
             critic_only if self.fits_critic else [],
@@ -418,13 +453,15 @@ class Learner:
         """
         policy, critic, loss = self.policy, self.critic, th.zeros(())
         optimizer, parameters = critic.optimizer or policy.optimizer, list(self.critic_only.values())
+        corrections = self.step.critic_corrections(self, batch)
         n_rounds, n_passes = (critic.n_passes, 1) if critic.revalue else (1, critic.n_passes)
         with evaluation_mode(policy) if critic.in_eval_mode and self.shares_features else nullcontext():
             for n in range(n_rounds):
                 if n:
                     self._value_again(batch)
-                targets, observations = self._scaled(batch.select(batch.returns)), batch.flat_observations
-                loss = fit_critic(policy, optimizer, parameters, observations, targets, n_passes, critic.batch_size)
+                targets, observations = self.scaled(batch.select(batch.returns)), batch.flat_observations
+                sizes = n_passes, critic.batch_size
+                loss = fit_critic(policy, optimizer, parameters, observations, targets, *sizes, corrections)
         return {"value_loss": loss}
 
     def _value_again(self, batch: RolloutBatch) -> None:

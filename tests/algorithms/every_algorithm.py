@@ -59,6 +59,9 @@ ALGORITHMS: dict[str, Make] = {
     "actor-critic-episodes": lambda env, **k: ActorCritic(
         "MlpPolicy", env, **{"n_steps": None, "n_episodes": 4, "advantage": "n_step", "state_discount": True, **k}
     ),
+    "actor-critic-traces": lambda env, **k: ActorCritic(
+        "MlpPolicy", env, **{"n_steps": 1, "advantage": "td_lambda", "gae_lambda": 0.9, **k}
+    ),
     "actor-critic-average": lambda env, **k: ActorCritic(
         "MlpPolicy",
         env,

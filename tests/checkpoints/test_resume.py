@@ -124,7 +124,9 @@ def same(first: Any, second: Any) -> bool:
         return len(first) == len(second) and all(map(same, first, second))
     if isinstance(first, th.Tensor):
         return th.equal(first, second)
-    return bool(np.array_equal(first, second, equal_nan=True)) if isinstance(first, np.ndarray) else first == second
+    if isinstance(first, np.ndarray | float):
+        return bool(np.array_equal(first, second, equal_nan=True))
+    return bool(first == second)
 
 
 def train(model: Any, folder: Path, *callbacks: BaseCallback, every: int = 64, steps: int = STEPS) -> Rows:

@@ -341,7 +341,7 @@ VALID: dict[str, list[Any]] = {
     "returns": ["reward_to_go", "total"],
     "baseline": ["none", "mean", "leave_one_out", "time", "optimal", "linear", "value"],
     "baseline_kwargs": [None, {}],
-    "advantage": ["gae", "td", "n_step", "monte_carlo"],
+    "advantage": ["gae", "td", "td_lambda", "n_step", "monte_carlo"],
     "critic_target": [None, "lambda", "td", "n_step", "monte_carlo"],
     "objective": ["discounted", "discounted", "average"],
     "average_reward_step_size": [None, 0.1, 1, np.float64(0.01)],
