@@ -77,7 +77,7 @@ def require_endless(env: VecEnv) -> None:
 
 def _without_effect(model: Any) -> dict[str, str]:
     if model.objective == "average":
-        return {"gamma": "objective='average', which has no discount"}
+        return {"gamma": "objective='average', which has no discount: leave gamma at its default"}
     names = ("average_reward_step_size", "reset_cost", "value_center")
     return dict.fromkeys(names, "objective='discounted': give objective='average'")
 
