@@ -31,7 +31,7 @@ from sb3_pg import (
 from sb3_pg.callbacks import average_reward_of
 from sb3_pg.envs import AccessControl
 from sb3_pg.policies import evaluation_mode, predict_values
-from tests.helpers import FaultyEnv, ScriptedEnv, parameters, vec
+from tests.helpers import FaultyEnv, Interrupts, ScriptedEnv, parameters, vec
 
 CLASSES: list[Any] = [ActorCritic, NPG, TRPO, KLPenaltyPG, AsyncActorCritic]
 every_class = pytest.mark.parametrize("cls", CLASSES)
@@ -174,19 +174,6 @@ def test_average_is_saved(cls: Any, tmp_path: Path) -> None:
     assert loaded.learner_state.average_reward == known is not None
 
 
-class Stop(BaseCallback):
-    """Ends training after some steps, as an interrupt does."""
-
-    def __init__(self, n_steps: int) -> None:
-        super().__init__()
-        self.n_steps = n_steps
-
-    def _on_step(self) -> bool:
-        if self.num_timesteps >= self.n_steps:
-            raise KeyboardInterrupt
-        return True
-
-
 @pytest.mark.parametrize("cls", [ActorCritic, TRPO, KLPenaltyPG])
 def test_resumption_is_exact(cls: Any, tmp_path: Path) -> None:
     def fresh() -> Any:
@@ -194,7 +181,7 @@ def test_resumption_is_exact(cls: Any, tmp_path: Path) -> None:
 
     whole = fresh().learn(320)
     with pytest.raises(KeyboardInterrupt):
-        fresh().learn(320, [ResumeCallback(tmp_path, every=64), Stop(200)])
+        fresh().learn(320, [ResumeCallback(tmp_path, every=64), Interrupts(200)])
     resumed = cls.resume(tmp_path, make_vec_env("CartPole-v1", 2))
     resumed.learn(320)
     assert parameters(resumed.policy).equal(parameters(whole.policy))
