@@ -108,6 +108,10 @@ LOGGING_RUNS: list[tuple[str, dict[str, Any]]] = [
     *((name, {"n_steps": 64} if name in ("npg", "trpo", "kl_penalty_pg") else {}) for name in ALGORITHMS),
     *((name, {"critic_learning_rate": 1e-3}) for name in ("actor_critic", "async_actor_critic", "npg")),
     ("trpo", {"n_steps": 64, "target_kl": 1e-9, "line_search_max_iter": 1, "critic_learning_rate": 1e-3}),
+    *(
+        (name, {"objective": "average", "n_steps": 64})
+        for name in ("actor_critic", "async_actor_critic", "npg", "trpo", "kl_penalty_pg")
+    ),
     ("off_policy_pg", {"max_ratio": 1.5, "min_ess": 1.0}),
     ("off_pac", {"actor_gradient": "importance", "critic_learning_rate": 1e-3}),
 ]
