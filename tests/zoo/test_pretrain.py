@@ -66,7 +66,7 @@ def test_the_model_learns_from_the_file_first(
 ) -> None:
     run = train(algo, "--pretrain right.npz", *FEW.get(algo, "").split())
     printed = capsys.readouterr().out
-    assert "Cloned 56 steps, 8 held out." in printed
+    assert "Cloned 64 steps" in printed
     assert "equal actions: " in printed
     ((_, _, _, model),) = before_learning
     assert model.num_timesteps >= 64
@@ -130,7 +130,7 @@ def test_an_anchor_without_pretraining(before_learning: list[Any]) -> None:
 def test_an_agent_that_is_continued(before_learning: list[Any], capsys: pytest.CaptureFixture[str]) -> None:
     run = train("actor_critic", "")
     train("actor_critic", f"--pretrain right.npz -i {run / 'CartPole-v1.zip'}")
-    assert "Cloned 56 steps" in capsys.readouterr().out
+    assert "Cloned 64 steps" in capsys.readouterr().out
     assert before_learning[1][3].num_timesteps > 64
 
 
