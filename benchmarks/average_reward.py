@@ -9,7 +9,7 @@ Protocol
 - ``average``: ``objective="average"``, observations normalized, rewards as they are, ``normalize_value_targets=True``.
   ``discounted``: gamma 0.99, observations and rewards normalized. All other settings of an env are the same, those in
   ``average_reward.yml``, which were chosen with a discount.
-- Envs keep their time limit of 1000 steps in training. Terminal states cost ``reset_cost`` in ``average`` alone.
+- Envs keep their time limit of 1000 steps in training. Terminal states cost nothing.
 - ``average_reward``: of the final policy, most probable actions, in 10 envs of 10,000 steps without a time limit; where
   an env terminates, it is reset, and nothing is subtracted. ``episode_return``: mean return of 50 episodes with the
   time limit. The optimum of ``AccessControl-v0`` is from dynamic programming.
@@ -86,11 +86,8 @@ def train(run: Run) -> Row:
     is_queue = run.env == "AccessControl-v0"
     with tempfile.TemporaryDirectory() as folder, contextlib.redirect_stdout(io.StringIO()):
         set_random_seed(run.seed)
-        settings = hyperparams(run)
-        reset_cost = settings.pop("reset_cost", None)
-        if reset_cost is not None and run.method == "average":
-            settings["reset_cost"] = reset_cost
-        manager = learning_run.make_manager("trpo", run.env, run.seed, run.steps, settings, str(CONFIG), folder)
+        chosen = hyperparams(run)
+        manager = learning_run.make_manager("trpo", run.env, run.seed, run.steps, chosen, str(CONFIG), folder)
         experiment = manager.setup_experiment()
         assert experiment is not None
         model: Any = experiment[0]

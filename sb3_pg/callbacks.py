@@ -263,7 +263,7 @@ class AverageRewardEvalCallback(EventCallback):
     :param log_path: folder for ``average_rewards.npz`` with the arrays ``timesteps`` and ``results``, a row per
         evaluation; None for no file
     :param verbose: 1 prints each evaluation
-    :raises ValueError: an argument is out of range
+    :raises ValueError: an argument is out of range, or the training env has a VecNormalize and ``eval_env`` has none
     :raises TypeError: an argument is of the wrong type
     """
 
@@ -302,6 +302,15 @@ class AverageRewardEvalCallback(EventCallback):
         self.last_average_reward = self.best_average_reward = -np.inf
         self._timesteps: list[int] = []
         self._results: list[np.ndarray] = []
+
+    def _init_callback(self) -> None:
+        super()._init_callback()
+        normalized = [unwrap_vec_normalize(env) is not None for env in (self.training_env, self.eval_env)]
+        if normalized == [True, False]:
+            raise ValueError(
+                "eval_env must have a VecNormalize, as the training env has, got none: the policy knows normalized "
+                "observations alone. Use VecNormalize(eval_env, training=False, norm_reward=False)"
+            )
 
     def _on_step(self) -> bool:
         if self.n_calls % self.eval_freq:

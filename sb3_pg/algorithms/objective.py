@@ -47,10 +47,10 @@ def _check(model: Any) -> None:
             f"{average} subtracts the mean reward of a batch, which leaves nothing of a single step's, got n_steps=1 "
             "with one env: set average_reward_step_size, e.g. to 0.01"
         )
-    require_endless(model.env)
+    _require_endless(model.env)
 
 
-def require_endless(env: VecEnv) -> None:
+def _require_endless(env: VecEnv) -> None:
     """Require an env whose rewards and resets are those of a task that goes on for ever.
 
     :param env: the env with all its wrappers
@@ -93,13 +93,14 @@ OBJECTIVE = Group(
     :param reset_cost: is subtracted from the reward of a step that terminates an episode, reward units. The task goes
         on in the state that the reset gives
     :param value_center: nu, in [0, 1]: share of the critic's mean value that is subtracted from its targets, so that
-        the constant in differential values, which nothing determines, does not drift
+        the constant in differential values, which nothing determines, does not drift. It is for batches of some
+        hundred steps: with one step and one env it acts as a discount of 1 / (1 + nu)
     """,
     {
         "objective": ("discounted", arg.choice("discounted", "average")),
         "average_reward_step_size": (None, arg.unless(None, 1, check=arg.fraction)),
         "reset_cost": (0.0, arg.real(0)),
-        "value_center": (0.1, arg.real(0, 1)),
+        "value_center": (0.0, arg.real(0, 1)),
     },
     check=_check,
     without_effect=_without_effect,

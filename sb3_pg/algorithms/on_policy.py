@@ -29,7 +29,7 @@ from sb3_pg.algorithms.learners import (
     value_scale,
     warm_up_critic,
 )
-from sb3_pg.algorithms.objective import require_endless
+from sb3_pg.algorithms.objective import OBJECTIVE
 from sb3_pg.algorithms.shell import Algorithm, LogInterval
 from sb3_pg.algorithms.validation import SB3, EnvLike, Group
 from sb3_pg.errors import NonFiniteError
@@ -218,9 +218,8 @@ class OnPolicyPG(Algorithm, OnPolicyAlgorithm):
     ) -> None:
         """Collect, log and update in turn, as SB3's ``learn``, but with a count of iterations that can be resumed."""
         require_anchor_before_learning(self)
-        if refresh_learner(self).estimator.continues:
-            assert self.env is not None
-            require_endless(self.env)
+        if OBJECTIVE in self.groups:
+            OBJECTIVE.check(self)  # users set attributes and envs
         total_timesteps, callback = self._setup_learn(
             total_timesteps, callback, reset_num_timesteps, tb_log_name, progress_bar
         )

@@ -28,7 +28,8 @@ class Differential(Estimator):
       et al. 2021; Wan et al. 2021). It begins with the mean of the first batch. Small batches take a step size:
       their own mean depends on the rewards that it is subtracted from. Importance weights count in these means.
     - V is known up to a constant. ``value_center`` :math:`\nu` subtracts a share of the batch's mean value from the
-      critic's targets, so that the constant does not drift (Ma et al. 2021, with a running mean).
+      critic's targets, so that the constant does not drift (Ma et al. 2021, with a running mean). The mean
+      of a small batch follows its own states: with one step and one env, nu acts as a discount of 1 / (1 + nu).
     - A terminated step is followed by the first state of the next episode, and costs ``reset_cost`` (Zhang and Ross
       2021): a stationary distribution has no end. A truncated step is followed by the last state of its
       episode. What comes after its reset is no part of the task.

@@ -334,6 +334,23 @@ def test_callback_copies_statistics() -> None:
     assert np.array_equal(theirs.mean, ours.mean)
 
 
+def test_callback_requires_statistics() -> None:
+    """The policy knows normalized observations alone."""
+    model = make(ActorCritic, normalized(False))
+    callback = AverageRewardEvalCallback(make_vec_env("CartPole-v1", 2), horizon=5, eval_freq=8, verbose=0)
+    with pytest.raises(ValueError, match="eval_env must have a VecNormalize, as the training env has, got none"):
+        model.learn(16, callback)
+    assert model.num_timesteps == 0
+
+
+def test_arguments_that_are_set_later_are_checked() -> None:
+    model = make(ActorCritic)
+    model.n_steps = None
+    with pytest.raises(ValueError, match="objective='average' takes segments of n_steps="):
+        model.learn(16)
+    assert model.num_timesteps == 0
+
+
 @pytest.mark.parametrize(
     ("arguments", "error", "message"),
     [
